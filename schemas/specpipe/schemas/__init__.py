@@ -1,0 +1,1 @@
+"""Values and their validation: what the stages agree on. No torch, no I/O."""

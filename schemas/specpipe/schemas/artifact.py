@@ -1,0 +1,69 @@
+"""What a serving engine expects of an EAGLE-3 artifact: config keys, tensor names and shapes.
+
+Read from vLLM 0.32 (its speculators loader and its Llama EAGLE-3 model) and run against it.
+"""
+
+from specpipe.schemas.checkpoint import DrafterShape
+
+MODEL_TENSORS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+VALIDATION_FILE = "validation.json"
+CARD_FILE = "README.md"
+ARTIFACT_FOLDER = "checkpoint"
+
+REQUIRED_KEYS = frozenset(
+    {
+        "architectures",
+        "speculators_model_type",
+        "speculators_version",
+        "speculators_config",
+        "transformer_layer_config",
+        "draft_vocab_size",
+        "target_hidden_size",
+        "norm_before_residual",
+        "norm_before_fc",
+        "fc_norm",
+        "norm_output",
+        "eagle_aux_hidden_state_layer_ids",
+        "tie_word_embeddings",
+        "torch_dtype",
+    }
+)
+"""Every key is written explicitly: engines disagree about the defaults."""
+
+ALLOWED_KEYS = REQUIRED_KEYS | {"specpipe", "has_no_defaults_at_init", "embed_requires_grad"}
+
+
+def expected_tensors(shape: DrafterShape) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> (shape, dtype) of every tensor that the artifact must hold; no other is allowed.
+
+    Dtypes are "float" (bfloat16, float16 or float32), "int64" or "bool". `embed_tokens` is left
+    out: the engine shares the target's.
+    """
+    H, I, E = shape.hidden_size, shape.intermediate_size, shape.head_dim  # noqa: E741
+    queries, keys = shape.num_attention_heads * E, shape.num_key_value_heads * E
+    layer = "layers.0"
+    shapes: dict[str, tuple[int, ...]] = {
+        "fc.weight": (H, shape.num_aux * H),
+        f"{layer}.input_layernorm.weight": (H,),
+        f"{layer}.hidden_norm.weight": (H,),
+        f"{layer}.post_attention_layernorm.weight": (H,),
+        f"{layer}.self_attn.q_proj.weight": (queries, 2 * H),
+        f"{layer}.self_attn.k_proj.weight": (keys, 2 * H),
+        f"{layer}.self_attn.v_proj.weight": (keys, 2 * H),
+        f"{layer}.self_attn.o_proj.weight": (H, queries),
+        f"{layer}.mlp.gate_proj.weight": (I, H),
+        f"{layer}.mlp.up_proj.weight": (I, H),
+        f"{layer}.mlp.down_proj.weight": (H, I),
+        "norm.weight": (H,),
+        "lm_head.weight": (shape.draft_vocab_size, H),
+    }
+    if shape.norm_before_fc:
+        shapes["input_norm.weight"] = (shape.num_aux * H,)
+    if shape.fc_norm:
+        shapes |= {f"fc_norm.{i}.weight": (H,) for i in range(shape.num_aux)}
+    tensors = {name: (value, "float") for name, value in shapes.items()}
+    if shape.draft_vocab_size < shape.vocab_size:
+        tensors["d2t"] = ((shape.draft_vocab_size,), "int64")
+        tensors["t2d"] = ((shape.vocab_size,), "bool")
+    return tensors

@@ -1,0 +1,91 @@
+"""What a training run and its checkpoints hold, as types.
+
+RUN/
+  config.json            the resolved TrainConfig
+  provenance.json        versions, command line, host
+  metrics.jsonl          a line per step and per evaluation
+  target/                the dump's target folder without its weights: config, tokenizer
+  checkpoints/
+    step-00000120/       model.safetensors, optimizer.safetensors, vocab.safetensors,
+                         drafter.json, state.json
+  latest, best           names of checkpoints
+"""
+
+from typing import Any
+
+from pydantic import Field
+
+from specpipe.schemas.dump import Record, TextOrigin
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+VOCAB_MAP_FILE = "vocab.safetensors"
+DRAFTER_FILE = "drafter.json"
+STATE_FILE = "state.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+LATEST_FILE = "latest"
+BEST_FILE = "best"
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.json"
+PROVENANCE_FILE = "provenance.json"
+
+
+class DrafterShape(Record):
+    """Everything that is needed to build an EAGLE-3 drafter, and what its artifact declares."""
+
+    architecture: str = "eagle3"
+    layer_type: str = "llama"
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    hidden_act: str = "silu"
+    rope_parameters: dict[str, Any]
+    """transformers' `rope_parameters` (rope_type, rope_theta, ...), as trained and exported."""
+    max_position_embeddings: int
+    vocab_size: int
+    """V, the target's."""
+    draft_vocab_size: int
+    """D."""
+    aux_layers: tuple[int, ...]
+    norm_before_residual: bool
+    norm_before_fc: bool
+    fc_norm: bool
+    norm_output: bool
+
+    @property
+    def num_aux(self) -> int:
+        return len(self.aux_layers)
+
+
+class TargetReference(Record):
+    """The target that a drafter belongs to."""
+
+    name: str
+    revision: str | None
+    architecture: str
+    weights_sha256: str
+
+
+class TrainState(Record):
+    """`state.json`: where a run stands. The learning rate is a function of the step."""
+
+    step: int = Field(ge=0)
+    epoch: int = Field(ge=0)
+    batch_in_epoch: int = Field(ge=0)
+    total_steps: int
+    num_heads: int
+    previous_alpha: list[float] | None
+    """Mean alpha per head of the last step (lk_hybrid with lambda_source previous_step)."""
+    best_tau: float | None
+    best_step: int | None
+    dump_fingerprint: str
+    eval_dump_fingerprint: str | None
+    target: TargetReference
+    text: TextOrigin
+    seconds: float
+    """Training time so far, over all runs."""
+    files_sha256: dict[str, str]
+    """sha256 of every other file of the checkpoint."""

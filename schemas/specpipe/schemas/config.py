@@ -1,0 +1,181 @@
+"""The configuration of each stage: frozen, unknown fields are errors, a line on every field."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from specpipe.schemas.sample import SplitFraction
+
+LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
+ValidationLevel = Literal["structure", "replay", "serve"]
+
+
+def _no_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value
+
+
+Location = Annotated[str, AfterValidator(_no_blank)]
+"""A local path or an fsspec URL."""
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DumpConfig(Config):
+    """`specpipe dump`: run the target once and write its states to a dump."""
+
+    target: Location
+    """Local folder or hub id of the target."""
+    data: tuple[Location, ...] = Field(min_length=1)
+    """JSONL files (fsspec URLs): pretokenised (`input_ids`, ...) or conversations (`messages`)."""
+    out: Location
+    """Root of the dump, an fsspec URL."""
+    revision: str | None = None
+    """Revision of a hub target."""
+    backend: Literal["auto", "hf"] = "auto"
+    """What runs the target; `auto` takes the fastest that is installed."""
+    format: Literal["zarr"] = "zarr"
+    """Storage format of the shards."""
+    logits: Literal["final"] = "final"
+    """What is kept of the verifier's logits: `final` keeps the final state and log Z."""
+    layers: tuple[int, ...] | None = None
+    """Auxiliary layer ids (id k enters decoder layer k); EAGLE-3's default when left out."""
+    context_length: int | None = Field(None, gt=1)
+    """Longer samples are truncated to this many tokens; default: the target's own maximum."""
+    text_temperature: float | None = Field(None, ge=0)
+    """Say that this target wrote the supervised text, at this temperature (0: greedy)."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Dtype in which the target runs; `auto`: the checkpoint's own."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, ...; `auto`: the GPU if there is one."""
+    batch_tokens: int = Field(8192, gt=0)
+    """Most tokens, padding included, of one forward pass of the target."""
+    shard_tokens: int = Field(32768, gt=0)
+    """Tokens of one shard: the unit of work, of commit and of resume."""
+    chunk_tokens: int | None = Field(None, gt=0)
+    """Most rows of one chunk; default: the power of two nearest 48 MiB."""
+    max_rejected: int = Field(0, ge=0)
+    """How many malformed inputs may be refused before the run stops."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target."""
+
+
+class TrainConfig(Config):
+    """`specpipe train`: train a drafter from a dump, without the target."""
+
+    dump: Location
+    """Root of the dump, an fsspec URL."""
+    out: Location
+    """Run directory: checkpoints, metrics.jsonl, the resolved configuration."""
+    drafter: Literal["eagle3"] = "eagle3"
+    """Architecture of the drafter."""
+    loss: LossName = "lk_hybrid"
+    """What is minimised; every loss is reported whichever is chosen."""
+    eta: float = Field(3.0, gt=0)
+    """lk_hybrid: lambda = exp(-eta * mean alpha)."""
+    lambda_source: Literal["exact", "previous_step"] = "exact"
+    """lk_hybrid: alpha of the same batch (one more pass over the loss), or of the last step."""
+    num_heads: int = Field(3, ge=1, le=7)
+    """K: draft steps that are unrolled in training."""
+    head_decay: float = Field(0.8, gt=0, le=1)
+    """Head k's loss weighs head_decay**(k-1)."""
+    draft_vocab_size: int | None = Field(None, gt=0)
+    """D; default: 32,000, or the whole vocabulary where that is smaller."""
+    draft_vocab_by: Literal["mass", "count"] = "mass"
+    """Choose the draft vocabulary by the verifier's summed probability, or by token counts."""
+    intermediate_size: int | None = Field(None, gt=0)
+    """Width of the drafter's MLP; default: the target's."""
+    norm_before_residual: bool = False
+    """Add the residual after the hidden norm instead of before it."""
+    norm_before_fc: bool = False
+    """RMSNorm on the concatenated auxiliary states."""
+    fc_norm: bool = False
+    """RMSNorm on each auxiliary state."""
+    norm_output: bool = False
+    """Feed the normed output to the next draft step."""
+    learning_rate: float = Field(4e-4, gt=0)
+    """Peak learning rate (AdamW)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's exponential decay rates."""
+    warmup_ratio: float = Field(0.04, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises; then it falls along a cosine."""
+    max_grad_norm: float = Field(0.5, gt=0)
+    """Gradients are scaled down to this global norm."""
+    num_epochs: int = Field(10, gt=0)
+    """Passes over the dump."""
+    max_steps: int | None = Field(None, gt=0)
+    """Optimiser steps, over as many epochs as it takes; overrides num_epochs."""
+    batch_tokens: int = Field(8192, gt=0)
+    """Token budget of one optimiser step (whole samples are packed into it)."""
+    batch_size: int | None = Field(None, gt=0)
+    """Samples of one optimiser step, instead of batch_tokens."""
+    context_length: int | None = Field(None, gt=1)
+    """Longer samples are cut here."""
+    loss_chunk_mib: int = Field(64, gt=0)
+    """Size of one [rows, draft vocabulary] chunk of the loss."""
+    held_out_fraction: SplitFraction = 0.05
+    """Share of the prompts held out for evaluation (none when eval_dump is given)."""
+    eval_dump: Location | None = None
+    """Evaluate on all of this dump instead of a held-out share."""
+    eval_every: int | None = Field(None, gt=0)
+    """Steps between evaluations; default: a tenth of the run."""
+    eval_tokens: int = Field(100_000, gt=0)
+    """Most tokens of one evaluation during training."""
+    checkpoint_every: int | None = Field(None, gt=0)
+    """Steps between checkpoints; default: as eval_every."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Latest checkpoints that are kept, besides the best."""
+    preverify: Literal["auto", "full", "metadata"] = "auto"
+    """Read the whole dump before the first step (auto: when it is under 16 GiB)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast with float32 master weights."""
+    device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto`: the GPU if there is one."""
+    seed: int = Field(0, ge=0)
+    """Initial weights and order of the samples."""
+    time_limit: float | None = Field(None, gt=0)
+    """Seconds after which a checkpoint is saved and the run leaves with exit code 5."""
+
+    @model_validator(mode="after")
+    def _one_norm(self) -> "TrainConfig":
+        if self.norm_before_fc and self.fc_norm:
+            raise ValueError("norm_before_fc and fc_norm exclude each other")
+        return self
+
+
+class ExportConfig(Config):
+    """`specpipe export`: write the artifact and prove it."""
+
+    checkpoint: Location
+    """Run directory (its best checkpoint, else the latest), or one checkpoint in it."""
+    out: Location
+    """Folder of the artifact: `checkpoint/`, validation.json, README.md."""
+    format: Literal["speculators"] = "speculators"
+    """Layout of the artifact."""
+    validation: tuple[ValidationLevel, ...] = ("structure", "replay")
+    """Proofs to give."""
+    dump: Location | None = None
+    """Dump whose samples are replayed; default: the one that the run evaluated on."""
+    target: Location | None = None
+    """Target for `serve` and for the artifact's config; default: as recorded in the dump."""
+    speculative_tokens: int | None = Field(None, ge=1)
+    """Draft tokens written into the artifact; default: the number of trained heads."""
+    replay_samples: int = Field(256, gt=0)
+    """Most samples that `replay` reads."""
+    serve_data: Location | None = None
+    """JSONL (messages or pretokenised) whose prompts `serve` decodes; default: the dump's."""
+    serve_prompts: int = Field(100, gt=0)
+    """Prompts that `serve` decodes."""
+    serve_max_tokens: int = Field(128, gt=1)
+    """Tokens decoded per prompt."""
+    serve_speculative_tokens: tuple[int, ...] = (3,)
+    """Numbers of draft tokens that `serve` measures."""
+    seed: int = Field(0, ge=0)
+    """Seed of the sampling in `serve`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target."""

@@ -1,0 +1,211 @@
+"""The dump format, version 1, as types: `dump.json`, shard manifests, `index.json`, arrays.
+
+`docs/dump-format.md` is the normative text.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+FORMAT_VERSION = 1
+
+DUMP_FILE = "dump.json"
+INDEX_FILE = "index.json"
+VOCAB_FILE = "vocab.parquet"
+REJECTED_FILE = "rejected.jsonl"
+TARGET_FOLDER = "target"
+
+CHUNK_TRAILER_BYTES = 4
+"""A chunk object ends in the crc32c of its payload: 4 bytes, little endian."""
+
+CHUNK_TARGET_BYTES = 48 * 2**20
+
+
+class Record(BaseModel):
+    """Base of everything stored as JSON: frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TargetIdentity(Record):
+    """What makes a target the same target."""
+
+    name: str
+    """Path or hub id, as given."""
+    revision: str | None = None
+    architecture: str
+    """First entry of the config's `architectures`."""
+    config_sha256: str
+    weights_sha256: str
+    """Hash over the names, shapes, dtypes and bytes of all weights."""
+    tokenizer_sha256: str
+    hidden_size: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+
+
+class TextOrigin(Record):
+    """How the text came to be; the replay is exact only on text of its own kind."""
+
+    kind: Literal["given", "generated"] = "given"
+    temperature: float | None = Field(None, ge=0)
+    """Temperature at which the target generated the text; None for given text."""
+
+
+class DumpIdentity(Record):
+    """`dump.json`: two dumps with equal identities hold the same data."""
+
+    format_version: Literal[1] = 1
+    target: TargetIdentity
+    layers: tuple[int, ...] = Field(min_length=1)
+    """Auxiliary layer ids: id k is the residual stream that enters decoder layer k."""
+    layer_numbering: Literal["vllm"] = "vllm"
+    final_state: Literal["pre_norm"] = "pre_norm"
+    states_dtype: Literal["bfloat16"] = "bfloat16"
+    compute_dtype: str
+    """Dtype in which the target ran."""
+    shard_format: Literal["zarr"] = "zarr"
+    logits: Literal["final"] = "final"
+    codecs: tuple[str, ...] = ("bytes", "crc32c")
+    chunk_tokens: int = Field(gt=0)
+    """Most rows of one chunk of the largest array."""
+    shard_tokens: int = Field(gt=0)
+    context_length: int = Field(gt=1)
+    input_sha256: str
+    """Hash over the accepted samples, in order."""
+    text: TextOrigin = TextOrigin()
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if list(layers) != sorted(set(layers)):
+            raise ValueError("layer ids must ascend without repetition")
+        return layers
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the identity; manifests and checkpoints carry it."""
+        return canonical_sha256(self.model_dump(mode="json"))
+
+
+class DumpHeader(Record):
+    """The contents of `dump.json`: the identity, and what wrote it (not part of the identity)."""
+
+    identity: DumpIdentity
+    fingerprint: str
+    specpipe_version: str
+
+
+class ObjectEntry(Record):
+    """One stored object: its key relative to the dump's root, size in bytes and crc32c.
+
+    For a chunk (`trailer_bytes` 4) the crc32c is that of the payload, which the object repeats
+    in its last four bytes: the crc over payload and its own crc is a constant.
+    """
+
+    key: str
+    size: int = Field(ge=0)
+    crc32c: int = Field(ge=0, lt=2**32)
+    trailer_bytes: Literal[0, 4] = 0
+
+    @field_validator("key")
+    @classmethod
+    def _inside_root(cls, key: str) -> str:
+        parts = key.split("/")
+        if not key or "\\" in key or ":" in key or any(p in ("", ".", "..") for p in parts):
+            raise ValueError(f"object key {key!r} leaves the dump's root")
+        return key
+
+
+class ShardManifest(Record):
+    """`shards/SSSSSS.manifest.json`: which attempt at a shard counts, and every object of it."""
+
+    format_version: Literal[1] = 1
+    shard_id: int = Field(ge=0)
+    attempt: str = Field(pattern=r"^[0-9a-f]{8,32}$")
+    fingerprint: str
+    num_samples: int = Field(ge=0)
+    num_tokens: int = Field(ge=0)
+    num_rows: int = Field(ge=0)
+    """Verifier rows."""
+    objects: tuple[ObjectEntry, ...]
+
+    @property
+    def folder(self) -> str:
+        return shard_folder(self.shard_id, self.attempt)
+
+    def entry(self, name: str) -> ObjectEntry | None:
+        """The object `name` of this shard (relative to its folder), None if not listed."""
+        key = f"{self.folder}/{name}"
+        return next((entry for entry in self.objects if entry.key == key), None)
+
+
+class DumpTotals(Record):
+    """Counts over a whole dump."""
+
+    num_shards: int
+    num_samples: int
+    num_tokens: int
+    num_rows: int
+    num_rejected: int
+    num_bytes: int
+
+
+class DumpIndex(Record):
+    """`index.json`: present means complete; covers every file that no manifest covers."""
+
+    format_version: Literal[1] = 1
+    fingerprint: str
+    totals: DumpTotals
+    objects: tuple[ObjectEntry, ...]
+
+
+def plan_key(shard_id: int) -> str:
+    return f"plan/{shard_id:06d}.parquet"
+
+
+def manifest_key(shard_id: int) -> str:
+    return f"shards/{shard_id:06d}.manifest.json"
+
+
+def shard_folder(shard_id: int, attempt: str) -> str:
+    return f"shards/{shard_id:06d}-{attempt}"
+
+
+def chunk_tokens(num_layers: int, hidden_size: int, itemsize: int = 2) -> int:
+    """Rows of one chunk: the power of two nearest to 48 MiB over the bytes of one row."""
+    rows = CHUNK_TARGET_BYTES / (num_layers * hidden_size * itemsize)
+    lower = 1 << max(0, int(rows).bit_length() - 1)
+    return lower if rows - lower <= 2 * lower - rows else 2 * lower
+
+
+def chunk_rows(num_rows: int, most_rows: int) -> int:
+    """Rows a chunk of an axis of `num_rows`: equal chunks, none over `most_rows`.
+
+    Equal chunks keep the padding of the last one under a row per chunk.
+    """
+    num_chunks = max(1, -(-num_rows // most_rows))
+    return max(1, -(-num_rows // num_chunks))
+
+
+def canonical_sha256(value: Any) -> str:
+    """sha256 of a JSON value with sorted keys and no white space."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def default_layers(num_layers: int) -> tuple[int, ...]:
+    """EAGLE-3's auxiliary layer ids (2, n//2, n-3); spread evenly where those are not distinct.
+
+    Raises ValueError for a target of fewer than 4 layers, which has no three ids in 1..n-1.
+    """
+    n = num_layers
+    ids = (2, n // 2, n - 3)
+    if len(set(ids)) == 3 and list(ids) == sorted(ids) and ids[0] >= 1 and ids[-1] <= n - 1:
+        return ids
+    if n < 4:
+        raise ValueError(f"a target of {n} layers has no three auxiliary layers: give --layers")
+    # Evenly over 1..n-1, both ends included.
+    return (1, (n + 1) // 2 if n > 4 else 2, n - 1)

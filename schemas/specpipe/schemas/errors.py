@@ -1,0 +1,66 @@
+"""What can go wrong, as a tree; each error also is the builtin that it resembles.
+
+    SpecpipeError                         exit code 1
+    ├── ConfigError (ValueError)          2   wrong usage or configuration
+    │   └── IdentityError                 2   the output belongs to other inputs, target or settings
+    ├── InputError (ValueError)           3   input data that is refused
+    ├── IntegrityError (ValueError)       4   a damaged, missing or foreign object
+    │   └── ValidationError               4   an artifact or a dump that fails its own proof
+    ├── UnfinishedError (RuntimeError)    5   stopped early; run again to continue
+    ├── StoreError (OSError)              6   the store or the disk failed
+    └── DivergedError (ArithmeticError)   6   training produced a non-finite loss
+
+The text of an error says what is wrong, where (file, line, sample, shard) and what to do next.
+"""
+
+from typing import ClassVar
+
+
+class SpecpipeError(Exception):
+    """Base of every error that specpipe raises on purpose; the CLI prints it as one line."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(SpecpipeError, ValueError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class IdentityError(ConfigError):
+    """The output already belongs to other inputs, another target or other settings."""
+
+
+class InputError(SpecpipeError, ValueError):
+    """Input data that is refused."""
+
+    exit_code = 3
+
+
+class IntegrityError(SpecpipeError, ValueError):
+    """An object that is damaged, missing, or belongs to something else."""
+
+    exit_code = 4
+
+
+class ValidationError(IntegrityError):
+    """A dump or an artifact that fails its own proof."""
+
+
+class UnfinishedError(SpecpipeError, RuntimeError):
+    """Stopped early or not finished yet: run the same command again to continue."""
+
+    exit_code = 5
+
+
+class StoreError(SpecpipeError, OSError):
+    """The store or the disk failed: needs somebody, or a retry later."""
+
+    exit_code = 6
+
+
+class DivergedError(SpecpipeError, ArithmeticError):
+    """Training produced a loss or a gradient that is not finite."""
+
+    exit_code = 6

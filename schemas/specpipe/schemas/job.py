@@ -1,0 +1,94 @@
+"""The spec-draft fine-tuning job, as the Token Factory API takes it, and what it means to us."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+
+from specpipe.schemas.config import DumpConfig, TrainConfig
+from specpipe.schemas.errors import ConfigError
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Loss(Strict):
+    type: Literal["kl", "lk_alpha", "lk_hybrid"] = "kl"
+
+
+class Hyperparameters(Strict):
+    """Hyperparameters of the spec-draft method; names and meaning are the API's."""
+
+    batch_size: StrictInt = Field(32, ge=1)
+    """Samples of one optimiser step."""
+    learning_rate: float | None = Field(None, gt=0)
+    """The API's docs recommend 0.0075, which suits another optimiser than AdamW."""
+    n_epochs: StrictInt = Field(1, ge=1)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    context_length: StrictInt = Field(8192, ge=2)
+    num_decoding_heads: StrictInt = Field(3, ge=1, le=7)
+    architecture: Literal["eagle3_original", "eagle3"] = "eagle3_original"
+    """`eagle3` adds a norm per auxiliary state and normed feedback."""
+    loss: Loss = Loss()
+
+
+class SpecDraft(Strict):
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class Method(Strict):
+    type: Literal["spec-draft"]
+    spec_draft: SpecDraft = SpecDraft()
+
+
+class SpecDraftJob(Strict):
+    """The request body of a spec-draft fine-tuning job."""
+
+    model: Text
+    training_file: Text
+    method: Method
+    seed: StrictInt = Field(0, ge=0)
+    suffix: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+
+    def dump_config(self, out: str) -> DumpConfig:
+        parameters = self.method.spec_draft.hyperparameters
+        return DumpConfig(
+            target=self.model,
+            data=(self.training_file,),
+            out=out,
+            context_length=parameters.context_length,
+        )
+
+    def train_config(self, dump: str, out: str) -> TrainConfig:
+        parameters = self.method.spec_draft.hyperparameters
+        modern = parameters.architecture == "eagle3"
+        rate = (
+            {} if parameters.learning_rate is None else {"learning_rate": parameters.learning_rate}
+        )
+        return TrainConfig(
+            dump=dump,
+            out=out,
+            loss=parameters.loss.type,
+            batch_size=parameters.batch_size,
+            num_epochs=parameters.n_epochs,
+            warmup_ratio=parameters.warmup_ratio,
+            max_grad_norm=parameters.max_grad_norm,
+            context_length=parameters.context_length,
+            num_heads=parameters.num_decoding_heads,
+            fc_norm=modern,
+            norm_output=modern,
+            seed=self.seed,
+            **rate,
+        )
+
+
+def parse_job(body: dict[str, Any]) -> SpecDraftJob:
+    """A job from its JSON; raises ConfigError naming every field that is wrong."""
+    try:
+        return SpecDraftJob.model_validate(body)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("the job is not valid: " + "; ".join(problems)) from None

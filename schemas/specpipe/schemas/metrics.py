@@ -1,0 +1,89 @@
+"""Names and units of everything that is reported.
+
+Per-head metrics are lists with one entry per head, head 1 first. Heads are conditional: head k is
+measured where the drafts of heads 1..k-1 were accepted (weighted by their survival).
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SamplingMetrics(Frozen):
+    """One variant (`temperature_1` or `greedy`) of the acceptance metrics."""
+
+    acceptance_rate: list[float]
+    """Probability that head k's draft is accepted, given that those before it were."""
+    number_of_tokens: list[float]
+    """Expected tokens per round when k tokens are drafted, the bonus token counted."""
+    accepted_tokens: list[float]
+    """Expected accepted drafts per round when k tokens are drafted."""
+    system_efficiency: list[float]
+    """number_of_tokens / k."""
+    draft_efficiency: list[float]
+    """accepted_tokens / k."""
+
+
+class ReplayCurve(Frozen):
+    """tau for 1..K draft tokens, from replaying rounds on text (see drafter/replay.py)."""
+
+    tau: list[float]
+    """Mean tokens per round with k draft tokens, bonus token counted, in [1, k+1]."""
+    tau_low: list[float]
+    tau_high: list[float]
+    """95 % confidence interval over samples."""
+    acceptance_per_position: list[list[float]]
+    """[K][k]: with K draft tokens, the share of rounds whose first k drafts are accepted."""
+    num_rounds: list[float]
+    """Expected number of whole rounds on the text."""
+    exact: bool
+    """Whether the text is of the kind for which the replay is exact."""
+
+
+class EvalMetrics(Frozen):
+    """What one evaluation reports, whatever the loss that is trained."""
+
+    num_samples: int
+    num_positions: int
+    """Supervised positions of head 1."""
+    draft_loss: float
+    target_model_loss: float
+    """Mean negative log-probability of the text under the target, nats per token."""
+    lk: list[float]
+    """Mean -log alpha, nats."""
+    kl: list[float]
+    """Mean KL(p~ || q), p~ the verifier renormalised on the draft vocabulary, nats."""
+    cross_entropy: list[float]
+    """Mean -log q(token) over the rows whose token is in the draft vocabulary, nats."""
+    out_of_vocabulary: list[float]
+    """Share of rows whose token is outside the draft vocabulary (left out of cross_entropy)."""
+    alpha: list[float]
+    """Mean sum of min(p, q), not conditioned on the heads before."""
+    attainable_mass: float
+    """Mean verifier probability on the draft vocabulary: the ceiling of alpha."""
+    temperature_1: SamplingMetrics
+    greedy: SamplingMetrics
+    replay_temperature_1: ReplayCurve
+    """Target and drafter sample at temperature 1 (probabilistic drafting)."""
+    replay_greedy: ReplayCurve
+    """Target and drafter are greedy."""
+    replay_greedy_draft: ReplayCurve
+    """The drafter is greedy, the target samples at temperature 1 (vLLM's default)."""
+
+
+def sampling_metrics(acceptance_rate: list[float]) -> SamplingMetrics:
+    """The curve over k draft tokens that follows from the conditional acceptance rates."""
+    accepted, survival, total = [], 1.0, 0.0
+    for rate in acceptance_rate:
+        survival *= rate
+        total += survival
+        accepted.append(total)
+    return SamplingMetrics(
+        acceptance_rate=acceptance_rate,
+        number_of_tokens=[1 + a for a in accepted],
+        accepted_tokens=accepted,
+        system_efficiency=[(1 + a) / k for k, a in enumerate(accepted, start=1)],
+        draft_efficiency=[a / k for k, a in enumerate(accepted, start=1)],
+    )
