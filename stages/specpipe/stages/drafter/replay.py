@@ -1,0 +1,113 @@
+"""The replay: the acceptance that a serving engine will see, summed exactly over a text.
+
+A token of a text that the target wrote came from an accepted draft with probability
+w = min(1, q(x)/p(x)) at temperature 1 (Leviathan et al., arXiv 2211.17192: the output token is an
+accepted draft with exactly this probability given the output), or w = [argmax q = x] with greedy
+drafting. A round that starts at i therefore accepts k of K drafts with probability
+w_1 ... w_k (1 - w_{k+1}), the last factor left out for k = K, and the next round starts k + 1
+further on. Summing this forward over the text gives the expected number of rounds and of tokens,
+with the engine's own distribution of round starts, and without sampling noise.
+
+Legend: B spans, R starts of a span, K draft tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from specpipe.schemas.metrics import ReplayCurve
+
+Array = npt.NDArray[np.float64]
+
+Z_95 = 1.959964
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySpan:
+    """One decode: a supervised span, from the start just before its first token.
+
+    `accept_RK` is float [R, K]: w of head k at the r-th start (start r has emitted token r of the
+    span and drafts the tokens r+1, r+2, ...); R = num_tokens - 1. Entries whose token lies outside
+    the span are never read.
+    """
+
+    accept_RK: npt.NDArray[np.floating]
+    num_tokens: int
+    sample: int
+    """Spans of one sample share this number; the confidence interval is over samples."""
+    weight: float = 1.0
+    """Multiplicity of the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Expected counts per span, for one number of draft tokens K."""
+
+    rounds_B: Array
+    accepted_BK: Array
+    """Rounds whose first k drafts are accepted."""
+
+    @property
+    def tokens_B(self) -> Array:
+        return self.rounds_B + self.accepted_BK.sum(axis=1)
+
+
+def expected_rounds(spans: Sequence[ReplaySpan], num_draft_tokens: int) -> Rounds:
+    """Expected whole rounds with K draft tokens on each span; rounds cut by its end do not count."""
+    K = num_draft_tokens
+    num_starts = max((span.num_tokens for span in spans), default=0)
+    accept_BRK = np.zeros((len(spans), num_starts, K))
+    for accept_RK, span in zip(accept_BRK, spans, strict=True):
+        accept_RK[: len(span.accept_RK)] = span.accept_RK[:, :K]
+    # A round at start r drafts the tokens r+1 .. r+K and adds a bonus token: r+K must exist.
+    whole_B = np.array([span.num_tokens - K for span in spans])
+    survive_BRK = np.cumprod(accept_BRK, axis=2)
+    visits_BR = np.zeros((len(spans), num_starts + K + 1))
+    visits_BR[:, 0] = 1.0
+    rounds_B = np.zeros(len(spans))
+    accepted_BK = np.zeros((len(spans), K))
+    for r in range(max(int(whole_B.max(initial=0)), 0)):
+        visit_B = np.where(r < whole_B, visits_BR[:, r], 0.0)
+        survive_BK = visit_B[:, None] * survive_BRK[:, r]
+        rounds_B += visit_B
+        accepted_BK += survive_BK
+        # Exactly k accepted: first k survive and k+1 does not.
+        at_least = np.concatenate([visit_B[:, None], survive_BK], axis=1)
+        exactly = at_least.copy()
+        exactly[:, :-1] -= at_least[:, 1:]
+        visits_BR[:, r + 1 : r + K + 2] += exactly
+    return Rounds(rounds_B, accepted_BK)
+
+
+def replay(spans: Sequence[ReplaySpan], num_heads: int, *, exact: bool) -> ReplayCurve:
+    """tau for 1..num_heads draft tokens with a 95 % interval over samples (ratio estimator).
+
+    `exact` says whether the text is of the kind for which the replay is exact; it is passed on.
+    """
+    weights_B = np.array([span.weight for span in spans], dtype=np.float64)
+    samples_B = np.array([span.sample for span in spans], dtype=np.int64)
+    tau, low, high, positions, num_rounds = [], [], [], [], []
+    for K in range(1, num_heads + 1):
+        counts = expected_rounds(spans, K)
+        rounds = float(weights_B @ counts.rounds_B)
+        tokens = float(weights_B @ counts.tokens_B)
+        mean = tokens / rounds if rounds else 1.0
+        residuals_B = weights_B * (counts.tokens_B - mean * counts.rounds_B)
+        per_sample = np.bincount(samples_B, residuals_B) if len(spans) else np.zeros(0)
+        error = float(np.sqrt((per_sample**2).sum())) / rounds if rounds else 0.0
+        tau.append(mean)
+        low.append(max(1.0, mean - Z_95 * error))
+        high.append(min(K + 1.0, mean + Z_95 * error))
+        positions.append(((weights_B @ counts.accepted_BK) / (rounds or 1.0)).tolist())
+        num_rounds.append(rounds)
+    return ReplayCurve(
+        tau=tau,
+        tau_low=low,
+        tau_high=high,
+        acceptance_per_position=positions,
+        num_rounds=num_rounds,
+        exact=exact,
+    )
