@@ -52,11 +52,12 @@ class Rounds:
 
     @property
     def tokens_B(self) -> Array:
-        return self.rounds_B + self.accepted_BK.sum(axis=1)
+        tokens_B: Array = self.rounds_B + self.accepted_BK.sum(axis=1)
+        return tokens_B
 
 
 def expected_rounds(spans: Sequence[ReplaySpan], num_draft_tokens: int) -> Rounds:
-    """Expected whole rounds with K draft tokens on each span; rounds cut by its end do not count."""
+    """Expected whole rounds with K draft tokens on each span; a round cut by its end is none."""
     K = num_draft_tokens
     num_starts = max((span.num_tokens for span in spans), default=0)
     accept_BRK = np.zeros((len(spans), num_starts, K))

@@ -1,0 +1,178 @@
+"""What one training step reads: packed samples, their starts, and which rows each head is held to.
+
+Positions of a batch are packed: sample after sample on one token axis. A *start* i has consumed
+x[0..i] and emitted x[i+1]; head k at start i takes token x[i+k], predicts x[i+k+1], and its target
+distribution is the verifier's at position i+k, a *verifier row*. Nothing reaches across a sample.
+
+Legend: T tokens, L aux layers, H hidden size, S verifier rows, N starts, K heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from specpipe.stages.storage.states import SampleStates
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterSample:
+    """One sample as the drafter sees it: tokens, mask, and the target's states."""
+
+    input_ids: npt.NDArray[np.int32]
+    loss_mask: npt.NDArray[np.uint8]
+    states: SampleStates
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpanOfStarts:
+    """Consecutive starts of one supervised span, as packed positions.
+
+    Queries are the starts [begin, end); their keys are the sample's positions [sample, begin)
+    and, causally, their own [begin, end).
+    """
+
+    sample: int
+    begin: int
+    end: int
+
+    @property
+    def num_starts(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Packed samples as tensors; `to` moves them to a device.
+
+    A start is used by head k only if its whole chain 1..k is valid: inside one supervised span.
+    """
+
+    input_ids_T: Tensor
+    """int64"""
+    positions_T: Tensor
+    """int64: position inside the sample"""
+    aux_TLH: Tensor
+    """bfloat16"""
+    final_SH: Tensor
+    """bfloat16, before the final norm"""
+    logz_S: Tensor
+    token_logprob_S: Tensor
+    """float32: the verifier's log-probability of the next token"""
+    argmax_S: Tensor
+    next_token_S: Tensor
+    """int64"""
+    starts_N: Tensor
+    """int64: packed position of each start"""
+    weights_N: Tensor
+    """float32: multiplicity of the start's sample"""
+    emitted_N: Tensor
+    """bool: x[i+1] is supervised, so a decode can really start here; metrics count only these"""
+    rows_KN: Tensor
+    """int64: verifier row of head k at start n, -1 where head k must not use the start"""
+    spans: tuple[SpanOfStarts, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids_T)
+
+    @property
+    def num_heads(self) -> int:
+        return len(self.rows_KN)
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in self.__slots__
+            if name != "spans"
+        }
+        return replace(self, **moved)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Row indices of one sample's starts, on the packed axes."""
+
+    spans: list[SpanOfStarts]
+    starts: list[npt.NDArray[np.int64]]
+    emitted: list[npt.NDArray[np.bool_]]
+    rows: list[npt.NDArray[np.int64]]
+
+
+def supervised_spans(loss_mask: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """Runs [begin, end) of supervised tokens that something precedes: token 0 is never drafted."""
+    mask = loss_mask.astype(np.int8)
+    mask[0] = 0
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
+    return [(int(b), int(e)) for b, e in edges.reshape(-1, 2)]
+
+
+def _starts(loss_mask: npt.NDArray[np.uint8], token_at: int, row_at: int, num_heads: int) -> _Rows:
+    """Starts of one sample that begins at packed token `token_at` and verifier row `row_at`.
+
+    A span of tokens [b, e) has the verifier rows b-1 .. e-2, the starts b-2 .. e-3 (b-2 only
+    where there is one), and is valid for head k while i + k + 1 <= e - 1.
+    """
+    out = _Rows([], [], [], [])
+    heads_K1 = np.arange(1, num_heads + 1)[:, None]
+    for begin, end in supervised_spans(loss_mask):
+        starts = np.arange(max(begin - 2, 0), end - 2)
+        if len(starts):
+            predicted_KN = starts + heads_K1 + 1
+            rows_KN = row_at + (predicted_KN - begin)
+            out.spans.append(
+                SpanOfStarts(token_at, token_at + int(starts[0]), token_at + int(starts[-1]) + 1)
+            )
+            out.starts.append(token_at + starts)
+            out.emitted.append(starts + 1 >= begin)
+            out.rows.append(np.where(predicted_KN < end, rows_KN, -1))
+        row_at += end - begin
+    return out
+
+
+def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
+    """Pack samples on one axis, on the CPU."""
+    parts = _Rows([], [], [], [])
+    weights, positions, next_tokens = [], [], []
+    token_at = row_at = 0
+    for sample in samples:
+        num_tokens = len(sample.input_ids)
+        rows = _starts(sample.loss_mask, token_at, row_at, num_heads)
+        parts.spans += rows.spans
+        parts.starts += rows.starts
+        parts.emitted += rows.emitted
+        parts.rows += rows.rows
+        weights += [np.full(len(s), sample.weight, dtype=np.float32) for s in rows.starts]
+        positions.append(np.arange(num_tokens))
+        next_tokens.append(sample.input_ids[1:][sample.loss_mask[1:] == 1])
+        token_at += num_tokens
+        row_at += len(next_tokens[-1])
+    states = [sample.states for sample in samples]
+    empty_KN = np.zeros((num_heads, 0), dtype=np.int64)
+    return Batch(
+        input_ids_T=_long([s.input_ids for s in samples]),
+        positions_T=_long(positions),
+        aux_TLH=_bfloat16([s.aux_TLH for s in states]),
+        final_SH=_bfloat16([s.final_SH for s in states]),
+        logz_S=torch.from_numpy(np.concatenate([s.logz_S for s in states])),
+        token_logprob_S=torch.from_numpy(np.concatenate([s.token_logprob_S for s in states])),
+        argmax_S=_long([s.argmax_S for s in states]),
+        next_token_S=_long(next_tokens),
+        starts_N=_long(parts.starts),
+        weights_N=torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *weights])),
+        emitted_N=torch.from_numpy(np.concatenate([np.zeros(0, np.bool_), *parts.emitted])),
+        rows_KN=torch.from_numpy(np.concatenate([empty_KN, *parts.rows], axis=1)),
+        spans=tuple(parts.spans),
+    )
+
+
+def _long(arrays: Sequence[npt.NDArray[np.integer]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *arrays]).astype(np.int64))
+
+
+def _bfloat16(arrays: Sequence[npt.NDArray[np.uint16]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)).view(torch.bfloat16)
