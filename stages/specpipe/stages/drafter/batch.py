@@ -66,6 +66,8 @@ class Batch:
     argmax_S: Tensor
     next_token_S: Tensor
     """int64"""
+    row_weights_S: Tensor
+    """float32: multiplicity of the row's sample"""
     starts_N: Tensor
     """int64: packed position of each start"""
     weights_N: Tensor
@@ -137,7 +139,7 @@ def _starts(loss_mask: npt.NDArray[np.uint8], token_at: int, row_at: int, num_he
 def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
     """Pack samples on one axis, on the CPU."""
     parts = _Rows([], [], [], [])
-    weights, positions, next_tokens = [], [], []
+    weights, row_weights, positions, next_tokens = [], [], [], []
     token_at = row_at = 0
     for sample in samples:
         num_tokens = len(sample.input_ids)
@@ -149,6 +151,7 @@ def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
         weights += [np.full(len(s), sample.weight, dtype=np.float32) for s in rows.starts]
         positions.append(np.arange(num_tokens))
         next_tokens.append(sample.input_ids[1:][sample.loss_mask[1:] == 1])
+        row_weights.append(np.full(len(next_tokens[-1]), sample.weight, dtype=np.float32))
         token_at += num_tokens
         row_at += len(next_tokens[-1])
     states = [sample.states for sample in samples]
@@ -162,8 +165,9 @@ def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
         token_logprob_S=torch.from_numpy(np.concatenate([s.token_logprob_S for s in states])),
         argmax_S=_long([s.argmax_S for s in states]),
         next_token_S=_long(next_tokens),
+        row_weights_S=_float(row_weights),
         starts_N=_long(parts.starts),
-        weights_N=torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *weights])),
+        weights_N=_float(weights),
         emitted_N=torch.from_numpy(np.concatenate([np.zeros(0, np.bool_), *parts.emitted])),
         rows_KN=torch.from_numpy(np.concatenate([empty_KN, *parts.rows], axis=1)),
         spans=tuple(parts.spans),
@@ -172,6 +176,10 @@ def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
 
 def _long(arrays: Sequence[npt.NDArray[np.integer]]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *arrays]).astype(np.int64))
+
+
+def _float(arrays: Sequence[npt.NDArray[np.float32]]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *arrays]))
 
 
 def _bfloat16(arrays: Sequence[npt.NDArray[np.uint16]]) -> Tensor:

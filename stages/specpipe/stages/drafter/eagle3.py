@@ -181,17 +181,18 @@ class Eagle3(nn.Module):
         x_N2H, residual_NH = x_T2H[starts_N], residual_TH[starts_N]
 
         chain: list[KeyValue] = []
-        outputs = []
+        outputs: list[Tensor] = []
+        cos_sin = self.rotary(positions_N, x_N2H.dtype)
         for k in range(1, batch.num_heads + 1):
-            cos_sin = self.rotary(positions_N + (k - 1), x_N2H.dtype)
-            if k > 1:
-                ids_N = batch.input_ids_T[(starts_N + k).clamp(max=last)]
-                x_N2H, residual_NH = layer.attention_input(self.embed(ids_N), hidden_NH)
-                chain.append(attention.keys_values(x_N2H, cos_sin))
             attended_NhE = chain_attention(
                 attention.queries(x_N2H, cos_sin), step_keys, step_values, chain, batch.spans
             )
             output_NH = layer.finish(attended_NhE, residual_NH)
             outputs.append(self.norm(output_NH))
-            hidden_NH = outputs[-1] if self.shape.norm_output else output_NH
+            if k < batch.num_heads:
+                fed_back_NH = outputs[-1] if self.shape.norm_output else output_NH
+                ids_N = batch.input_ids_T[(starts_N + k + 1).clamp(max=last)]
+                x_N2H, residual_NH = layer.attention_input(self.embed(ids_N), fed_back_NH)
+                cos_sin = self.rotary(positions_N + k, x_N2H.dtype)
+                chain.append(attention.keys_values(x_N2H, cos_sin))
         return torch.stack(outputs)
