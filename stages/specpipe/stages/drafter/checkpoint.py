@@ -1,0 +1,91 @@
+"""Reading a training checkpoint, whole and checked.
+
+A checkpoint folder holds model.safetensors, optimizer.safetensors, vocab.safetensors, drafter.json
+and state.json (schemas/checkpoint.py); state.json has the sha256 of the others.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError as PydanticError
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from specpipe.schemas.checkpoint import (
+    BEST_FILE,
+    CHECKPOINTS_FOLDER,
+    DRAFTER_FILE,
+    LATEST_FILE,
+    MODEL_FILE,
+    STATE_FILE,
+    VOCAB_MAP_FILE,
+    DrafterShape,
+    TrainState,
+)
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.drafter.vocab import VocabMap
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint as read from disk; `model` holds the artifact's tensor names, float32."""
+
+    path: Path
+    shape: DrafterShape
+    vocab: VocabMap
+    model: dict[str, Tensor]
+    state: TrainState
+    files: dict[str, bytes]
+
+
+def resolve_checkpoint(location: str | Path) -> Path:
+    """A checkpoint's folder: itself, or a run directory's best checkpoint, else its latest."""
+    path = Path(str(location).removeprefix("file://"))
+    if (path / STATE_FILE).exists():
+        return path
+    name = read_pointer(path, BEST_FILE) or read_pointer(path, LATEST_FILE)
+    if name is None:
+        raise ConfigError(f"{path} is neither a checkpoint nor a run directory with one")
+    return path / CHECKPOINTS_FOLDER / Path(name).name
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    name = read_pointer(run, LATEST_FILE)
+    return None if name is None else run / CHECKPOINTS_FOLDER / Path(name).name
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a checkpoint; raises IntegrityError naming the file that is damaged."""
+    try:
+        state = TrainState.model_validate_json(_read(path / STATE_FILE))
+        files = {name: _read(path / Path(name).name) for name in state.files_sha256}
+        for name, data in files.items():
+            if hashlib.sha256(data).hexdigest() != state.files_sha256[name]:
+                raise IntegrityError(
+                    f"{path / name} is damaged: its sha256 is not that of the save"
+                )
+        return Checkpoint(
+            path=path,
+            shape=DrafterShape.model_validate_json(files[DRAFTER_FILE]),
+            vocab=VocabMap.from_tensors(load(files[VOCAB_MAP_FILE])),
+            model=load(files[MODEL_FILE]),
+            state=state,
+            files=files,
+        )
+    except (PydanticError, SafetensorError, KeyError) as error:
+        raise IntegrityError(f"checkpoint {path} is damaged: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise IntegrityError(f"{path} is missing; take another checkpoint of the run") from None
+
+
+def read_pointer(run: Path, name: str) -> str | None:
+    """The checkpoint's name in the pointer file `name` (latest, best) of a run directory."""
+    path = run / name
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None

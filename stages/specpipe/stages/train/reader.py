@@ -1,0 +1,103 @@
+"""Reads samples of a dump for training: whole shards, checked, a few of them kept open."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from specpipe.schemas.errors import InputError
+from specpipe.schemas.sample import is_held_out
+from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch, supervised_spans
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.samples import StoredSample
+from specpipe.stages.storage.states import SampleStates
+from specpipe.stages.train.order import SampleRef
+
+OPEN_SHARDS = 2
+
+
+class SampleReader:
+    """Samples of one dump, cut at a context length."""
+
+    def __init__(self, dump: Dump, context_length: int | None) -> None:
+        self.dump = dump
+        self.context_length = context_length
+        self._open: dict[int, tuple[list[StoredSample], SampleStates]] = {}
+
+    def refs(self) -> list[SampleRef]:
+        """Every sample that has a start to learn from, in the order of the dump.
+
+        Raises InputError where there is none.
+        """
+        refs = [
+            SampleRef(shard_id, index, self._length(sample), sample.prompt_id)
+            for shard_id in sorted(self.dump.manifests)
+            for index, sample in enumerate(self.dump.shard(shard_id).samples())
+            if _has_start(sample, self._length(sample))
+        ]
+        if not refs:
+            raise InputError(
+                f"{self.dump.folder.url}: no sample has two supervised tokens in a row"
+                " within the context length; there is nothing to train on"
+            )
+        return refs
+
+    def batch(self, refs: Sequence[SampleRef], num_heads: int) -> Batch:
+        return make_batch([self._sample(ref) for ref in refs], num_heads)
+
+    def _sample(self, ref: SampleRef) -> DrafterSample:
+        samples, states = self._shard(ref.shard_id)
+        stored = samples[ref.index]
+        mask = stored.loss_mask[: ref.num_tokens]
+        num_rows = int(mask[1:].sum())
+        tokens = slice(stored.offset, stored.offset + ref.num_tokens)
+        rows = slice(stored.row_offset, stored.row_offset + num_rows)
+        return DrafterSample(
+            input_ids=stored.input_ids[: ref.num_tokens],
+            loss_mask=mask,
+            states=SampleStates(
+                aux_TLH=states.aux_TLH[tokens],
+                final_SH=states.final_SH[rows],
+                logz_S=states.logz_S[rows],
+                token_logprob_S=states.token_logprob_S[rows],
+                argmax_S=states.argmax_S[rows],
+            ),
+            weight=float(stored.multiplicity),
+        )
+
+    def _shard(self, shard_id: int) -> tuple[list[StoredSample], SampleStates]:
+        if shard_id not in self._open:
+            while len(self._open) >= OPEN_SHARDS:
+                del self._open[next(iter(self._open))]
+            shard = self.dump.shard(shard_id)
+            self._open[shard_id] = (shard.samples(), shard.read_all())
+        return self._open[shard_id]
+
+    def _length(self, sample: StoredSample) -> int:
+        return min(sample.num_tokens, self.context_length or sample.num_tokens)
+
+
+def _has_start(sample: StoredSample, length: int) -> bool:
+    # A span of one token has a verifier row, but no draft to make.
+    spans = supervised_spans(np.asarray(sample.loss_mask[:length]))
+    return any(end - max(begin - 2, 0) > 2 for begin, end in spans)
+
+
+def split(
+    refs: Sequence[SampleRef], held_out_fraction: float
+) -> tuple[list[SampleRef], list[SampleRef]]:
+    """(training, held-out) samples, by the hash of their prompt."""
+    held_out = [ref for ref in refs if is_held_out(ref.prompt_id, held_out_fraction)]
+    training = [ref for ref in refs if not is_held_out(ref.prompt_id, held_out_fraction)]
+    return training, held_out
+
+
+def limit_tokens(refs: Sequence[SampleRef], most_tokens: int) -> list[SampleRef]:
+    """Samples in the order of their prompts' hashes, up to `most_tokens` (at least one sample)."""
+    chosen: list[SampleRef] = []
+    total = 0
+    for ref in sorted(refs, key=lambda r: (r.prompt_id, r.shard_id, r.index)):
+        if chosen and total + ref.num_tokens > most_tokens:
+            break
+        chosen.append(ref)
+        total += ref.num_tokens
+    return sorted(chosen, key=lambda r: (r.shard_id, r.index))

@@ -1,0 +1,108 @@
+"""The folder of a training run: its lock, its configuration, its metrics."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from specpipe.schemas.checkpoint import CONFIG_FILE, METRICS_FILE
+from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
+
+MAY_CHANGE = frozenset(
+    {"device", "time_limit", "checkpoint_every", "keep_checkpoints", "preverify"}
+)
+"""Settings that do not change what a run computes, so that a resume may have others."""
+
+
+class RunFolder:
+    """One run directory on a local disk."""
+
+    def __init__(self, path: str) -> None:
+        if "://" in path and not path.startswith("file://"):
+            raise ConfigError(f"{path}: a run directory is local; checkpoints need a real disk")
+        self.path = Path(path.removeprefix("file://"))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; raises ConfigError where another one has it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise StoreError(f"cannot write to {self.path}: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path}: another process is training in this directory"
+                ) from None
+            yield
+
+    def settle_config(self, config: TrainConfig) -> None:
+        """Write the configuration, or check that it is the one that the run began with."""
+        path = self.path / CONFIG_FILE
+        if not path.exists():
+            write_atomically(path, config.model_dump_json(indent=2).encode())
+            return
+        try:
+            before = TrainConfig.model_validate_json(path.read_bytes()).model_dump()
+        except ValueError as error:
+            raise ConfigError(
+                f"{path} cannot be read ({error}); remove the run directory"
+            ) from None
+        now = config.model_dump()
+        differing = [f for f in now if f not in MAY_CHANGE and now[f] != before[f]]
+        if differing:
+            changes = ", ".join(f"{f}: {before[f]!r} -> {now[f]!r}" for f in differing)
+            raise IdentityError(
+                f"{self.path} holds a run with other settings ({changes});"
+                " use another --out, or the same settings to continue it"
+            )
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop what metrics.jsonl says of steps after `step`, and a torn last line."""
+        path = self.path / METRICS_FILE
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        write_atomically(path, "".join(kept).encode())
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a local file whole; it survives a kill and a power cut in one state or the other."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder last."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

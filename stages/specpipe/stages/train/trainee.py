@@ -1,0 +1,133 @@
+"""What is trained: the drafter, its optimiser, and the verifier's side of the loss."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.config import TrainConfig
+from specpipe.stages.drafter.batch import Batch
+from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafter.loss import (
+    LossSettings,
+    Verifier,
+    head_losses,
+    hybrid_lambda,
+    mean_alpha,
+)
+from specpipe.stages.drafter.shape import drafter_shape
+from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.head import VerifierHead, load_embedding, load_lm_head
+
+
+@dataclass(slots=True)
+class Trainee:
+    """A drafter in training. `device` holds everything."""
+
+    config: TrainConfig
+    shape: DrafterShape
+    vocab: VocabMap
+    model: Eagle3
+    optimizer: torch.optim.AdamW
+    verifier: Verifier
+    device: torch.device
+
+    @classmethod
+    def build(
+        cls, config: TrainConfig, dump: Dump, vocab: VocabMap | None, shape: DrafterShape | None
+    ) -> "Trainee":
+        """A fresh drafter (seeded), or one of the given shape and vocabulary to load weights into.
+
+        The lm_head starts from the target's rows.
+        """
+        device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu")
+            if config.device == "auto"
+            else config.device
+        )
+        identity = dump.identity
+        vocab = vocab or choose_vocab(dump.vocab(), config.draft_vocab_size, config.draft_vocab_by)
+        shape = shape or drafter_shape(
+            _target_config(dump),
+            config,
+            identity.layers,
+            identity.target.vocab_size,
+            vocab.size,
+        )
+        torch.manual_seed(config.seed)
+        model = Eagle3(shape, load_embedding(dump.target_file))
+        with torch.no_grad():
+            rows_DH = load_lm_head(dump.target_file)[vocab.target_ids_D]
+            model.lm_head.weight.copy_(rows_DH.float())
+        model.to(device)
+        head = VerifierHead.load(dump.target_file, device, rows=vocab.target_ids_D.to(device))
+        verifier = Verifier(
+            logits=head.logits,
+            draft_ids_V=vocab.draft_ids().to(device),
+            target_ids_D=vocab.target_ids_D.to(device),
+        )
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.learning_rate,
+            betas=config.adam_betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        return cls(config, shape, vocab, model, optimizer, verifier, device)
+
+    @property
+    def chunk_rows(self) -> int:
+        return max(1, self.config.loss_chunk_mib * 2**20 // (4 * self.vocab.size))
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The drafter's outputs [K, N, H] in float32; under autocast when bfloat16 is asked for."""
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
+        ):
+            hidden_KNH: Tensor = self.model(batch)
+        return hidden_KNH.float()
+
+    def measure(self, hidden_KNH: Tensor, batch: Batch) -> Tensor:
+        """Measures [M, K, N] without gradient."""
+        with torch.no_grad():
+            _, measures_MKN = head_losses(
+                hidden_KNH.detach(),
+                self.model.lm_head.weight.detach(),
+                batch,
+                self.verifier,
+                None,
+                self.chunk_rows,
+            )
+        return measures_MKN
+
+    def loss(
+        self, hidden_KNH: Tensor, batch: Batch, previous_alpha: list[float] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The training loss (differentiable) and the measures [M, K, N] of a batch."""
+        config = self.config
+        lambda_K = None
+        if config.loss == "lk_hybrid":
+            if config.lambda_source == "previous_step" and previous_alpha is not None:
+                alpha_K = torch.tensor(previous_alpha, device=self.device)
+            else:
+                alpha_K = mean_alpha(self.measure(hidden_KNH, batch), batch)
+            lambda_K = hybrid_lambda(alpha_K, config.eta)
+        decay = torch.arange(config.num_heads, device=self.device)
+        settings = LossSettings(config.loss, config.head_decay**decay, lambda_K)
+        return head_losses(
+            hidden_KNH, self.model.lm_head.weight, batch, self.verifier, settings, self.chunk_rows
+        )
+
+
+def _target_config(dump: Dump) -> AutoConfig:
+    """The target's configuration, from the dump; never runs code from it."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.loads(dump.target_file("config.json"))
+        (Path(folder) / "config.json").write_text(json.dumps(text), encoding="utf-8")
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
