@@ -1,0 +1,217 @@
+"""A real vLLM engine in a process of its own: decode prompts, and count what it accepted.
+
+The parent writes a request as JSON, starts `python -m specpipe.stages.export.engine`, and reads
+the answer as JSON: the engine's memory, threads and patches end with its process.
+One engine serves several temperatures (drafting with probabilities falls back to greedy drafting
+where every request of a batch is greedy), so that its start, the slow part, is paid once.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from specpipe.schemas.errors import ValidationError
+from specpipe.stages.export.vllm_cpu_fix import ENVIRONMENT
+
+KV_CACHE_BYTES = 512 * 2**20
+LOG_TAIL = 4000
+
+
+class Exchange(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineRequest(Exchange):
+    """What the engine is to decode."""
+
+    target: str
+    artifact: str | None
+    """Folder of the drafter; None decodes without one."""
+    num_draft_tokens: int = 0
+    draft_sample_method: Literal["greedy", "probabilistic"] = "probabilistic"
+    prompts: list[list[int]]
+    max_tokens: int
+    """Every prompt is continued by exactly this many tokens (the end of sequence is ignored)."""
+    temperatures: list[float]
+    """Each prompt is decoded once at each of these."""
+    seed: int
+    trust_remote_code: bool = False
+    fix_cpu: bool = True
+    """Repair the CPU build's expand kernel (see vllm_cpu_fix.py)."""
+
+
+class Counters(Exchange):
+    """vLLM's own counters over one decode of all prompts."""
+
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    accepted_per_position: list[int]
+
+    def minus(self, before: "Counters") -> "Counters":
+        return Counters(
+            num_drafts=self.num_drafts - before.num_drafts,
+            num_draft_tokens=self.num_draft_tokens - before.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens - before.num_accepted_tokens,
+            accepted_per_position=[
+                now - then
+                for now, then in zip(
+                    self.accepted_per_position, before.accepted_per_position, strict=True
+                )
+            ],
+        )
+
+
+class Decoded(Exchange):
+    """What all prompts became at one temperature."""
+
+    temperature: float
+    output_ids: list[list[int]]
+    accepted_per_round: list[list[int]] | None
+    """Per prompt, in order: accepted drafts of every verification round; None without drafter."""
+    counters: Counters | None
+    seconds: float
+
+
+class EngineResult(Exchange):
+    decoded: list[Decoded]
+    vllm_version: str
+    cpu_fix_applied: bool
+    start_seconds: float
+
+
+def decode(request: EngineRequest) -> EngineResult:
+    """Run the request in a child process; raises ValidationError with the end of its log."""
+    with tempfile.TemporaryDirectory(prefix="specpipe-engine-") as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
+        with (folder / "log").open("wb") as log:
+            code = subprocess.run(
+                [sys.executable, "-m", "specpipe.stages.export.engine", str(folder)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(request),
+                check=False,
+            ).returncode
+        result = folder / "result.json"
+        if code != 0 or not result.exists():
+            tail = (folder / "log").read_text(errors="replace")[-LOG_TAIL:]
+            raise ValidationError(
+                f"vLLM failed (exit code {code}) to serve target {request.target} with drafter "
+                f"{request.artifact}; the end of its log:\n{tail}"
+            )
+        return EngineResult.model_validate_json(result.read_text(encoding="utf-8"))
+
+
+def _environment(request: EngineRequest) -> dict[str, str]:
+    return os.environ | {
+        # In one process: the engine starts faster and ends for certain.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        ENVIRONMENT: "1" if request.fix_cpu else "0",
+    }
+
+
+def _serve(request: EngineRequest) -> EngineResult:
+    import vllm
+
+    start = time.monotonic()
+    longest = max(map(len, request.prompts))
+    speculative: dict[str, Any] = {}
+    if request.artifact is not None:
+        speculative = {
+            "per_request_spec_decode_metrics": "detailed",
+            "speculative_config": {
+                "method": "eagle3",
+                "model": request.artifact,
+                "num_speculative_tokens": request.num_draft_tokens,
+                "draft_sample_method": request.draft_sample_method,
+                "rejection_sample_method": "standard",
+            },
+        }
+    llm = vllm.LLM(
+        model=request.target,
+        skip_tokenizer_init=True,
+        trust_remote_code=request.trust_remote_code,
+        enforce_eager=True,
+        # Room for the drafts of the last round, so that no round is cut short.
+        max_model_len=longest + request.max_tokens + request.num_draft_tokens + 1,
+        kv_cache_memory_bytes=KV_CACHE_BYTES,
+        enable_prefix_caching=False,
+        disable_log_stats=False,
+        seed=request.seed,
+        **speculative,
+    )
+    started = time.monotonic()
+    decoded = [_decode(llm, request, temperature) for temperature in request.temperatures]
+    return EngineResult(
+        decoded=decoded,
+        vllm_version=vllm.__version__,
+        cpu_fix_applied=_cpu_fix_applied(),
+        start_seconds=started - start,
+    )
+
+
+def _decode(llm: Any, request: EngineRequest, temperature: float) -> Decoded:
+    import vllm
+
+    sampling = vllm.SamplingParams(
+        temperature=temperature, max_tokens=request.max_tokens, ignore_eos=True, detokenize=False
+    )
+    with_drafter = request.artifact is not None
+    before = _counters(llm) if with_drafter else None
+    start = time.monotonic()
+    outputs = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in request.prompts], sampling, use_tqdm=False
+    )
+    seconds = time.monotonic() - start
+    completions = [output.outputs[0] for output in outputs]
+    return Decoded(
+        temperature=temperature,
+        output_ids=[list(completion.token_ids) for completion in completions],
+        accepted_per_round=(
+            [completion.spec_decode_metrics.per_step_accepted for completion in completions]
+            if with_drafter
+            else None
+        ),
+        counters=_counters(llm).minus(before) if before is not None else None,
+        seconds=seconds,
+    )
+
+
+def _counters(llm: Any) -> Counters:
+    metrics = {metric.name: metric for metric in llm.get_metrics()}
+    prefix = "vllm:spec_decode_num"
+    return Counters(
+        num_drafts=metrics[f"{prefix}_drafts"].value,
+        num_draft_tokens=metrics[f"{prefix}_draft_tokens"].value,
+        num_accepted_tokens=metrics[f"{prefix}_accepted_tokens"].value,
+        accepted_per_position=metrics[f"{prefix}_accepted_tokens_per_pos"].values,
+    )
+
+
+def _cpu_fix_applied() -> bool:
+    from specpipe.stages.export.vllm_cpu_fix import expand
+
+    module = sys.modules.get("vllm.utils.cpu_triton_utils")
+    return module is not None and module._expand_kernel_impl is expand
+
+
+def main(arguments: Sequence[str]) -> None:
+    folder = Path(arguments[0])
+    text = (folder / "request.json").read_text(encoding="utf-8")
+    result = _serve(EngineRequest.model_validate(json.loads(text)))
+    (folder / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
