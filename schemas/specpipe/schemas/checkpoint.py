@@ -4,10 +4,10 @@ RUN/
   config.json            the resolved TrainConfig
   provenance.json        versions, command line, host
   metrics.jsonl          a line per step and per evaluation
-  target/                the dump's target folder without its weights: config, tokenizer
   checkpoints/
     step-00000120/       model.safetensors, optimizer.safetensors, vocab.safetensors,
                          drafter.json, state.json
+  result.json            the TrainResult, once the run is complete
   latest, best           names of checkpoints
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from specpipe.schemas.dump import Record, TextOrigin
+from specpipe.schemas.metrics import EvalMetrics
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -27,6 +28,7 @@ LATEST_FILE = "latest"
 BEST_FILE = "best"
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
 PROVENANCE_FILE = "provenance.json"
 
 
@@ -79,7 +81,13 @@ class TrainState(Record):
     num_heads: int
     previous_alpha: list[float] | None
     """Mean alpha per head of the last step (lk_hybrid with lambda_source previous_step)."""
-    best_tau: float | None
+    num_tokens: int
+    """Tokens trained on so far."""
+    draft_loss_first: float | None
+    draft_loss_last: float | None
+    untrained: EvalMetrics | None
+    """The evaluation before the first step."""
+    best: EvalMetrics | None
     best_step: int | None
     dump_fingerprint: str
     eval_dump_fingerprint: str | None
@@ -89,3 +97,22 @@ class TrainState(Record):
     """Training time so far, over all runs."""
     files_sha256: dict[str, str]
     """sha256 of every other file of the checkpoint."""
+
+
+class TrainResult(Record):
+    """`result.json`, written when a run is complete; what `specpipe train` reports."""
+
+    out: str
+    checkpoint: str
+    """Folder of the best checkpoint."""
+    steps: int
+    best_step: int
+    num_tokens: int
+    """Tokens trained on, over all epochs."""
+    seconds: float
+    draft_loss_first: float
+    draft_loss_last: float
+    dump_fingerprint: str
+    untrained: EvalMetrics
+    best: EvalMetrics
+    did_nothing: bool = False

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 FORMAT_VERSION = 1
 
@@ -16,6 +16,8 @@ INDEX_FILE = "index.json"
 VOCAB_FILE = "vocab.parquet"
 REJECTED_FILE = "rejected.jsonl"
 TARGET_FOLDER = "target"
+HEAD_FILE = "head.json"
+HEAD_WEIGHTS_FILE = "head.safetensors"
 
 CHUNK_TRAILER_BYTES = 4
 """A chunk object ends in the crc32c of its payload: 4 bytes, little endian."""
@@ -27,6 +29,27 @@ class Record(BaseModel):
     """Base of everything stored as JSON: frozen, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> bytes:
+        """As it is stored: UTF-8, indented, fields in the order of the class."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+
+class Sealed(Record):
+    """A record that carries a hash of its other fields, so that damage to it is told from damage
+    to what it lists. Computed where it is left out; a wrong one is an error."""
+
+    content_sha256: str = ""
+
+    @model_validator(mode="after")
+    def _seal(self) -> "Sealed":
+        content = canonical_sha256(self.model_dump(mode="json", exclude={"content_sha256"}))
+        if not self.content_sha256:
+            # The class is frozen for everybody else.
+            object.__setattr__(self, "content_sha256", content)
+        elif self.content_sha256 != content:
+            raise ValueError("the contents do not match their content_sha256")
+        return self
 
 
 class TargetIdentity(Record):
@@ -98,6 +121,31 @@ class DumpHeader(Record):
     specpipe_version: str
 
 
+class HeadRecord(Record):
+    """`target/head.json`: what `head.safetensors` holds, and whose it is.
+
+    Scale, soft-cap and norm are for the reader: the head runs the architecture's own code.
+    """
+
+    format_version: Literal[1] = 1
+    model_type: str
+    architecture: str
+    """Class of the causal language model."""
+    dtype: str
+    """Dtype of the stored tensors: the one in which the target ran."""
+    norm: str
+    """Class of the final norm."""
+    norm_eps: float | None
+    logit_scale: float | None
+    """Factor on the logits, None where the architecture has none."""
+    logit_softcap: float | None
+    """Logits are cap * tanh(logits / cap), None where the architecture has none."""
+    lm_head_path: str
+    """Name of the output layer inside the architecture."""
+    lm_head: Literal["lm_head.weight", "embed_tokens.weight"]
+    """The tensor that holds the lm_head; the embedding's where the two are tied."""
+
+
 class ObjectEntry(Record):
     """One stored object: its key relative to the dump's root, size in bytes and crc32c.
 
@@ -119,7 +167,7 @@ class ObjectEntry(Record):
         return key
 
 
-class ShardManifest(Record):
+class ShardManifest(Sealed):
     """`shards/SSSSSS.manifest.json`: which attempt at a shard counts, and every object of it."""
 
     format_version: Literal[1] = 1
@@ -153,7 +201,7 @@ class DumpTotals(Record):
     num_bytes: int
 
 
-class DumpIndex(Record):
+class DumpIndex(Sealed):
     """`index.json`: present means complete; covers every file that no manifest covers."""
 
     format_version: Literal[1] = 1

@@ -78,18 +78,20 @@ def save_checkpoint(
                 os.fsync(file.fileno())
         sync_folder(temporary)
         if final.exists():
-            # Left by a run that was killed between the rename and the pointer.
-            shutil.rmtree(final)
-        temporary.rename(final)
+            # Left whole by a run that was killed between the rename and the pointer.
+            shutil.rmtree(temporary)
+        else:
+            temporary.rename(final)
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StoreError(
             f"cannot write checkpoint {final}: {error.strerror}; the ones before it are intact"
         ) from error
-    write_atomically(run / LATEST_FILE, final.name.encode())
+    # `latest` last: a kill before it repeats this save, and `best` with it.
     if best:
         write_atomically(run / BEST_FILE, final.name.encode())
+    write_atomically(run / LATEST_FILE, final.name.encode())
     _rotate(run, keep)
 
 

@@ -1,0 +1,245 @@
+"""`specpipe train` as a function: from a dump to a run directory, resumable at any moment."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from specpipe.schemas.checkpoint import (
+    CHECKPOINTS_FOLDER,
+    RESULT_FILE,
+    TargetReference,
+    TrainResult,
+    TrainState,
+)
+from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.errors import IdentityError, InputError, IntegrityError, StoreError
+from specpipe.stages.drafter.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.verify import verify
+from specpipe.stages.train.checkpoint import checkpoint_name, restore
+from specpipe.stages.train.loop import Loop, Progress
+from specpipe.stages.train.order import SampleRef, epoch_batches
+from specpipe.stages.train.reader import SampleReader, limit_tokens, split
+from specpipe.stages.train.run_folder import RunFolder, write_atomically
+from specpipe.stages.train.trainee import Trainee
+
+PREVERIFY_BYTES = 16 * 2**30
+
+
+def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
+    """Train a drafter, or continue one; a complete run does nothing.
+
+    Raises ConfigError, InputError, IntegrityError before the first step where something is wrong
+    with the settings or the dump; UnfinishedError after saving on SIGTERM or at the time limit;
+    DivergedError on a loss that is not finite.
+    """
+    folder = RunFolder(config.out)
+    with folder.locked(), _stop_signal(config.time_limit) as should_stop:
+        folder.settle_config(config)
+        if (folder.path / RESULT_FILE).exists():
+            return _finished(folder)
+        try:
+            loop = _prepare(config, folder, should_stop, progress or (lambda *_: None))
+            state = loop.run()
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreError(f"cannot write to {folder.path}: {error.strerror}") from error
+        result = _result(config, folder, state)
+        write_atomically(folder.path / RESULT_FILE, result.model_dump_json(indent=2).encode())
+    return result
+
+
+def _prepare(
+    config: TrainConfig, folder: RunFolder, should_stop: "StopQuestion", progress: Progress
+) -> Loop:
+    dump = open_dump(config.dump, config.preverify)
+    path = latest_checkpoint(folder.path)
+    checkpoint = None if path is None else load_checkpoint(path)
+    eval_dump = dump
+    if config.eval_dump is not None:
+        eval_dump = open_dump(config.eval_dump, config.preverify)
+        _same_target(dump, eval_dump)
+    if checkpoint is not None:
+        _same_dump(checkpoint, dump, eval_dump)
+    reader = SampleReader(dump, config.context_length)
+    training, held_out = _samples(config, reader)
+    eval_reader = reader
+    if eval_dump is not dump:
+        eval_reader = SampleReader(eval_dump, config.context_length)
+        held_out = eval_reader.refs()
+    trainee = Trainee.build(
+        config,
+        dump,
+        checkpoint.vocab if checkpoint else None,
+        checkpoint.shape if checkpoint else None,
+    )
+    if checkpoint is not None:
+        restore(checkpoint, trainee)
+    state = checkpoint.state if checkpoint else _fresh_state(config, dump, eval_dump, training)
+    folder.cut_metrics(state.step if checkpoint else -1)
+    return Loop(
+        trainee=trainee,
+        reader=reader,
+        training=training,
+        eval_reader=eval_reader,
+        held_out=limit_tokens(held_out, config.eval_tokens),
+        eval_text=eval_dump.identity.text,
+        folder=folder,
+        state=state,
+        should_stop=should_stop,
+        progress=progress,
+    )
+
+
+def open_dump(url: str, preverify: str) -> Dump:
+    """A complete dump whose objects are all there; read and checked whole when asked to."""
+    dump = Dump.open(url)
+    dump.check_objects()
+    if preverify == "full" or (preverify == "auto" and dump.num_bytes < PREVERIFY_BYTES):
+        damages = verify(url).damages
+        if damages:
+            first = "; ".join(f"{d.key}: {d.problem}" for d in damages[:5])
+            more = f" (and {len(damages) - 5} more)" if len(damages) > 5 else ""
+            raise IntegrityError(f"dump {url} is damaged: {first}{more}; dump it again")
+    return dump
+
+
+def _samples(config: TrainConfig, reader: SampleReader) -> tuple[list[SampleRef], list[SampleRef]]:
+    refs = reader.refs()
+    if config.eval_dump is not None:
+        return refs, []
+    training, held_out = split(refs, config.held_out_fraction)
+    if not training or not held_out:
+        raise InputError(
+            f"holding out {config.held_out_fraction:.0%} of the prompts leaves {len(training)}"
+            f" samples to train on and {len(held_out)} to evaluate on; change"
+            " --held-out-fraction or give an --eval-dump"
+        )
+    return training, held_out
+
+
+def _fresh_state(
+    config: TrainConfig, dump: Dump, eval_dump: Dump, training: list[SampleRef]
+) -> TrainState:
+    total = config.max_steps or sum(
+        len(epoch_batches(training, config.seed, e, config.batch_tokens, config.batch_size))
+        for e in range(config.num_epochs)
+    )
+    target = dump.identity.target
+    return TrainState(
+        step=0,
+        epoch=0,
+        batch_in_epoch=0,
+        total_steps=total,
+        num_heads=config.num_heads,
+        previous_alpha=None,
+        num_tokens=0,
+        draft_loss_first=None,
+        draft_loss_last=None,
+        untrained=None,
+        best=None,
+        best_step=None,
+        dump_fingerprint=dump.header.fingerprint,
+        eval_dump_fingerprint=eval_dump.header.fingerprint,
+        target=TargetReference(
+            name=target.name,
+            revision=target.revision,
+            architecture=target.architecture,
+            weights_sha256=target.weights_sha256,
+        ),
+        text=dump.identity.text,
+        seconds=0.0,
+        files_sha256={},
+    )
+
+
+def _same_target(dump: Dump, eval_dump: Dump) -> None:
+    ours, theirs = dump.identity, eval_dump.identity
+    if ours.target.weights_sha256 != theirs.target.weights_sha256:
+        raise IdentityError(
+            f"{eval_dump.folder.url} is a dump of another target than the training dump"
+        )
+    if ours.layers != theirs.layers:
+        raise IdentityError(
+            f"{eval_dump.folder.url} holds layers {theirs.layers}, the training dump {ours.layers}"
+        )
+
+
+def _same_dump(checkpoint: Checkpoint, dump: Dump, eval_dump: Dump) -> None:
+    state = checkpoint.state
+    if state.target.weights_sha256 != dump.identity.target.weights_sha256:
+        raise IdentityError(
+            f"{checkpoint.path} was trained for another target than that of {dump.folder.url}"
+            f" ({state.target.name} there, {dump.identity.target.name} here)"
+        )
+    if (state.dump_fingerprint, state.eval_dump_fingerprint) != (
+        dump.header.fingerprint,
+        eval_dump.header.fingerprint,
+    ):
+        raise IdentityError(
+            f"{checkpoint.path} was trained on another dump than {dump.folder.url};"
+            " use another --out for this one"
+        )
+
+
+def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainResult:
+    assert state.best is not None
+    assert state.best_step is not None
+    assert state.untrained is not None
+    assert state.draft_loss_first is not None
+    assert state.draft_loss_last is not None
+    checkpoint = folder.path / CHECKPOINTS_FOLDER / checkpoint_name(state.best_step)
+    return TrainResult(
+        out=config.out,
+        checkpoint=str(checkpoint),
+        steps=state.step,
+        best_step=state.best_step,
+        num_tokens=state.num_tokens,
+        seconds=state.seconds,
+        draft_loss_first=state.draft_loss_first,
+        draft_loss_last=state.draft_loss_last,
+        dump_fingerprint=state.dump_fingerprint,
+        untrained=state.untrained,
+        best=state.best,
+    )
+
+
+def _finished(folder: RunFolder) -> TrainResult:
+    result = TrainResult.model_validate_json((folder.path / RESULT_FILE).read_bytes())
+    return result.model_copy(update={"did_nothing": True})
+
+
+class StopQuestion:
+    """Answers whether a run should stop early, and why."""
+
+    def __init__(self, time_limit: float | None) -> None:
+        self._deadline = None if time_limit is None else time.monotonic() + time_limit
+        self._signalled = False
+
+    def signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def __call__(self) -> str | None:
+        if self._signalled:
+            return "asked to stop (SIGTERM)"
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return "the time limit is reached"
+        return None
+
+
+@contextmanager
+def _stop_signal(time_limit: float | None) -> Iterator[StopQuestion]:
+    """Turn SIGTERM into a question that the loop asks; only the main thread can."""
+    question = StopQuestion(time_limit)
+    if threading.current_thread() is not threading.main_thread():
+        yield question
+        return
+    before = signal.signal(signal.SIGTERM, question.signal)
+    try:
+        yield question
+    finally:
+        signal.signal(signal.SIGTERM, before)
