@@ -79,7 +79,7 @@ class Attention(nn.Module):
         return rotate(self._heads(self.q_proj(x_N2H)), cos_sin)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))
+        return x.view(len(x), -1, self.head_dim)
 
 
 class Mlp(nn.Module):
@@ -144,6 +144,12 @@ class Eagle3(nn.Module):
         self.rotary = Rotary(shape)
         self.register_buffer("embed_tokens_VH", embed_tokens_VH, persistent=False)
 
+    @property
+    def layer(self) -> Layer:
+        layer = self.layers[0]
+        assert isinstance(layer, Layer)
+        return layer
+
     def features(self, aux_TLH: Tensor) -> Tensor:
         """h0 [T, H] from the auxiliary states."""
         aux_TLH = aux_TLH.to(self.fc.weight.dtype)
@@ -165,7 +171,7 @@ class Eagle3(nn.Module):
 
         Head k is computed at every start, also where `batch.rows_KN` says that it is not used.
         """
-        layer, last = self.layers[0], batch.num_tokens - 1
+        layer, last = self.layer, batch.num_tokens - 1
         attention = layer.self_attn
         starts_N, positions_N = batch.starts_N, batch.positions_T[batch.starts_N]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.config import TrainConfig
@@ -125,9 +125,10 @@ class Trainee:
         )
 
 
-def _target_config(dump: Dump) -> AutoConfig:
+def _target_config(dump: Dump) -> PretrainedConfig:
     """The target's configuration, from the dump; never runs code from it."""
     with tempfile.TemporaryDirectory() as folder:
         text = json.loads(dump.target_file("config.json"))
         (Path(folder) / "config.json").write_text(json.dumps(text), encoding="utf-8")
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return config

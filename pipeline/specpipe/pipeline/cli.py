@@ -1,0 +1,65 @@
+"""The command line: parse, load the configuration, call one stage, print, exit code.
+
+Heavy packages are imported inside the commands that need them, so that `--help` answers at once.
+"""
+
+import sys
+
+import click
+
+from specpipe.pipeline.console import fail
+from specpipe.pipeline.dump_command import dump
+from specpipe.pipeline.dump_tools import inspect, verify
+from specpipe.pipeline.export_command import export
+from specpipe.pipeline.train_command import train
+from specpipe.schemas.errors import SpecpipeError, UnfinishedError
+
+EPILOG = """\b
+Exit codes:
+  0  done (running a finished command again does nothing and exits 0)
+  2  wrong usage or configuration, or the output belongs to something else
+  3  refused input
+  4  damaged data, or a validation that failed
+  5  stopped early or unfinished: run the same command again to continue
+  6  the store or the disk failed, or training diverged
+  1  anything unforeseen (please report it)
+"""
+
+
+@click.group(epilog=EPILOG, context_settings={"max_content_width": 100})
+@click.version_option(package_name="specpipe")
+def specpipe() -> None:
+    """Train workload-specific drafters for speculative decoding, offline.
+
+    Three stages that meet only in files, each resumable by running it again:
+
+    \b
+      specpipe dump    run the target once, write its states to a dump
+      specpipe train   train a drafter from the dump, without the target
+      specpipe export  write the artifact that vLLM serves, and prove it
+
+    Each takes --config FILE.yaml; flags on the command line win over the file.
+    """
+
+
+for command in (dump, train, export, verify, inspect):
+    specpipe.add_command(command)
+
+
+def main() -> None:
+    """Entry point: a SpecpipeError is one line and its exit code, anything else a traceback."""
+    try:
+        specpipe.main(standalone_mode=False)
+    except SpecpipeError as error:
+        fail(error)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.Abort:
+        fail(UnfinishedError("interrupted; run the same command again to continue"))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""A command's configuration: a YAML file, with the flags of the command line on top."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from specpipe.schemas.config import Config
+from specpipe.schemas.errors import ConfigError
+
+SomeConfig = TypeVar("SomeConfig", bound=Config)
+
+
+def load_config(kind: type[SomeConfig], path: Path | None, flags: dict[str, Any]) -> SomeConfig:
+    """The configuration of a command; flags that were not given (None or empty) do not count.
+
+    Raises ConfigError naming the file and every field that is wrong.
+    """
+    values = {} if path is None else _read_yaml(path)
+    values |= {name: value for name, value in flags.items() if value not in (None, ())}
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        where = "" if path is None else f"{path}: "
+        raise ConfigError(where + "; ".join(map(_problem, error.errors()))) from None
+
+
+def _problem(error: Any) -> str:
+    field = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"--{field.replace('_', '-')} is missing (give the flag, or {field}: in the file)"
+    if error["type"] == "extra_forbidden":
+        return f"there is no setting {field!r}"
+    return f"{field}: {error['msg']} (got {error['input']!r})" if field else str(error["msg"])
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read configuration {path}: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"configuration {path} is not a mapping of settings to values")
+    return values

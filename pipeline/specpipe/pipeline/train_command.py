@@ -1,0 +1,116 @@
+"""`specpipe train`."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from specpipe.pipeline.console import progress, quiet_libraries, show, show_columns
+from specpipe.pipeline.options import config_option, json_option
+from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.settings import load_config
+from specpipe.schemas.checkpoint import PROVENANCE_FILE, TrainResult
+from specpipe.schemas.config import LossName, TrainConfig
+from specpipe.schemas.metrics import EvalMetrics
+
+
+@click.command(short_help="Train a drafter from a dump, without the target.")
+@config_option
+@click.option("--dump", help="Root of the dump: a path or an fsspec URL.")
+@click.option("--out", help="Run directory, on a local disk.")
+@click.option("--drafter", type=click.Choice(["eagle3"]), help="Architecture.  [default: eagle3]")
+@click.option("--loss", type=click.Choice(get_args(LossName)), help="[default: lk_hybrid]")
+@click.option("--eta", type=float, help="lk_hybrid: how fast KL gives way.  [default: 3]")
+@click.option(
+    "--lambda-source",
+    type=click.Choice(["exact", "previous_step"]),
+    help="lk_hybrid: alpha of this batch, or of the last step (cheaper).  [default: exact]",
+)
+@click.option("--num-heads", type=int, help="K, draft steps unrolled, 1 to 7.  [default: 3]")
+@click.option("--draft-vocab-size", type=int, help="D.  [default: 32000 or the whole vocabulary]")
+@click.option("--draft-vocab-by", type=click.Choice(["mass", "count"]), help="[default: mass]")
+@click.option("--intermediate-size", type=int, help="Width of the MLP.  [default: the target's]")
+@click.option("--learning-rate", type=float, help="Peak rate of AdamW.  [default: 4e-4]")
+@click.option("--warmup-ratio", type=float, help="[default: 0.04]")
+@click.option("--max-grad-norm", type=float, help="[default: 0.5]")
+@click.option("--num-epochs", type=int, help="[default: 10]")
+@click.option("--max-steps", type=int, help="Optimiser steps; overrides --num-epochs.")
+@click.option("--batch-tokens", type=int, help="Token budget of a step.  [default: 8192]")
+@click.option("--batch-size", type=int, help="Samples of a step, instead of --batch-tokens.")
+@click.option("--context-length", type=int, help="Cut longer samples here.")
+@click.option("--held-out-fraction", type=float, help="Share of the prompts.  [default: 0.05]")
+@click.option("--eval-dump", help="Evaluate on this dump instead of held-out prompts.")
+@click.option("--eval-every", type=int, help="Steps between evaluations.  [default: a tenth]")
+@click.option("--eval-tokens", type=int, help="Most tokens of one evaluation.  [default: 100000]")
+@click.option("--checkpoint-every", type=int, help="Steps.  [default: as --eval-every]")
+@click.option("--keep-checkpoints", type=int, help="Besides the best.  [default: 2]")
+@click.option("--preverify", type=click.Choice(["auto", "full", "metadata"]))
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="[default: float32]")
+@click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
+@click.option("--seed", type=int, help="[default: 0]")
+@click.option("--time-limit", type=float, help="Seconds; then save and leave with exit code 5.")
+@json_option
+def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
+    """Train an EAGLE-3 drafter from a dump. The target is never loaded.
+
+    \b
+      specpipe train --dump runs/dump --out runs/drafter --loss lk_hybrid --num-heads 3
+
+    Evaluates on held-out prompts before the first step and ten times on the way: every loss, the
+    acceptance per head, and the replay, which foretells the tokens per round (tau) of the serving
+    engine. metrics.jsonl has a line per step. Killed at any moment, the same command continues from
+    the last checkpoint, bit for bit; SIGTERM saves first.
+    """
+    config = load_config(TrainConfig, config_file, flags)
+    quiet_libraries()
+    from specpipe.stages.train.run import run
+    from specpipe.stages.train.run_folder import write_atomically
+
+    with progress("train", "steps") as report:
+        result = run(config, progress=report)
+    if not result.did_nothing:
+        record = provenance(config.model_dump(mode="json"))
+        write_atomically(Path(config.out) / PROVENANCE_FILE, record)
+    show_evaluation(result.untrained, result.best)
+    show("Training", _rows(result), result.model_dump(mode="json"), as_json=as_json)
+
+
+def _rows(result: TrainResult) -> list[tuple[str, str]]:
+    heads = len(result.best.alpha)
+    replayed = result.best.replay_temperature_1
+    return [
+        ("run", result.out),
+        ("steps", f"{result.steps:,} on {result.num_tokens:,} tokens"),
+        ("loss", f"{result.draft_loss_first:.4f} first, {result.draft_loss_last:.4f} last"),
+        ("best checkpoint", result.checkpoint),
+        (
+            "tau",
+            f"{replayed.tau[-1]:.3f} [{replayed.tau_low[-1]:.3f}, {replayed.tau_high[-1]:.3f}]"
+            f" at temperature 1 with {heads} draft tokens"
+            f" (untrained: {result.untrained.replay_temperature_1.tau[-1]:.3f})",
+        ),
+        ("seconds", "nothing to do" if result.did_nothing else f"{result.seconds:.1f}"),
+    ]
+
+
+def show_evaluation(untrained: EvalMetrics, best: EvalMetrics) -> None:
+    """Acceptance per head, and tau by number of draft tokens, before and after training."""
+    header = ["held out, by head / draft tokens", *(str(k + 1) for k in range(len(best.alpha)))]
+    rows = [
+        (name, *(f"{value:.3f}" for value in values))
+        for name, values in (
+            ("acceptance, temperature 1", best.temperature_1.acceptance_rate),
+            ("acceptance, greedy", best.greedy.acceptance_rate),
+            (_curve("tau, temperature 1", best.replay_temperature_1.exact),
+             best.replay_temperature_1.tau),
+            ("  untrained", untrained.replay_temperature_1.tau),
+            (_curve("tau, greedy draft, temp. 1", best.replay_greedy_draft.exact),
+             best.replay_greedy_draft.tau),
+            (_curve("tau, greedy", best.replay_greedy.exact), best.replay_greedy.tau),
+        )
+    ]  # fmt: skip
+    show_columns("Evaluation", header, rows)
+
+
+def _curve(name: str, exact: bool) -> str:
+    return name if exact else f"{name} *"
