@@ -14,6 +14,7 @@ FORMAT_VERSION = 1
 DUMP_FILE = "dump.json"
 INDEX_FILE = "index.json"
 VOCAB_FILE = "vocab.parquet"
+SAMPLES_FILE = "samples.parquet"
 REJECTED_FILE = "rejected.jsonl"
 TARGET_FOLDER = "target"
 HEAD_FILE = "head.json"

@@ -1,0 +1,74 @@
+"""Atomic, durable writes on a local disk: a reader sees a whole object or none, also after a crash.
+
+The data goes to a temporary file beside the object, is synced, and gets its name last; then the
+folder is synced, so that the name survives a power cut.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def write_atomic(path: str, data: bytes | memoryview) -> None:
+    """Write or replace the file `path`. Raises OSError."""
+    with _synced_temporary(path, data) as temporary:
+        os.replace(temporary, path)
+
+
+def create_atomic(path: str, data: bytes | memoryview) -> bool:
+    """Write the file `path` unless there is one; False if there is. Raises OSError.
+
+    A hard link is atomic and fails on an existing name, unlike a rename.
+    """
+    with _synced_temporary(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            # Over NFS the answer to a link that was made can get lost; the retry then finds it.
+            return os.stat(temporary).st_nlink == 2
+        return True
+
+
+@contextmanager
+def _synced_temporary(path: str, data: bytes | memoryview) -> Iterator[str]:
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{name}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        descriptor = os.open(temporary, flags, 0o666)
+    except FileNotFoundError:
+        _make_folder(folder)
+        descriptor = os.open(temporary, flags, 0o666)
+    try:
+        try:
+            view = memoryview(data)
+            while len(view):
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        yield temporary
+    finally:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+    _sync_folder(folder)
+
+
+def _make_folder(folder: str) -> None:
+    """Make a folder and those above it, durably."""
+    above = os.path.dirname(folder)
+    if not os.path.isdir(above):
+        _make_folder(above)
+    os.makedirs(folder, exist_ok=True)
+    _sync_folder(above)
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

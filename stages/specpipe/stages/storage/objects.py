@@ -1,0 +1,73 @@
+"""Stored objects and their entries: read one checked, check one in pieces, make its entry."""
+
+from collections.abc import Callable, Iterator
+
+from specpipe.schemas.dump import ObjectEntry
+from specpipe.schemas.errors import IntegrityError
+from specpipe.stages.storage.crc import crc32c
+from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
+
+_PIECE_BYTES = 64 * 2**20
+
+
+def read_object(folder: Folder, entry: ObjectEntry) -> bytes:
+    """The payload of an object. Raises IntegrityError unless size and crc32c are the entry's."""
+    # One byte more than there should be: a longer object shows, at no extra request.
+    data = folder.read(entry.key, 0, entry.size + 1) if entry.size else folder.read(entry.key)
+    check_size(folder, entry, len(data))
+    payload = data[: len(data) - entry.trailer_bytes]
+    trailer = data[len(payload) :]
+    check_crc(folder, entry, crc32c(payload), trailer)
+    return payload
+
+
+def check_object(
+    folder: Folder, entry: ObjectEntry, progress: Callable[[int], None] = lambda num_bytes: None
+) -> None:
+    """Read an object without a trailer in pieces and check size and crc32c.
+
+    Raises IntegrityError; `progress` gets the bytes of each piece.
+    """
+    size = folder.size(entry.key)
+    if size is None:
+        raise IntegrityError(f"{folder.where(entry.key)} is missing; {HOW_TO_REPAIR}")
+    check_size(folder, entry, size)
+    crc = 0
+    for piece in _pieces(folder, entry.key, size):
+        crc = crc32c(piece, crc)
+        progress(len(piece))
+    check_crc(folder, entry, crc)
+
+
+def measure_object(folder: Folder, key: str) -> ObjectEntry:
+    """The entry of an object that is in the store. Raises IntegrityError if it is missing."""
+    size = folder.size(key)
+    if size is None:
+        raise IntegrityError(f"{folder.where(key)} is missing")
+    crc = 0
+    for piece in _pieces(folder, key, size):
+        crc = crc32c(piece, crc)
+    return ObjectEntry(key=key, size=size, crc32c=crc)
+
+
+def check_size(folder: Folder, entry: ObjectEntry, size: int) -> None:
+    if size != entry.size:
+        more = "more than" if size > entry.size else str(size)
+        raise IntegrityError(
+            f"{folder.where(entry.key)} has {more} {'the ' if size > entry.size else 'of '}"
+            f"{entry.size} bytes that it was written with; {HOW_TO_REPAIR}"
+        )
+
+
+def check_crc(folder: Folder, entry: ObjectEntry, crc: int, trailer: bytes = b"") -> None:
+    """Compare the crc32c of a payload with the entry, and the trailer with both."""
+    if crc != entry.crc32c or trailer != entry.crc32c.to_bytes(4, "little")[: len(trailer)]:
+        raise IntegrityError(
+            f"{folder.where(entry.key)} is damaged: its crc32c is not the one it was written "
+            f"with; {HOW_TO_REPAIR}"
+        )
+
+
+def _pieces(folder: Folder, key: str, size: int) -> Iterator[bytes]:
+    for start in range(0, size, _PIECE_BYTES):
+        yield folder.read(key, start, min(size, start + _PIECE_BYTES))

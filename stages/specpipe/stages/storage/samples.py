@@ -1,0 +1,254 @@
+"""The rows of plan/SSSSSS.parquet and of a shard's samples.parquet.
+
+Legend: T tokens.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from specpipe.schemas.dump import DumpIdentity, ShardManifest
+from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.sample import Ids, Mask, Sample, Source, verifier_rows
+
+_PLANNED = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("multiplicity", pa.int64()),
+        ("num_tokens", pa.int64()),
+        ("source_file", pa.string()),
+        ("source_line", pa.int64()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.uint8())),
+        ("metadata", pa.string()),
+    ]
+)
+_STORED = pa.schema(
+    [
+        *_PLANNED,
+        ("offset", pa.int64()),
+        ("row_offset", pa.int64()),
+        ("num_rows", pa.int64()),
+        ("aux_crc32c", pa.uint32()),
+        ("final_crc32c", pa.uint32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedSample:
+    """A sample of a shard's plan: `input_ids` is int32 [T], `loss_mask` uint8 [T]."""
+
+    sample_id: str
+    prompt_id: str
+    multiplicity: int
+    source: Source
+    input_ids: Ids
+    loss_mask: Mask
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sample: Sample) -> "PlannedSample":
+        return cls(
+            sample_id=sample.sample_id,
+            prompt_id=sample.prompt_id,
+            multiplicity=sample.multiplicity,
+            source=sample.source,
+            input_ids=sample.input_ids,
+            loss_mask=sample.loss_mask,
+            metadata=sample.metadata,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_rows(self) -> int:
+        """Verifier rows: positions whose next token is supervised."""
+        return len(verifier_rows(self.loss_mask))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredSample(PlannedSample):
+    """A sample of a committed shard, with where its states lie and their crc."""
+
+    offset: int = 0
+    """First token on the shard's token axis."""
+    row_offset: int = 0
+    """First verifier row on the shard's verifier-row axis."""
+    aux_crc32c: int = 0
+    """crc32c of its rows of `aux`: T * L * H little-endian 16-bit values."""
+    final_crc32c: int = 0
+    """crc32c of its rows of `final`."""
+
+
+def plan_to_parquet(samples: Sequence[PlannedSample]) -> bytes:
+    return _to_parquet([_planned_row(sample) for sample in samples], _PLANNED)
+
+
+def plan_from_parquet(data: bytes, where: str) -> list[PlannedSample]:
+    """Raises IntegrityError, naming `where`, if the data is no plan."""
+    return [PlannedSample(**_fields(row)) for row in _rows(data, _PLANNED, where)]
+
+
+def samples_to_parquet(samples: Sequence[StoredSample]) -> bytes:
+    rows = [
+        {
+            **_planned_row(sample),
+            "offset": sample.offset,
+            "row_offset": sample.row_offset,
+            "num_rows": sample.num_rows,
+            "aux_crc32c": sample.aux_crc32c,
+            "final_crc32c": sample.final_crc32c,
+        }
+        for sample in samples
+    ]
+    return _to_parquet(rows, _STORED)
+
+
+def samples_from_parquet(data: bytes, where: str) -> list[StoredSample]:
+    """Raises IntegrityError, naming `where`, if the data is no table of stored samples.
+
+    The samples tile both axes in order, and each one's number of verifier rows is that of its mask.
+    """
+    samples: list[StoredSample] = []
+    offset = row_offset = 0
+    for row in _rows(data, _STORED, where):
+        if (row["offset"], row["row_offset"]) != (offset, row_offset):
+            raise IntegrityError(
+                f"{where}: sample {row['sample_id']} does not begin where the one before it ends"
+            )
+        sample = StoredSample(
+            **_fields(row),
+            offset=offset,
+            row_offset=row_offset,
+            aux_crc32c=row["aux_crc32c"],
+            final_crc32c=row["final_crc32c"],
+        )
+        if row["num_rows"] != sample.num_rows:
+            raise IntegrityError(
+                f"{where}: sample {sample.sample_id} has {row['num_rows']} verifier rows but its "
+                f"loss mask has {sample.num_rows}"
+            )
+        samples.append(sample)
+        offset += sample.num_tokens
+        row_offset += sample.num_rows
+    return samples
+
+
+def check_samples(
+    samples: Sequence[StoredSample], identity: DumpIdentity, manifest: ShardManifest, where: str
+) -> None:
+    """Raises IntegrityError unless the samples are those that the manifest counts.
+
+    Given text names its samples by a hash of token ids and mask, so a change of either shows.
+    """
+    counts = (len(samples), sum(s.num_tokens for s in samples), sum(s.num_rows for s in samples))
+    if counts != (manifest.num_samples, manifest.num_tokens, manifest.num_rows):
+        raise IntegrityError(
+            f"{where} has {counts[0]} samples, {counts[1]} tokens and {counts[2]} verifier rows; "
+            f"its manifest counts {manifest.num_samples}, {manifest.num_tokens} and "
+            f"{manifest.num_rows}"
+        )
+    vocab_size = identity.target.vocab_size
+    for sample in samples:
+        ids = sample.input_ids
+        if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
+            raise IntegrityError(
+                f"{where}: sample {sample.sample_id} ({sample.source}) holds a token id outside "
+                f"the vocabulary of {vocab_size}"
+            )
+        if identity.text.kind == "given":
+            check_identity(sample, where)
+
+
+def check_identity(sample: PlannedSample, where: str) -> None:
+    """Raises IntegrityError unless the sample's ids are the hashes of its tokens and mask."""
+    text = Sample(sample.input_ids, sample.loss_mask, sample.source)
+    if (sample.sample_id, sample.prompt_id) != (text.sample_id, text.prompt_id):
+        raise IntegrityError(
+            f"{where}: sample {sample.sample_id} ({sample.source}) does not hold the token ids "
+            "and the loss mask that its sample_id and prompt_id are hashes of"
+        )
+
+
+def _planned_row(sample: PlannedSample) -> dict[str, Any]:
+    return {
+        "sample_id": sample.sample_id,
+        "prompt_id": sample.prompt_id,
+        "multiplicity": sample.multiplicity,
+        "num_tokens": sample.num_tokens,
+        "source_file": sample.source.file,
+        "source_line": sample.source.line,
+        "input_ids": sample.input_ids,
+        "loss_mask": sample.loss_mask,
+        "metadata": json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False),
+    }
+
+
+def _to_parquet(rows: list[dict[str, Any]], schema: Any) -> bytes:
+    columns = [pa.array([row[f.name] for row in rows], type=f.type) for f in schema]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _rows(data: bytes, schema: Any, where: str) -> list[dict[str, Any]]:
+    """The table's rows, with `input_ids` and `loss_mask` as arrays."""
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError(f"{where} is no readable Parquet file: {error}") from None
+    if not table.schema.equals(schema) or any(column.null_count for column in table.columns):
+        raise IntegrityError(f"{where} does not have the columns {schema.names}")
+    arrays = {"input_ids": np.int32, "loss_mask": np.uint8}
+    columns = {
+        name: [np.asarray(value.values, dtype=arrays[name]) for value in table.column(name)]
+        if name in arrays
+        else table.column(name).to_pylist()
+        for name in schema.names
+    }
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    for row in rows:
+        _check(row, where)
+    return rows
+
+
+def _check(row: dict[str, Any], where: str) -> None:
+    mask, num_tokens = row["loss_mask"], row["num_tokens"]
+    sample = f"{where}: sample {row['sample_id']}"
+    if not len(row["input_ids"]) == len(mask) == num_tokens:
+        raise IntegrityError(
+            f"{sample} has {len(row['input_ids'])} token ids, {len(mask)} mask entries and a "
+            f"length of {num_tokens}"
+        )
+    if len(mask) and mask.max() > 1:
+        raise IntegrityError(f"{sample} has a loss mask with something other than 0 and 1")
+    if row["multiplicity"] < 1:
+        raise IntegrityError(f"{sample} has the multiplicity {row['multiplicity']}")
+    try:
+        row["metadata"] = json.loads(row["metadata"])
+    except json.JSONDecodeError as error:
+        raise IntegrityError(f"{sample} has metadata that is no JSON: {error}") from None
+
+
+def _fields(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "sample_id": row["sample_id"],
+        "prompt_id": row["prompt_id"],
+        "multiplicity": row["multiplicity"],
+        "source": Source(row["source_file"], row["source_line"]),
+        "input_ids": row["input_ids"],
+        "loss_mask": row["loss_mask"],
+        "metadata": row["metadata"],
+    }

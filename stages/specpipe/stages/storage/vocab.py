@@ -1,0 +1,64 @@
+"""How often each token is a target, and how probable the verifier finds it: vocab.parquet.
+
+Legend: V vocabulary.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from specpipe.schemas.errors import IntegrityError
+
+_SCHEMA = pa.schema([("token_id", pa.int32()), ("count", pa.int64()), ("mass", pa.float64())])
+
+
+@dataclass(frozen=True, slots=True)
+class VocabStatistics:
+    """Sums over verifier rows, each weighted by its sample's multiplicity."""
+
+    count_V: npt.NDArray[np.int64]
+    """Rows whose next token in the text this is."""
+    mass_V: npt.NDArray[np.float64]
+    """Summed probability under the verifier."""
+
+    @classmethod
+    def zeros(cls, vocab_size: int) -> "VocabStatistics":
+        return cls(np.zeros(vocab_size, np.int64), np.zeros(vocab_size, np.float64))
+
+    def add(self, other: "VocabStatistics") -> None:
+        """Add another sum to this one, in place."""
+        self.count_V[:] += other.count_V
+        self.mass_V[:] += other.mass_V
+
+    def to_parquet(self) -> bytes:
+        """One row per token that has a count or a mass, token ids ascending."""
+        ids = np.flatnonzero((self.count_V != 0) | (self.mass_V != 0))
+        table = pa.table(
+            [ids.astype(np.int32), self.count_V[ids], self.mass_V[ids]], schema=_SCHEMA
+        )
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes, vocab_size: int, where: str) -> "VocabStatistics":
+        """Raises IntegrityError, naming `where`, if the data is not such a table."""
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise IntegrityError(f"{where} is no readable Parquet file: {error}") from None
+        if not table.schema.equals(_SCHEMA) or any(c.null_count for c in table.columns):
+            raise IntegrityError(f"{where} does not have the columns {_SCHEMA.names}")
+        ids, count, mass = (table.column(name).to_numpy() for name in _SCHEMA.names)
+        if len(ids) and not (ids[0] >= 0 and ids[-1] < vocab_size and (np.diff(ids) > 0).all()):
+            raise IntegrityError(f"{where}: token ids are not ascending in [0, {vocab_size})")
+        if not (np.isfinite(mass).all() and (mass >= 0).all() and (count >= 0).all()):
+            raise IntegrityError(f"{where} holds a count or mass that is negative or not finite")
+        statistics = cls.zeros(vocab_size)
+        statistics.count_V[ids] = count
+        statistics.mass_V[ids] = mass
+        return statistics
