@@ -1,0 +1,64 @@
+"""What a dump is of, and whether a folder already belongs to something else: dump.json."""
+
+from importlib.metadata import version
+from typing import Any
+
+from specpipe.schemas.dump import DUMP_FILE, DumpHeader, DumpIdentity
+from specpipe.schemas.errors import IdentityError
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.records import parse_record
+
+# Where the target lay does not change what it is.
+_FREE_FIELDS = ("target.name", "target.revision")
+
+
+def claimed_identity(folder: Folder, identity: DumpIdentity) -> DumpIdentity | None:
+    """The identity that dump.json holds; None where there is no dump yet.
+
+    Raises IdentityError, naming the fields that differ, where it is of something else.
+    """
+    if not folder.exists(DUMP_FILE):
+        return None
+    header = parse_record(DumpHeader, folder.read(DUMP_FILE), folder.where(DUMP_FILE))
+    there, here = _flat(header.identity), _flat(identity)
+    differing = [
+        f"{name} ({_short(there.get(name))} there, {_short(here.get(name))} now)"
+        for name in sorted({*there, *here})
+        if name not in _FREE_FIELDS and there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise IdentityError(
+            f"{folder.url} holds a dump of something else: {', '.join(differing)}; choose another "
+            "--out, or remove that dump"
+        )
+    return header.identity
+
+
+def claim(folder: Folder, identity: DumpIdentity) -> DumpIdentity:
+    """Write dump.json, unless it is there; returns the identity that counts.
+
+    It comes before the plan and every other file, so that files of two inputs never mix: whoever
+    finds it with another identity is refused.
+    """
+    header = DumpHeader(
+        identity=identity,
+        fingerprint=identity.fingerprint,
+        specpipe_version=version("specpipe"),
+    )
+    folder.create(DUMP_FILE, header.to_json())
+    return claimed_identity(folder, identity) or identity
+
+
+def _flat(identity: DumpIdentity) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in identity.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": of for inner, of in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

@@ -1,0 +1,66 @@
+"""Which sample is in which shard: a pure function of the accepted samples and the shard size."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from specpipe.schemas.dump import plan_key
+from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.sample import Sample
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.samples import PlannedSample, plan_from_parquet, plan_to_parquet
+
+Plan = list[list[PlannedSample]]
+"""The samples of each shard."""
+
+
+def input_sha256(samples: Sequence[Sample]) -> str:
+    """Hash over the accepted samples (tokens, masks, multiplicities), in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.sample_id} {sample.multiplicity}\n".encode())
+    return digest.hexdigest()
+
+
+def make_plan(samples: Sequence[Sample], shard_tokens: int) -> Plan:
+    """Shards are filled in input order up to `shard_tokens`; a longer sample has its own.
+
+    Inside a shard the samples ascend by length, so that a batch holds like lengths.
+    """
+    shards: Plan = []
+    room = 0
+    for sample in samples:
+        if not shards or sample.num_tokens > room:
+            shards.append([])
+            room = shard_tokens
+        shards[-1].append(PlannedSample.of(sample))
+        room -= sample.num_tokens
+    return [sorted(shard, key=lambda s: (s.num_tokens, s.sample_id)) for shard in shards]
+
+
+def write_plan(folder: Folder, plan: Plan) -> None:
+    """Write what is missing of plan/; raises IntegrityError where another plan stands."""
+    for shard_id, samples in enumerate(plan):
+        key, data = plan_key(shard_id), plan_to_parquet(samples)
+        if folder.create(key, data) or folder.read(key) == data:
+            continue
+        # The bytes may also differ by the writing library, or by where the input lay.
+        found = plan_from_parquet(folder.read(key), folder.where(key))
+        if [s.sample_id for s in found] != [s.sample_id for s in samples]:
+            raise IntegrityError(
+                f"{folder.where(key)} is damaged: it holds another plan than dump.json and the "
+                "input make; remove it and run the dump again"
+            )
+
+
+def batches(samples: Sequence[PlannedSample], batch_tokens: int) -> Iterator[list[PlannedSample]]:
+    """Consecutive samples whose tokens, padded to the longest, are at most `batch_tokens`."""
+    batch: list[PlannedSample] = []
+    longest = 0
+    for sample in samples:
+        longest = max(longest, sample.num_tokens)
+        if batch and (len(batch) + 1) * longest > batch_tokens:
+            yield batch
+            batch, longest = [], sample.num_tokens
+        batch.append(sample)
+    if batch:
+        yield batch

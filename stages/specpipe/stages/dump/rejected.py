@@ -1,0 +1,77 @@
+"""Inputs that were refused or truncated: rejected.jsonl, and when there are too many of them."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from specpipe.schemas.errors import InputError
+from specpipe.schemas.sample import Source
+
+_NUM_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One input that is not in the dump as it was given.
+
+    `refused` counts against `max_rejected`; `truncated` follows from the context length.
+    """
+
+    source: Source
+    kind: Literal["refused", "truncated"]
+    reason: str
+
+
+class Rejections:
+    """What was rejected so far; raises InputError as soon as more than `limit` are refused."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.of_input: list[Rejection] = []
+        """Refused or truncated before the target ran."""
+        self._refused: list[str] = []
+        self._num_before = 0
+
+    def refuse(self, source: Source, reason: str) -> None:
+        """An input that is malformed; `reason` names its source."""
+        self.of_input.append(Rejection(source, "refused", reason))
+        self._count(reason)
+
+    def truncate(self, source: Source, reason: str) -> None:
+        self.of_input.append(Rejection(source, "truncated", reason))
+
+    def lose(self, source: Source, reason: str) -> None:
+        """A sample that the target gives no usable states for.
+
+        Its shard is committed without it, which is how finalise and later runs know of it.
+        """
+        self._count(f"{source}: {reason}")
+
+    def lost_before(self, num_samples: int) -> None:
+        """Samples that committed shards had to do without."""
+        self._num_before += num_samples
+
+    def _count(self, reason: str) -> None:
+        self._refused.append(reason)
+        if len(self._refused) + self._num_before <= self.limit:
+            return
+        named = "; ".join(self._refused[:_NUM_NAMED])
+        if self.limit == 0:
+            raise InputError(f"{named} (--max-rejected N goes on without N such inputs)")
+        raise InputError(f"more than {self.limit} inputs refused (--max-rejected): {named}")
+
+
+def to_jsonl(rejections: Iterable[Rejection]) -> bytes:
+    lines = [
+        json.dumps(
+            {
+                "source": {"file": rejection.source.file, "line": rejection.source.line},
+                "kind": rejection.kind,
+                "reason": rejection.reason,
+            },
+            ensure_ascii=False,
+        )
+        for rejection in rejections
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()

@@ -1,0 +1,204 @@
+"""The verifier's head: final norm, lm_head, logit scale and soft-cap, loaded without the target.
+
+The head is the architecture's own `ForCausalLM` with its decoder replaced by the final norm, so
+that Gemma's 1 + w norms, Granite's and Cohere's logit scales and Gemma's soft-caps come out right
+without being named here. The norm runs in the target's dtype, as it does in the target; the
+products with lm_head are summed, scaled and capped in fp32.
+
+Legend: S rows, H hidden size, V vocabulary, D draft vocabulary.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from specpipe.schemas.dump import HEAD_FILE, HEAD_WEIGHTS_FILE, HeadRecord
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.target.decoder import find_decoder
+
+Read = Callable[[str], bytes]
+"""Contents of a file of a dump's `target/` folder."""
+
+EMBEDDING = "embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+
+
+class VerifierHead:
+    """Final states before the final norm -> the verifier's logits."""
+
+    def __init__(self, model: PreTrainedModel, norm: nn.Module, lm_head: "WideLinear") -> None:
+        self._model = model
+        self.norm = norm
+        self.lm_head = lm_head
+
+    @property
+    def lm_head_VH(self) -> Tensor:
+        """Rows of the lm_head that are kept: [V, H], or [D, H] where rows were chosen."""
+        return self.lm_head.weight_VH
+
+    @classmethod
+    def load(cls, read: Read, device: torch.device, rows: Tensor | None = None) -> "VerifierHead":
+        """The head stored in a dump's `target/` folder.
+
+        `rows` (int64 [D]) keeps only these token ids: the draft vocabulary. No code from the
+        folder is run. Raises IntegrityError where the files do not fit each other.
+        """
+        record = _record(read)
+        tensors = _tensors(read)
+        config = _config(read)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        decoder = find_decoder(model)
+        norm = decoder.norm
+        norm_tensors = {
+            name.removeprefix("norm."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("norm.")
+        }
+        try:
+            norm.load_state_dict(norm_tensors, assign=True)
+        except RuntimeError as error:
+            raise IntegrityError(
+                f"{HEAD_WEIGHTS_FILE} does not fit {record.architecture}: {error}"
+            ) from error
+        norm.to(device).eval()
+        weight_VH, bias_V = _stored(tensors, record.lm_head), tensors.get("lm_head.bias")
+        if rows is not None:
+            weight_VH = weight_VH[rows.to(weight_VH.device)]
+            bias_V = None if bias_V is None else bias_V[rows.to(bias_V.device)]
+        lm_head = WideLinear(weight_VH.to(device), None if bias_V is None else bias_V.to(device))
+        model.set_submodule(decoder.path, _FinalNorm(norm))
+        model.set_submodule(record.lm_head_path, lm_head)
+        return cls(model.eval(), norm, lm_head)
+
+    @torch.no_grad()
+    def logits(self, final_SH: Tensor) -> Tensor:
+        """fp32 logits [S, V] (or [S, D]) of final states before the final norm."""
+        weight = next(self.norm.parameters(), None)
+        inputs = final_SH.to(self.lm_head_VH.device)
+        inputs = inputs if weight is None else inputs.to(weight.dtype)
+        logits_1SV: Tensor = self._model(inputs_embeds=inputs[None], use_cache=False).logits
+        return logits_1SV[0].float()
+
+
+class WideLinear(nn.Module):
+    """A linear layer whose products are summed, and returned, in fp32.
+
+    Half-precision weights stay as they are on a GPU, which multiplies them with fp32 sums; CPUs
+    have no such product, so there they are widened once.
+    """
+
+    def __init__(self, weight_VH: Tensor, bias_V: Tensor | None) -> None:
+        super().__init__()
+        self.weight_VH = weight_VH if weight_VH.is_cuda else weight_VH.float()
+        self.bias_V = None if bias_V is None else bias_V.float()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if self.weight_VH.dtype == torch.float32:
+            return nn.functional.linear(hidden.float(), self.weight_VH, self.bias_V)
+        hidden_SH = hidden.reshape(-1, hidden.shape[-1]).to(self.weight_VH.dtype)
+        logits_SV = torch.mm(hidden_SH, self.weight_VH.T, out_dtype=torch.float32)
+        logits_SV = logits_SV if self.bias_V is None else logits_SV + self.bias_V
+        return logits_SV.view(*hidden.shape[:-1], -1)
+
+
+class _FinalNorm(nn.Module):
+    """Stands where the decoder stood: its "output" is the normed input."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(inputs_embeds))
+
+
+def load_embedding(read: Read) -> Tensor:
+    """The target's token embedding [V, H], in the dtype in which it is stored."""
+    return _stored(_tensors(read), EMBEDDING)
+
+
+def load_lm_head(read: Read) -> Tensor:
+    """The target's lm_head [V, H], in the dtype in which it is stored."""
+    return _stored(_tensors(read), _record(read).lm_head)
+
+
+def save_head(model: PreTrainedModel, folder: Folder) -> None:
+    """Write head.safetensors and, last, head.json into a dump's `target/` folder.
+
+    Tied embeddings are stored once. Files that exist already are left alone.
+    """
+    decoder = find_decoder(model)
+    config = model.config.get_text_config(decoder=True)
+    lm_head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = model.get_input_embeddings()
+    if lm_head is None:
+        raise ConfigError(f"{type(model).__name__} has no output embeddings: not a language model?")
+    lm_head_path = next(name for name, module in model.named_modules() if module is lm_head)
+    tied = lm_head.weight.data_ptr() == embedding.weight.data_ptr()
+    tensors = {f"norm.{name}": tensor for name, tensor in decoder.norm.state_dict().items()}
+    tensors[EMBEDDING] = embedding.weight
+    if not tied:
+        tensors[LM_HEAD] = lm_head.weight
+    if getattr(lm_head, "bias", None) is not None:
+        tensors["lm_head.bias"] = lm_head.bias
+    stored = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    scaling = getattr(config, "logits_scaling", None)
+    record = HeadRecord(
+        model_type=model.config.model_type,
+        architecture=type(model).__name__,
+        dtype=str(lm_head.weight.dtype).removeprefix("torch."),
+        norm=type(decoder.norm).__name__,
+        norm_eps=getattr(decoder.norm, "eps", getattr(decoder.norm, "variance_epsilon", None)),
+        logit_scale=1 / scaling if scaling else getattr(config, "logit_scale", None),
+        logit_softcap=getattr(config, "final_logit_softcapping", None),
+        lm_head_path=lm_head_path,
+        lm_head=EMBEDDING if tied else LM_HEAD,
+    )
+    folder.create(HEAD_WEIGHTS_FILE, save_tensors(stored))
+    folder.create(HEAD_FILE, record.model_dump_json(indent=2).encode())
+
+
+def _record(read: Read) -> HeadRecord:
+    try:
+        return HeadRecord.model_validate_json(read(HEAD_FILE))
+    except ValueError as error:
+        raise IntegrityError(f"{HEAD_FILE} of the dump's target: {error}") from error
+
+
+def _tensors(read: Read) -> dict[str, Tensor]:
+    try:
+        return load_tensors(read(HEAD_WEIGHTS_FILE))
+    except SafetensorError as error:
+        raise IntegrityError(f"{HEAD_WEIGHTS_FILE} of the dump's target: {error}") from error
+
+
+def _stored(tensors: dict[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise IntegrityError(f"{HEAD_WEIGHTS_FILE} of the dump's target holds no {name}")
+    return tensors[name]
+
+
+def _config(read: Read) -> PreTrainedConfig:
+    try:
+        raw = json.loads(read("config.json"))
+    except ValueError as error:
+        raise IntegrityError(f"config.json of the dump's target: {error}") from error
+    model_type = raw.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"transformers does not know the target's model type {model_type!r}; its head cannot "
+            "be loaded without running code that came with it"
+        )
+    raw.pop("auto_map", None)  # never code from a dump
+    config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(raw)
+    return config

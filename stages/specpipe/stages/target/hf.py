@@ -1,0 +1,165 @@
+"""Capture through transformers: hooks on exactly the layers that are asked for.
+
+Legend: B samples of a batch, T tokens, L aux layers, H hidden size, S verifier rows.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.sample import Ids
+from specpipe.stages.target.decoder import find_decoder
+from specpipe.stages.target.head import WideLinear
+from specpipe.stages.target.identity import load_config
+from specpipe.stages.target.location import local_folder, weight_files
+
+
+class Tokens(Protocol):
+    @property
+    def input_ids(self) -> Ids: ...
+
+
+class HfBackend:
+    """The target in transformers, run for its hidden states only."""
+
+    def __init__(self, config: DumpConfig, layers: Sequence[int]) -> None:
+        self.layers = tuple(layers)
+        self.device = choose_device(config.device)
+        self.model = _load_model(config, self.device)
+        self.decoder = find_decoder(self.model)
+        self._caught: dict[int, Tensor] = {}
+        for layer in {*self.layers, self.decoder.num_layers}:
+            self.decoder.entry(layer).register_forward_pre_hook(
+                self._catch(layer), with_kwargs=True
+            )
+
+    def _catch(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._caught[layer] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    @torch.no_grad()
+    def capture(self, batch: Sequence[Tokens]) -> list[tuple[Tensor, Tensor]]:
+        """Per sample: aux states [T, L, H] and states before the final norm [T, H], both bf16.
+
+        The states stay on the backend's device. The lm_head does not run.
+        """
+        ids_BT, mask_BT = self._padded(batch)
+        try:
+            self.decoder.module(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        except torch.cuda.OutOfMemoryError as error:
+            raise ConfigError(
+                f"out of GPU memory with {len(batch)} samples of {ids_BT.shape[1]} tokens: "
+                "lower --batch-tokens"
+            ) from error
+        aux_BTLH = torch.stack([self._caught[layer] for layer in self.layers], dim=2).bfloat16()
+        final_BTH = self._caught[self.decoder.num_layers].bfloat16()
+        self._caught.clear()
+        lengths = [len(sample.input_ids) for sample in batch]
+        return [(aux_BTLH[i, :t], final_BTH[i, :t]) for i, t in enumerate(lengths)]
+
+    @torch.no_grad()
+    def own_forward(self, sample: Tokens, first: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """The whole model as transformers runs it, for proof: nothing of ours but the fp32 sums.
+
+        Returns fp32 log-probabilities [T - first, V] of the positions from `first`, and
+        transformers' own `hidden_states` [T, H] at the aux layer ids below n. The lm_head's
+        products are summed in fp32, since bf16 logits carry an error of up to 0.06 each.
+        """
+        ids_BT, mask_BT = self._padded([sample])
+        lm_head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        wide = WideLinear(lm_head.weight, getattr(lm_head, "bias", None))
+        hook = lm_head.register_forward_hook(lambda _, args, __: wide(args[0]))
+        try:
+            output = self.model(
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
+                use_cache=False,
+                output_hidden_states=True,
+                logits_to_keep=ids_BT.shape[1] - first,
+            )
+        finally:
+            hook.remove()
+            self._caught.clear()
+        below = [layer for layer in self.layers if layer < self.decoder.num_layers]
+        states = {layer: output.hidden_states[layer][0] for layer in below}
+        return output.logits[0].float().log_softmax(-1), states
+
+    def _padded(self, batch: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+        """Ids and attention mask, padded on the right: no real position sees the padding."""
+        width = max(len(sample.input_ids) for sample in batch)
+        ids_BT = torch.zeros(len(batch), width, dtype=torch.int64)
+        mask_BT = torch.zeros(len(batch), width, dtype=torch.int64)
+        for i, sample in enumerate(batch):
+            ids_BT[i, : len(sample.input_ids)] = torch.from_numpy(sample.input_ids)
+            mask_BT[i, : len(sample.input_ids)] = 1
+        return ids_BT.to(self.device), mask_BT.to(self.device)
+
+
+def choose_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r}: {error}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r}: torch sees no GPU; give --device cpu")
+    return chosen
+
+
+def compute_dtype(requested: str, config: PreTrainedConfig, folder: Path) -> torch.dtype:
+    """The dtype in which the target runs; `auto` is the checkpoint's own."""
+    name: Any = requested
+    if requested == "auto":
+        name = getattr(config, "dtype", None) or _stored_dtype(folder)
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"the checkpoint's dtype is {name}: give --dtype bfloat16 or float32")
+    return dtype
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    from safetensors import safe_open
+
+    with safe_open(weight_files(folder)[0], framework="pt") as file:
+        dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    return dtype
+
+
+def _load_model(config: DumpConfig, device: torch.device) -> PreTrainedModel:
+    folder = local_folder(config.target, config.revision)
+    model_config = load_config(folder, trust_remote_code=config.trust_remote_code)
+    text_config = model_config.get_text_config(decoder=True)
+    # torch's SDPA has no soft-cap on attention scores, and transformers' wrapper around it drops
+    # the cap without a word.
+    capped = getattr(text_config, "attn_logit_softcapping", None) is not None
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute_dtype(config.dtype, text_config, folder),
+            attn_implementation="eager" if capped else "sdpa",
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"target {config.target}: transformers cannot load it: {error}"
+        ) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        # transformers fills them with random numbers and goes on.
+        raise IntegrityError(
+            f"target {config.target}: the checkpoint lacks {len(missing)} weights of "
+            f"{type(model).__name__}, {missing[0]} among them"
+        )
+    on_device: PreTrainedModel = model.to(device).eval()
+    return on_device

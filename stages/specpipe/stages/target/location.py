@@ -1,0 +1,68 @@
+"""Where a target's files are, and which of them specpipe reads."""
+
+import json
+from pathlib import Path
+
+from specpipe.schemas.errors import ConfigError, IntegrityError
+
+CONFIG_FILE = "config.json"
+
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+def local_folder(target: str, revision: str | None = None) -> Path:
+    """The folder that holds the target: the given one, or the hub's snapshot of it.
+
+    Raises ConfigError where there is neither.
+    """
+    folder = Path(target).expanduser()
+    if folder.is_dir():
+        if not (folder / CONFIG_FILE).is_file():
+            raise ConfigError(f"target {target}: no {CONFIG_FILE} in this folder; is it a model?")
+        return folder
+    if folder.exists() or target.startswith((".", "/", "~")):
+        raise ConfigError(f"target {target}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+        return Path(snapshot_download(target, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises a dozen unrelated types
+        raise ConfigError(
+            f"target {target}: neither a local folder nor a model that the hub gives "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads, sorted; raises ConfigError if there are none.
+
+    Pickled weights (`.bin`) are not read: unpickling runs code.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        return [folder / name for name in names]
+    if index.is_file():
+        raise IntegrityError(f"target {folder}: {missing[0]}, which {index.name} names, is missing")
+    raise ConfigError(f"target {folder}: no {names[0]}; convert the weights to safetensors first")
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer's files that exist, sorted; empty for a target without a tokenizer."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]

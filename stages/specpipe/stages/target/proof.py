@@ -1,0 +1,86 @@
+"""Each dump proves itself: what is captured must give the target's own log-probabilities.
+
+Legend: T tokens, L aux layers, H hidden size, S verifier rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from specpipe.schemas.errors import ValidationError
+from specpipe.schemas.sample import Ids, Mask, verifier_rows
+from specpipe.stages.target.head import VerifierHead
+from specpipe.stages.target.hf import HfBackend
+
+MEAN_TOLERANCE = 2e-2
+"""Nats, mean absolute difference; rounding the final state to bf16 costs about 1e-3."""
+MAX_TOLERANCE = 0.5
+"""Nats, at any one token."""
+AUX_TOLERANCE = 2e-2
+"""Norm of the difference over norm of the states."""
+
+_MOST_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ProofSample:
+    """A sample, cut behind its first verifier rows: input_ids [T], loss_mask [T]."""
+
+    sample_id: str
+    input_ids: Ids
+    loss_mask: Mask
+
+    @classmethod
+    def cut(cls, sample_id: str, input_ids: Ids, loss_mask: Mask) -> "ProofSample":
+        last = int(verifier_rows(loss_mask)[:_MOST_ROWS][-1])
+        return cls(sample_id, input_ids[: last + 2], loss_mask[: last + 2])
+
+
+def prove(backend: HfBackend, head: VerifierHead, samples: Sequence[ProofSample]) -> None:
+    """Compare captured states with a full forward pass of the target, sample by sample.
+
+    Raises ValidationError where the emitted tokens' log-probabilities, from the stored head over
+    the captured final states, or the aux states are not the target's own. Samples whose states
+    are not finite are left to the dump's own refusal.
+    """
+    differences: list[torch.Tensor] = []
+    for sample in samples:
+        rows_S = torch.from_numpy(verifier_rows(sample.loss_mask)).to(backend.device)
+        next_S = torch.from_numpy(sample.input_ids).to(backend.device).long()[rows_S + 1]
+        first = int(rows_S[0])
+        own_SV, own_states = backend.own_forward(sample, first)
+        own_S = own_SV[rows_S - first].gather(1, next_S[:, None])[:, 0]
+        aux_TLH, final_TH = backend.capture([sample])[0]
+        logits_SV = head.logits(final_TH[rows_S])
+        ours_S = logits_SV.log_softmax(-1).gather(1, next_S[:, None])[:, 0]
+        if not own_S.isfinite().all():
+            continue
+        differences.append((ours_S - own_S).abs())
+        for at, layer in enumerate(backend.layers):
+            if layer in own_states:
+                _check_aux(sample, layer, aux_TLH[:, at].float(), own_states[layer].float())
+    if not differences:
+        return
+    all_S = torch.cat(differences)
+    mean, worst = float(all_S.mean()), float(all_S.max())
+    if not (mean <= MEAN_TOLERANCE and worst <= MAX_TOLERANCE):
+        raise ValidationError(
+            "the captured final states do not give the target's own log-probabilities: mean "
+            f"absolute difference {mean:.3g} nats (at most {MEAN_TOLERANCE}), largest {worst:.3g} "
+            f"(at most {MAX_TOLERANCE}), over {len(all_S)} tokens of {len(differences)} samples. "
+            "The final state may be of another layer, or already normed, or the stored head may be "
+            "of another checkpoint. Nothing of this run was committed"
+        )
+
+
+def _check_aux(
+    sample: ProofSample, layer: int, ours_TH: torch.Tensor, own_TH: torch.Tensor
+) -> None:
+    difference = float((ours_TH - own_TH).norm() / own_TH.norm().clamp_min(1e-30))
+    if not difference <= AUX_TOLERANCE:
+        raise ValidationError(
+            f"sample {sample.sample_id}: the states captured at layer id {layer} differ from the "
+            f"target's own hidden_states[{layer}] by {difference:.3g} of their norm (at most "
+            f"{AUX_TOLERANCE}): the hook may be on another layer. Nothing of this run was committed"
+        )
