@@ -33,6 +33,31 @@ REQUIRED_KEYS = frozenset(
 
 ALLOWED_KEYS = REQUIRED_KEYS | {"specpipe", "has_no_defaults_at_init", "embed_requires_grad"}
 
+REQUIRED_LAYER_KEYS = frozenset(
+    {
+        "model_type",
+        "num_hidden_layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "rms_norm_eps",
+        "rope_parameters",
+        "max_position_embeddings",
+        "vocab_size",
+        "num_aux_hidden_states",
+        "attention_bias",
+        "mlp_bias",
+        "tie_word_embeddings",
+    }
+)
+"""Keys of `transformer_layer_config`. vLLM's drafter looks for `num_aux_hidden_states` only here,
+and assumes 3."""
+
+ALLOWED_LAYER_KEYS = REQUIRED_LAYER_KEYS
+
 
 def expected_tensors(shape: DrafterShape) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, dtype) of every tensor that the artifact must hold; no other is allowed.

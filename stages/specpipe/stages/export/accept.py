@@ -1,0 +1,75 @@
+"""Acceptance of every token of a text, drafted by the exported drafter.
+
+Legend: T tokens, L aux layers, H hidden size, S verifier rows, R starts of a span, K steps,
+D draft vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specpipe.stages.drafter.replay import ReplaySpan
+from specpipe.stages.export.plain_drafter import PlainDrafter
+
+
+@dataclass(frozen=True, slots=True)
+class TargetText:
+    """A sample with the target's states.
+
+    `spans` are the supervised runs [begin, end); `aux_TLH` is bfloat16; `token_logprob_T` [T] is
+    the target's log-probability of token x[j], read only inside the spans.
+    """
+
+    input_ids_T: Tensor
+    spans: Sequence[tuple[int, int]]
+    aux_TLH: Tensor
+    token_logprob_T: Tensor
+    weight: float = 1.0
+
+
+@dataclass(slots=True)
+class TextSpans:
+    """What the replay takes, of every text: at temperature 1, and with greedy drafting."""
+
+    sampled: list[ReplaySpan]
+    greedy: list[ReplaySpan]
+
+
+def text_spans(drafter: PlainDrafter, texts: Sequence[TargetText], num_steps: int) -> TextSpans:
+    """Replay every span of every text with `num_steps` draft tokens."""
+    out = TextSpans([], [])
+    for number, text in enumerate(texts):
+        for begin, end in text.spans:
+            if end - begin < 2:
+                continue  # the target emits the only token: nothing is drafted
+            sampled_RK, greedy_RK = _accept(drafter, text, begin, end, num_steps)
+            for spans, accept_RK in ((out.sampled, sampled_RK), (out.greedy, greedy_RK)):
+                spans.append(ReplaySpan(accept_RK.numpy(), end - begin, number, text.weight))
+    return out
+
+
+def _accept(
+    drafter: PlainDrafter, text: TargetText, begin: int, end: int, num_steps: int
+) -> tuple[Tensor, Tensor]:
+    """w [R, K] at temperature 1 and of greedy drafts; 0 where the token is outside the span.
+
+    The first start stands before the span's first token; start r drafts tokens r+1, r+2, ...
+    """
+    first, last = begin - 1, end - 2
+    hidden_KRH = drafter.hidden(text.input_ids_T, text.aux_TLH, first, last, num_steps)
+    sampled_RK = torch.zeros(last - first, num_steps)
+    greedy_RK = torch.zeros(last - first, num_steps)
+    draft_ids_V = torch.full((len(drafter.embedding_VH),), -1)
+    draft_ids_V[drafter.target_ids_D] = torch.arange(len(drafter.target_ids_D))
+    for k, hidden_RH in enumerate(hidden_KRH, start=1):
+        drafted = slice(begin + k, end)  # tokens that step k predicts inside the span
+        tokens = text.input_ids_T[drafted].long()
+        logq_RD = drafter.logits(hidden_RH[: len(tokens)]).log_softmax(-1)
+        draft_ids = draft_ids_V[tokens]
+        logq = logq_RD.gather(1, draft_ids.clamp(min=0)[:, None])[:, 0]
+        ratio = (logq - text.token_logprob_T[drafted]).exp().clamp(max=1.0)
+        sampled_RK[: len(tokens), k - 1] = torch.where(draft_ids >= 0, ratio, 0.0)
+        greedy_RK[: len(tokens), k - 1] = (logq_RD.argmax(-1) == draft_ids).float()
+    return sampled_RK, greedy_RK

@@ -1,0 +1,108 @@
+"""Is the engine lossless? The first question of `serve`: acceptance means nothing before it.
+
+Legend: S rows, V vocabulary, B outputs.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+MOST_NAMED = 20
+NEAR_TIE_BF16_STEPS = 4
+"""Logits closer than this many bfloat16 steps may change order between two batch shapes."""
+LARGEST_Z = 3.5
+"""Standard errors by which two mean log-likelihoods may differ (chance of more: 1 in 2000)."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Difference(Record):
+    """A prompt whose greedy outputs differ."""
+
+    prompt: int
+    """Its number among the decoded prompts, from 0."""
+    position: int
+    """First token of the output that differs."""
+    token_without_drafter: int
+    token_with_drafter: int
+    logit_gap: float
+    """Target's logit of the first minus that of the second, on the text that both share."""
+    bf16_step: float
+    """Distance of two neighbouring bfloat16 numbers at the size of these logits."""
+    near_tie: bool
+
+
+class GreedyCheck(Record):
+    num_prompts: int
+    num_identical: int
+    differences: list[Difference]
+    """The first of them, at most 20."""
+    passed: bool
+    """Every difference is a near-tie of the two logits."""
+
+
+class SampledCheck(Record):
+    """Mean log-likelihood per token, under the target, of outputs at temperature 1."""
+
+    mean_logprob_without_drafter: float
+    mean_logprob_with_drafter: float
+    standard_error: float
+    """Of the difference, over prompts."""
+    z: float
+    passed: bool
+
+
+def greedy_difference(
+    prompt: int,
+    without: Sequence[int],
+    with_drafter: Sequence[int],
+    logits_SV: np.ndarray,
+) -> Difference | None:
+    """The first difference of two greedy outputs; `logits_SV` are the target's, row per token."""
+    for position, (first, second) in enumerate(zip(without, with_drafter, strict=True)):
+        if first != second:
+            gap = float(logits_SV[position, first] - logits_SV[position, second])
+            step = bf16_step(float(np.abs(logits_SV[position, [first, second]]).max()))
+            return Difference(
+                prompt=prompt,
+                position=position,
+                token_without_drafter=first,
+                token_with_drafter=second,
+                logit_gap=gap,
+                bf16_step=step,
+                near_tie=abs(gap) <= NEAR_TIE_BF16_STEPS * step,
+            )
+    return None
+
+
+def check_greedy(differences: Sequence[Difference | None]) -> GreedyCheck:
+    """From one entry per prompt, None where the outputs are the same."""
+    found = [difference for difference in differences if difference is not None]
+    return GreedyCheck(
+        num_prompts=len(differences),
+        num_identical=len(differences) - len(found),
+        differences=found[:MOST_NAMED],
+        passed=all(difference.near_tie for difference in found),
+    )
+
+
+def check_sampled(without_B: np.ndarray, with_B: np.ndarray) -> SampledCheck:
+    """From the mean log-probability of each output, of the same prompts in the same order."""
+    difference_B = with_B - without_B
+    error = float(difference_B.std(ddof=1) / np.sqrt(len(difference_B)))
+    z = float(difference_B.mean()) / max(error, 1e-12)
+    return SampledCheck(
+        mean_logprob_without_drafter=float(without_B.mean()),
+        mean_logprob_with_drafter=float(with_B.mean()),
+        standard_error=error,
+        z=z,
+        passed=abs(z) <= LARGEST_Z,
+    )
+
+
+def bf16_step(value: float) -> float:
+    """Distance of neighbouring bfloat16 numbers (8 significant bits) at the size of `value`."""
+    return float(2.0 ** (np.floor(np.log2(max(abs(value), 1e-30))) - 7))

@@ -1,0 +1,227 @@
+"""Validation level `serve`: a real vLLM decodes with the artifact, and must agree with the replay.
+
+First the engine is shown to be lossless (see lossless.py). Then the texts that it wrote are run
+through the target and replayed with the exported drafter, and its own acceptance is compared.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from specpipe.schemas.config import ExportConfig
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.drafter.replay import expected_rounds
+from specpipe.stages.export.accept import text_spans
+from specpipe.stages.export.capture import CapturedText, TargetCapture
+from specpipe.stages.export.engine import Counters, Decoded, EngineRequest, EngineResult, decode
+from specpipe.stages.export.lossless import (
+    GreedyCheck,
+    SampledCheck,
+    check_greedy,
+    check_sampled,
+    greedy_difference,
+)
+from specpipe.stages.export.plain_drafter import PlainDrafter
+from specpipe.stages.export.rounds import Comparison, compare, measured_rounds
+
+GREEDY_TOLERANCE = 0.01
+SAMPLED_TOLERANCE = 0.02
+
+Report = Callable[[str], None]
+"""Told what is going on, a line at a time."""
+
+
+class Served(BaseModel):
+    """Findings for one number of draft tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_draft_tokens: int
+    lossless_greedy: GreedyCheck
+    lossless_temperature_1: SampledCheck
+    greedy: Comparison | None
+    """None where the engine is not lossless: its acceptance then means nothing."""
+    temperature_1: Comparison | None
+    counters_greedy: Counters
+    """vLLM's own; they hold the last, cut round of each output too."""
+    counters_temperature_1: Counters
+    seconds_greedy: float
+    seconds_temperature_1: float
+    passed: bool
+
+
+class ServeFindings(BaseModel):
+    """What `serve` found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passed: bool
+    vllm_version: str
+    cpu_fix_applied: bool
+    """Whether vLLM's CPU build had to be repaired in these processes (see vllm_cpu_fix.py)."""
+    target: str
+    num_prompts: int
+    max_tokens: int
+    seconds_without_drafter_greedy: float
+    seconds_without_drafter_temperature_1: float
+    runs: list[Served]
+    problems: list[str]
+
+
+def check(
+    artifact: Path,
+    target: str,
+    prompts: Sequence[Sequence[int]],
+    config: ExportConfig,
+    report: Report,
+    *,
+    fix_cpu: bool = True,
+) -> ServeFindings:
+    """Serve `prompts` (token ids) without a drafter, then with it for each number of drafts."""
+    if len(prompts) < 2:
+        raise ConfigError("serve needs at least two prompts; give --serve-data with more")
+
+    def engine(num_draft_tokens: int) -> EngineResult:
+        return decode(
+            EngineRequest(
+                target=target,
+                artifact=str(artifact.resolve()) if num_draft_tokens else None,
+                num_draft_tokens=num_draft_tokens,
+                prompts=[list(prompt) for prompt in prompts],
+                max_tokens=config.serve_max_tokens,
+                temperatures=[0.0, 1.0],
+                seed=config.seed,
+                trust_remote_code=config.trust_remote_code,
+                fix_cpu=fix_cpu,
+            )
+        )
+
+    report("vLLM decodes without a drafter")
+    plain = engine(0)
+    engines = {}
+    for num_draft_tokens in config.serve_speculative_tokens:
+        report(f"vLLM decodes with {num_draft_tokens} draft tokens")
+        engines[num_draft_tokens] = engine(num_draft_tokens)
+    report("replaying the texts that vLLM wrote")
+    layers = PlainDrafter.read_config(artifact)["eagle_aux_hidden_state_layer_ids"]
+    capture = TargetCapture(target, layers, trust_remote_code=config.trust_remote_code)
+    drafter = PlainDrafter.load(artifact, capture.embedding_VH)
+    judge = _Judge(capture, drafter, prompts, plain)
+    runs = [judge.run(count, result) for count, result in engines.items()]
+    problems = [problem for run in runs for problem in _problems(run)]
+    return ServeFindings(
+        passed=not problems,
+        vllm_version=plain.vllm_version,
+        cpu_fix_applied=plain.cpu_fix_applied,
+        target=target,
+        num_prompts=len(prompts),
+        max_tokens=config.serve_max_tokens,
+        seconds_without_drafter_greedy=plain.decoded[0].seconds,
+        seconds_without_drafter_temperature_1=plain.decoded[1].seconds,
+        runs=runs,
+        problems=problems,
+    )
+
+
+class _Judge:
+    """Compares engines with a drafter to the one without, on the same prompts."""
+
+    def __init__(
+        self,
+        capture: TargetCapture,
+        drafter: PlainDrafter,
+        prompts: Sequence[Sequence[int]],
+        plain: EngineResult,
+    ) -> None:
+        self._capture = capture
+        self._drafter = drafter
+        self._prompts = prompts
+        self._greedy, sampled = plain.decoded
+        texts = capture.capture(prompts, sampled.output_ids)
+        self._plain_logprob_B = np.array([text.mean_logprob for text in texts])
+
+    def run(self, num_draft_tokens: int, result: EngineResult) -> Served:
+        greedy, sampled = result.decoded
+        greedy_texts = self._capture.capture(self._prompts, greedy.output_ids)
+        sampled_texts = self._capture.capture(self._prompts, sampled.output_ids)
+        lossless_greedy = check_greedy(
+            [
+                greedy_difference(i, without, with_drafter, text.output_logits_SV.numpy())
+                for i, (without, with_drafter, text) in enumerate(
+                    zip(self._greedy.output_ids, greedy.output_ids, greedy_texts, strict=True)
+                )
+            ]
+        )
+        logprob_B = np.array([text.mean_logprob for text in sampled_texts])
+        lossless_sampled = check_sampled(self._plain_logprob_B, logprob_B)
+        greedy_comparison = sampled_comparison = None
+        if lossless_greedy.passed:
+            greedy_comparison = self._compare(greedy, greedy_texts, num_draft_tokens)
+        if lossless_sampled.passed:
+            sampled_comparison = self._compare(sampled, sampled_texts, num_draft_tokens)
+        assert greedy.counters is not None
+        assert sampled.counters is not None
+        comparisons = (greedy_comparison, sampled_comparison)
+        return Served(
+            num_draft_tokens=num_draft_tokens,
+            lossless_greedy=lossless_greedy,
+            lossless_temperature_1=lossless_sampled,
+            greedy=greedy_comparison,
+            temperature_1=sampled_comparison,
+            counters_greedy=greedy.counters,
+            counters_temperature_1=sampled.counters,
+            seconds_greedy=greedy.seconds,
+            seconds_temperature_1=sampled.seconds,
+            passed=all(comparison is not None and comparison.passed for comparison in comparisons),
+        )
+
+    def _compare(
+        self, decoded: Decoded, texts: Sequence[CapturedText], num_draft_tokens: int
+    ) -> Comparison:
+        """The engine's whole rounds against those of the replay of the same texts."""
+        assert decoded.accepted_per_round is not None
+        lengths = [len(output) for output in decoded.output_ids]
+        measured = measured_rounds(decoded.accepted_per_round, lengths, num_draft_tokens)
+        spans = text_spans(self._drafter, [text.text for text in texts], num_draft_tokens)
+        is_greedy = decoded.temperature == 0
+        replayed = expected_rounds(spans.greedy if is_greedy else spans.sampled, num_draft_tokens)
+        return compare(
+            measured,
+            replayed,
+            tolerance=GREEDY_TOLERANCE if is_greedy else SAMPLED_TOLERANCE,
+            or_within_error=not is_greedy,
+        )
+
+
+def _problems(run: Served) -> list[str]:
+    """What is wrong, in words, one line each."""
+    with_tokens = f"with {run.num_draft_tokens} draft tokens"
+    problems = []
+    if not run.lossless_greedy.passed:
+        worst = next(d for d in run.lossless_greedy.differences if not d.near_tie)
+        problems.append(
+            f"{with_tokens} vLLM's greedy output is not the target's: prompt {worst.prompt} differs"
+            f" at token {worst.position} where the logits are {worst.logit_gap:.3g} apart"
+        )
+    if not run.lossless_temperature_1.passed:
+        check = run.lossless_temperature_1
+        problems.append(
+            f"{with_tokens} vLLM's output at temperature 1 is not the target's: mean"
+            f" log-probability {check.mean_logprob_with_drafter:.3f} per token with the drafter,"
+            f" {check.mean_logprob_without_drafter:.3f} without ({check.z:+.1f} standard errors)"
+        )
+    for name, comparison in (("greedy", run.greedy), ("at temperature 1", run.temperature_1)):
+        if comparison is not None and not comparison.passed:
+            problems.append(
+                f"{with_tokens}, {name}: replayed tau {comparison.tau_replayed:.4f}, measured"
+                f" {comparison.tau_measured:.4f}; acceptance per position replayed"
+                f" {_rates(comparison.acceptance_replayed)},"
+                f" measured {_rates(comparison.acceptance_measured)}"
+            )
+    return problems
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:.3f}" for rate in rates)
