@@ -50,9 +50,19 @@ class ArrayLayout:
         return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
 
     @property
+    def payload_bytes(self) -> int:
+        """Bytes of every chunk's rows; the last chunk is padded with zeros."""
+        return self.chunk_rows * self.row_bytes
+
+    @property
     def chunk_bytes(self) -> int:
-        """Size of every chunk object: full rows (the last chunk is padded) and the trailer."""
-        return self.chunk_rows * self.row_bytes + CHUNK_TRAILER_BYTES
+        """Size of every chunk object: the payload and its trailer."""
+        return self.payload_bytes + CHUNK_TRAILER_BYTES
+
+    @property
+    def chunk_starts(self) -> range:
+        """Where each chunk's rows begin in the array's bytes."""
+        return range(0, self.num_rows * self.row_bytes, self.payload_bytes)
 
     @property
     def num_chunks(self) -> int:

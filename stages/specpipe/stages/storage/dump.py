@@ -1,6 +1,7 @@
 """A dump opened for reading."""
 
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from specpipe.schemas.dump import (
@@ -69,7 +70,7 @@ class Dump:
             if DUMP_FILE not in entries:
                 raise IntegrityError(f"{where} does not list {DUMP_FILE}")
             read_object(folder, entries[DUMP_FILE])
-            keys = manifest_keys([*entries])
+            keys = manifest_keys(entries)
 
         def read(key: str) -> ShardManifest:
             data = read_object(folder, entries[key]) if entries else folder.read(key)
@@ -156,6 +157,6 @@ class Dump:
         return read_object(self.folder, entry)
 
 
-def manifest_keys(keys: list[str]) -> list[str]:
-    """Those of the keys that are shard manifests."""
-    return [key for key in keys if _MANIFEST.fullmatch(key)]
+def manifest_keys(keys: Iterable[str]) -> list[str]:
+    """Those of the keys that are shard manifests, sorted."""
+    return sorted(key for key in keys if _MANIFEST.fullmatch(key))

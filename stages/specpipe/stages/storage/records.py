@@ -16,13 +16,10 @@ def read_manifest(folder: Folder, key: str, fingerprint: str) -> ShardManifest:
     return parse_manifest(folder.read(key), key, folder.where(key), fingerprint)
 
 
-def parse_manifest(data: bytes, key: str, where: str, fingerprint: str) -> ShardManifest:
+def parse_manifest(data: bytes, key: str, where: str, fingerprint: str | None) -> ShardManifest:
+    """`fingerprint` None: the dump's is not known."""
     manifest = parse_record(ShardManifest, data, where)
-    if manifest.fingerprint != fingerprint:
-        raise IntegrityError(
-            f"{where} belongs to another dump (fingerprint {manifest.fingerprint[:12]}, this dump "
-            f"has {fingerprint[:12]}); remove it and run the dump again"
-        )
+    _check_fingerprint(manifest.fingerprint, fingerprint, where)
     if key != manifest_key(manifest.shard_id):
         raise IntegrityError(f"{where} is the manifest of shard {manifest.shard_id}")
     for entry in manifest.objects:
@@ -38,14 +35,19 @@ def parse_header(data: bytes, where: str) -> DumpHeader:
     return header
 
 
-def parse_index(data: bytes, where: str, fingerprint: str) -> DumpIndex:
+def parse_index(data: bytes, where: str, fingerprint: str | None) -> DumpIndex:
+    """`fingerprint` None: the dump's is not known."""
     index = parse_record(DumpIndex, data, where)
-    if index.fingerprint != fingerprint:
-        raise IntegrityError(
-            f"{where} belongs to another dump (fingerprint {index.fingerprint[:12]}, this dump "
-            f"has {fingerprint[:12]}); remove it and run the dump again"
-        )
+    _check_fingerprint(index.fingerprint, fingerprint, where)
     return index
+
+
+def _check_fingerprint(found: str, expected: str | None, where: str) -> None:
+    if expected is not None and found != expected:
+        raise IntegrityError(
+            f"{where} belongs to another dump (fingerprint {found[:12]}, this one has "
+            f"{expected[:12]}); remove it and run `specpipe dump` again"
+        )
 
 
 def parse_record(record: type[R], data: bytes, where: str) -> R:

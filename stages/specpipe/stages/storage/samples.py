@@ -170,6 +170,31 @@ def check_samples(
             check_identity(sample, where)
 
 
+def check_plan(
+    samples: Sequence[StoredSample], planned: Sequence[PlannedSample], where: str
+) -> None:
+    """Raises IntegrityError unless the samples are planned ones, in the plan's order.
+
+    Planned samples that the dump refused are absent.
+    """
+    rest = iter(planned)
+    for sample in samples:
+        plan = next((plan for plan in rest if plan.sample_id == sample.sample_id), None)
+        if plan is None:
+            raise IntegrityError(
+                f"{where}: sample {sample.sample_id} is not in the shard's plan at this place"
+            )
+        if not (
+            np.array_equal(plan.input_ids, sample.input_ids)
+            and np.array_equal(plan.loss_mask, sample.loss_mask)
+            and plan.multiplicity == sample.multiplicity
+        ):
+            raise IntegrityError(
+                f"{where}: sample {sample.sample_id} does not have the token ids, the loss mask or "
+                "the multiplicity of the shard's plan"
+            )
+
+
 def check_identity(sample: PlannedSample, where: str) -> None:
     """Raises IntegrityError unless the sample's ids are the hashes of its tokens and mask."""
     text = Sample(sample.input_ids, sample.loss_mask, sample.source)

@@ -5,7 +5,6 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from specpipe.schemas.dump import (
-    CHUNK_TRAILER_BYTES,
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpIdentity,
@@ -21,35 +19,16 @@ from specpipe.schemas.dump import (
     ShardManifest,
 )
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.arrays import ArrayLayout, listed_arrays, shard_entries, values_problem
-from specpipe.stages.storage.crc import concat_crc32c, crc32c
+from specpipe.stages.storage.array_check import ArrayCheck, Span, aux_span, final_span
+from specpipe.stages.storage.arrays import listed_arrays, shard_entries, values_problem
+from specpipe.stages.storage.crc import crc32c
 from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
-from specpipe.stages.storage.objects import check_crc, read_object
+from specpipe.stages.storage.objects import read_object
 from specpipe.stages.storage.samples import StoredSample, check_samples, samples_from_parquet
 from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.vocab import VocabStatistics
 
 _PARALLEL_READS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Rows [start, stop) of an axis: those of a sample, with their crc32c, or all."""
-
-    start: int
-    stop: int
-    crc: int | None = None
-    sample_id: str = ""
-
-
-def _aux_span(sample: StoredSample) -> _Span:
-    start = sample.offset
-    return _Span(start, start + sample.num_tokens, sample.aux_crc32c, sample.sample_id)
-
-
-def _final_span(sample: StoredSample) -> _Span:
-    start = sample.row_offset
-    return _Span(start, start + sample.num_rows, sample.final_crc32c, sample.sample_id)
 
 
 class ShardReader:
@@ -82,16 +61,16 @@ class ShardReader:
     def read_all(self) -> SampleStates:
         """The states of all samples, concatenated; every chunk and every sample checked."""
         return SampleStates(
-            aux_TLH=self._read_array("aux", [_aux_span(sample) for sample in self._samples]),
-            final_SH=self._read_array("final", [_final_span(sample) for sample in self._samples]),
+            aux_TLH=self._read_array("aux", [aux_span(sample) for sample in self._samples]),
+            final_SH=self._read_array("final", [final_span(sample) for sample in self._samples]),
             **self._row_columns,
         )
 
     def read_sample(self, sample: StoredSample) -> SampleStates:
         """The states of one of `samples()`: no byte of `aux` and `final` beyond its own is read."""
-        span = _final_span(sample)
+        span = final_span(sample)
         return SampleStates(
-            aux_TLH=self._read_rows("aux", _aux_span(sample)),
+            aux_TLH=self._read_rows("aux", aux_span(sample)),
             final_SH=self._read_rows("final", span),
             **{name: values[span.start : span.stop] for name, values in self._row_columns.items()},
         )
@@ -112,82 +91,53 @@ class ShardReader:
         return columns
 
     def _read(self, name: str) -> bytes:
-        return read_object(self._folder, self._entry(name))
+        return read_object(self._folder, self._entries[name])
 
-    def _entry(self, name: str) -> ObjectEntry:
-        return self._entries[name]
-
-    def _read_array(self, name: str, spans: Sequence[_Span] = ()) -> npt.NDArray[Any]:
-        """A whole array. `spans`, where given, tile its rows; each row's crc is computed once."""
+    def _read_array(self, name: str, spans: Sequence[Span] = ()) -> npt.NDArray[Any]:
+        """A whole array, read in parallel; `spans`, where given, tile its rows."""
         layout = self._arrays[name]
+        entries = [self._entries[layout.chunk_name(i)] for i in range(layout.num_chunks)]
+        check = ArrayCheck(layout, entries, spans, self._identity.target.vocab_size)
         values = np.empty(layout.shape, layout.dtype)
         data = values.reshape(-1).view(np.uint8)
-        crcs = [0] * layout.num_chunks
-        problems: list[str] = []
+        rows = [data[at : at + layout.payload_bytes] for at in layout.chunk_starts]
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             tails = [
-                pool.submit(self._read_chunk, layout, index, data)
-                for index in range(layout.num_chunks)
+                pool.submit(self._read_chunk, entry, chunk)
+                for entry, chunk in zip(entries, rows, strict=True)
             ]
-            for span in spans or [_Span(0, layout.num_rows)]:
-                crc = 0
-                for index, start, stop in layout.chunks_of(span.start, span.stop):
-                    tails[index].result()
-                    piece = data[start * layout.row_bytes : stop * layout.row_bytes]
-                    piece_crc = crc32c(piece)
-                    crc = concat_crc32c(crc, piece_crc, len(piece))
-                    crcs[index] = concat_crc32c(crcs[index], piece_crc, len(piece))
-                    if problem := self._values_problem(layout, values[start:stop]):
-                        problems.append(f"{self._where}/{layout.chunk_name(index)} {problem}")
-                if span.crc not in (None, crc):
-                    problems.append(self._disagreement(layout, span))
-        # A damaged chunk explains all else, so it is named first.
-        for index, crc in enumerate(crcs):
-            tail = tails[index].result()
-            padding, trailer = tail[:-CHUNK_TRAILER_BYTES], tail[-CHUNK_TRAILER_BYTES:]
-            entry = self._entry(layout.chunk_name(index))
-            check_crc(self._folder, entry, crc32c(padding, crc), trailer.tobytes())
-        if problems:
-            raise IntegrityError(f"{problems[0]}; {HOW_TO_REPAIR}")
+            for index, tail in enumerate(tails):
+                for key, problem in check.chunk(index, rows[index], tail.result()):
+                    pool.shutdown(cancel_futures=True)
+                    raise IntegrityError(f"{self._folder.where(key)} {problem}; {HOW_TO_REPAIR}")
         return values
 
-    def _read_chunk(
-        self, layout: ArrayLayout, index: int, data: npt.NDArray[np.uint8]
-    ) -> npt.NDArray[np.uint8]:
-        """Read a chunk's rows to where they belong in `data`; returns its padding and trailer."""
-        at = index * layout.chunk_rows * layout.row_bytes
-        rows = data[at : at + layout.chunk_rows * layout.row_bytes]
-        tail = np.empty(layout.chunk_bytes - len(rows), np.uint8)
-        key = self._entry(layout.chunk_name(index)).key
-        self._folder.read_into(key, 0, [rows.data, tail.data])
+    def _read_chunk(self, entry: ObjectEntry, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Read a chunk's rows to where they belong; returns its padding and trailer."""
+        tail = np.empty(entry.size - len(rows), np.uint8)
+        self._folder.read_into(entry.key, 0, [rows.data, tail.data])
         return tail
 
-    def _read_rows(self, name: str, span: _Span) -> npt.NDArray[Any]:
-        """Some rows of an array, checked against their own crc."""
+    def _read_rows(self, name: str, span: Span) -> npt.NDArray[Any]:
+        """A sample's rows of an array, checked against their own crc."""
         layout = self._arrays[name]
-        num_rows = span.stop - span.start
-        values = np.empty((num_rows, *layout.row_shape), layout.dtype)
-        data = values.reshape(-1).view(np.uint8)
+        values = np.empty((span.stop - span.start, *layout.row_shape), layout.dtype)
+        views = values.reshape(-1).view(np.uint8).data
         for index, start, stop in layout.chunks_of(span.start, span.stop):
-            piece = data[
-                (start - span.start) * layout.row_bytes : (stop - span.start) * layout.row_bytes
-            ]
             at = (start - index * layout.chunk_rows) * layout.row_bytes
-            self._folder.read_into(self._entry(layout.chunk_name(index)).key, at, [piece.data])
-        if crc32c(data) != span.crc:
-            raise IntegrityError(f"{self._disagreement(layout, span)}; {HOW_TO_REPAIR}")
-        if problem := self._values_problem(layout, values):
+            size = (stop - start) * layout.row_bytes
+            self._folder.read_into(self._entries[layout.chunk_name(index)].key, at, [views[:size]])
+            views = views[size:]
+        problem = values_problem(layout, values, self._identity.target.vocab_size)
+        if crc32c(values.reshape(-1).view(np.uint8)) != span.crc:
+            problem = f"is not what was written: its crc32c differs from the one in {SAMPLES_FILE}"
+        if problem:
+            keys = ", ".join(
+                self._entries[layout.chunk_name(index)].key
+                for index, _, _ in layout.chunks_of(span.start, span.stop)
+            )
             raise IntegrityError(
-                f"{self._where}: {name} of sample {span.sample_id} {problem}; {HOW_TO_REPAIR}"
+                f"{self._folder.url}: {name} of sample {span.sample_id} (in {keys}) {problem}; "
+                f"{HOW_TO_REPAIR}"
             )
         return values
-
-    def _values_problem(self, layout: ArrayLayout, values: npt.NDArray[Any]) -> str | None:
-        return values_problem(layout, values, self._identity.target.vocab_size)
-
-    def _disagreement(self, layout: ArrayLayout, span: _Span) -> str:
-        chunks = [layout.chunk_name(i) for i, _, _ in layout.chunks_of(span.start, span.stop)]
-        return (
-            f"{self._where}: {layout.name} of sample {span.sample_id} (in {', '.join(chunks)}) is "
-            f"not what was written: its crc32c differs from the one in {SAMPLES_FILE}"
-        )

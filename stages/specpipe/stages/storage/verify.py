@@ -1,0 +1,159 @@
+"""Read everything in a dump and name each object that is damaged, missing or foreign."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from specpipe.schemas.dump import (
+    DUMP_FILE,
+    INDEX_FILE,
+    VOCAB_FILE,
+    DumpHeader,
+    DumpIdentity,
+    DumpIndex,
+    ShardManifest,
+    manifest_key,
+)
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.storage.dump import manifest_keys
+from specpipe.stages.storage.findings import Damage, Findings
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.records import parse_header, parse_index, parse_manifest
+from specpipe.stages.storage.shard_check import check_shard
+from specpipe.stages.storage.vocab import VocabStatistics
+
+__all__ = ["Damage", "VerifyReport", "verify"]
+
+_PLAN = re.compile(r"plan/(\d{6,})\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What reading a whole dump has shown."""
+
+    damages: tuple[Damage, ...]
+    """The first problem of each object that is not as it was written, by key."""
+    complete: bool
+    """Whether the dump is finished: it has an index."""
+    num_objects: int
+    """Objects that a manifest or the index lists."""
+    num_bytes: int
+
+
+def verify(url: str, *, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Read every object that a manifest or the index lists, and check it against all that is known.
+
+    `progress` is called with the bytes read and the bytes there are to read. Damage is reported,
+    not raised; raises ConfigError if there is no dump, StoreError if the store fails.
+    """
+    folder = Folder.open(url)
+    findings = Findings(folder, progress or (lambda done, total: None))
+    present = findings.sizes
+    if DUMP_FILE not in present and INDEX_FILE not in present and not manifest_keys(present):
+        raise ConfigError(f"there is no dump at {folder.url}: it has no {DUMP_FILE}")
+    header = _read_header(findings)
+    fingerprint = header.fingerprint if header else None
+    index = _read_index(findings, fingerprint)
+    listed = {entry.key: entry for entry in index.objects} if index else {}
+    manifests = _read_manifests(findings, fingerprint, {*manifest_keys(listed), *present})
+    entries = [*listed.values(), *(entry for m in manifests for entry in m.objects)]
+    findings.num_bytes = sum(entry.size for entry in entries)
+
+    for entry in listed.values():
+        findings.check_object(entry)
+    if header:
+        shares = [check_shard(findings, header.identity, manifest) for manifest in manifests]
+        if index:
+            _check_index(findings, index, manifests)
+            _check_vocab(findings, header.identity, shares)
+    else:
+        for manifest in manifests:
+            for entry in manifest.objects:
+                findings.check_object(entry)
+    return VerifyReport(findings.damages(), index is not None, len(entries), findings.num_bytes)
+
+
+def _read_header(findings: Findings) -> DumpHeader | None:
+    folder = findings.folder
+    try:
+        return parse_header(folder.read(DUMP_FILE), folder.where(DUMP_FILE))
+    except IntegrityError as error:
+        findings.note(DUMP_FILE, error)
+        return None
+
+
+def _read_index(findings: Findings, fingerprint: str | None) -> DumpIndex | None:
+    folder = findings.folder
+    if INDEX_FILE not in findings.sizes:
+        return None
+    try:
+        return parse_index(folder.read(INDEX_FILE), folder.where(INDEX_FILE), fingerprint)
+    except IntegrityError as error:
+        findings.note(INDEX_FILE, error)
+        return None
+
+
+def _read_manifests(
+    findings: Findings, fingerprint: str | None, keys: Iterable[str]
+) -> list[ShardManifest]:
+    """The manifests that can be read, in shard order."""
+    folder, manifests = findings.folder, []
+    for key in manifest_keys(keys):
+        try:
+            data = folder.read(key)
+            manifests.append(parse_manifest(data, key, folder.where(key), fingerprint))
+        except IntegrityError as error:
+            findings.note(key, error)
+    return sorted(manifests, key=lambda manifest: manifest.shard_id)
+
+
+def _check_index(findings: Findings, index: DumpIndex, manifests: list[ShardManifest]) -> None:
+    """The index against the manifests: the same shards, the same totals, a plan for each."""
+    listed = {entry.key for entry in index.objects}
+    for required in (DUMP_FILE, VOCAB_FILE):
+        if required not in listed:
+            findings.note(INDEX_FILE, f"does not list {required}")
+    for manifest in manifests:
+        if manifest_key(manifest.shard_id) not in listed:
+            findings.note(manifest_key(manifest.shard_id), f"is not listed in {INDEX_FILE}")
+    planned = {manifest_key(int(match[1])) for key in listed if (match := _PLAN.fullmatch(key))}
+    if different := sorted(planned ^ {*manifest_keys(listed)}):
+        findings.note(INDEX_FILE, f"lists the plan or the manifest alone: {different[0]}")
+    totals = index.totals
+    counted = (
+        len(manifests),
+        sum(manifest.num_samples for manifest in manifests),
+        sum(manifest.num_tokens for manifest in manifests),
+        sum(manifest.num_rows for manifest in manifests),
+    )
+    written = (totals.num_shards, totals.num_samples, totals.num_tokens, totals.num_rows)
+    if counted != written and all(findings.is_sound(key) for key in manifest_keys(listed)):
+        findings.note(INDEX_FILE, f"has the totals {written} but the manifests add up to {counted}")
+
+
+def _check_vocab(
+    findings: Findings, identity: DumpIdentity, shares: list[VocabStatistics | None]
+) -> None:
+    """The dump's statistics against the sum of the shards', where all of them are sound."""
+    if not findings.is_sound(VOCAB_FILE) or VOCAB_FILE not in findings.sizes:
+        return
+    folder, vocab_size = findings.folder, identity.target.vocab_size
+    total = VocabStatistics.zeros(vocab_size)
+    for share in shares:
+        if share is None:
+            return
+        total.add(share)
+    try:
+        stored = VocabStatistics.from_parquet(
+            folder.read(VOCAB_FILE), vocab_size, folder.where(VOCAB_FILE)
+        )
+    except IntegrityError as error:
+        findings.note(VOCAB_FILE, error)
+        return
+    if not (
+        np.array_equal(stored.count_V, total.count_V)
+        and np.allclose(stored.mass_V, total.mass_V, rtol=1e-9)
+    ):
+        findings.note(VOCAB_FILE, "is not the sum over the shards")
