@@ -48,7 +48,8 @@ class Rotary(nn.Module):
     def forward(self, positions_N: Tensor, dtype: torch.dtype) -> KeyValue:
         """cos and sin, each [N, 1, E]."""
         with torch.autocast(positions_N.device.type, enabled=False):
-            cos, sin = self.rope(torch.empty(0, dtype=dtype), positions_N.unsqueeze(0))
+            like = torch.empty(0, dtype=dtype, device=positions_N.device)
+            cos, sin = self.rope(like, positions_N.unsqueeze(0))
         return cos[0].unsqueeze(1), sin[0].unsqueeze(1)
 
 
@@ -79,7 +80,7 @@ class Attention(nn.Module):
         return rotate(self._heads(self.q_proj(x_N2H)), cos_sin)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(len(x), -1, self.head_dim)
+        return x.view(len(x), x.shape[-1] // self.head_dim, self.head_dim)
 
 
 class Mlp(nn.Module):

@@ -77,7 +77,7 @@ def head_losses(
     Each head's loss is a mean over its valid starts, weighted by multiplicity, over one global
     denominator. Measures of starts that a head does not use are 0. `settings` None measures only.
     """
-    loss, measures_MKN = _HeadLosses.apply(
+    loss, measures_MKN = _HeadLosses.apply(  # type: ignore[no-untyped-call]
         hidden_KNH, lm_head_DH, batch, verifier, settings, chunk_rows
     )
     return loss, measures_MKN
@@ -151,7 +151,7 @@ class _Chunk:
     """Verifier rows [begin, end) and what every head needs of them."""
 
     logp_RD: Tensor
-    mass_R: Tensor
+    logmass_R: Tensor
     token_draft_R: Tensor
     token_logprob_R: Tensor
     argmax_R: Tensor
@@ -178,7 +178,7 @@ def _chunks(
         logp_RD = logits_RD - batch.logz_S[rows].to(dtype).unsqueeze(1)
         yield _Chunk(
             logp_RD=logp_RD,
-            mass_R=torch.logsumexp(logp_RD, dim=-1).exp(),
+            logmass_R=torch.logsumexp(logp_RD, dim=-1),
             token_draft_R=verifier.draft_ids_V[batch.next_token_S[rows]],
             token_logprob_R=batch.token_logprob_S[rows].to(dtype),
             argmax_R=batch.argmax_S[rows],
@@ -200,12 +200,13 @@ def _shares(batch: Batch, verifier: Verifier, settings: LossSettings) -> Tensor:
 
 def _measure(logq_RD: Tensor, rows: _Chunk, at: Tensor) -> Tensor:
     """The measures [M, R] of one head on the chunk's rows `at`."""
-    logp_RD, mass_R = rows.logp_RD[at], rows.mass_R[at]
+    logp_RD, logmass_R = rows.logp_RD[at], rows.logmass_R[at]
     lk_R = -torch.logsumexp(torch.minimum(logp_RD, logq_RD), dim=-1)
-    p_RD = torch.exp(logp_RD)
+    # p~ from logarithms: the mass itself may underflow.
+    logpt_RD = logp_RD - logmass_R.unsqueeze(1)
+    pt_RD = torch.exp(logpt_RD)
     # A token of probability 0 counts for nothing, also where q is 0 as well.
-    cross_R = -torch.where(p_RD > 0, p_RD * logq_RD, 0.0).sum(-1) / mass_R
-    entropy_R = torch.special.entr(p_RD).sum(-1) / mass_R + torch.log(mass_R)
+    kl_R = torch.where(pt_RD > 0, pt_RD * (logpt_RD - logq_RD), 0.0).sum(-1)
     token_R = rows.token_draft_R[at]
     inside_R = token_R >= 0
     logq_token_R = logq_RD.gather(1, token_R.clamp(min=0).unsqueeze(1)).squeeze(1)
@@ -216,10 +217,10 @@ def _measure(logq_RD: Tensor, rows: _Chunk, at: Tensor) -> Tensor:
         [
             torch.exp(-lk_R),
             lk_R,
-            cross_R - entropy_R,
+            kl_R,
             torch.where(inside_R, -logq_token_R, 0.0),
             inside_R.to(dtype),
-            mass_R,
+            torch.exp(logmass_R),
             torch.where(inside_R, ratio_R, 0.0),
             (drafted_R == rows.argmax_R[at]).to(dtype),
             (drafted_R == rows.token_R[at]).to(dtype),
@@ -250,19 +251,19 @@ def _row_gradient(
         return grad_RD.scatter_add_(1, token_R1, -torch.ones_like(token_R1, dtype=grad_RD.dtype))
     logp_RD = rows.logp_RD[at]
     if loss == "kl":
-        return _kl_gradient(logq_RD, logp_RD, rows.mass_R[at])
+        return _kl_gradient(logq_RD, logp_RD, rows.logmass_R[at])
     if loss == "tv":
         return _overlap_gradient(logq_RD, logp_RD, torch.zeros_like(measures[1]))
     if loss == "lk_alpha":
         return _overlap_gradient(logq_RD, logp_RD, -measures[1])
     assert lambda_k is not None
-    kl_RD = _kl_gradient(logq_RD, logp_RD, rows.mass_R[at])
+    kl_RD = _kl_gradient(logq_RD, logp_RD, rows.logmass_R[at])
     tv_RD = _overlap_gradient(logq_RD, logp_RD, torch.zeros_like(measures[1]))
     return lambda_k * kl_RD + (1 - lambda_k) * tv_RD
 
 
-def _kl_gradient(logq_RD: Tensor, logp_RD: Tensor, mass_R: Tensor) -> Tensor:
-    return torch.exp(logq_RD) - torch.exp(logp_RD) / mass_R.unsqueeze(1)
+def _kl_gradient(logq_RD: Tensor, logp_RD: Tensor, logmass_R: Tensor) -> Tensor:
+    return torch.exp(logq_RD) - torch.exp(logp_RD - logmass_R.unsqueeze(1))
 
 
 def _overlap_gradient(logq_RD: Tensor, logp_RD: Tensor, log_scale_R: Tensor) -> Tensor:
