@@ -6,7 +6,7 @@ from typing import Any
 from specpipe.schemas.dump import DUMP_FILE, DumpHeader, DumpIdentity
 from specpipe.schemas.errors import IdentityError
 from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.records import parse_record
+from specpipe.stages.storage.records import parse_header
 
 # Where the target lay does not change what it is.
 _FREE_FIELDS = ("target.name", "target.revision")
@@ -19,7 +19,7 @@ def claimed_identity(folder: Folder, identity: DumpIdentity) -> DumpIdentity | N
     """
     if not folder.exists(DUMP_FILE):
         return None
-    header = parse_record(DumpHeader, folder.read(DUMP_FILE), folder.where(DUMP_FILE))
+    header = parse_header(folder.read(DUMP_FILE), folder.where(DUMP_FILE))
     there, here = _flat(header.identity), _flat(identity)
     differing = [
         f"{name} ({_short(there.get(name))} there, {_short(here.get(name))} now)"

@@ -12,7 +12,6 @@ from specpipe.schemas.dump import (
     HEAD_FILE,
     INDEX_FILE,
     TARGET_FOLDER,
-    DumpHeader,
     DumpIdentity,
     DumpIndex,
     ShardManifest,
@@ -31,7 +30,7 @@ from specpipe.stages.dump.rejected import Rejections
 from specpipe.stages.dump.shard import write_shard
 from specpipe.stages.dump.stamp import is_stamped, make_stamp, write_stamp
 from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.records import parse_index, parse_record, read_manifest
+from specpipe.stages.storage.records import parse_header, parse_index, read_manifest
 from specpipe.stages.target.head import VerifierHead, save_head
 from specpipe.stages.target.hf import HfBackend, compute_dtype
 from specpipe.stages.target.identity import load_config, target_identity
@@ -69,7 +68,7 @@ def run(
     folder = Folder.open(config.out)
     stamp = make_stamp(config)
     if folder.exists(INDEX_FILE) and is_stamped(folder, stamp):
-        header = parse_record(DumpHeader, folder.read(DUMP_FILE), folder.where(DUMP_FILE))
+        header = parse_header(folder.read(DUMP_FILE), folder.where(DUMP_FILE))
         return _result(folder, _index(folder, header.identity), started, did_nothing=True)
 
     target_folder = local_folder(config.target, config.revision)

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from specpipe.schemas.dump import HEAD_FILE, HEAD_WEIGHTS_FILE, HeadRecord
+from specpipe.schemas.dump import HEAD_FILE, HEAD_WEIGHTS_FILE, TARGET_FOLDER, HeadRecord
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.records import parse_record
 from specpipe.stages.target.decoder import find_decoder
 
 Read = Callable[[str], bytes]
@@ -165,14 +166,11 @@ def save_head(model: PreTrainedModel, folder: Folder) -> None:
         lm_head=EMBEDDING if tied else LM_HEAD,
     )
     folder.create(HEAD_WEIGHTS_FILE, save_tensors(stored))
-    folder.create(HEAD_FILE, record.model_dump_json(indent=2).encode())
+    folder.create(HEAD_FILE, record.to_json())
 
 
 def _record(read: Read) -> HeadRecord:
-    try:
-        return HeadRecord.model_validate_json(read(HEAD_FILE))
-    except ValueError as error:
-        raise IntegrityError(f"{HEAD_FILE} of the dump's target: {error}") from error
+    return parse_record(HeadRecord, read(HEAD_FILE), f"{TARGET_FOLDER}/{HEAD_FILE}")
 
 
 def _tensors(read: Read) -> dict[str, Tensor]:

@@ -1,0 +1,84 @@
+"""Two targets have the same identity exactly when nothing that matters differs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.target.identity import target_identity
+from specpipe.stages.target.location import local_folder
+
+
+@pytest.fixture
+def folder(target: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(target("llama"), tmp_path / "copy"))
+
+
+def test_facts(folder: Path) -> None:
+    identity = target_identity(str(folder))
+    assert identity.architecture == "LlamaForCausalLM"
+    assert (identity.hidden_size, identity.vocab_size, identity.num_layers) == (32, 97, 5)
+
+
+def test_the_same_weights_in_other_files_are_the_same(folder: Path) -> None:
+    before = target_identity(str(folder))
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: weights[name] for name in part}, folder / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    assert target_identity(str(folder)) == before
+
+
+def test_one_changed_weight_changes_it(folder: Path) -> None:
+    before = target_identity(str(folder))
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"][3] = torch.nextafter(
+        weights["model.norm.weight"][3], torch.tensor(9.0)
+    )
+    save_file(weights, path, {"format": "pt"})
+    after = target_identity(str(folder))
+    assert after.weights_sha256 != before.weights_sha256
+    assert after.config_sha256 == before.config_sha256
+
+
+def test_config_and_tokenizer_change_it(folder: Path) -> None:
+    before = target_identity(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "5.99"}))
+    assert target_identity(str(folder)) == before
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert target_identity(str(folder)).config_sha256 != before.config_sha256
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert target_identity(str(folder)).tokenizer_sha256 != before.tokenizer_sha256
+
+
+def test_damaged_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for damaged in (whole[:-10], whole + b"0", b"\xff" * 8 + whole[8:], b"{}"):
+        path.write_bytes(damaged)
+        with pytest.raises(IntegrityError, match=r"model\.safetensors"):
+            target_identity(str(folder))
+
+
+def test_no_safetensors(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="safetensors"):
+        target_identity(str(folder))
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        local_folder(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        local_folder(str(tmp_path))

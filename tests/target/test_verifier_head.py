@@ -1,0 +1,118 @@
+"""The head stored in a dump gives the target's own logits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.target.head import VerifierHead, load_embedding, load_lm_head, save_head
+from specpipe.stages.target.hf import HfBackend
+
+CPU = torch.device("cpu")
+
+
+def stored_head(target: Path, tmp_path: Path) -> tuple[HfBackend, Folder]:
+    backend = HfBackend(DumpConfig(target=str(target), data=("-",), out="-", device="cpu"), (2,))
+    folder = Folder.open(str(tmp_path / "target"))
+    folder.create("config.json", (target / "config.json").read_bytes())
+    save_head(backend.model, folder)
+    return backend, folder
+
+
+def final_and_logits(backend: HfBackend) -> tuple[Tensor, Tensor]:
+    """Final states in the target's own dtype, and the target's logits."""
+    caught: list[Tensor] = []
+    hook = backend.decoder.norm.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        logits = backend.model(input_ids=ids, use_cache=False).logits[0]
+    hook.remove()
+    return caught[0][0], logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_equal_the_models(
+    target: Callable[..., Path], architecture: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    backend, folder = stored_head(target(architecture, dtype), tmp_path)
+    final_SH, expected_SV = final_and_logits(backend)
+    logits_SV = VerifierHead.load(folder.read, CPU).logits(final_SH)
+    assert logits_SV.dtype == torch.float32
+    if dtype == torch.float32:
+        assert torch.allclose(logits_SV, expected_SV, atol=1e-6)
+    else:  # the model's logits are rounded to 8 bits of mantissa, ours are not
+        assert torch.allclose(logits_SV, expected_SV.float(), atol=1e-2, rtol=2**-7)
+        assert not torch.equal(logits_SV, logits_SV.bfloat16().float())
+
+
+def test_chosen_rows_are_those_rows(
+    target: Callable[..., Path], architecture: str, tmp_path: Path
+) -> None:
+    backend, folder = stored_head(target(architecture), tmp_path)
+    final_SH, _ = final_and_logits(backend)
+    rows_D = torch.tensor([0, 5, 17, 96])
+    head = VerifierHead.load(folder.read, CPU, rows_D)
+    all_SV = VerifierHead.load(folder.read, CPU).logits(final_SH)
+    assert head.lm_head_VH.shape == (4, 32)
+    assert torch.allclose(head.logits(final_SH), all_SV[:, rows_D], atol=1e-6)
+
+
+def test_embedding_and_lm_head_are_as_stored(
+    target: Callable[..., Path], architecture: str, tmp_path: Path
+) -> None:
+    backend, folder = stored_head(target(architecture, torch.bfloat16), tmp_path)
+    embedding_VH, lm_head_VH = load_embedding(folder.read), load_lm_head(folder.read)
+    assert embedding_VH.dtype == torch.bfloat16
+    assert torch.equal(embedding_VH, backend.model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    assert torch.equal(lm_head_VH, backend.model.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
+
+
+def test_tied_embeddings_are_stored_once(target: Callable[..., Path], tmp_path: Path) -> None:
+    tied = stored_head(target("qwen3"), tmp_path / "tied")[1]
+    untied = stored_head(target("llama"), tmp_path / "untied")[1]
+    assert json.loads(tied.read("head.json"))["lm_head"] == "embed_tokens.weight"
+    assert (untied.size("head.safetensors") or 0) > 1.8 * (tied.size("head.safetensors") or 0)
+
+
+def test_head_json_says_what_the_head_does(target: Callable[..., Path], tmp_path: Path) -> None:
+    gemma = json.loads(stored_head(target("gemma2"), tmp_path / "g")[1].read("head.json"))
+    assert (gemma["norm"], gemma["logit_softcap"]) == ("Gemma2RMSNorm", 3.0)
+    granite = json.loads(stored_head(target("granite"), tmp_path / "r")[1].read("head.json"))
+    assert granite["logit_scale"] == 0.25
+
+
+def test_a_dump_cannot_bring_code(target: Callable[..., Path], tmp_path: Path) -> None:
+    _, folder = stored_head(target("llama"), tmp_path)
+    config = json.loads(folder.read("config.json"))
+    (tmp_path / "target" / "evil.py").write_text("raise RuntimeError('code of the dump was run')")
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    folder.write("config.json", json.dumps(config).encode())
+    VerifierHead.load(folder.read, CPU)
+    config["model_type"] = "something_of_its_own"
+    folder.write("config.json", json.dumps(config).encode())
+    with pytest.raises(ConfigError, match="something_of_its_own"):
+        VerifierHead.load(folder.read, CPU)
+
+
+def test_damaged_files_are_integrity_errors(target: Callable[..., Path], tmp_path: Path) -> None:
+    _, folder = stored_head(target("llama"), tmp_path)
+    weights, record = folder.read("head.safetensors"), folder.read("head.json")
+    for key, data in [
+        ("head.safetensors", weights[:100]),
+        ("head.safetensors", weights.replace(b"lm_head.weight", b"lm_hexx.weight")),
+        ("head.safetensors", weights.replace(b"norm.weight", b"nork.weight")),
+        ("head.json", b"{"),
+        ("head.json", record.replace(b"lm_head_path", b"lm_head_pith")),
+    ]:
+        folder.write(key, data)
+        with pytest.raises(IntegrityError):
+            VerifierHead.load(folder.read, CPU)
+        folder.write("head.safetensors", weights)
+        folder.write("head.json", record)
+    VerifierHead.load(folder.read, CPU)
