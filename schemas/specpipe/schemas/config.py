@@ -165,8 +165,8 @@ class ExportConfig(Config):
     """Target for `serve` and for the artifact's config; default: as recorded in the dump."""
     speculative_tokens: int | None = Field(None, ge=1)
     """Draft tokens written into the artifact; default: the number of trained heads."""
-    replay_samples: int = Field(256, gt=0)
-    """Most samples that `replay` reads."""
+    replay_samples: int | None = Field(None, gt=0)
+    """Most samples that `replay` reads; default: all that the run evaluated on."""
     serve_data: Location | None = None
     """JSONL (messages or pretokenised) whose prompts `serve` decodes; default: the dump's."""
     serve_prompts: int = Field(100, gt=0)

@@ -4,7 +4,7 @@ Legend: T tokens, L aux layers, H hidden size, S verifier rows, R starts of a sp
 D draft vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +37,8 @@ class TextSpans:
     greedy: list[ReplaySpan]
 
 
-def text_spans(drafter: PlainDrafter, texts: Sequence[TargetText], num_steps: int) -> TextSpans:
-    """Replay every span of every text with `num_steps` draft tokens."""
+def text_spans(drafter: PlainDrafter, texts: Iterable[TargetText], num_steps: int) -> TextSpans:
+    """Every span of every text, drafted with `num_steps` draft tokens."""
     out = TextSpans([], [])
     for number, text in enumerate(texts):
         for begin, end in text.spans:

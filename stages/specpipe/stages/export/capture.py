@@ -3,6 +3,7 @@
 Legend: B texts, T tokens, L aux layers, H hidden size, S tokens of an output, V vocabulary.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,13 @@ class CapturedText:
         begin, end = self.text.spans[0]
         return float(self.text.token_logprob_T[begin:end].mean())
 
+    @property
+    def excess(self) -> float:
+        """Mean of log p(token) + entropy(p) over the output's tokens, nats."""
+        logprobs_SV = self.output_logits_SV.log_softmax(-1)
+        entropy_S = -(logprobs_SV.exp() * logprobs_SV).sum(-1)
+        return self.mean_logprob + float(entropy_S.mean())
+
 
 class TargetCapture:
     """The target in transformers, with its head."""
@@ -48,14 +56,12 @@ class TargetCapture:
             target=target, data=("-",), out="-", trust_remote_code=trust_remote_code
         )
         self._backend = HfBackend(config, layers)
-        folder = Folder.open(f"memory://specpipe-export-{id(self)}")
-        try:
+        with tempfile.TemporaryDirectory(prefix="specpipe-target-") as name:
+            folder = Folder.open(name)
             save_head(self._backend.model, folder)
             folder.write("config.json", self._backend.model.config.to_json_string().encode())
             self._head = VerifierHead.load(folder.read, self._backend.device)
             self.embedding_VH = load_embedding(folder.read).float().cpu()
-        finally:
-            folder.remove("")
 
     def capture(
         self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]

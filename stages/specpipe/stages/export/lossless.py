@@ -6,7 +6,10 @@ Legend: S rows, V vocabulary, B outputs.
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
+
+Array = npt.NDArray[np.floating]
 
 MOST_NAMED = 20
 NEAR_TIE_BF16_STEPS = 4
@@ -45,13 +48,22 @@ class GreedyCheck(Record):
 
 
 class SampledCheck(Record):
-    """Mean log-likelihood per token, under the target, of outputs at temperature 1."""
+    """Log-likelihood per token, under the target, of outputs at temperature 1.
+
+    Two tests. The mean must be that of the outputs without a drafter. And the log-probability of
+    a token drawn from p is -entropy(p) in the mean, whatever the text before it: the mean of their
+    sum, the *excess*, must be 0, which is the sharper test of the two.
+    """
 
     mean_logprob_without_drafter: float
     mean_logprob_with_drafter: float
     standard_error: float
     """Of the difference, over prompts."""
     z: float
+    excess: float
+    """Mean of log p(token) + entropy(p) over the outputs with drafter, nats."""
+    excess_standard_error: float
+    excess_z: float
     passed: bool
 
 
@@ -59,7 +71,7 @@ def greedy_difference(
     prompt: int,
     without: Sequence[int],
     with_drafter: Sequence[int],
-    logits_SV: np.ndarray,
+    logits_SV: Array,
 ) -> Difference | None:
     """The first difference of two greedy outputs; `logits_SV` are the target's, row per token."""
     for position, (first, second) in enumerate(zip(without, with_drafter, strict=True)):
@@ -89,18 +101,29 @@ def check_greedy(differences: Sequence[Difference | None]) -> GreedyCheck:
     )
 
 
-def check_sampled(without_B: np.ndarray, with_B: np.ndarray) -> SampledCheck:
-    """From the mean log-probability of each output, of the same prompts in the same order."""
-    difference_B = with_B - without_B
-    error = float(difference_B.std(ddof=1) / np.sqrt(len(difference_B)))
-    z = float(difference_B.mean()) / max(error, 1e-12)
+def check_sampled(without_B: Array, with_B: Array, excess_B: Array) -> SampledCheck:
+    """From the mean log-probability of each output, of the same prompts in the same order.
+
+    `excess_B` is the mean of log p(token) + entropy(p) over each output with drafter.
+    """
+    error, z = _error_and_z(with_B - without_B)
+    excess_error, excess_z = _error_and_z(excess_B)
     return SampledCheck(
         mean_logprob_without_drafter=float(without_B.mean()),
         mean_logprob_with_drafter=float(with_B.mean()),
         standard_error=error,
         z=z,
-        passed=abs(z) <= LARGEST_Z,
+        excess=float(excess_B.mean()),
+        excess_standard_error=excess_error,
+        excess_z=excess_z,
+        passed=max(abs(z), abs(excess_z)) <= LARGEST_Z,
     )
+
+
+def _error_and_z(values_B: Array) -> tuple[float, float]:
+    """Standard error of the mean, and the mean in units of it."""
+    error = float(values_B.std(ddof=1) / np.sqrt(len(values_B)))
+    return error, float(values_B.mean()) / max(error, 1e-12)
 
 
 def bf16_step(value: float) -> float:

