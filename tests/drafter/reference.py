@@ -244,3 +244,42 @@ def reference_loss(
         }[loss]
         total = total + head_decay ** (head - 1) * value
     return total
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the reference says of a drafter on samples."""
+
+    weights: dict[str, Tensor]
+    """float64 leaves with the drafter's parameters."""
+    hidden: list[Tensor]
+    """[K, T, H] of each sample."""
+    rows: list[Row]
+
+
+def expect(
+    parameters: Weights,
+    shape: DrafterShape,
+    embed_VH: Tensor,
+    samples: Sequence[DrafterSample],
+    verifier_VH: Tensor,
+    target_ids: Sequence[int],
+    num_heads: int,
+) -> Expected:
+    """Run the reference; the verifier is a linear head without a norm."""
+    weights = {
+        name: weight.detach().double().clone().requires_grad_()
+        for name, weight in parameters.items()
+    }
+    hidden: list[Tensor] = []
+    rows: list[Row] = []
+    for number, sample in enumerate(samples):
+        aux_TLH = torch.from_numpy(sample.states.aux_TLH).view(torch.bfloat16).double()
+        final_SH = torch.from_numpy(sample.states.final_SH).view(torch.bfloat16).double()
+        ids = [int(i) for i in sample.input_ids]
+        hidden.append(hidden_states(weights, shape, embed_VH.double(), ids, aux_TLH, num_heads))
+        logits_SD = final_SH @ verifier_VH.double()[list(target_ids)].T
+        rows += rows_of_sample(
+            number, sample, hidden[-1], weights["lm_head.weight"], logits_SD, target_ids
+        )
+    return Expected(weights, hidden, rows)

@@ -24,13 +24,12 @@ from tests.drafter.toys import (
     shape_of,
     verifier_of,
 )
-from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specpipe.schemas.config import LossName
-from specpipe.stages.drafter.batch import DrafterSample, make_batch
-from specpipe.stages.drafter.eagle3 import Eagle3, Rotary
+from specpipe.stages.drafter.batch import make_batch
+from specpipe.stages.drafter.eagle3 import Rotary
 from specpipe.stages.drafter.loss import LossSettings, head_losses, hybrid_lambda, mean_alpha
 
 DECAY, ETA = 0.8, 3.0
@@ -51,30 +50,6 @@ MASKS = [
 ]
 
 
-def expected(
-    model: Eagle3, samples: Sequence[DrafterSample], target_ids: Sequence[int], num_heads: int
-) -> tuple[dict[str, Tensor], list[Tensor], list[reference.Row]]:
-    """Fresh float64 leaves of the model's parameters, hidden states and rows by the reference."""
-    weights = {
-        name: parameter.detach().double().clone().requires_grad_()
-        for name, parameter in model.named_parameters()
-    }
-    hidden, rows = [], []
-    for number, sample in enumerate(samples):
-        aux_TLH = torch.from_numpy(sample.states.aux_TLH).view(torch.bfloat16).double()
-        ids = [int(i) for i in sample.input_ids]
-        embed_VH = model.embed_tokens_VH.double()
-        hidden.append(
-            reference.hidden_states(weights, model.shape, embed_VH, ids, aux_TLH, num_heads)
-        )
-        final_SH = torch.from_numpy(sample.states.final_SH).view(torch.bfloat16).double()
-        logits_SD = final_SH @ LM_HEAD_VH.double()[list(target_ids)].T
-        rows += reference.rows_of_sample(
-            number, sample, hidden[-1], weights["lm_head.weight"], logits_SD, target_ids
-        )
-    return weights, hidden, rows
-
-
 def check(
     masks: Sequence[Sequence[int]],
     num_heads: int,
@@ -92,7 +67,10 @@ def check(
         model.rotary = ExactRotary(shape)  # type: ignore[assignment]
     samples = random_samples(masks, LM_HEAD_VH, seed)
     batch = double_batch(samples, num_heads)
-    weights, hidden, rows = expected(model, samples, target_ids, num_heads)
+    parameters = dict(model.named_parameters())
+    want = reference.expect(
+        parameters, shape, model.embed_tokens_VH, samples, LM_HEAD_VH, target_ids, num_heads
+    )
 
     hidden_KNH = model(batch)
     starts = [
@@ -102,12 +80,12 @@ def check(
         if reference.is_valid(sample.loss_mask.tolist(), start, 1)
     ]
     assert hidden_KNH.shape == (num_heads, len(starts), H)
-    used = {(row.sample, row.start, row.head) for row in rows}
+    used = {(row.sample, row.start, row.head) for row in want.rows}
     for n, (number, start) in enumerate(starts):
         for k in range(num_heads):
             if (number, start, k + 1) in used:
                 torch.testing.assert_close(
-                    hidden_KNH[k, n].double(), hidden[number][k, start], rtol=0, atol=tolerance
+                    hidden_KNH[k, n].double(), want.hidden[number][k, start], rtol=0, atol=tolerance
                 )
 
     verifier = verifier_of(LM_HEAD_VH.to(dtype), target_ids)
@@ -123,23 +101,24 @@ def check(
             LossSettings(loss, head_weights_K, lambda_K if loss == "lk_hybrid" else None),
             5,
         )
-        reference_value = reference.reference_loss(rows, num_heads, loss, DECAY, ETA)
+        reference_value = reference.reference_loss(want.rows, num_heads, loss, DECAY, ETA)
         torch.testing.assert_close(value.double(), reference_value, rtol=tolerance, atol=tolerance)
-        names, parameters = zip(*model.named_parameters(), strict=True)
-        got = torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True)
+        got = torch.autograd.grad(
+            value, list(parameters.values()), retain_graph=True, materialize_grads=True
+        )
         # Without a row that counts (none at all, or for `ce` none inside D) there is no gradient.
-        want = [torch.zeros_like(weight) for weight in weights.values()]
+        exact = [torch.zeros_like(weight) for weight in want.weights.values()]
         if reference_value.requires_grad:
-            want = list(
+            exact = list(
                 torch.autograd.grad(
                     reference_value,
-                    list(weights.values()),
+                    list(want.weights.values()),
                     retain_graph=True,
                     materialize_grads=True,
                     allow_unused=True,
                 )
             )
-        for name, one, other in zip(names, got, want, strict=True):
+        for name, one, other in zip(parameters, got, exact, strict=True):
             error = (one.double() - other).abs().max()
             assert error <= tolerance * max(1.0, float(other.abs().max())), (loss, name, error)
 

@@ -99,9 +99,10 @@ def replay(spans: Sequence[ReplaySpan], num_heads: int, *, exact: bool) -> Repla
         residuals_B = weights_B * (counts.tokens_B - mean * counts.rounds_B)
         per_sample = np.bincount(samples_B, residuals_B) if len(spans) else np.zeros(0)
         error = float(np.sqrt((per_sample**2).sum())) / rounds if rounds else 0.0
+        margin = _margin(error, len(np.unique(samples_B[counts.rounds_B > 0])))
         tau.append(mean)
-        low.append(max(1.0, mean - Z_95 * error))
-        high.append(min(K + 1.0, mean + Z_95 * error))
+        low.append(max(1.0, mean - margin))
+        high.append(min(K + 1.0, mean + margin))
         positions.append(((weights_B @ counts.accepted_BK) / (rounds or 1.0)).tolist())
         num_rounds.append(rounds)
     return ReplayCurve(
@@ -112,3 +113,16 @@ def replay(spans: Sequence[ReplaySpan], num_heads: int, *, exact: bool) -> Repla
         num_rounds=num_rounds,
         exact=exact,
     )
+
+
+def _margin(error: float, num_samples: int) -> float:
+    """Half width of a 95 % interval, from an error that was estimated from so many samples.
+
+    Student's t by its expansion in 1 / degrees of freedom (Abramowitz and Stegun 26.7.5), times
+    sqrt(n / (n - 1)). One sample says nothing about the spread: infinite.
+    """
+    if num_samples < 2:
+        return np.inf
+    freedom, z = num_samples - 1, Z_95
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return float(error * t * np.sqrt(num_samples / freedom))
