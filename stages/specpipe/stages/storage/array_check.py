@@ -84,11 +84,14 @@ class ArrayCheck:
             if span is None or end < span.stop:
                 continue
             if self._span_is_sound and self._crc != span.crc:
-                yield (
-                    key,
-                    f"does not hold what was written of {layout.name} of sample {span.sample_id}: "
-                    f"the crc32c of its rows differs from the one in {SAMPLES_FILE}",
-                )
+                # Which of the sample's chunks it is cannot be told.
+                for touched, _, _ in layout.chunks_of(span.start, span.stop):
+                    yield (
+                        self._entries[touched].key,
+                        f"does not hold what was written of {layout.name} of sample "
+                        f"{span.sample_id}: the crc32c of its rows differs from the one in "
+                        f"{SAMPLES_FILE}",
+                    )
             self._crc, self._span_is_sound = 0, True
         if rows is not None and is_sound:
             values = rows.view(layout.dtype).reshape(-1, *layout.row_shape)

@@ -133,8 +133,8 @@ def listed_arrays(
     """
     entries = shard_entries(manifest)
     unit = shard_arrays(identity, manifest.num_tokens, manifest.num_rows, 1, 1)
-    token_chunk = _listed_chunk_rows(unit["aux"], entries)
-    row_chunk = _listed_chunk_rows(unit["final"], entries)
+    token_chunk = _listed_chunk_rows(unit["aux"], entries, where)
+    row_chunk = _listed_chunk_rows(unit["final"], entries, where)
     arrays = shard_arrays(identity, manifest.num_tokens, manifest.num_rows, token_chunk, row_chunk)
     chunks = {a.chunk_name(i): a.chunk_bytes for a in arrays.values() for i in range(a.num_chunks)}
     metadata = [STATES_GROUP, *(f"{STATES_GROUP}/{name}" for name in arrays)]
@@ -150,9 +150,13 @@ def listed_arrays(
     return arrays
 
 
-def _listed_chunk_rows(array: ArrayLayout, entries: dict[str, ObjectEntry]) -> int:
+def _listed_chunk_rows(array: ArrayLayout, entries: dict[str, ObjectEntry], where: str) -> int:
+    if array.num_rows == 0:
+        return 1
     first = entries.get(array.chunk_name(0))
-    return max(1, (first.size - CHUNK_TRAILER_BYTES) // array.row_bytes) if first else 1
+    if first is None:
+        raise IntegrityError(f"the manifest of {where} does not list {array.chunk_name(0)}")
+    return max(1, (first.size - CHUNK_TRAILER_BYTES) // array.row_bytes)
 
 
 def values_problem(array: ArrayLayout, values: npt.NDArray[Any], vocab_size: int) -> str | None:

@@ -24,7 +24,7 @@ def read_object(folder: Folder, entry: ObjectEntry) -> bytes:
 def check_object(
     folder: Folder, entry: ObjectEntry, progress: Callable[[int], None] = lambda num_bytes: None
 ) -> None:
-    """Read an object without a trailer in pieces and check size and crc32c.
+    """Read an object in pieces and check size and crc32c.
 
     Raises IntegrityError; `progress` gets the bytes of each piece.
     """
@@ -32,11 +32,11 @@ def check_object(
     if size is None:
         raise IntegrityError(f"{folder.where(entry.key)} is missing; {HOW_TO_REPAIR}")
     check_size(folder, entry, size)
-    crc = 0
-    for piece in _pieces(folder, entry.key, size):
+    crc, payload_size = 0, size - entry.trailer_bytes
+    for piece in _pieces(folder, entry.key, payload_size):
         crc = crc32c(piece, crc)
         progress(len(piece))
-    check_crc(folder, entry, crc)
+    check_crc(folder, entry, crc, folder.read(entry.key, payload_size, size))
 
 
 def measure_object(folder: Folder, key: str) -> ObjectEntry:

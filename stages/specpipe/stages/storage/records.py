@@ -52,6 +52,8 @@ def _check_fingerprint(found: str, expected: str | None, where: str) -> None:
 
 def parse_record(record: type[R], data: bytes, where: str) -> R:
     """A JSON object as a record; raises IntegrityError naming `where` and the first bad field."""
+    if not data.endswith(b"}\n"):
+        raise IntegrityError(f"{where} is truncated; {HOW_TO_REPAIR}")
     try:
         return record.model_validate_json(data)
     except ValidationError as error:

@@ -67,7 +67,8 @@ def verify(url: str, *, progress: Callable[[int, int], None] | None = None) -> V
         shares = [check_shard(findings, header.identity, manifest) for manifest in manifests]
         if index:
             _check_index(findings, index, manifests)
-            _check_vocab(findings, header.identity, shares)
+            if all(findings.is_sound(key) for key in manifest_keys(listed)):
+                _check_vocab(findings, header.identity, shares)
     else:
         for manifest in manifests:
             for entry in manifest.objects:

@@ -1,0 +1,216 @@
+"""Crashes, races and full disks: a name holds a whole object or none, and one writer wins."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.storage.tiny import (
+    concatenated,
+    equal_states,
+    make_identity,
+    make_pair,
+    make_shards,
+    write_shard,
+)
+
+from specpipe.schemas.dump import DumpIdentity
+from specpipe.schemas.errors import StoreError
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX
+from specpipe.stages.storage.shard_reader import ShardReader
+from specpipe.stages.storage.shard_writer import ShardWriter
+
+ROUNDS = 40
+
+# Arguments: root, own name. Waits for the file `go`, then claims every key; prints those it won.
+CLAIM = f"""
+import os, sys, time
+from specpipe.stages.storage.folder import Folder
+root, name = sys.argv[1:]
+folder = Folder.open(root)
+print("ready", flush=True)
+while not os.path.exists(root + "/go"):
+    time.sleep(0.001)
+for i in range({ROUNDS}):
+    if folder.create(f"claims/{{i}}", name.encode() * 1000):
+        print(i, flush=True)
+"""
+
+# Arguments: root. Rewrites three objects for ever, each time whole and of one letter.
+REWRITE = """
+import itertools, sys
+from specpipe.stages.storage.folder import Folder
+folder = Folder.open(sys.argv[1])
+print("ready", flush=True)
+for i in itertools.count():
+    folder.write(f"new/{i}", b"n" * 300_000)
+    folder.write(f"same/{i % 2}", bytes([97 + i % 26]) * 3_000_000)
+    folder.create(f"created/{i}", b"c" * 1_000_000)
+"""
+
+# Arguments: root, largest file in bytes. Prints the StoreError of the shard that does not fit.
+LIMITED = """
+import resource, sys
+from specpipe.schemas.errors import StoreError
+from specpipe.stages.storage.folder import Folder
+from tests.storage.tiny import make_identity, make_pair, write_shard
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+identity = make_identity(hidden=256)
+try:
+    write_shard(Folder.open(sys.argv[1]), identity, 1, [make_pair(identity, 9, 60, [(1, 60)])])
+except StoreError as error:
+    print(error)
+"""
+
+
+def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, text=True
+    )
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_one_process_wins_each_create(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    processes = [start(CLAIM, str(tmp_path), name) for name in names]
+    assert [line_of(process) for process in processes] == ["ready"] * 3
+    (tmp_path / "go").touch()
+    won = {
+        name: {int(i) for i in process.communicate(timeout=120)[0].split()}
+        for name, process in zip(names, processes, strict=True)
+    }
+    assert Counter(i for wins in won.values() for i in wins) == Counter(range(ROUNDS))
+    folder = Folder.open(str(tmp_path))
+    for name, wins in won.items():
+        for i in wins:
+            assert folder.read(f"claims/{i}") == name.encode() * 1000
+    assert not [*tmp_path.rglob(f"{TEMPORARY_PREFIX}*")]
+
+
+def test_one_thread_wins_each_create(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path))
+    barrier = threading.Barrier(8)
+    wins: Counter[int] = Counter()
+
+    def claim(name: int) -> None:
+        for i in range(ROUNDS):
+            barrier.wait()
+            if folder.create(f"claims/{i}", bytes([name])):
+                wins[i] += 1
+
+    threads = [threading.Thread(target=claim, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wins == Counter(range(ROUNDS))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_killed_process_leaves_no_half_object(tmp_path: Path, seed: int) -> None:
+    process = start(REWRITE, str(tmp_path))
+    assert line_of(process) == "ready"
+    time.sleep(0.05 + 0.037 * seed)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    folder = Folder.open(str(tmp_path))
+    sizes = {"new": 300_000, "same": 3_000_000, "created": 1_000_000}
+    keys = folder.list()
+    assert keys
+    for key in keys:
+        data = folder.read(key)
+        assert len(data) == sizes[key.split("/")[0]]
+        assert data == data[:1] * len(data)
+
+
+def test_a_failed_write_keeps_the_old_object_and_no_leftover(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the disk refuse the byte that is one too many."""
+    folder = Folder.open(str(tmp_path))
+    script = """
+import resource, sys
+from specpipe.schemas.errors import StoreError
+from specpipe.stages.storage.folder import Folder
+folder = Folder.open(sys.argv[1])
+folder.write("object", b"old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for action in (folder.write, folder.create):
+    try:
+        action("object", b"x" * 5000)
+    except StoreError as error:
+        print(error)
+"""
+    output, _ = start(script, str(tmp_path)).communicate(timeout=60)
+    assert output.count("File too large") == 2
+    assert folder.read("object") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["object"]
+
+
+def test_a_shard_that_does_not_fit_loses_nothing_committed(tmp_path: Path) -> None:
+    identity = make_identity(hidden=256)
+    folder = Folder.open(str(tmp_path))
+    pairs = make_shards(identity)[0]
+    manifest = write_shard(folder, identity, 0, pairs)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path), "10000"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert "cannot write" in done.stdout
+    assert "/shards/000001-" in done.stdout
+    assert not folder.exists("shards/000001.manifest.json")
+    states = ShardReader(folder, identity, manifest).read_all()
+    assert equal_states(states, concatenated([states for _, states in pairs]))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a file system needs root; RLIMIT_FSIZE stands in for it above")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def append_for_ever(writer: ShardWriter, identity: DumpIdentity) -> None:
+    for seed in itertools.count():
+        writer.append(*make_pair(identity, seed, 60, [(1, 60)]))
+
+
+def test_a_full_disk_loses_nothing_committed(small_disk: Path) -> None:
+    identity = make_identity(hidden=256)
+    folder = Folder.open(str(small_disk))
+    pairs = make_shards(identity)[0]
+    manifest = write_shard(folder, identity, 0, pairs)
+    writer = ShardWriter(folder, identity, 1, 6000, 6000)
+    with pytest.raises(StoreError, match=r"cannot write .*No space left"):
+        append_for_ever(writer, identity)
+    assert not folder.exists("shards/000001.manifest.json")
+    assert not [*small_disk.rglob(f"{TEMPORARY_PREFIX}*")]
+    states = ShardReader(folder, identity, manifest).read_all()
+    assert equal_states(states, concatenated([states for _, states in pairs]))
+
+    # With room again, the shard is made by another attempt.
+    for key in folder.list("shards"):
+        if key.startswith("shards/000001-"):
+            folder.remove(key)
+    again = write_shard(folder, identity, 1, pairs)
+    assert len(ShardReader(folder, identity, again).samples()) == len(pairs)

@@ -1,0 +1,370 @@
+"""Whatever happens to whichever object: verify names it, and no reader uses it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.storage.tiny import (
+    make_identity,
+    make_shards,
+    replace_manifest,
+    replace_object,
+    use_everything,
+    write_dump,
+    write_index,
+    write_shard,
+)
+
+from specpipe.schemas.dump import DumpIdentity, ObjectEntry, manifest_key
+from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
+from specpipe.schemas.sample import Sample
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.records import read_manifest
+from specpipe.stages.storage.samples import StoredSample, samples_from_parquet, samples_to_parquet
+from specpipe.stages.storage.verify import verify
+
+SHARD = "shards/000000-0000000000000001"
+AUX = f"{SHARD}/states.zarr/aux/c/0/0/0"
+
+
+@pytest.fixture(scope="module")
+def identity() -> DumpIdentity:
+    return make_identity(chunk_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory, identity: DumpIdentity) -> Path:
+    path = tmp_path_factory.mktemp("sound") / "dump"
+    write_dump(str(path), identity, make_shards(identity))
+    return path
+
+
+@pytest.fixture
+def dump(sound: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return shutil.copytree(sound, tmp_path / "dump")
+
+
+def flip(at: Callable[[int], int]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[at(len(data))] ^= 0x10
+        path.write_bytes(data)
+
+    return damage
+
+
+def truncate(to: Callable[[int], int]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        os.truncate(path, to(path.stat().st_size))
+
+    return damage
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "first byte flipped": flip(lambda size: 0),
+    "middle byte flipped": flip(lambda size: size // 2),
+    "last byte flipped": flip(lambda size: size - 1),
+    "removed": lambda path: path.unlink(),
+    "short by a byte": truncate(lambda size: size - 1),
+    "half": truncate(lambda size: size // 2),
+    "emptied": truncate(lambda size: 0),
+    "longer by a byte": lengthen,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_every_object(kind: str, dump: Path) -> None:
+    keys = Folder.open(str(dump)).list()
+    assert len(keys) > 50
+    for key in keys:
+        path = dump / key
+        written = path.read_bytes()
+        DAMAGES[kind](path)
+        report = verify(str(dump))
+        if (kind, key) == ("removed", "index.json"):
+            assert report.damages == ()
+            assert not report.complete
+            with pytest.raises(UnfinishedError, match="unfinished"):
+                use_everything(str(dump))
+        else:
+            assert [damage.key for damage in report.damages] == [key], report
+            expected = ConfigError if (kind, key) == ("removed", "dump.json") else IntegrityError
+            with pytest.raises(expected, match=key.rpartition("/")[2]):
+                use_everything(str(dump))
+        path.write_bytes(written)
+    assert verify(str(dump)).damages == ()
+    use_everything(str(dump))
+
+
+@pytest.mark.parametrize("kind", ["middle byte flipped", "removed", "half"])
+def test_reading_at_random_uses_nothing_damaged(kind: str, dump: Path) -> None:
+    """Without any check beforehand: a sample whose rows are damaged is not returned."""
+    reader = Dump.open(str(dump)).shard(0)
+    sound = {sample.sample_id: reader.read_sample(sample) for sample in reader.samples()}
+    chunks = [path for path in (dump / SHARD).rglob("c/**/*") if path.is_file()]
+    assert len(chunks) > 8
+    num_refused = 0
+    for path in chunks:
+        written = path.read_bytes()
+        DAMAGES[kind](path)
+        reader = Dump.open(str(dump)).shard(0)
+        for sample in reader.samples():
+            try:
+                states = reader.read_sample(sample)
+            except IntegrityError:
+                num_refused += 1
+            else:
+                assert states.aux_TLH.tobytes() == sound[sample.sample_id].aux_TLH.tobytes()
+                assert states.final_SH.tobytes() == sound[sample.sample_id].final_SH.tobytes()
+        path.write_bytes(written)
+    assert num_refused >= len(chunks)
+
+
+def named(dump: Path) -> dict[str, str]:
+    return {damage.key: damage.problem for damage in verify(str(dump)).damages}
+
+
+def payload_of(dump: Path, key: str) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+    return np.frombuffer((dump / key).read_bytes()[:-4], np.uint16).copy()
+
+
+def test_two_layers_swapped_with_every_crc_to_match(dump: Path, identity: DumpIdentity) -> None:
+    rows = payload_of(dump, AUX).reshape(-1, 3, 4)
+    replace_object(Folder.open(str(dump)), identity, AUX, rows[:, [1, 0, 2]].tobytes())
+    problems = named(dump)
+    # The first sample has 13 tokens; which of its chunks is wrong cannot be known.
+    assert [*problems] == [f"{SHARD}/states.zarr/aux/c/{i}/0/0" for i in range(4)]
+    assert "does not hold what was written of aux of sample" in problems[AUX]
+    reader = Dump.open(str(dump)).shard(0)
+    with pytest.raises(IntegrityError, match="does not hold what was written of aux"):
+        reader.read_all()
+    with pytest.raises(IntegrityError, match=r"aux of sample .* is not what was written"):
+        reader.read_sample(reader.samples()[0])
+    reader.read_sample(reader.samples()[1])
+
+
+def test_two_chunks_swapped_with_every_crc_to_match(dump: Path, identity: DumpIdentity) -> None:
+    folder = Folder.open(str(dump))
+    keys = [f"{SHARD}/states.zarr/final/c/{i}/0" for i in range(2)]
+    first, second = (payload_of(dump, key).tobytes() for key in keys)
+    replace_object(folder, identity, keys[0], second)
+    replace_object(folder, identity, keys[1], first)
+    assert [*named(dump)] == keys
+    with pytest.raises(IntegrityError, match="does not hold what was written of final"):
+        Dump.open(str(dump)).shard(0).read_all()
+
+
+@pytest.mark.parametrize(
+    ("column", "key", "value"),
+    [
+        ("aux_TLH", "aux/c/1/0/0", 0x7FC0),
+        ("aux_TLH", "aux/c/1/0/0", 0xFF80),
+        ("final_SH", "final/c/0/0", 0xFFC0),
+        ("logz_S", "logz/c/0", np.inf),
+        ("token_logprob_S", "token_logprob/c/0", np.nan),
+        ("argmax_S", "argmax/c/0", 23),
+        ("argmax_S", "argmax/c/0", -1),
+    ],
+)
+def test_values_that_no_target_produces(
+    tmp_path: Path, identity: DumpIdentity, column: str, key: str, value: float
+) -> None:
+    """Written by a writer that did not look: every crc matches."""
+    shards = make_shards(identity)
+    getattr(shards[0][0][1], column)[5] = value
+    write_dump(str(tmp_path), identity, shards)
+    problems = named(tmp_path)
+    assert [*problems] == [f"{SHARD}/states.zarr/{key}"]
+    what = "outside the vocabulary" if column == "argmax_S" else "not a number"
+    assert what in problems[f"{SHARD}/states.zarr/{key}"]
+    reader = Dump.open(str(tmp_path)).shard(0)
+    for read in (reader.read_all, lambda: reader.read_sample(reader.samples()[0])):
+        with pytest.raises(IntegrityError, match=what):
+            read()
+
+
+@pytest.mark.parametrize("token_id", [23, -1])
+def test_token_ids_out_of_range(tmp_path: Path, identity: DumpIdentity, token_id: int) -> None:
+    shards = make_shards(identity)
+    sample, states = shards[0][1]
+    sample.input_ids[3] = token_id
+    renamed = Sample(sample.input_ids, sample.loss_mask, sample.source).sample_id
+    shards[0][1] = (replace(sample, sample_id=renamed), states)
+    write_dump(str(tmp_path), identity, shards)
+    problems = named(tmp_path)
+    assert [*problems] == [f"{SHARD}/samples.parquet"]
+    assert "outside the vocabulary of 23" in problems[f"{SHARD}/samples.parquet"]
+    with pytest.raises(IntegrityError, match="outside the vocabulary of 23"):
+        Dump.open(str(tmp_path)).shard(0).samples()
+
+
+def _token(sample: StoredSample) -> StoredSample:
+    ids_T = sample.input_ids.copy()
+    ids_T[0] ^= 1
+    return replace(sample, input_ids=ids_T)
+
+
+def _mask(sample: StoredSample) -> StoredSample:
+    mask_T = sample.loss_mask.copy()
+    mask_T[0] ^= 1
+    return replace(sample, loss_mask=mask_T)
+
+
+def _row(sample: StoredSample) -> StoredSample:
+    mask_T = sample.loss_mask.copy()
+    mask_T[1] ^= 1
+    return replace(sample, loss_mask=mask_T)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda s: [_token(s[0]), *s[1:]], "hashes of"),
+        (lambda s: [_mask(s[0]), *s[1:]], "hashes of"),
+        (lambda s: [replace(s[0], prompt_id="0" * 32), *s[1:]], "hashes of"),
+        (lambda s: [_row(s[0]), *s[1:]], "does not begin where"),
+        (lambda s: [s[0], replace(s[1], offset=14), s[2]], "does not begin where"),
+        (lambda s: [s[0], replace(s[1], row_offset=3), s[2]], "does not begin where"),
+        (lambda s: s[:2], "its manifest counts 3"),
+        (lambda s: [replace(s[0], multiplicity=0), *s[1:]], "multiplicity 0"),
+        (lambda s: [replace(s[0], multiplicity=9), *s[1:]], "shard's plan"),
+    ],
+)
+def test_samples_that_disagree(
+    dump: Path,
+    identity: DumpIdentity,
+    change: Callable[[list[StoredSample]], list[StoredSample]],
+    problem: str,
+) -> None:
+    folder, key = Folder.open(str(dump)), f"{SHARD}/samples.parquet"
+    samples = samples_from_parquet(folder.read(key), key)
+    replace_object(folder, identity, key, samples_to_parquet(change(samples)))
+    problems = named(dump)
+    assert [*problems] == [key]
+    assert problem in problems[key]
+    if "plan" not in problem:
+        with pytest.raises(IntegrityError, match=problem):
+            Dump.open(str(dump)).shard(0).read_all()
+
+
+def test_a_table_of_another_kind(dump: Path, identity: DumpIdentity) -> None:
+    folder = Folder.open(str(dump))
+    vocab = folder.read(f"{SHARD}/vocab.parquet")
+    replace_object(folder, identity, f"{SHARD}/samples.parquet", vocab)
+    assert "does not have the columns" in named(dump)[f"{SHARD}/samples.parquet"]
+    samples = folder.read("shards/000001-0000000000000002/samples.parquet")
+    replace_object(folder, identity, f"{SHARD}/vocab.parquet", samples)
+    assert "does not have the columns" in named(dump)[f"{SHARD}/vocab.parquet"]
+    with pytest.raises(IntegrityError, match="does not have the columns"):
+        Dump.open(str(dump)).shard(0).vocab()
+
+
+def test_statistics_that_do_not_add_up(dump: Path, identity: DumpIdentity) -> None:
+    folder = Folder.open(str(dump))
+    folder.write("vocab.parquet", folder.read(f"{SHARD}/vocab.parquet"))
+    write_index(folder, identity)
+    assert named(dump) == {"vocab.parquet": "is not the sum over the shards"}
+
+
+def test_zarr_metadata_of_another_array(dump: Path, identity: DumpIdentity) -> None:
+    folder, key = Folder.open(str(dump)), f"{SHARD}/states.zarr/aux/zarr.json"
+    text = folder.read(key).replace(b'"uint16"', b'"int16"')
+    replace_object(folder, identity, key, text)
+    assert named(dump) == {key: "does not describe the array that the manifest lists"}
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_manifest_of_another_dump(dump: Path, identity: DumpIdentity, complete: bool) -> None:
+    folder, key = Folder.open(str(dump)), manifest_key(0)
+    manifest = read_manifest(folder, key, identity.fingerprint)
+    replace_manifest(folder, identity, manifest, fingerprint="0" * 64)
+    if not complete:
+        folder.remove("index.json")
+    assert [*named(dump)] == [key]
+    with pytest.raises(IntegrityError, match=r"000000\.manifest\.json"):
+        Dump.open(str(dump), allow_unfinished=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda e: (*e[:-1], e[-1].model_copy(update={"key": "../../secret"})), "leaves"),
+        (lambda e: (*e[:-1], e[-1].model_copy(update={"key": "/etc/passwd"})), "leaves"),
+        (lambda e: (*e[:-1], e[-1].model_copy(update={"key": "dump.json"})), "is not in"),
+        (lambda e: e[:-1], "does not list vocab.parquet"),
+        (lambda e: [x for x in e if "/aux/c/2/" not in x.key], "does not list states.zarr/aux/c/2"),
+        (lambda e: [x for x in e if "/final/c/" not in x.key], "does not list states.zarr/final"),
+        (
+            lambda e: (*e, e[0].model_copy(update={"key": f"{SHARD}/more"})),
+            "lists a foreign object, more",
+        ),
+        (
+            lambda e: (e[0], e[1].model_copy(update={"size": e[1].size + 1}), *e[2:]),
+            "bytes",
+        ),
+    ],
+)
+def test_a_manifest_that_lists_too_much_or_too_little(
+    dump: Path,
+    identity: DumpIdentity,
+    change: Callable[[tuple[ObjectEntry, ...]], tuple[ObjectEntry, ...]],
+    problem: str,
+) -> None:
+    folder, key = Folder.open(str(dump)), manifest_key(0)
+    manifest = read_manifest(folder, key, identity.fingerprint)
+    replace_manifest(folder, identity, manifest, objects=tuple(change(manifest.objects)))
+    problems = named(dump)
+    assert key in problems or problem == "bytes"
+    assert problem in problems.get(key, "bytes"), problems
+    with pytest.raises(IntegrityError):
+        use_everything(str(dump))
+
+
+def test_a_manifest_under_another_name(dump: Path) -> None:
+    folder = Folder.open(str(dump))
+    folder.write(manifest_key(7), folder.read(manifest_key(0)))
+    assert named(dump) == {manifest_key(7): "is the manifest of shard 0"}
+
+
+def test_a_manifest_that_came_after_the_index(dump: Path, identity: DumpIdentity) -> None:
+    folder = Folder.open(str(dump))
+    write_shard(folder, identity, 2, [])
+    assert "is not listed in index.json" in named(dump)[manifest_key(2)]
+
+
+def test_an_unfinished_dump(tmp_path: Path, identity: DumpIdentity) -> None:
+    folder = write_dump(str(tmp_path), identity, make_shards(identity), complete=False)
+    report = verify(str(tmp_path))
+    assert (report.damages, report.complete) == ((), False)
+    with pytest.raises(UnfinishedError, match=r"unfinished.*index\.json"):
+        Dump.open(str(tmp_path))
+    unfinished = Dump.open(str(tmp_path), allow_unfinished=True)
+    assert unfinished.index is None
+    assert [*unfinished.manifests] == [0, 1]
+    assert unfinished.vocab().count_V.sum() > 0
+    assert unfinished.target_file("config.json").startswith(b"{")
+    DAMAGES["middle byte flipped"](tmp_path / AUX)
+    (tmp_path / "plan/000001.parquet").unlink()
+    folder.write("shards/000005-00000000deadbeef/samples.parquet", b"a lost attempt")
+    report = verify(str(tmp_path))
+    assert [damage.key for damage in report.damages] == [
+        "plan/000001.parquet",
+        AUX,
+    ]
+    assert not report.complete
+
+
+def test_no_dump_at_all(tmp_path: Path) -> None:
+    for look in (verify, Dump.open):
+        with pytest.raises(ConfigError, match="there is no dump at"):
+            look(str(tmp_path / "nowhere"))

@@ -1,0 +1,120 @@
+"""Every store behaves alike; keys stay inside the root; addresses hold no secrets."""
+
+from pathlib import Path
+
+import pytest
+
+from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
+from specpipe.stages.storage.folder import Folder, without_credentials
+
+
+def test_write_read_and_replace(root: str) -> None:
+    folder = Folder.open(root)
+    folder.write("a/b/c.bin", b"0123456789")
+    assert folder.read("a/b/c.bin") == b"0123456789"
+    assert folder.read("a/b/c.bin", 2, 5) == b"234"
+    assert folder.read("a/b/c.bin", 8, 20) == b"89"
+    assert folder.size("a/b/c.bin") == 10
+    folder.write("a/b/c.bin", memoryview(b"new"))
+    assert folder.read("a/b/c.bin") == b"new"
+    folder.write("empty", b"")
+    assert folder.read("empty") == b""
+    assert folder.size("empty") == 0
+
+
+def test_read_into_fills_the_views_from_a_position(root: str) -> None:
+    folder = Folder.open(root)
+    folder.write("object", b"0123456789")
+    first, second = bytearray(3), bytearray(2)
+    folder.read_into("object", 4, [memoryview(first), memoryview(second)])
+    assert (bytes(first), bytes(second)) == (b"456", b"78")
+    with pytest.raises(IntegrityError, match=r"object is truncated"):
+        folder.read_into("object", 8, [memoryview(first)])
+
+
+def test_create_refuses_an_existing_object(root: str) -> None:
+    folder = Folder.open(root)
+    assert folder.create("x/manifest.json", b"first")
+    assert not folder.create("x/manifest.json", b"second")
+    assert folder.read("x/manifest.json") == b"first"
+
+
+def test_a_missing_object(root: str) -> None:
+    folder = Folder.open(root)
+    assert folder.list() == []
+    assert folder.list("nowhere") == []
+    for _ in range(2):
+        assert not folder.exists("a/b")
+        assert folder.size("a/b") is None
+        with pytest.raises(IntegrityError, match=r"a/b is missing"):
+            folder.read("a/b")
+        with pytest.raises(IntegrityError, match=r"a/b is missing"):
+            folder.read_into("a/b", 0, [memoryview(bytearray(1))])
+        folder.remove("a/b")
+        folder.write("other", b"")  # The second time, the root exists.
+
+
+def test_list_and_remove(root: str) -> None:
+    folder = Folder.open(root)
+    for key in ("b/2", "b/1", "a", "b/c/3", "bb"):
+        folder.write(key, b"x" * len(key))
+    assert folder.list() == ["a", "b/1", "b/2", "b/c/3", "bb"]
+    assert folder.list("b") == ["b/1", "b/2", "b/c/3"]
+    assert folder.sizes("b/c") == {"b/c/3": 5}
+    assert not folder.exists("b")
+    folder.remove("b")
+    assert folder.list() == ["a", "bb"]
+    folder.remove("a")
+    assert folder.list() == ["bb"]
+
+
+def test_child_is_a_folder_of_the_same_store(root: str) -> None:
+    folder = Folder.open(root)
+    folder.child("target").write("config.json", b"{}")
+    assert folder.list() == ["target/config.json"]
+    assert folder.child("target").list() == ["config.json"]
+    assert folder.child("target").url == f"{folder.url}/target"
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/x", "a//b", "", "./a"])
+def test_no_key_leads_out_of_the_root(root: str, key: str) -> None:
+    folder = Folder.open(root)
+    with pytest.raises(IntegrityError, match="leads out of"):
+        folder.read(key)
+    with pytest.raises(IntegrityError, match="leads out of"):
+        folder.write(key, b"")
+    with pytest.raises(IntegrityError, match="leads out of"):
+        folder.remove(key)
+
+
+def test_half_written_files_are_never_listed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".tmp-0123-x").write_bytes(b"half")
+    assert Folder.open(str(tmp_path)).list() == []
+
+
+def test_a_store_that_refuses_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    folder = Folder.open(str(tmp_path))
+    with pytest.raises(StoreError, match=r"cannot write .*file/below"):
+        folder.write("file/below", b"x")
+    with pytest.raises(StoreError, match=r"cannot create .*file/below"):
+        folder.create("file/below", b"x")
+
+
+def test_an_unknown_protocol_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="nosuch"):
+        Folder.open("nosuch://user:secret@bucket/dump")
+
+
+@pytest.mark.parametrize(
+    ("url", "printed"),
+    [
+        ("s3://key:secret@bucket/dump", "s3://bucket/dump"),
+        ("https://host/dump?token=secret", "https://host/dump"),
+        ("abfs://container@account/dump", "abfs://container@account/dump"),
+        ("/data/a b", "/data/a b"),
+    ],
+)
+def test_addresses_hold_no_credentials(url: str, printed: str) -> None:
+    assert without_credentials(url) == printed
