@@ -1,0 +1,72 @@
+"""Lower precision and other devices against float32 on the CPU."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tests.drafter.toys import (
+    DRAFT_IDS,
+    H,
+    V,
+    random_drafter,
+    random_samples,
+    shape_of,
+    verifier_of,
+)
+from torch import Tensor
+
+from specpipe.stages.drafter.batch import make_batch
+from specpipe.stages.drafter.loss import LossSettings, head_losses
+
+LM_HEAD_VH = torch.randn(V, H, generator=torch.Generator().manual_seed(41)) * 0.7
+MASKS = [[0] * 20 + [1] * 60, [0] * 5 + [1] * 20 + [0] * 10 + [1] * 30, [1, 1, 1]]
+
+
+def train_pass(device: str, autocast: bool) -> tuple[Tensor, float, list[Tensor]]:
+    """Hidden states where they are used, the loss, and every gradient; on the CPU."""
+    # CUDA's flash kernel wants heads of a multiple of eight.
+    shape = shape_of(len(DRAFT_IDS)).model_copy(update={"head_dim": 16})
+    model = random_drafter(shape, 6).to(device)
+    batch = make_batch(random_samples(MASKS, LM_HEAD_VH), 3).to(torch.device(device))
+    verifier = verifier_of(LM_HEAD_VH, DRAFT_IDS)
+    verifier = type(verifier)(
+        logits=lambda final_RH: final_RH.float() @ LM_HEAD_VH[DRAFT_IDS].T.to(device),
+        draft_ids_V=verifier.draft_ids_V.to(device),
+        target_ids_D=verifier.target_ids_D.to(device),
+    )
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        hidden = model(batch).float()
+    loss_settings = LossSettings(
+        "lk_hybrid", torch.ones(3, device=device), torch.full((3,), 0.4, device=device)
+    )
+    loss, _ = head_losses(hidden, model.lm_head.weight, batch, verifier, loss_settings, 16)
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    used_KN = batch.rows_KN >= 0
+    return hidden[used_KN].detach().cpu(), float(loss.detach()), [g.cpu() for g in grads]
+
+
+def similarity(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    flat_one, flat_other = (torch.cat([g.flatten() for g in gs]) for gs in (one, other))
+    return float(torch.nn.functional.cosine_similarity(flat_one, flat_other, dim=0))
+
+
+def test_bfloat16_autocast_stays_near_float32() -> None:
+    hidden, loss, grads = train_pass("cpu", autocast=False)
+    low_hidden, low_loss, low_grads = train_pass("cpu", autocast=True)
+    assert all(g.dtype == torch.float32 for g in low_grads)
+    assert (low_hidden - hidden).norm() / hidden.norm() < 0.02
+    assert not torch.equal(low_hidden, hidden)
+    assert low_loss == pytest.approx(loss, rel=0.01)
+    assert similarity(low_grads, grads) > 0.995
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_cuda_equals_the_cpu(autocast: bool) -> None:
+    hidden, loss, grads = train_pass("cpu", autocast=False)
+    cuda_hidden, cuda_loss, cuda_grads = train_pass("cuda", autocast=autocast)
+    tolerance = 0.02 if autocast else 1e-3
+    assert (cuda_hidden - hidden).norm() / hidden.norm() < tolerance
+    assert cuda_loss == pytest.approx(loss, rel=tolerance)
+    assert similarity(cuda_grads, grads) > 1 - tolerance
