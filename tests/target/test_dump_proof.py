@@ -120,5 +120,5 @@ def test_samples_that_are_not_finite_are_left_to_the_dump(
     embedding = backend.model.get_input_embeddings()
     poisoned, *rest = samples()
     with torch.no_grad():
-        embedding.weight[int(poisoned.input_ids[0])] = float("nan")  # type: ignore[operator,index]
+        embedding.weight[int(poisoned.input_ids[0])] = float("nan")  # type: ignore[operator]
     prove(backend, head, [poisoned, *rest])

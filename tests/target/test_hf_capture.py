@@ -98,7 +98,7 @@ def test_fp32_states_round_to_nearest_even(target: Callable[..., Path]) -> None:
     def replace(*_: object) -> tuple[Tensor]:
         return (halfway.expand(1, 4, 32),)
 
-    captured.model.model.layers[2].register_forward_pre_hook(replace, prepend=True)  # type: ignore[union-attr,index,operator]
+    captured.model.model.layers[2].register_forward_pre_hook(replace, prepend=True)
     aux_TLH, _ = captured.capture(batch(4))[0]
     assert aux_TLH[0, 0, :2].tolist() == [1.0, 1 + 2**-6]
 
@@ -106,7 +106,7 @@ def test_fp32_states_round_to_nearest_even(target: Callable[..., Path]) -> None:
 def test_the_lm_head_does_not_run(target: Callable[..., Path]) -> None:
     captured = backend(target("llama"))
     calls: list[object] = []
-    captured.model.lm_head.register_forward_hook(lambda *_: calls.append(0))  # type: ignore[union-attr,operator]
+    captured.model.lm_head.register_forward_hook(lambda *_: calls.append(0))
     captured.capture(batch(5))
     assert calls == []
 

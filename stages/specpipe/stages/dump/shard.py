@@ -61,7 +61,7 @@ def write_shard(
     for batch in batches(samples, batch_tokens):
         for sample, (aux_TLH, final_TH) in zip(batch, backend.capture(batch), strict=True):
             rows_S = torch.from_numpy(verifier_rows(sample.loss_mask)).to(final_TH.device)
-            next_S = torch.from_numpy(sample.input_ids).to(final_TH.device).long()[rows_S + 1]
+            next_S = torch.tensor(sample.input_ids).to(final_TH.device).long()[rows_S + 1]
             final_SH = final_TH[rows_S]
             scores = score(head, final_SH, next_S)
             if not bool(aux_TLH.isfinite().all() & scores.logz_S.isfinite().all()):

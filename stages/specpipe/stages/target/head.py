@@ -169,6 +169,15 @@ def save_head(model: PreTrainedModel, folder: Folder) -> None:
     folder.create(HEAD_FILE, record.to_json())
 
 
+def check_known(model_type: str) -> None:
+    """Raises ConfigError for a target whose head only its own code could load."""
+    if model_type not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"transformers does not know the target's model type {model_type!r}; its head cannot "
+            "be loaded from a dump without running code that came with it"
+        )
+
+
 def _record(read: Read) -> HeadRecord:
     return parse_record(HeadRecord, read(HEAD_FILE), f"{TARGET_FOLDER}/{HEAD_FILE}")
 
@@ -191,12 +200,8 @@ def _config(read: Read) -> PreTrainedConfig:
         raw = json.loads(read("config.json"))
     except ValueError as error:
         raise IntegrityError(f"config.json of the dump's target: {error}") from error
-    model_type = raw.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"transformers does not know the target's model type {model_type!r}; its head cannot "
-            "be loaded without running code that came with it"
-        )
+    model_type = str(raw.get("model_type"))
+    check_known(model_type)
     raw.pop("auto_map", None)  # never code from a dump
     config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(raw)
     return config

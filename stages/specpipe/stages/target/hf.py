@@ -4,6 +4,7 @@ Legend: B samples of a batch, T tokens, L aux layers, H hidden size, S verifier 
 """
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.schemas.sample import Ids
 from specpipe.stages.target.decoder import find_decoder
-from specpipe.stages.target.head import WideLinear
+from specpipe.stages.target.head import WideLinear, check_known
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder, weight_files
 
@@ -33,6 +34,7 @@ class HfBackend:
         self.device = choose_device(config.device)
         self.model = _load_model(config, self.device)
         self.decoder = find_decoder(self.model)
+        self._parameters = signature(self.model.forward).parameters
         self._caught: dict[int, Tensor] = {}
         for layer in {*self.layers, self.decoder.num_layers}:
             self.decoder.entry(layer).register_forward_pre_hook(
@@ -76,6 +78,9 @@ class HfBackend:
         ids_BT, mask_BT = self._padded([sample])
         lm_head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         wide = WideLinear(lm_head.weight, getattr(lm_head, "bias", None))
+        last = ids_BT.shape[1] - first
+        # Not every architecture can leave out the logits before `first`.
+        keep = {"logits_to_keep": last} if "logits_to_keep" in self._parameters else {}
         hook = lm_head.register_forward_hook(lambda _, args, __: wide(args[0]))
         try:
             output = self.model(
@@ -83,14 +88,14 @@ class HfBackend:
                 attention_mask=mask_BT,
                 use_cache=False,
                 output_hidden_states=True,
-                logits_to_keep=ids_BT.shape[1] - first,
+                **keep,
             )
         finally:
             hook.remove()
             self._caught.clear()
         below = [layer for layer in self.layers if layer < self.decoder.num_layers]
         states = {layer: output.hidden_states[layer][0] for layer in below}
-        return output.logits[0].float().log_softmax(-1), states
+        return output.logits[0, -last:].float().log_softmax(-1), states
 
     def _padded(self, batch: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, padded on the right: no real position sees the padding."""
@@ -98,7 +103,7 @@ class HfBackend:
         ids_BT = torch.zeros(len(batch), width, dtype=torch.int64)
         mask_BT = torch.zeros(len(batch), width, dtype=torch.int64)
         for i, sample in enumerate(batch):
-            ids_BT[i, : len(sample.input_ids)] = torch.from_numpy(sample.input_ids)
+            ids_BT[i, : len(sample.input_ids)] = torch.tensor(sample.input_ids)
             mask_BT[i, : len(sample.input_ids)] = 1
         return ids_BT.to(self.device), mask_BT.to(self.device)
 
@@ -137,6 +142,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 def _load_model(config: DumpConfig, device: torch.device) -> PreTrainedModel:
     folder = local_folder(config.target, config.revision)
     model_config = load_config(folder, trust_remote_code=config.trust_remote_code)
+    check_known(model_config.model_type)
     text_config = model_config.get_text_config(decoder=True)
     # torch's SDPA has no soft-cap on attention scores, and transformers' wrapper around it drops
     # the cap without a word.

@@ -47,7 +47,7 @@ def prove(backend: HfBackend, head: VerifierHead, samples: Sequence[ProofSample]
     differences: list[torch.Tensor] = []
     for sample in samples:
         rows_S = torch.from_numpy(verifier_rows(sample.loss_mask)).to(backend.device)
-        next_S = torch.from_numpy(sample.input_ids).to(backend.device).long()[rows_S + 1]
+        next_S = torch.tensor(sample.input_ids).to(backend.device).long()[rows_S + 1]
         first = int(rows_S[0])
         own_SV, own_states = backend.own_forward(sample, first)
         own_S = own_SV[rows_S - first].gather(1, next_S[:, None])[:, 0]

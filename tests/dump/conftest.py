@@ -1,0 +1,130 @@
+"""A tiny random target with a byte tokenizer and a chat template, and inputs for it."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from specpipe.schemas.config import DumpConfig
+
+SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
+VOCAB = 256 + len(SPECIAL)
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role not in ('user', 'assistant') %}{{ raise_exception('no ' + m.role) }}{% endif %}"
+    "<|{{ m.role }}|>"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>{% endgeneration %}"
+    "{% else %}{{ m.content }}<|end|>{% endif %}"
+    "{% endfor %}"
+)
+
+Row = dict[str, Any]
+
+
+def save_target(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=3,
+    )
+    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ids = {token: at for at, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token="<|pad|>", extra_special_tokens=list(SPECIAL[1:])
+    )
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_target(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture(scope="session")
+def make_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_target(seed): another target of the same shape."""
+
+    def make(seed: int) -> Path:
+        return save_target(tmp_path_factory.mktemp("target"), seed)
+
+    return make
+
+
+@pytest.fixture
+def make_rows() -> Callable[..., list[Row]]:
+    """make_rows(number, seed=0)"""
+    return _rows
+
+
+def _rows(num: int, seed: int = 0, longest: int = 50) -> list[Row]:
+    """Pretokenised rows with a prompt of 5 tokens and a hole in the supervision."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(num):
+        ids = rng.integers(4, VOCAB, int(rng.integers(10, longest))).tolist()
+        labels = [-100] * 5 + ids[5:]
+        labels[7] = -100
+        made.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return made
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """write_rows(rows, name): a JSONL file; a str or bytes among the rows is written as it is."""
+
+    def write(lines: Sequence[Row | str | bytes], name: str = "data.jsonl") -> Path:
+        encoded = [
+            line
+            if isinstance(line, bytes)
+            else (line if isinstance(line, str) else json.dumps(line)).encode()
+            for line in lines
+        ]
+        path = tmp_path / name
+        path.write_bytes(b"".join(line + b"\n" for line in encoded))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_config(target: Path, tmp_path: Path) -> Callable[..., DumpConfig]:
+    """A configuration that makes several shards of several batches and chunks."""
+
+    def make(data: Path, **changes: Any) -> DumpConfig:
+        settings: dict[str, Any] = {
+            "target": str(target),
+            "data": (str(data),),
+            "out": str(tmp_path / "dump"),
+            "device": "cpu",
+            "shard_tokens": 200,
+            "batch_tokens": 120,
+            "chunk_tokens": 64,
+        }
+        return DumpConfig(**(settings | changes))
+
+    return make
