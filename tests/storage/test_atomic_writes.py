@@ -146,9 +146,9 @@ from specpipe.stages.storage.folder import Folder
 folder = Folder.open(sys.argv[1])
 folder.write("object", b"old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-for action in (folder.write, folder.create):
+for action, key in (folder.write, "object"), (folder.create, "other"):
     try:
-        action("object", b"x" * 5000)
+        action(key, b"x" * 5000)
     except StoreError as error:
         print(error)
 """

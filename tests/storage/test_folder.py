@@ -1,5 +1,6 @@
 """Every store behaves alike; keys stay inside the root; addresses hold no secrets."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,26 @@ def test_half_written_files_are_never_listed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".tmp-0123-x").write_bytes(b"half")
     assert Folder.open(str(tmp_path)).list() == []
+
+
+def test_listing_while_others_write(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path))
+    folder.write("shards/steady", b"")
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            folder.write("shards/busy", b"x")
+            folder.remove("shards/busy")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            assert set(folder.list("shards")) - {"shards/busy"} == {"shards/steady"}
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_a_store_that_refuses_is_a_store_error(tmp_path: Path) -> None:

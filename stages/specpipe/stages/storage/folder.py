@@ -10,7 +10,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
-from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, create_atomic, write_atomic
+from specpipe.stages.storage.local_disk import create_atomic, file_sizes, write_atomic
 
 
 class Folder:
@@ -114,13 +114,14 @@ class Folder:
         """Key and size in bytes of every object below the folder `prefix`, sorted by key."""
         with self._errors("list", prefix):
             path = self._path(prefix) if prefix else self._root
-            found = self._filesystem.find(path or "/", detail=True)
+            if self._is_local:
+                # fsspec leaves out a whole folder if a file in it vanishes meanwhile.
+                sizes = file_sizes(path or "/")
+            else:
+                found = self._filesystem.find(path or "/", detail=True)
+                sizes = {path: int(info["size"]) for path, info in found.items()}
             start = len(self._root) + 1
-            return {
-                path[start:]: int(info["size"])
-                for path, info in sorted(found.items())
-                if not path.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
-            }
+            return {path[start:]: size for path, size in sorted(sizes.items())}
 
     def list(self, prefix: str = "") -> "list[str]":
         """Keys of all objects below the folder `prefix`, sorted; half-written ones never."""

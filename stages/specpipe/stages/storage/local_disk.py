@@ -4,12 +4,15 @@ The data goes to a temporary file beside the object, is synced, and gets its nam
 folder is synced, so that the name survives a power cut.
 """
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 TEMPORARY_PREFIX = ".tmp-"
+
+_NOT_SUPPORTED = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def write_atomic(path: str, data: bytes | memoryview) -> None:
@@ -23,13 +26,42 @@ def create_atomic(path: str, data: bytes | memoryview) -> bool:
 
     A hard link is atomic and fails on an existing name, unlike a rename.
     """
+    if os.path.lexists(path):
+        return False
     with _synced_temporary(path, data) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:
             # Over NFS the answer to a link that was made can get lost; the retry then finds it.
             return os.stat(temporary).st_nlink == 2
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            raise OSError(
+                error.errno,
+                "this file system has no hard links, by which one of several writers wins; use "
+                "another disk, or the URL of the store that is mounted here",
+            ) from None
         return True
+
+
+def file_sizes(folder: str) -> dict[str, int]:
+    """Path and size of every file below a folder, in no order; temporary ones left out.
+
+    Files that come and go meanwhile are no error. Raises OSError.
+    """
+    sizes: dict[str, int] = {}
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return sizes
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            sizes |= file_sizes(entry.path)
+        elif not entry.name.startswith(TEMPORARY_PREFIX):
+            with suppress(FileNotFoundError):
+                sizes[entry.path] = entry.stat().st_size
+    return sizes
 
 
 @contextmanager
@@ -70,5 +102,9 @@ def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems sync names on their own, and refuse to be asked.
+        if error.errno not in _NOT_SUPPORTED:
+            raise
     finally:
         os.close(descriptor)

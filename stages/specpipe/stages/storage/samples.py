@@ -236,7 +236,7 @@ def _rows(data: bytes, schema: Any, where: str) -> list[dict[str, Any]]:
         raise IntegrityError(f"{where} does not have the columns {schema.names}")
     arrays = {"input_ids": np.int32, "loss_mask": np.uint8}
     columns = {
-        name: [np.asarray(value.values, dtype=arrays[name]) for value in table.column(name)]
+        name: [np.array(value.values, dtype=arrays[name]) for value in table.column(name)]
         if name in arrays
         else table.column(name).to_pylist()
         for name in schema.names

@@ -85,10 +85,7 @@ class ShardReader:
     @cached_property
     def _row_columns(self) -> dict[str, npt.NDArray[Any]]:
         """logz_S, token_logprob_S and argmax_S of the whole shard."""
-        columns = {f"{n}_S": self._read_array(n) for n in ("logz", "token_logprob", "argmax")}
-        for column in columns.values():
-            column.flags.writeable = False
-        return columns
+        return {f"{n}_S": self._read_array(n) for n in ("logz", "token_logprob", "argmax")}
 
     def _read(self, name: str) -> bytes:
         return read_object(self._folder, self._entries[name])
