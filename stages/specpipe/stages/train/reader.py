@@ -36,8 +36,8 @@ class SampleReader:
         ]
         if not refs:
             raise InputError(
-                f"{self.dump.folder.url}: no sample has two supervised tokens in a row"
-                " within the context length; there is nothing to train on"
+                f"{self.dump.folder.url}: no sample has a supervised token to draft within the"
+                " context length; there is nothing to train on"
             )
         return refs
 
@@ -77,9 +77,9 @@ class SampleReader:
 
 
 def _has_start(sample: StoredSample, length: int) -> bool:
-    # A span of one token has a verifier row, but no draft to make.
+    # The second token has a verifier row, but nothing to be drafted from.
     spans = supervised_spans(np.asarray(sample.loss_mask[:length]))
-    return any(end - max(begin - 2, 0) > 2 for begin, end in spans)
+    return any(end > 2 for _, end in spans)
 
 
 def split(

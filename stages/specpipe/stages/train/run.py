@@ -38,11 +38,13 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
     """
     folder = RunFolder(config.out)
     with folder.locked(), _stop_signal(config.time_limit) as should_stop:
-        folder.settle_config(config)
+        folder.check_config(config)
         if (folder.path / RESULT_FILE).exists():
             return _finished(folder)
         try:
             loop = _prepare(config, folder, should_stop, progress or (lambda *_: None))
+            # Only now: a first attempt that was refused must not bind the directory.
+            folder.write_config(config)
             state = loop.run()
         except StoreError:
             raise

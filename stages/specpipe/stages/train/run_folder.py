@@ -43,18 +43,15 @@ class RunFolder:
                 ) from None
             yield
 
-    def settle_config(self, config: TrainConfig) -> None:
-        """Write the configuration, or check that it is the one that the run began with."""
+    def check_config(self, config: TrainConfig) -> None:
+        """Raise IdentityError where the run that is here began with other settings."""
         path = self.path / CONFIG_FILE
         if not path.exists():
-            write_atomically(path, config.model_dump_json(indent=2).encode())
             return
         try:
             before = TrainConfig.model_validate_json(path.read_bytes()).model_dump()
         except ValueError as error:
-            raise ConfigError(
-                f"{path} cannot be read ({error}); remove the run directory"
-            ) from None
+            raise ConfigError(f"{path} cannot be read ({error}); use another --out") from None
         now = config.model_dump()
         differing = [f for f in now if f not in MAY_CHANGE and now[f] != before[f]]
         if differing:
@@ -63,6 +60,9 @@ class RunFolder:
                 f"{self.path} holds a run with other settings ({changes});"
                 " use another --out, or the same settings to continue it"
             )
+
+    def write_config(self, config: TrainConfig) -> None:
+        write_atomically(self.path / CONFIG_FILE, config.model_dump_json(indent=2).encode())
 
     def cut_metrics(self, step: int) -> None:
         """Drop what metrics.jsonl says of steps after `step`, and a torn last line."""

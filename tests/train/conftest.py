@@ -1,0 +1,116 @@
+"""Tiny dumps to train on, made by the dump stage from a tiny random target."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specpipe.schemas.config import DumpConfig, TrainConfig
+from specpipe.stages.dump.run import run as run_dump
+
+VOCAB = 128
+
+
+def save_target(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_data(path: Path, num: int, seed: int) -> Path:
+    """Pretokenised rows from a sparse Markov chain, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    follows = np.random.default_rng(0).integers(0, VOCAB, (VOCAB, 3))
+    lines = []
+    for _ in range(num):
+        ids = [int(rng.integers(VOCAB))]
+        for _ in range(int(rng.integers(12, 40))):
+            ids.append(int(follows[ids[-1], rng.integers(3)]))
+        labels = [-100] * 4 + ids[4:]
+        lines.append(
+            json.dumps({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+        )
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+MakeDump = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_dump(tmp_path_factory: pytest.TempPathFactory) -> MakeDump:
+    """make_dump(target_seed=0, data_seed=0, **settings): the root of a fresh dump."""
+
+    def make(target_seed: int = 0, data_seed: int = 0, **settings: Any) -> Path:
+        folder = tmp_path_factory.mktemp("dump")
+        target = save_target(folder / "target", target_seed)
+        data = write_data(folder / "data.jsonl", 60, data_seed)
+        config = DumpConfig(
+            target=str(target),
+            data=(str(data),),
+            out=str(folder / "dump"),
+            device="cpu",
+            shard_tokens=400,
+            chunk_tokens=128,
+            **settings,
+        )
+        run_dump(config)
+        return folder / "dump"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dump(make_dump: MakeDump) -> Path:
+    """A dump that no test changes."""
+    return make_dump()
+
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def make_config(dump: Path, tmp_path: Path) -> MakeConfig:
+    """A run of a dozen steps with evaluations and checkpoints on the way."""
+
+    def make(**changes: Any) -> TrainConfig:
+        settings: dict[str, Any] = {
+            "dump": str(dump),
+            "out": str(tmp_path / "run"),
+            "device": "cpu",
+            "num_heads": 3,
+            "draft_vocab_size": 64,
+            "learning_rate": 3e-3,
+            "max_steps": 12,
+            "batch_tokens": 300,
+            "eval_every": 4,
+            "checkpoint_every": 3,
+            "held_out_fraction": 0.2,
+        }
+        return TrainConfig(**(settings | changes))
+
+    return make
+
+
+def read_metrics(run: Path | str) -> list[dict[str, Any]]:
+    """metrics.jsonl without its timings, which no two runs share."""
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]

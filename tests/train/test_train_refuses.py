@@ -1,0 +1,221 @@
+"""What training refuses before the first step, and how it ends when it must."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.train.conftest import MakeConfig, MakeDump, read_metrics
+
+from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.errors import (
+    ConfigError,
+    DivergedError,
+    IdentityError,
+    InputError,
+    IntegrityError,
+    StoreError,
+    UnfinishedError,
+)
+from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.train import loop
+from specpipe.stages.train.run import run
+
+
+def test_another_dump_or_target_than_the_checkpoints(
+    make_config: MakeConfig, make_dump: MakeDump
+) -> None:
+    config = make_config(time_limit=1e-6)
+    with pytest.raises(UnfinishedError):
+        run(config)
+    (Path(config.out) / "config.json").unlink()
+    for changes, words in (
+        ({"target_seed": 1}, "another target"),
+        ({"data_seed": 1}, "another dump"),
+    ):
+        other = config.model_copy(update={"dump": str(make_dump(**changes))})
+        with pytest.raises(IdentityError, match=words) as raised:
+            run(other)
+        assert raised.value.exit_code == 2
+        (Path(config.out) / "config.json").unlink()
+
+
+def test_eval_dump_of_another_target(make_config: MakeConfig, make_dump: MakeDump) -> None:
+    with pytest.raises(IdentityError, match="another target"):
+        run(make_config(eval_dump=str(make_dump(target_seed=1))))
+    with pytest.raises(IdentityError, match="layers"):
+        run(make_config(eval_dump=str(make_dump(layers=(1, 3))), out=make_config().out + "2"))
+
+
+def test_settings_changed_in_a_run_directory(make_config: MakeConfig) -> None:
+    with pytest.raises(UnfinishedError):
+        run(make_config(time_limit=1e-6))
+    with pytest.raises(IdentityError, match=r"learning_rate: 0.003 -> 0.1.*another --out"):
+        run(make_config(learning_rate=0.1))
+
+
+def test_two_runs_in_one_directory(make_config: MakeConfig) -> None:
+    config = make_config()
+    Path(config.out).mkdir()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+            "print('held', flush=True); sys.stdin.read()",
+            str(Path(config.out) / ".lock"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(ConfigError, match="another process"):
+            run(config)
+        assert holder.stdin is not None
+        holder.stdin.close()
+    assert run(config).steps == 12
+
+
+def test_run_directory_on_an_object_store(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="local"):
+        run(make_config(out="memory://run"))
+
+
+def test_unfinished_and_missing_dumps(
+    make_config: MakeConfig, make_dump: MakeDump, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError):
+        run(make_config(dump=str(tmp_path / "nothing")))
+    dump = make_dump()
+    (dump / "index.json").unlink()
+    with pytest.raises(UnfinishedError):
+        run(make_config(dump=str(dump)))
+
+
+@pytest.mark.parametrize("preverify", ["auto", "metadata"])
+def test_a_flipped_byte_in_the_states_never_reaches_a_step(
+    preverify: str, make_config: MakeConfig, make_dump: MakeDump
+) -> None:
+    dump = make_dump()
+    chunk = sorted(p for p in dump.glob("shards/*/states.zarr/aux/c/**/*") if p.is_file())[0]
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    chunk.write_bytes(bytes(data))
+    # Steps of one sample, so that with metadata alone some steps come before the damaged shard.
+    config = make_config(dump=str(dump), preverify=preverify, batch_size=1, max_steps=60)
+    with pytest.raises(IntegrityError, match="aux") as raised:
+        run(config)
+    assert raised.value.exit_code == 4
+
+
+def test_a_missing_chunk_is_found_before_the_first_step(
+    make_config: MakeConfig, make_dump: MakeDump
+) -> None:
+    dump = make_dump()
+    sorted(p for p in dump.glob("shards/*/states.zarr/final/c/**/*") if p.is_file())[-1].unlink()
+    config = make_config(dump=str(dump), preverify="metadata")
+    with pytest.raises(IntegrityError, match="final"):
+        run(config)
+    assert not (Path(config.out) / "metrics.jsonl").exists()
+
+
+def test_nothing_held_out(make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match="held-out-fraction"):
+        run(make_config(held_out_fraction=0.0))
+
+
+def test_context_too_short_for_any_draft(make_config: MakeConfig) -> None:
+    with pytest.raises(InputError, match="nothing to train on"):
+        run(make_config(context_length=4))
+
+
+def test_draft_vocabulary_larger_than_the_targets(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match="draft_vocab_size 1000"):
+        run(make_config(draft_vocab_size=1000))
+
+
+def test_divergence_stops_with_the_samples_named_and_the_checkpoint_kept(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    clip = torch.nn.utils.clip_grad_norm_
+    calls = 0
+
+    def poisoned(parameters: object, norm: float) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        tensors = list(parameters)  # type: ignore[call-overload]
+        if calls == 8:
+            tensors[0].grad.fill_(math.nan)
+        return clip(tensors, norm)
+
+    monkeypatch.setattr(loop.torch.nn.utils, "clip_grad_norm_", poisoned)
+    with pytest.raises(
+        DivergedError, match=r"step 8 \(shard \d+ sample \d+.*nothing was updated"
+    ) as e:
+        run(config)
+    assert e.value.exit_code == 6
+    checkpoint = load_checkpoint(Path(config.out) / "checkpoints" / "step-00000006")
+    assert all(bool(t.isfinite().all()) for t in checkpoint.model.values())
+    monkeypatch.undo()
+    assert run(config).steps == 12
+    assert all(math.isfinite(r["draft_loss"]) for r in read_metrics(config.out) if "eval" not in r)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damaged_checkpoints_are_refused(file: str, damage: str, make_config: MakeConfig) -> None:
+    config = make_config(time_limit=1e-6)
+    with pytest.raises(UnfinishedError):
+        run(config)
+    path = Path(config.out) / "checkpoints" / "step-00000001" / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(data) if damage == "flip" else bytes(data[: len(data) // 2]))
+    with pytest.raises(IntegrityError, match="step-00000001"):
+        run(config)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither a checkpoint nor a run"):
+        resolve_checkpoint(tmp_path)
+
+
+def test_a_full_disk_keeps_the_checkpoints_before(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(checkpoint_every=1)
+    first = config.model_copy(update={"time_limit": 1e-6})
+    with pytest.raises(UnfinishedError):
+        run(first)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    # Files may not grow over 40 kB in this process: the model alone is larger.
+    program = (
+        "import resource, signal, sys; from pathlib import Path;"
+        "from specpipe.schemas.config import TrainConfig;"
+        "from specpipe.stages.train.run import run;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"
+        "run(TrainConfig.model_validate_json(Path(sys.argv[1]).read_text()))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "config.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert StoreError.__name__ in done.stderr
+    assert "the ones before it are intact" in done.stderr
+    assert load_checkpoint(Path(config.out) / "checkpoints" / "step-00000001").state.step == 1
+    assert run(config).steps == 12
+
+
+def test_config_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="extra"):
+        TrainConfig.model_validate(json.loads('{"dump": "d", "out": "o", "lerning_rate": 1}'))
+    with pytest.raises(ValueError, match="less than or equal to 7"):
+        TrainConfig(dump="d", out="o", num_heads=8)
+    with pytest.raises(ValueError, match="exclude"):
+        TrainConfig(dump="d", out="o", fc_norm=True, norm_before_fc=True)

@@ -1,0 +1,103 @@
+"""A run that is killed and started again computes what a whole one computes, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.train.conftest import MakeConfig, read_metrics
+
+from specpipe.schemas.errors import UnfinishedError
+from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.train.run import run
+
+KILLED = Path(__file__).with_name("train_killed.py")
+NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
+"""scripts/prove raises it."""
+
+
+def _train(config_file: Path, moment: str) -> int:
+    command = [sys.executable, str(KILLED), str(config_file), moment]
+    return subprocess.run(command, check=False, capture_output=True).returncode
+
+
+def _same_run(first: Path, second: Path) -> None:
+    assert read_metrics(first) == read_metrics(second)
+    for name in ("latest", "best"):
+        assert (first / name).read_text() == (second / name).read_text()
+        one, other = (p / "checkpoints" / (p / name).read_text() for p in (first, second))
+        for file in ("model.safetensors", "optimizer.safetensors", "vocab.safetensors"):
+            assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
+def test_killed_anywhere_the_run_ends_bit_for_bit_the_same(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    whole = make_config(out=str(tmp_path / "whole"))
+    (tmp_path / "whole.json").write_text(whole.model_dump_json())
+    assert _train(tmp_path / "whole.json", "none") == 0
+    assert [row["step"] for row in read_metrics(whole.out) if "eval" not in row] == [*range(1, 13)]
+
+    broken = make_config(out=str(tmp_path / "broken"))
+    (tmp_path / "broken.json").write_text(broken.model_dump_json())
+    rng = random.Random(20)
+    for _ in range(NUM_KILLS):
+        # A run that goes on flushes some 20 files; most moments lie inside a checkpoint.
+        moment = rng.choice([f"write:{rng.randint(1, 30)}", f"step:{rng.randint(1, 5)}"])
+        code = _train(tmp_path / "broken.json", moment)
+        assert code in (-signal.SIGKILL, 0), moment
+    assert _train(tmp_path / "broken.json", "none") == 0
+    _same_run(Path(whole.out), Path(broken.out))
+
+
+def test_sigterm_saves_and_asks_to_be_run_again(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(out=str(tmp_path / "stopped"))
+    asked = []
+
+    def stop_once(step: int, _total: int, figures: dict[str, float]) -> None:
+        if step == 5 and "loss" in figures and not asked:
+            asked.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(UnfinishedError, match=r"SIGTERM.*step 5 of 12") as raised:
+        run(config, progress=stop_once)
+    assert raised.value.exit_code == 5
+    checkpoint = load_checkpoint(Path(config.out) / "checkpoints" / "step-00000005")
+    assert checkpoint.state.step == 5
+    run(config)
+    whole = make_config(out=str(tmp_path / "whole"))
+    run(whole)
+    _same_run(Path(whole.out), Path(config.out))
+
+
+def test_time_limit_saves_and_asks_to_be_run_again(make_config: MakeConfig) -> None:
+    config = make_config(time_limit=1e-6)
+    for step in range(1, 12):
+        with pytest.raises(UnfinishedError, match=f"time limit.*step {step} of 12"):
+            run(config)
+    assert run(config).steps == 12
+
+
+def test_finished_run_does_nothing_again(make_config: MakeConfig) -> None:
+    config = make_config()
+    first = run(config)
+    files = {p: p.stat().st_mtime_ns for p in Path(config.out).rglob("*") if p.name != ".lock"}
+    again = run(config)
+    assert again == first.model_copy(update={"did_nothing": True})
+    assert files == {
+        p: p.stat().st_mtime_ns for p in Path(config.out).rglob("*") if p.name != ".lock"
+    }
+
+
+def test_checkpoints_are_rotated_and_the_best_stays(make_config: MakeConfig) -> None:
+    result = run(make_config(keep_checkpoints=1))
+    names = sorted(p.name for p in Path(result.out, "checkpoints").iterdir())
+    assert names == sorted({"step-00000012", Path(result.checkpoint).name})
+    assert resolve_checkpoint(result.out) == Path(result.checkpoint)
+    tensors = load_file(Path(result.checkpoint) / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
