@@ -32,7 +32,7 @@ from specpipe.stages.export.plain_drafter import PlainDrafter
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import VerifierHead, load_embedding
 
-TOLERANCE = 0.005
+TOLERANCE = 0.002
 """Accepted relative difference of tau; the artifact's weights are rounded to bfloat16."""
 
 CHUNK_BYTES = 64 * 2**20
@@ -160,13 +160,12 @@ def _recompute(checkpoint: Checkpoint, dump: Dump, samples: Iterable[DrafterSamp
 
 def _text(sample: DrafterSample, columns: Sequence[int]) -> TargetText:
     """The sample as the plain drafter takes it, with the aux states in the artifact's order."""
-    aux_TLH = torch.from_numpy(sample.states.aux_TLH).view(torch.bfloat16)
+    aux_TLH = torch.tensor(sample.states.aux_TLH).view(torch.bfloat16)
+    rows_S = torch.from_numpy(verifier_rows(sample.loss_mask))
     token_logprob_T = torch.zeros(len(sample.input_ids))
-    token_logprob_T[torch.from_numpy(verifier_rows(sample.loss_mask)) + 1] = torch.from_numpy(
-        sample.states.token_logprob_S
-    )
+    token_logprob_T[rows_S + 1] = torch.tensor(sample.states.token_logprob_S)
     return TargetText(
-        input_ids_T=torch.from_numpy(sample.input_ids).long(),
+        input_ids_T=torch.tensor(sample.input_ids).long(),
         spans=supervised_spans(sample.loss_mask),
         aux_TLH=aux_TLH[:, list(columns)],
         token_logprob_T=token_logprob_T,

@@ -1,0 +1,162 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tests.export.small import Trained
+
+from specpipe.schemas.checkpoint import TrainResult
+from specpipe.schemas.config import ExportConfig, TrainConfig
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, ValidationError
+from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint
+from specpipe.stages.export import replay_check
+from specpipe.stages.export import run as export_run
+from specpipe.stages.export.evaluated import evaluated, run_settings
+from specpipe.stages.export.run import run
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.train.reader import SampleReader, limit_tokens, split
+
+
+def test_export_writes_artifact_card_and_validation(trained: Trained, exported: Path) -> None:
+    config = json.loads((exported / "checkpoint" / "config.json").read_text())
+    assert config["speculators_config"]["verifier"] == {
+        "name_or_path": str(trained.target),
+        "architectures": ["LlamaForCausalLM"],
+    }
+    assert config["eagle_aux_hidden_state_layer_ids"] == [1, 3, 5]
+    assert config["draft_vocab_size"] == 64
+    tensors = load_file(exported / "checkpoint" / "model.safetensors")
+    assert tensors["lm_head.weight"].shape == (64, 32)
+    validation = json.loads((exported / "validation.json").read_text())
+    assert validation["passed"]
+    assert validation["structure"]["passed"]
+    assert validation["replay"]["passed"]
+    assert validation["serve"] is None
+    card = (exported / "README.md").read_text()
+    assert "vllm serve" in card
+    assert "Validation: passed" in card
+    assert {p.name for p in exported.iterdir()} == {"checkpoint", "validation.json", "README.md"}
+
+
+def test_replay_of_the_files_is_the_trainers_evaluation(trained: Trained, exported: Path) -> None:
+    replay = json.loads((exported / "validation.json").read_text())["replay"]
+    best = TrainResult.model_validate_json((trained.run / "result.json").read_bytes()).best
+    assert replay["compared_with"] == "recorded"
+    assert replay["num_samples"] == best.num_samples
+    assert replay["artifact"]["replay_temperature_1"]["tau"] == pytest.approx(
+        best.replay_temperature_1.tau, rel=1e-3
+    )
+    assert replay["trained_tau"]["replay_greedy"] == best.replay_greedy.tau
+
+
+def test_evaluated_samples_are_the_train_stages(trained: Trained) -> None:
+    dump = Dump.open(str(trained.dump))
+    settings = run_settings(trained.run / "checkpoints" / "step-00000006")
+    assert settings is not None
+    cases: list[dict[str, Any]] = [
+        {},
+        {"eval_tokens": 100},
+        {"context_length": 20},
+        {"context_length": 14},
+        {"eval_dump": "other"},
+    ]
+    for changes in cases:
+        config = TrainConfig.model_validate(settings.model_dump() | changes)
+        refs = SampleReader(dump, config.context_length).refs()
+        held_out = refs if config.eval_dump else split(refs, config.held_out_fraction)[1]
+        expected = limit_tokens(held_out, config.eval_tokens)
+        places = sorted(evaluated(dump, config), key=lambda p: (p.shard_id, p.index))
+        assert [(p.shard_id, p.index, p.num_tokens) for p in places] == [
+            (r.shard_id, r.index, r.num_tokens) for r in expected
+        ]
+
+
+def test_finished_export_does_nothing(trained: Trained, exported: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in exported.rglob("*")}
+    result = run(ExportConfig(checkpoint=str(trained.run), out=str(exported)))
+    assert result.did_nothing
+    assert result.levels == {"structure": True, "replay": True}
+    assert len(result.tau["replay_temperature_1"]) == 3
+    assert result.draft_tokens == 3
+    assert {p: p.stat().st_mtime_ns for p in exported.rglob("*")} == before
+
+
+def test_damaged_artifact_is_written_again(
+    trained: Trained, exported: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(exported, tmp_path / "out"))
+    config = json.loads((exported / "validation.json").read_text())["config"]
+    moved = ExportConfig.model_validate(config | {"out": str(out)})
+    run(moved)
+    (out / "checkpoint" / "model.safetensors").write_bytes(b"")
+    assert not run(moved).did_nothing
+    assert run(moved).did_nothing
+
+
+def test_other_samples_are_compared_with_the_trainers_code(
+    trained: Trained, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    config = ExportConfig(checkpoint=str(trained.run), out=str(out), replay_samples=2)
+    run(config)
+    replay = json.loads((out / "validation.json").read_text())["replay"]
+    assert (replay["compared_with"], replay["num_samples"]) == ("recomputed", 2)
+
+
+def test_single_checkpoint_outside_of_its_run(trained: Trained, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(trained.run / "checkpoints" / "step-00000006", tmp_path / "one")
+    config = ExportConfig(checkpoint=str(checkpoint), out=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="give --dump"):
+        run(config)
+    result = run(config.model_copy(update={"dump": str(trained.dump)}))
+    assert result.levels == {"structure": True, "replay": True}
+
+
+def test_failing_level_is_recorded_then_raised(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_check, "TOLERANCE", 0.0)
+    out = tmp_path / "out"
+    config = ExportConfig(checkpoint=str(trained.run), out=str(out))
+    with pytest.raises(ValidationError, match="apart"):
+        run(config)
+    validation = json.loads((out / "validation.json").read_text())
+    assert not validation["passed"]
+    assert validation["structure"]["passed"]
+    assert not validation["replay"]["passed"]
+    assert "FAILED" in (out / "README.md").read_text()
+    monkeypatch.undo()
+    assert not run(config).did_nothing
+
+
+def test_dump_of_another_target_is_refused(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = load_checkpoint
+
+    def of_another_target(path: Path) -> Checkpoint:
+        loaded = original(path)
+        target = loaded.state.target.model_copy(update={"weights_sha256": "0" * 64})
+        return replace(loaded, state=loaded.state.model_copy(update={"target": target}))
+
+    monkeypatch.setattr(export_run, "load_checkpoint", of_another_target)
+    with pytest.raises(IdentityError, match="other weights"):
+        run(ExportConfig(checkpoint=str(trained.run), out=str(tmp_path / "out")))
+
+
+def test_damaged_checkpoint_is_refused(trained: Trained, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    for path in copy.glob("checkpoints/*/model.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(bytes(data))
+    with pytest.raises(IntegrityError, match=r"model\.safetensors is damaged"):
+        run(ExportConfig(checkpoint=str(copy), out=str(tmp_path / "out")))
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither a checkpoint nor a run"):
+        run(ExportConfig(checkpoint=str(tmp_path), out=str(tmp_path / "out")))

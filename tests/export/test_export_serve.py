@@ -1,0 +1,203 @@
+"""Against a real vLLM: the engine is lossless, and accepts what the replay foretells.
+
+Engine starts take most of the time, so that the tests share them: one without a drafter and one
+for each number of draft tokens, in one export; and one more each where the CPU fault is left in
+and for the architecture's variants.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.export.small import SAMPLE_DATA, Trained
+
+from specpipe.schemas.config import ExportConfig, TrainConfig
+from specpipe.schemas.errors import IdentityError, ValidationError
+from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.export import replay_check, serve
+from specpipe.stages.export.engine import EngineRequest, decode
+from specpipe.stages.export.run import run
+from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.train.run import run as train
+
+PROMPTS = 100
+
+
+@pytest.fixture(scope="module")
+def served(sample_trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export with all three levels, of 3 and 5 draft tokens."""
+    out = tmp_path_factory.mktemp("served")
+    run(
+        ExportConfig(
+            checkpoint=str(sample_trained.run),
+            out=str(out),
+            validation=("structure", "replay", "serve"),
+            serve_prompts=PROMPTS,
+            serve_max_tokens=64,
+            serve_speculative_tokens=(3, 5),
+        )
+    )
+    return out
+
+
+def findings(out: Path) -> ServeFindings:
+    text = (out / "validation.json").read_text(encoding="utf-8")
+    return ServeFindings.model_validate(json.loads(text)["serve"])
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_engine_is_lossless(served: Path) -> None:
+    found = findings(served)
+    assert found.num_prompts == PROMPTS
+    for measured in found.runs:
+        greedy = measured.lossless_greedy
+        assert greedy.num_identical + len(greedy.differences) == PROMPTS
+        # Near-ties of bfloat16 logits may differ; most outputs must not.
+        assert greedy.num_identical >= 0.95 * PROMPTS
+        assert greedy.passed
+        assert measured.lossless_temperature_1.passed
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_replay_tells_the_truth(served: Path) -> None:
+    found = findings(served)
+    assert [measured.num_draft_tokens for measured in found.runs] == [3, 5]
+    for measured in found.runs:
+        greedy, sampled = measured.greedy, measured.temperature_1
+        assert greedy is not None
+        assert sampled is not None
+        assert greedy.tau_measured > 1.1
+        assert abs(greedy.relative_difference) <= 0.01
+        assert abs(sampled.relative_difference) <= max(0.02, sampled.relative_error_95)
+        assert greedy.acceptance_replayed == pytest.approx(greedy.acceptance_measured, abs=0.01)
+        assert greedy.passed
+        assert sampled.passed
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_whole_rounds_are_almost_all_that_the_counters_count(served: Path) -> None:
+    for measured in findings(served).runs:
+        counters, greedy = measured.counters_greedy, measured.greedy
+        assert greedy is not None
+        assert counters.num_draft_tokens == counters.num_drafts * measured.num_draft_tokens
+        assert sum(counters.accepted_per_position) == counters.num_accepted_tokens
+        cut = counters.num_drafts - greedy.num_rounds_measured
+        assert PROMPTS / 2 <= cut <= PROMPTS * measured.num_draft_tokens
+        tau = 1 + counters.num_accepted_tokens / counters.num_drafts
+        assert greedy.tau_replayed == pytest.approx(tau, rel=0.01)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_card_has_what_was_measured(served: Path) -> None:
+    assert "measured in vLLM" in (served / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_unrepaired_engine_is_found_not_to_be_lossless(
+    sample_trained: Trained, served: Path
+) -> None:
+    """The fault of vLLM's CPU build, left in: no acceptance is compared, and the level fails."""
+    rows = (SAMPLE_DATA / "held_out" / "generated.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [row["input_ids"][: row["labels"].count(-100)] for row in map(json.loads, rows[:24])]
+    config = ExportConfig(checkpoint="-", out="-", serve_max_tokens=32)
+    found = serve.check(
+        served / "checkpoint",
+        str(sample_trained.target),
+        prompts,
+        config,
+        lambda _: None,
+        fix_cpu=False,
+    )
+    if found.vllm_version != "0.32.0":
+        pytest.skip(f"vLLM {found.vllm_version} may not have the fault")
+    (measured,) = found.runs
+    assert not found.cpu_fix_applied
+    assert measured.lossless_greedy.passed
+    assert not measured.lossless_temperature_1.passed
+    assert measured.temperature_1 is None
+    assert "vLLM's output at temperature 1 is not the target's" in "; ".join(found.problems)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_variants_of_the_architecture(sample_trained: Trained, tmp_path: Path) -> None:
+    """The norms that are off by default, all on, and the whole vocabulary."""
+    text = (sample_trained.run / "config.json").read_text(encoding="utf-8")
+    changes = {
+        "out": str(tmp_path / "run"),
+        "max_steps": 20,
+        "num_heads": 3,
+        "draft_vocab_size": None,
+        "norm_before_residual": True,
+        "fc_norm": True,
+        "norm_output": True,
+        "eval_tokens": 2000,
+    }
+    train(TrainConfig.model_validate(json.loads(text) | changes))
+    run(
+        ExportConfig(
+            checkpoint=str(tmp_path / "run"),
+            out=str(tmp_path / "out"),
+            validation=("structure", "replay", "serve"),
+            serve_data=str(SAMPLE_DATA / "held_out" / "conversations.jsonl"),
+            serve_prompts=40,
+            serve_max_tokens=48,
+        )
+    )
+    (measured,) = findings(tmp_path / "out").runs
+    assert measured.greedy is not None
+    assert measured.greedy.tau_measured > 1.05
+    assert "d2t" not in (tmp_path / "out" / "checkpoint" / "config.json").read_text()
+
+
+@pytest.mark.slow
+def test_replay_refuses_another_rope(sample_trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(ExportConfig(checkpoint=str(sample_trained.run), out=str(out), validation=("structure",)))
+    path = out / "checkpoint" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["transformer_layer_config"]["rope_parameters"]["rope_theta"] = 10.0
+    path.write_text(json.dumps(config), encoding="utf-8")
+    checkpoint = load_checkpoint(resolve_checkpoint(sample_trained.run))
+    dump = Dump.open(str(sample_trained.dump))
+    found = replay_check.check(out / "checkpoint", checkpoint, dump, None, 20)
+    assert not found.passed
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_engine_that_does_not_start_shows_its_log(trained: Trained, tmp_path: Path) -> None:
+    request = EngineRequest(
+        target=str(trained.target),
+        artifact=str(tmp_path / "nothing"),
+        num_draft_tokens=3,
+        prompts=[[3, 4]],
+        max_tokens=4,
+        temperatures=[0.0],
+        seed=0,
+    )
+    with pytest.raises(ValidationError, match=r"vLLM failed \(exit code 1\).*nothing"):
+        decode(request)
+
+
+def test_serve_with_another_target_is_refused(trained: Trained, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(trained.target, tmp_path / "other"))
+    weights = other / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    config = ExportConfig(
+        checkpoint=str(trained.run),
+        out=str(tmp_path / "out"),
+        validation=("structure", "serve"),
+        target=str(other),
+    )
+    with pytest.raises(IdentityError, match="its weights differ"):
+        run(config)

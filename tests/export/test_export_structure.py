@@ -1,0 +1,192 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.export.small import Trained
+from torch import Tensor
+
+from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.export import replay_check
+from specpipe.stages.export.structure import TargetFacts, check
+from specpipe.stages.storage.dump import Dump
+
+FACTS = TargetFacts(architecture="LlamaForCausalLM", hidden_size=32, vocab_size=96, num_layers=6)
+Tensors = dict[str, Tensor]
+Config = dict[str, Any]
+
+
+def edit_tensors(artifact: Path, edit: Callable[[Tensors], object]) -> None:
+    tensors = load_file(artifact / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, artifact / "model.safetensors")
+
+
+def edit_config(artifact: Path, edit: Callable[[Config], object]) -> None:
+    path = artifact / "config.json"
+    config = json.loads(path.read_text())
+    edit(config)
+    path.write_text(json.dumps(config))
+
+
+def problems(artifact: Path) -> str:
+    return "\n".join(check(artifact, FACTS).problems)
+
+
+def test_sound_artifact_has_no_problem(trained: Trained, artifact: Path) -> None:
+    shape = load_checkpoint(resolve_checkpoint(trained.run)).shape
+    findings = check(artifact, FACTS, shape)
+    assert findings.passed, findings.problems
+    assert findings.num_tensors == 15
+
+
+def _absolute(tensors: Tensors) -> None:
+    tensors["d2t"] = tensors["d2t"] + torch.arange(len(tensors["d2t"]))
+
+
+def _nan(tensors: Tensors) -> None:
+    tensors["fc.weight"][3, 5] = float("nan")
+
+
+def _swap_two_ids(tensors: Tensors) -> None:
+    ids = tensors["d2t"] + torch.arange(len(tensors["d2t"]))
+    ids[[4, 5]] = ids[[5, 4]]
+    tensors["d2t"] = ids - torch.arange(len(ids))
+
+
+def _forget_a_token(tensors: Tensors) -> None:
+    tensors["t2d"][tensors["t2d"].nonzero()[0]] = False
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda t: t.pop("d2t"), "tensor d2t is missing"),
+        (lambda t: t.pop("norm.weight"), "tensor norm.weight is missing"),
+        (_absolute, "it must hold offsets"),
+        (_swap_two_ids, "must ascend"),
+        (_forget_a_token, "d2t and t2d disagree: 1 tokens"),
+        (_nan, "fc.weight holds NaN"),
+        (lambda t: t.update({"fc.weight": t["fc.weight"][:, :64].clone()}), r"float \[32, 96\]"),
+        (lambda t: t.update({"d2t": t["d2t"].int()}), r"d2t is torch.int32 \[64\]"),
+        (lambda t: t.update(extra=torch.zeros(1)), "tensor extra does not belong here"),
+        (
+            lambda t: t.update({"embed_tokens.weight": torch.zeros(96, 32)}),
+            "embed_tokens.weight does not belong",
+        ),
+    ],
+)
+def test_wrong_tensors(artifact: Path, edit: Callable[[Tensors], object], reason: str) -> None:
+    edit_tensors(artifact, edit)
+    assert re.search(reason, problems(artifact))
+
+
+def _nest_ids(config: Config) -> None:
+    ids = config.pop("eagle_aux_hidden_state_layer_ids")
+    config["transformer_layer_config"]["eagle_aux_hidden_state_layer_ids"] = ids
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda c: c.pop("norm_before_residual"), "'norm_before_residual' is missing"),
+        (lambda c: c.pop("eagle_aux_hidden_state_layer_ids"), "layer_ids' is missing"),
+        (_nest_ids, "'eagle_aux_hidden_state_layer_ids' is missing"),
+        (lambda c: c.update(eagle_aux_hidden_state_layer_ids=[0, 2, 4]), r"within 1\.\.6"),
+        (lambda c: c.update(eagle_aux_hidden_state_layer_ids=[2, 4, 7]), r"within 1\.\.6"),
+        (lambda c: c.update(eagle_aux_hidden_state_layer_ids=[5, 3, 1]), "must ascend"),
+        (lambda c: c.update(eagle_aux_hidden_state_layer_ids=[1, 3]), "num_aux_hidden_states is 3"),
+        (lambda c: c.update(eagle_aux_hidden_state_layer_ids=None), "NoneType"),
+        (lambda c: c.update(draft_vocab_size=65), r"lm_head\.weight is .* float \[65, 32\]"),
+        (lambda c: c.update(draft_vocab_size=97), r"not in 1\.\.96"),
+        (lambda c: c.update(fc_norm=True), r"tensor fc_norm\.0\.weight is missing"),
+        (lambda c: c.update(norm_before_fc=True), r"tensor input_norm\.weight is missing"),
+        (lambda c: c.update(norm_befor_fc=True), "'norm_befor_fc' is unknown"),
+        (lambda c: c.update(target_hidden_size=64), "target_hidden_size is 64, but must be 32"),
+        (lambda c: c["transformer_layer_config"].pop("head_dim"), "'head_dim' is missing"),
+        (lambda c: c["transformer_layer_config"].update(vocab_size=100), "must be 96"),
+        (lambda c: c["transformer_layer_config"].update(rope_parameters={}), "rope_type"),
+        (lambda c: c["speculators_config"]["verifier"].update(architectures=["X"]), "are not"),
+        (lambda c: c["speculators_config"].update(proposal_methods=[]), "speculators_config lacks"),
+    ],
+)
+def test_wrong_config(artifact: Path, edit: Callable[[Config], object], reason: str) -> None:
+    edit_config(artifact, edit)
+    assert re.search(reason, problems(artifact))
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (
+            lambda c: c.update(eagle_aux_hidden_state_layer_ids=[2, 3, 5]),
+            r"aux_layers is \(2, 3, 5\), but the drafter was trained with \(1, 3, 5\)",
+        ),
+        (
+            lambda c: c["transformer_layer_config"]["rope_parameters"].update(rope_theta=5e5),
+            "rope_parameters is .*500000.* trained with .*10000",
+        ),
+        (lambda c: c.update(norm_before_residual=True), "norm_before_residual is True"),
+    ],
+)
+def test_setting_that_differs_from_training(
+    trained: Trained, artifact: Path, edit: Callable[[Config], object], reason: str
+) -> None:
+    shape = load_checkpoint(resolve_checkpoint(trained.run)).shape
+    edit_config(artifact, edit)
+    assert re.search(reason, "\n".join(check(artifact, FACTS, shape).problems))
+
+
+def test_files_that_cannot_be_read(artifact: Path) -> None:
+    weights = artifact / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (artifact / "config.json").write_text("{")
+    text = problems(artifact)
+    assert "model.safetensors cannot be read" in text
+    assert "config.json cannot be read" in text
+    weights.unlink()
+    (artifact / "config.json").write_text("[]")
+    text = problems(artifact)
+    assert "model.safetensors cannot be read" in text
+    assert "does not hold a JSON object" in text
+
+
+def _foreign_norm(tensors: Tensors) -> None:
+    """Another model's final norm."""
+    tensors["norm.weight"] = torch.linspace(-2, 2, 32, dtype=torch.bfloat16)
+
+
+def _shift_vocabulary(tensors: Tensors) -> None:
+    """A map of its own that is consistent, but not the trained one."""
+    tensors["d2t"] = torch.full((64,), 32)
+    tensors["t2d"] = torch.arange(96) >= 32
+
+
+@pytest.mark.parametrize(
+    ("edit_weights", "edit_settings"),
+    [
+        (_foreign_norm, None),
+        (_shift_vocabulary, None),
+        (None, lambda c: c.update(norm_before_residual=True)),
+        (None, lambda c: c.update(eagle_aux_hidden_state_layer_ids=[1, 2, 4])),
+    ],
+    ids=["final norm", "foreign d2t", "residual", "layers"],
+)
+def test_replay_refuses_what_has_the_right_structure(
+    trained: Trained,
+    artifact: Path,
+    edit_weights: Callable[[Tensors], object] | None,
+    edit_settings: Callable[[Config], object] | None,
+) -> None:
+    if edit_weights:
+        edit_tensors(artifact, edit_weights)
+    if edit_settings:
+        edit_config(artifact, edit_settings)
+    assert check(artifact, FACTS).passed
+    checkpoint = load_checkpoint(resolve_checkpoint(trained.run))
+    findings = replay_check.check(artifact, checkpoint, Dump.open(str(trained.dump)), None, None)
+    assert not findings.passed

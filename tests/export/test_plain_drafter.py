@@ -1,0 +1,109 @@
+"""The plain drafter against the one that is trained: two implementations, one mathematics."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from specpipe.schemas.artifact import expected_tensors
+from specpipe.schemas.checkpoint import DrafterShape, TargetReference
+from specpipe.stages.drafter.batch import DrafterSample, make_batch
+from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.export import speculators
+from specpipe.stages.export.plain_drafter import PlainDrafter
+from specpipe.stages.storage.states import SampleStates
+
+H, V, D, T, K = 24, 40, 30, 17, 4
+BEGIN = 5  # first supervised token
+TARGET = TargetReference(name="target", revision=None, architecture="X", weights_sha256="0")
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def make_shape(num_aux: int = 3, **changes: object) -> DrafterShape:
+    base = DrafterShape(
+        hidden_size=H,
+        intermediate_size=20,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+        max_position_embeddings=64,
+        vocab_size=V,
+        draft_vocab_size=D,
+        aux_layers=tuple(range(1, num_aux + 1)),
+        norm_before_residual=False,
+        norm_before_fc=False,
+        fc_norm=False,
+        norm_output=False,
+    )
+    return base.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norm_before_residual": True},
+        {"norm_before_fc": True},
+        {"fc_norm": True},
+        {"norm_output": True},
+        {"fc_norm": True, "norm_output": True, "norm_before_residual": True, "num_aux": 2},
+        {"draft_vocab_size": V},
+        {"rope_parameters": LLAMA3_ROPE},
+        {"hidden_act": "silu", "num_key_value_heads": 1},
+    ],
+    ids=str,
+)
+def test_plain_drafter_equals_the_trained_one(changes: dict[str, object], tmp_path: Path) -> None:
+    shape = make_shape(**changes)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    draft_size = shape.draft_vocab_size
+    # Values that bfloat16 holds, so that the file loses nothing.
+    model = {
+        name: torch.randn(size, generator=generator).bfloat16().float()
+        for name, (size, kind) in expected_tensors(shape).items()
+        if kind == "float"
+    }
+    ids = torch.randperm(V, generator=generator)[:draft_size].sort().values
+    vocab = {"d2t": ids - torch.arange(draft_size), "t2d": torch.isin(torch.arange(V), ids)}
+    config = speculators.artifact_config(shape, TARGET, K)
+    tensors = speculators.artifact_tensors(shape, model, vocab)
+    assert set(tensors) == set(expected_tensors(shape))
+    speculators.write(tmp_path, config, tensors)
+    embedding_VH = torch.randn(V, H, generator=generator)
+    tokens_T = torch.randint(0, V, (T,), generator=generator)
+    aux_TLH = torch.randn(T, shape.num_aux, H, generator=generator).bfloat16()
+
+    trained = Eagle3(shape, embedding_VH)
+    trained.load_state_dict(model)
+    mask_T = (np.arange(T) >= BEGIN).astype(np.uint8)
+    zeros_S = np.zeros(T - BEGIN, dtype=np.float32)
+    states = SampleStates(
+        aux_TLH=aux_TLH.view(torch.uint16).numpy(),
+        final_SH=np.zeros((T - BEGIN, H), dtype=np.uint16),
+        logz_S=zeros_S,
+        token_logprob_S=zeros_S,
+        argmax_S=zeros_S.astype(np.int32),
+    )
+    batch = make_batch([DrafterSample(tokens_T.int().numpy(), mask_T, states)], K)
+    with torch.no_grad():
+        expected_KNH = trained(batch)
+    plain = PlainDrafter.load(tmp_path, embedding_VH)
+    first, last = int(batch.starts_N[0]), int(batch.starts_N[-1]) + 1
+    hidden_KNH = plain.hidden(tokens_T, aux_TLH, first, last, K)
+
+    assert torch.equal(plain.target_ids_D, ids)
+    used_KN = batch.rows_KN >= 0
+    assert used_KN.sum() > 3 * K
+    # `Eagle3` gives what the lm_head takes; the plain drafter norms inside `logits`.
+    expected = expected_KNH[used_KN] @ model["lm_head.weight"].T
+    torch.testing.assert_close(plain.logits(hidden_KNH[used_KN]), expected, rtol=2e-4, atol=2e-3)
