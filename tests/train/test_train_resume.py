@@ -57,7 +57,7 @@ def test_killed_anywhere_the_run_ends_bit_for_bit_the_same(
 
 def test_sigterm_saves_and_asks_to_be_run_again(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(out=str(tmp_path / "stopped"))
-    asked = []
+    asked: list[int] = []
 
     def stop_once(step: int, _total: int, figures: dict[str, float]) -> None:
         if step == 5 and "loss" in figures and not asked:
