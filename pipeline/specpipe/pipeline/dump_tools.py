@@ -97,7 +97,7 @@ def _rows(found: "Inspection") -> list[tuple[str, str]]:
         ("dump", found.url),
         ("state", "complete" if found.complete else "unfinished"),
         ("shards", f"{found.num_shards:,} of {found.num_planned_shards:,}"),
-        ("samples", f"{found.num_samples:,} (refused or truncated: {rejected})"),
+        ("samples", f"{found.num_samples:,} (refused: {rejected})"),
         ("tokens", f"{found.num_tokens:,}, of which {found.num_rows:,} are verifier rows"),
         ("size", file_size(found.num_bytes)),
         ("target", f"{target.name} ({target.architecture})"),

@@ -101,6 +101,7 @@ def open_dump(url: str, preverify: str) -> Dump:
     """A complete dump whose objects are all there; read and checked whole when asked to."""
     dump = Dump.open(url)
     dump.check_objects()
+    dump.check_metadata()
     if preverify == "full" or (preverify == "auto" and dump.num_bytes < PREVERIFY_BYTES):
         damages = verify(url).damages
         if damages:

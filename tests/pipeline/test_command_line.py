@@ -1,0 +1,164 @@
+"""The command line's contract: exit codes, --json, configuration with flags on top."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.train.conftest import save_target, write_data
+
+from specpipe.pipeline.provenance import provenance, without_secrets
+from specpipe.pipeline.settings import load_config
+from specpipe.schemas.config import DumpConfig, ExportConfig, TrainConfig
+from specpipe.schemas.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def specpipe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "specpipe", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    save_target(folder / "target", 0)
+    write_data(folder / "data.jsonl", 60, 0)
+    return folder
+
+
+def test_the_three_stages_and_their_second_runs(folder: Path) -> None:
+    dump = ("dump", "--target", folder / "target", "--data", folder / "data.jsonl")
+    dump = (*dump, "--out", folder / "dump", "--shard-tokens", "400", "--json")
+    train = ("train", "--dump", folder / "dump", "--out", folder / "run", "--max-steps", "4")
+    train = (*train, "--held-out-fraction", "0.3", "--batch-tokens", "300", "--json")
+    export = ("export", "--checkpoint", folder / "run", "--out", folder / "artifact", "--json")
+    results = []
+    for command in (dump, train, export):
+        done = specpipe(*command)
+        assert done.returncode == 0, done.stderr
+        result = last_json(done)
+        assert result["did_nothing"] is False
+        again = specpipe(*command)
+        assert again.returncode == 0, again.stderr
+        assert last_json(again)["did_nothing"] is True
+        results.append(result)
+    assert results[0]["complete"] is True
+    assert results[1]["steps"] == 4
+    assert results[2]["levels"] == {"structure": True, "replay": True}
+    for out in ("dump", "run", "artifact"):
+        record = json.loads((folder / out / "provenance.json").read_text())
+        assert record["versions"]["specpipe"] == "0.1.0"
+    assert specpipe("verify", folder / "dump").returncode == 0
+    shown = specpipe("inspect", folder / "dump")
+    assert shown.returncode == 0
+    assert "attainable mass" in shown.stderr
+
+
+def test_a_person_gets_tables_at_80_columns_without_colour(folder: Path) -> None:
+    done = specpipe("train", "--dump", folder / "dump", "--out", folder / "run", "--max-steps", "4",
+                    "--held-out-fraction", "0.3", "--batch-tokens", "300")  # fmt: skip
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+    text = done.stdout + done.stderr
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_exit_codes(folder: Path, tmp_path: Path) -> None:
+    target, data = folder / "target", folder / "data.jsonl"
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"input_ids": [1, 2')
+    cases: list[tuple[int, str, tuple[str | Path, ...]]] = [
+        (2, "missing", ("dump", "--target", target)),
+        (2, "no such option", ("dump", "--taget", target)),
+        (2, "nothing.yaml", ("train", "--config", tmp_path / "nothing.yaml")),
+        (3, "bad.jsonl:1", ("dump", "--target", target, "--data", bad, "--out", tmp_path / "d")),
+        (2, "num_heads", ("train", "--dump", "x", "--out", tmp_path / "r", "--num-heads", "9")),
+        (2, "", ("verify", tmp_path / "no-dump")),
+        (2, "neither a checkpoint", ("export", "--checkpoint", tmp_path, "--out", tmp_path / "a")),
+        (2, "layers", ("dump", "--target", target, "--data", data, "--out", tmp_path / "e",
+                       "--layers", "1,99")),
+    ]  # fmt: skip
+    for code, words, arguments in cases:
+        done = specpipe(*arguments)
+        assert done.returncode == code, (arguments, done.stderr)
+        assert words.lower() in done.stderr.lower(), (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+    failed = specpipe(*cases[3][2], "--json")
+    assert last_json(failed)["kind"] == "InputError"
+
+
+def test_damage_and_unfinished_have_their_own_codes(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dump"
+    assert specpipe("dump", "--target", folder / "target", "--data", folder / "data.jsonl",
+                    "--out", out).returncode == 0  # fmt: skip
+    index = (out / "index.json").read_bytes()
+    (out / "index.json").unlink()
+    assert specpipe("verify", out).returncode == 5
+    (out / "index.json").write_bytes(index)
+    chunk = sorted(p for p in out.glob("shards/*/states.zarr/aux/c/**/*") if p.is_file())[0]
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    damaged = specpipe("verify", out, "--json")
+    assert damaged.returncode == 4
+    assert "aux" in damaged.stderr
+    trained = specpipe("train", "--dump", out, "--out", tmp_path / "run")
+    assert trained.returncode == 4
+    assert "aux" in trained.stderr
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("dump: a\nout: b\nnum_heads: 2\nloss: kl\n")
+    config = load_config(TrainConfig, file, {"num_heads": 5, "loss": None, "out": None})
+    assert (config.num_heads, config.loss, config.out) == (5, "kl", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dump: a\nout: b\nlerning_rate: 1\n", "no setting 'lerning_rate'"),
+        ("- dump\n", "not a mapping"),
+        ("dump: [\n", "cannot read"),
+        ("dump: a\nout: b\nloss: hinge\n", "loss"),
+        ("!!python/object/apply:os.system ['true']\n", "cannot read"),
+        ("out: b\n", "--dump is missing"),
+    ],
+)
+def test_hostile_and_mistaken_configurations(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_config(TrainConfig, file, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("dump", DumpConfig),
+        ("dump_held_out", DumpConfig),
+        ("train", TrainConfig),
+        ("export", ExportConfig),
+    ],
+)
+def test_sample_configurations(name: str, kind: Any) -> None:
+    values = yaml.safe_load((ROOT / "sample_data" / f"{name}.yaml").read_text())
+    assert kind.model_validate(values)
+
+
+def test_no_secret_is_written() -> None:
+    text = "s3://key:secret@bucket/x?X-Amz-Signature=abc&part=1 https://h/?token=t0p"
+    shown = without_secrets(text)
+    for secret in ("secret", "abc", "t0p", "key:"):
+        assert secret not in shown
+    assert "part=1" in shown
+    assert "hunter2" not in provenance({"dump": "s3://me:hunter2@bucket/dump"}).decode()

@@ -1,0 +1,65 @@
+"""The spec-draft fine-tuning job: parsed, mapped to the stages, refused by field."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.job import parse_job
+
+SAMPLE = Path(__file__).parents[1] / "sample_data" / "job.json"
+
+
+def body(**hyperparameters: Any) -> dict[str, Any]:
+    job: dict[str, Any] = json.loads(SAMPLE.read_text())
+    job["method"]["spec_draft"]["hyperparameters"] |= hyperparameters
+    return job
+
+
+def test_the_sample_job_maps_to_the_stages() -> None:
+    job = parse_job(body())
+    dump = job.dump_config("out/dump")
+    assert (dump.target, dump.data) == (job.model, (job.training_file,))
+    train = job.train_config("out/dump", "out/run")
+    assert (train.loss, train.num_heads, train.batch_size) == ("lk_hybrid", 3, 8)
+    assert (train.learning_rate, train.num_epochs, train.seed) == (0.002, 1, 2214)
+    assert not train.fc_norm
+    modern = parse_job(body(architecture="eagle3")).train_config("d", "r")
+    assert modern.fc_norm
+    assert modern.norm_output
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"num_decoding_heads": 8}, "num_decoding_heads"),
+        ({"num_decoding_heads": 0}, "num_decoding_heads"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"learning_rate": -1}, "learning_rate"),
+        ({"warmup_ratio": 1}, "warmup_ratio"),
+        ({"loss": {"type": "mse"}}, "loss.type"),
+        ({"architecture": "medusa"}, "architecture"),
+        ({"leraning_rate": 1}, "leraning_rate"),
+    ],
+)
+def test_wrong_hyperparameters_are_named(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        parse_job(body(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model": ""}, "model"),
+        ({"method": {"type": "sft"}}, "method.type"),
+        ({"suffix": "../../etc"}, "suffix"),
+        ({"validation_file": "x"}, "validation_file"),
+        ({"seed": "1"}, "seed"),
+    ],
+)
+def test_wrong_fields_are_named(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        parse_job(body() | changes)
