@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from tests.export.small import SAMPLE_DATA, Trained
 
 from specpipe.schemas.config import ExportConfig, TrainConfig
@@ -154,7 +155,9 @@ def test_variants_of_the_architecture(sample_trained: Trained, tmp_path: Path) -
     (measured,) = findings(tmp_path / "out").runs
     assert measured.greedy is not None
     assert measured.greedy.tau_measured > 1.05
-    assert "d2t" not in (tmp_path / "out" / "checkpoint" / "config.json").read_text()
+    tensors = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
+    assert "fc_norm.2.weight" in tensors
+    assert "d2t" not in tensors
 
 
 @pytest.mark.slow

@@ -51,9 +51,15 @@ class CapturedText:
 class TargetCapture:
     """The target in transformers, with its head."""
 
-    def __init__(self, target: str, layers: Sequence[int], *, trust_remote_code: bool) -> None:
+    def __init__(
+        self, target: str, revision: str | None, layers: Sequence[int], *, trust_remote_code: bool
+    ) -> None:
         config = DumpConfig(
-            target=target, data=("-",), out="-", trust_remote_code=trust_remote_code
+            target=target,
+            revision=revision,
+            data=("-",),
+            out="-",
+            trust_remote_code=trust_remote_code,
         )
         self._backend = HfBackend(config, layers)
         with tempfile.TemporaryDirectory(prefix="specpipe-target-") as name:

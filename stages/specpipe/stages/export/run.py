@@ -154,7 +154,9 @@ def _validate(
             )
         else:
             chosen = _prompts(config, dump, settings, state, target)
-            findings[level] = serve.check(artifact, target, chosen, config, report)
+            findings[level] = serve.check(
+                artifact, target, chosen, config, report, revision=state.target.revision
+            )
         problems += [f"{level}: {problem}" for problem in findings[level].problems]
     return Validation.model_validate(
         {

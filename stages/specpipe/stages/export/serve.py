@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from transformers import PreTrainedConfig
 
 from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError
@@ -25,9 +26,16 @@ from specpipe.stages.export.lossless import (
 )
 from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
 from specpipe.stages.export.rounds import Comparison, compare, measured_rounds
+from specpipe.stages.target.identity import load_config
+from specpipe.stages.target.location import local_folder
 
 GREEDY_TOLERANCE = 0.01
 SAMPLED_TOLERANCE = 0.02
+
+PARALLEL_PROMPTS = 32
+SPARE_TOKENS = 64
+BYTES_PER_VALUE = 2
+LEAST_CACHE_BYTES = 256 * 2**20
 
 Report = Callable[[str], None]
 """Told what is going on, a line at a time."""
@@ -77,22 +85,30 @@ def check(
     config: ExportConfig,
     report: Report,
     *,
+    revision: str | None = None,
     fix_cpu: bool = True,
 ) -> ServeFindings:
     """Serve `prompts` (token ids) without a drafter, then with it for each number of drafts."""
     if len(prompts) < 2:
         raise ConfigError("serve needs at least two prompts; give --serve-data with more")
 
+    folder = local_folder(target, revision)
+    model = load_config(folder, trust_remote_code=config.trust_remote_code)
+    longest = max(map(len, prompts)) + config.serve_max_tokens
+    cache_bytes = _cache_bytes(model, min(len(prompts), PARALLEL_PROMPTS), longest)
+
     def engine(num_draft_tokens: int) -> EngineResult:
         return decode(
             EngineRequest(
                 target=target,
+                revision=revision,
                 artifact=str(artifact.resolve()) if num_draft_tokens else None,
                 num_draft_tokens=num_draft_tokens,
                 prompts=[list(prompt) for prompt in prompts],
                 max_tokens=config.serve_max_tokens,
                 temperatures=[0.0, 1.0],
                 seed=config.seed,
+                kv_cache_bytes=cache_bytes,
                 trust_remote_code=config.trust_remote_code,
                 fix_cpu=fix_cpu,
             )
@@ -106,7 +122,7 @@ def check(
         engines[num_draft_tokens] = engine(num_draft_tokens)
     report("replaying the texts that vLLM wrote")
     layers = read_config(artifact)["eagle_aux_hidden_state_layer_ids"]
-    capture = TargetCapture(target, layers, trust_remote_code=config.trust_remote_code)
+    capture = TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
     drafter = PlainDrafter.load(artifact, capture.embedding_VH)
     judge = _Judge(capture, drafter, prompts, plain)
     runs = [judge.run(count, result) for count, result in engines.items()]
@@ -123,6 +139,19 @@ def check(
         runs=runs,
         problems=problems,
     )
+
+
+def _cache_bytes(model: PreTrainedConfig, num_prompts: int, num_tokens: int) -> int:
+    """Room for the keys and values of so many prompts at once, the drafter's layer included.
+
+    An engine left to itself takes most of the machine's memory.
+    """
+    text = model.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    per_token: int = 2 * (text.num_hidden_layers + 1) * heads * head_dim * BYTES_PER_VALUE
+    # Blocks are filled in part only, and drafts need room beyond the text.
+    return max(LEAST_CACHE_BYTES, num_prompts * (num_tokens + SPARE_TOKENS) * per_token)
 
 
 class _Judge:
