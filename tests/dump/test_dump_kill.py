@@ -1,6 +1,7 @@
 """A dump killed at any moment and run again is the dump of a run that was not killed."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.verify import verify
 
 PROGRAM = Path(__file__).parent / "dump_killed.py"
+NUM_MORE_CHAINS = int(os.environ.get("SPECPIPE_NUM_KILLS", "0"))
+"""scripts/prove adds kills at random moments."""
 
 MakeConfig = Callable[..., DumpConfig]
 
@@ -69,6 +72,7 @@ def test_killed_and_run_again(
     chains += [[n] for n in sorted(chance.sample(range(40, 150), 4))]
     chains += [[chance.uniform(0.05, 1.0)] for _ in range(3)]
     chains += [[chance.randrange(1, 90), chance.uniform(0.3, 0.9), chance.randrange(1, 60)]]
+    chains += [[chance.randrange(1, 150)] for _ in range(NUM_MORE_CHAINS)]
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "moments.json").write_text(json.dumps(chains))
     out = tmp_path / "killed"
