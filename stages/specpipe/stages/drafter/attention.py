@@ -59,7 +59,9 @@ def chain_attention(
     multiple of g (grouped queries).
     """
     flat = [tensor for pair in chain for tensor in pair]
-    out: Tensor = _ChainAttention.apply(q_NhE, k_TgE, v_TgE, tuple(spans), *flat)
+    out: Tensor = _ChainAttention.apply(  # type: ignore[no-untyped-call]
+        q_NhE, k_TgE, v_TgE, tuple(spans), *flat
+    )
     return out
 
 
