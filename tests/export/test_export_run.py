@@ -2,22 +2,18 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from tests.export.small import Trained
 
 from specpipe.schemas.checkpoint import TrainResult
-from specpipe.schemas.config import ExportConfig, TrainConfig
+from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, ValidationError
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint
 from specpipe.stages.export import replay_check
 from specpipe.stages.export import run as export_run
-from specpipe.stages.export.evaluated import evaluated, run_settings
 from specpipe.stages.export.run import run
-from specpipe.stages.storage.dump import Dump
-from specpipe.stages.train.reader import SampleReader, limit_tokens, split
 
 
 def test_export_writes_artifact_card_and_validation(trained: Trained, exported: Path) -> None:
@@ -50,28 +46,6 @@ def test_replay_of_the_files_is_the_trainers_evaluation(trained: Trained, export
         best.replay_temperature_1.tau, rel=1e-3
     )
     assert replay["trained_tau"]["replay_greedy"] == best.replay_greedy.tau
-
-
-def test_evaluated_samples_are_the_train_stages(trained: Trained) -> None:
-    dump = Dump.open(str(trained.dump))
-    settings = run_settings(trained.run / "checkpoints" / "step-00000006")
-    assert settings is not None
-    cases: list[dict[str, Any]] = [
-        {},
-        {"eval_tokens": 100},
-        {"context_length": 20},
-        {"context_length": 14},
-        {"eval_dump": "other"},
-    ]
-    for changes in cases:
-        config = TrainConfig.model_validate(settings.model_dump() | changes)
-        refs = SampleReader(dump, config.context_length).refs()
-        held_out = refs if config.eval_dump else split(refs, config.held_out_fraction)[1]
-        expected = limit_tokens(held_out, config.eval_tokens)
-        places = sorted(evaluated(dump, config), key=lambda p: (p.shard_id, p.index))
-        assert [(p.shard_id, p.index, p.num_tokens) for p in places] == [
-            (r.shard_id, r.index, r.num_tokens) for r in expected
-        ]
 
 
 def test_finished_export_does_nothing(trained: Trained, exported: Path) -> None:

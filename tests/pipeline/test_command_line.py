@@ -37,18 +37,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_three_stages_and_their_second_runs(folder: Path) -> None:
-    dump = ("dump", "--target", folder / "target", "--data", folder / "data.jsonl")
-    dump = (*dump, "--out", folder / "dump", "--shard-tokens", "400", "--json")
-    train = ("train", "--dump", folder / "dump", "--out", folder / "run", "--max-steps", "4")
-    train = (*train, "--held-out-fraction", "0.3", "--batch-tokens", "300", "--json")
-    export = ("export", "--checkpoint", folder / "run", "--out", folder / "artifact", "--json")
+    commands: list[list[str | Path]] = [
+        ["dump", "--target", folder / "target", "--data", folder / "data.jsonl",
+         "--out", folder / "dump", "--shard-tokens", "400"],
+        ["train", "--dump", folder / "dump", "--out", folder / "run", "--max-steps", "4",
+         "--held-out-fraction", "0.3", "--batch-tokens", "300"],
+        ["export", "--checkpoint", folder / "run", "--out", folder / "artifact"],
+    ]  # fmt: skip
     results = []
-    for command in (dump, train, export):
-        done = specpipe(*command)
+    for command in commands:
+        done = specpipe(*command, "--json")
         assert done.returncode == 0, done.stderr
         result = last_json(done)
         assert result["did_nothing"] is False
-        again = specpipe(*command)
+        again = specpipe(*command, "--json")
         assert again.returncode == 0, again.stderr
         assert last_json(again)["did_nothing"] is True
         results.append(result)

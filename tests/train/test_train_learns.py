@@ -11,9 +11,10 @@ from tests.train.conftest import MakeConfig, MakeDump, read_metrics
 
 from specpipe.schemas.config import LossName
 from specpipe.schemas.metrics import EvalMetrics
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.selection import limit_tokens, split
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.train.order import SampleRef, epoch_batches
-from specpipe.stages.train.reader import SampleReader, limit_tokens, split
+from specpipe.stages.train.order import epoch_batches
 from specpipe.stages.train.run import run
 from specpipe.stages.train.schedule import learning_rate
 from specpipe.stages.train.trainee import Trainee

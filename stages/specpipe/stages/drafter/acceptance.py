@@ -2,7 +2,8 @@
 
 A head is measured conditionally on the heads before it (arXiv 2602.23881, section 5): with the
 survival S_k = w_1 ... w_k of a start's first k drafts, head k's acceptance rate is
-sum S_{k-1} a_k / sum S_{k-1} over its valid starts; the rates then multiply up to E[S_k].
+sum S_{k-1} a_k / sum S_{k-1} over its valid starts. The rates then multiply up to E[S_k], but for
+the few starts at the end of a span that only the first heads have.
 Only starts that a decode can really have (x[i+1] supervised) count.
 
 Legend: K heads, N starts, M measures.

@@ -8,6 +8,7 @@ from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.config import TrainConfig
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+DEPENDS_ON_LENGTH = frozenset({"dynamic", "longrope"})
 
 
 def drafter_shape(
@@ -40,13 +41,17 @@ def drafter_shape(
 
 
 def _rope(text: PretrainedConfig) -> dict[str, Any]:
-    """The target's rope where the drafter's layer can have it, else the default one.
+    """The target's rope where the drafter's layer can have it, else the default one, same theta.
 
     Targets with a rope per layer type (Gemma 3) lend the one of their full-attention layers. A
     partial rotation is left out: it belongs to the target's attention, and the drafter has its own.
+    Types whose angles depend on the longest sequence seen (dynamic, longrope) are not taken over:
+    a sample's result would depend on the samples that it is packed with.
     """
     rope = getattr(text, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
+    if rope.get("rope_type", "default") in DEPENDS_ON_LENGTH:
+        rope = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
     if "rope_theta" not in rope:
         return dict(DEFAULT_ROPE)
     return {key: value for key, value in rope.items() if key != "partial_rotary_factor"}

@@ -12,17 +12,17 @@ from transformers import AutoTokenizer
 
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Source, first_supervised, sample_from_pretokenized
-from specpipe.stages.export.evaluated import Place
+from specpipe.stages.drafter.sample_reader import SampleRef
 from specpipe.stages.storage.dump import Dump
 
 Prompt = tuple[int, ...]
 
 
-def from_dump(dump: Dump, places: list[Place]) -> Iterator[Prompt]:
+def from_dump(dump: Dump, refs: list[SampleRef]) -> Iterator[Prompt]:
     """Prompts of these samples, in their order."""
-    stored = {shard: dump.shard(shard).samples() for shard in {p.shard_id for p in places}}
-    for place in places:
-        sample = stored[place.shard_id][place.index]
+    stored = {shard: dump.shard(shard).samples() for shard in {ref.shard_id for ref in refs}}
+    for ref in refs:
+        sample = stored[ref.shard_id][ref.index]
         yield tuple(sample.input_ids[: first_supervised(sample.loss_mask)].tolist())
 
 

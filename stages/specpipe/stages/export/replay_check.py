@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.schemas.checkpoint import METRICS_FILE
+from specpipe.schemas.checkpoint import METRICS_FILE, TrainState
 from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
@@ -27,7 +27,7 @@ from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.loss import Verifier, head_losses
 from specpipe.stages.drafter.replay import replay
 from specpipe.stages.export.accept import TargetText, text_spans
-from specpipe.stages.export.evaluated import evaluated, read
+from specpipe.stages.export.evaluated import evaluation
 from specpipe.stages.export.plain_drafter import PlainDrafter
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import VerifierHead, load_embedding
@@ -67,19 +67,23 @@ def check(
     """Replay what `run` evaluated on; without a run, or of another dump, everything in it."""
     if dump.header.fingerprint != checkpoint.state.eval_dump_fingerprint:
         run = None
-    everything = evaluated(dump, run)
-    places = everything[:most_samples]
-    if not places:
+    reader, everything = evaluation(dump, run)
+    refs = everything[:most_samples]
+    if not refs:
         raise ConfigError(f"{dump.folder.url} holds no sample to replay; give another --dump")
-    trained = recorded_metrics(checkpoint) if run and len(places) == len(everything) else None
+    trained = (
+        recorded_metrics(checkpoint.path, checkpoint.state)
+        if run and len(refs) == len(everything)
+        else None
+    )
     compared_with = "recorded" if trained else "recomputed"
-    trained = trained or _recompute(checkpoint, dump, read(dump, places))
+    trained = trained or _recompute(checkpoint, dump, reader.samples(refs))
     curves: dict[str, ReplayCurve] = {}
     drafter = PlainDrafter.load(artifact, load_embedding(dump.target_file))
     ids, layers = drafter.aux_layers, dump.identity.layers
     if set(ids) <= set(layers):
         columns = [layers.index(k) for k in ids]
-        texts = (_text(sample, columns) for sample in read(dump, places))
+        texts = (_text(sample, columns) for sample in reader.samples(refs))
         spans = text_spans(drafter, texts, checkpoint.state.num_heads)
         for name in CURVES:
             curves[name] = replay(
@@ -96,7 +100,7 @@ def check(
         passed=not problems,
         dump=dump.folder.url,
         fingerprint=dump.header.fingerprint,
-        num_samples=len(places),
+        num_samples=len(refs),
         compared_with=compared_with,
         artifact=curves,
         trained_tau=trained_tau,
@@ -124,12 +128,11 @@ def _differences(
     return largest, problems
 
 
-def recorded_metrics(checkpoint: Checkpoint) -> EvalMetrics | None:
+def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
     """The run's evaluation of exactly this checkpoint, if it made one."""
-    state = checkpoint.state
     if state.best is not None and state.best_step == state.step:
         return state.best
-    path = checkpoint.path.parent.parent / METRICS_FILE
+    path = checkpoint.parent.parent / METRICS_FILE
     if not path.exists():
         return None
     for line in path.read_text(encoding="utf-8").splitlines():

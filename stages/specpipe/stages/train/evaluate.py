@@ -7,8 +7,8 @@ import torch
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.train.order import SampleRef, pack
-from specpipe.stages.train.reader import SampleReader
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.train.order import pack
 from specpipe.stages.train.trainee import Trainee
 
 
@@ -19,7 +19,7 @@ def evaluate(
     """All metrics of the drafter as it stands, on `refs`."""
     config = trainee.config
     sums = MeasureSums(config.num_heads, keep_spans=True)
-    for batch_refs in pack(refs, config.batch_tokens):
+    for batch_refs in pack(sorted(refs), config.batch_tokens):
         batch = reader.batch(batch_refs, config.num_heads).to(trainee.device)
         sums.add(batch, trainee.measure(trainee.hidden(batch), batch))
     return sums.eval_metrics(config.loss, config.eta, config.head_decay, text)

@@ -14,10 +14,10 @@ from specpipe.schemas.errors import DivergedError, UnfinishedError
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.loss import mean_alpha
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.train.checkpoint import save_checkpoint
 from specpipe.stages.train.evaluate import evaluate, selection_tau
-from specpipe.stages.train.order import SampleRef, epoch_batches
-from specpipe.stages.train.reader import SampleReader
+from specpipe.stages.train.order import epoch_batches
 from specpipe.stages.train.run_folder import RunFolder
 from specpipe.stages.train.schedule import learning_rate
 from specpipe.stages.train.trainee import Trainee

@@ -1,21 +1,10 @@
 """Which samples make which step: a pure function of dump, settings, seed and epoch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-
-@dataclass(frozen=True, slots=True)
-class SampleRef:
-    """A sample of a dump, by place, with what ordering and splitting need."""
-
-    shard_id: int
-    index: int
-    num_tokens: int
-    """After cutting at the context length."""
-    prompt_id: str
-
+from specpipe.stages.drafter.sample_reader import SampleRef
 
 Batches = list[list[SampleRef]]
 

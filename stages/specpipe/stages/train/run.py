@@ -17,12 +17,13 @@ from specpipe.schemas.checkpoint import (
 from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import IdentityError, InputError, IntegrityError, StoreError
 from specpipe.stages.drafter.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.selection import evaluated, split
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.verify import verify
 from specpipe.stages.train.checkpoint import checkpoint_name, restore
 from specpipe.stages.train.loop import Loop, Progress
-from specpipe.stages.train.order import SampleRef, epoch_batches
-from specpipe.stages.train.reader import SampleReader, limit_tokens, split
+from specpipe.stages.train.order import epoch_batches
 from specpipe.stages.train.run_folder import RunFolder, write_atomically
 from specpipe.stages.train.trainee import Trainee
 
@@ -68,11 +69,8 @@ def _prepare(
     if checkpoint is not None:
         _same_dump(checkpoint, dump, eval_dump)
     reader = SampleReader(dump, config.context_length)
-    training, held_out = _samples(config, reader)
-    eval_reader = reader
-    if eval_dump is not dump:
-        eval_reader = SampleReader(eval_dump, config.context_length)
-        held_out = eval_reader.refs()
+    training = _training_samples(config, reader)
+    eval_reader = reader if eval_dump is dump else SampleReader(eval_dump, config.context_length)
     trainee = Trainee.build(
         config,
         dump,
@@ -88,7 +86,7 @@ def _prepare(
         reader=reader,
         training=training,
         eval_reader=eval_reader,
-        held_out=limit_tokens(held_out, config.eval_tokens),
+        held_out=evaluated(eval_reader, config),
         eval_text=eval_dump.identity.text,
         folder=folder,
         state=state,
@@ -111,10 +109,10 @@ def open_dump(url: str, preverify: str) -> Dump:
     return dump
 
 
-def _samples(config: TrainConfig, reader: SampleReader) -> tuple[list[SampleRef], list[SampleRef]]:
+def _training_samples(config: TrainConfig, reader: SampleReader) -> list[SampleRef]:
     refs = reader.refs()
     if config.eval_dump is not None:
-        return refs, []
+        return refs
     training, held_out = split(refs, config.held_out_fraction)
     if not training or not held_out:
         raise InputError(
@@ -122,7 +120,7 @@ def _samples(config: TrainConfig, reader: SampleReader) -> tuple[list[SampleRef]
             f" samples to train on and {len(held_out)} to evaluate on; change"
             " --held-out-fraction or give an --eval-dump"
         )
-    return training, held_out
+    return training
 
 
 def _fresh_state(

@@ -1,18 +1,26 @@
-"""Reads samples of a dump for training: whole shards, checked, a few of them kept open."""
+"""Reads samples of a dump as the drafter sees them: whole shards, checked, a few kept open."""
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import is_held_out
 from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch, supervised_spans
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.samples import StoredSample
 from specpipe.stages.storage.states import SampleStates
-from specpipe.stages.train.order import SampleRef
 
 OPEN_SHARDS = 2
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class SampleRef:
+    """A sample of a dump, by place, with what ordering and splitting need."""
+
+    shard_id: int
+    index: int
+    num_tokens: int
+    """After cutting at the context length."""
+    prompt_id: str
 
 
 class SampleReader:
@@ -42,9 +50,13 @@ class SampleReader:
         return refs
 
     def batch(self, refs: Sequence[SampleRef], num_heads: int) -> Batch:
-        return make_batch([self._sample(ref) for ref in refs], num_heads)
+        return make_batch([self.sample(ref) for ref in refs], num_heads)
 
-    def _sample(self, ref: SampleRef) -> DrafterSample:
+    def samples(self, refs: Sequence[SampleRef]) -> Iterator[DrafterSample]:
+        """The samples in the order of the dump, so that each shard is read once."""
+        return map(self.sample, sorted(refs))
+
+    def sample(self, ref: SampleRef) -> DrafterSample:
         samples, states = self._shard(ref.shard_id)
         stored = samples[ref.index]
         mask = stored.loss_mask[: ref.num_tokens]
@@ -78,26 +90,5 @@ class SampleReader:
 
 def _has_start(sample: StoredSample, length: int) -> bool:
     # The second token has a verifier row, but nothing to be drafted from.
-    spans = supervised_spans(np.asarray(sample.loss_mask[:length]))
+    spans = supervised_spans(sample.loss_mask[:length])
     return any(end > 2 for _, end in spans)
-
-
-def split(
-    refs: Sequence[SampleRef], held_out_fraction: float
-) -> tuple[list[SampleRef], list[SampleRef]]:
-    """(training, held-out) samples, by the hash of their prompt."""
-    held_out = [ref for ref in refs if is_held_out(ref.prompt_id, held_out_fraction)]
-    training = [ref for ref in refs if not is_held_out(ref.prompt_id, held_out_fraction)]
-    return training, held_out
-
-
-def limit_tokens(refs: Sequence[SampleRef], most_tokens: int) -> list[SampleRef]:
-    """Samples in the order of their prompts' hashes, up to `most_tokens` (at least one sample)."""
-    chosen: list[SampleRef] = []
-    total = 0
-    for ref in sorted(refs, key=lambda r: (r.prompt_id, r.shard_id, r.index)):
-        if chosen and total + ref.num_tokens > most_tokens:
-            break
-        chosen.append(ref)
-        total += ref.num_tokens
-    return sorted(chosen, key=lambda r: (r.shard_id, r.index))
