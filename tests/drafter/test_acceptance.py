@@ -11,17 +11,6 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from tests.drafter import reference
-from tests.drafter.markov import Markov, Tokens, decode, sticky_toy, write_texts
-from tests.drafter.toys import (
-    DRAFT_IDS,
-    H,
-    V,
-    random_drafter,
-    random_samples,
-    shape_of,
-    verifier_of,
-)
 from torch import Tensor
 
 from specpipe.schemas.config import LossName
@@ -39,6 +28,17 @@ from specpipe.stages.drafter.loss import (
 )
 from specpipe.stages.drafter.replay import ReplaySpan, replay
 from specpipe.stages.storage.states import SampleStates
+from tests.drafter import reference
+from tests.drafter.markov import Markov, Tokens, decode, sticky_toy, write_texts
+from tests.drafter.toys import (
+    DRAFT_IDS,
+    H,
+    V,
+    random_drafter,
+    random_samples,
+    shape_of,
+    verifier_of,
+)
 
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 GIVEN = TextOrigin()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.drafter.toys import Largest, bytes_saved
 from torch import Tensor
 
 from specpipe.stages.drafter.attention import chain_attention
 from specpipe.stages.drafter.batch import SpanOfStarts
+from tests.drafter.toys import Largest, bytes_saved
 
 # Two samples, at 0 and at 9; spans at a sample's beginning, of one start, and back to back.
 SPANS = (

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
+
+from specpipe.stages.drafter.batch import make_batch
+from specpipe.stages.drafter.loss import LossSettings, head_losses
 from tests.drafter.toys import (
     DRAFT_IDS,
     H,
@@ -13,10 +17,6 @@ from tests.drafter.toys import (
     shape_of,
     verifier_of,
 )
-from torch import Tensor
-
-from specpipe.stages.drafter.batch import make_batch
-from specpipe.stages.drafter.loss import LossSettings, head_losses
 
 LM_HEAD_VH = torch.randn(V, H, generator=torch.Generator().manual_seed(41)) * 0.7
 MASKS = [[0] * 20 + [1] * 60, [0] * 5 + [1] * 20 + [0] * 10 + [1] * 30, [1, 1, 1]]

@@ -10,6 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from specpipe.schemas.config import LossName
+from specpipe.stages.drafter.batch import make_batch
+from specpipe.stages.drafter.eagle3 import Rotary
+from specpipe.stages.drafter.loss import LossSettings, head_losses, hybrid_lambda, mean_alpha
 from tests.drafter import reference
 from tests.drafter.toys import (
     DRAFT_IDS,
@@ -24,13 +31,6 @@ from tests.drafter.toys import (
     shape_of,
     verifier_of,
 )
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-from specpipe.schemas.config import LossName
-from specpipe.stages.drafter.batch import make_batch
-from specpipe.stages.drafter.eagle3 import Rotary
-from specpipe.stages.drafter.loss import LossSettings, head_losses, hybrid_lambda, mean_alpha
 
 DECAY, ETA = 0.8, 3.0
 LOSSES: tuple[LossName, ...] = get_args(LossName)

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.drafter.loss_rows import ETA, LOSSES, Outcome, close, evaluate, random_rows, rows_batch
-from tests.drafter.toys import DRAFT_IDS, H, Largest, V, random_samples, verifier_of
 from torch import Tensor
 
 from specpipe.schemas.config import LossName
@@ -19,6 +17,8 @@ from specpipe.stages.drafter.loss import (
     Verifier,
     head_losses,
 )
+from tests.drafter.loss_rows import ETA, LOSSES, Outcome, close, evaluate, random_rows, rows_batch
+from tests.drafter.toys import DRAFT_IDS, H, Largest, V, random_samples, verifier_of
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -10,6 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from specpipe.schemas.config import LossName
+from specpipe.stages.drafter.loss import (
+    LossSettings,
+    Verifier,
+    head_losses,
+)
 from tests.drafter.loss_rows import (
     ETA,
     LOSSES,
@@ -18,13 +25,6 @@ from tests.drafter.loss_rows import (
     logs,
     one_row,
     rows_batch,
-)
-
-from specpipe.schemas.config import LossName
-from specpipe.stages.drafter.loss import (
-    LossSettings,
-    Verifier,
-    head_losses,
 )
 
 

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.drafter.markov import decode, sticky_toy, write_texts
 
 from specpipe.stages.drafter.replay import ReplaySpan, expected_rounds, replay
+from tests.drafter.markov import decode, sticky_toy, write_texts
 
 Array = npt.NDArray[np.float64]
 

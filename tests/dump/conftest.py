@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from specpipe.schemas.config import DumpConfig
+from tests.tiny_llama import save_tiny_llama
 
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")
 VOCAB = 256 + len(SPECIAL)
@@ -28,25 +28,7 @@ Row = dict[str, Any]
 
 
 def save_target(folder: Path, seed: int = 0) -> Path:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=3,
-    )
-    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
+    save_tiny_llama(folder, VOCAB, seed=seed, bos_token_id=1, eos_token_id=3)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ids = {token: at for at, token in enumerate([*SPECIAL, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))

@@ -2,19 +2,15 @@
 sample target, for vLLM. Real stages, real files."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # `tests.export.small`, under importlib mode
-
-from tests.export.small import SAMPLE_DATA, Trained, save_target, write_samples
 
 from specpipe.schemas.config import DumpConfig, ExportConfig, TrainConfig
 from specpipe.stages.dump.run import run as dump
 from specpipe.stages.export.run import run as export
 from specpipe.stages.train.run import run as train
+from tests.export.small import SAMPLE_DATA, Trained, save_target, write_samples
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.tiny_llama import save_tiny_llama
 
 SAMPLE_DATA = Path(__file__).parents[2] / "sample_data"
 VOCAB = 96
@@ -22,26 +23,14 @@ class Trained:
 
 
 def save_target(folder: Path) -> Path:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
+    return save_tiny_llama(
+        folder,
+        VOCAB,
+        spread=0.1,
+        dtype=torch.bfloat16,
         num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
         max_position_embeddings=256,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
-    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.bfloat16().save_pretrained(folder)
-    return folder
 
 
 def write_samples(path: Path, num_samples: int) -> Path:

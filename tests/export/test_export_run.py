@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.export.small import Trained
 
 from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.config import ExportConfig
@@ -14,6 +13,7 @@ from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint
 from specpipe.stages.export import replay_check
 from specpipe.stages.export import run as export_run
 from specpipe.stages.export.run import run
+from tests.export.small import Trained
 
 
 def test_export_writes_artifact_card_and_validation(trained: Trained, exported: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.export.small import SAMPLE_DATA, Trained
 
 from specpipe.schemas.config import ExportConfig, TrainConfig
 from specpipe.schemas.errors import IdentityError, ValidationError
@@ -22,6 +21,7 @@ from specpipe.stages.export.run import run
 from specpipe.stages.export.serve import ServeFindings
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run as train
+from tests.export.small import SAMPLE_DATA, Trained
 
 PROMPTS = 100
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.export.small import Trained
 from torch import Tensor
 
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import replay_check
 from specpipe.stages.export.structure import TargetFacts, check
 from specpipe.stages.storage.dump import Dump
+from tests.export.small import Trained
 
 FACTS = TargetFacts(architecture="LlamaForCausalLM", hidden_size=32, vocab_size=96, num_layers=6)
 Tensors = dict[str, Tensor]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.train.conftest import save_target, write_data
 
 from specpipe.pipeline.provenance import provenance, without_secrets
 from specpipe.pipeline.settings import load_config
 from specpipe.schemas.config import DumpConfig, ExportConfig, TrainConfig
 from specpipe.schemas.errors import ConfigError
+from tests.train.conftest import save_target, write_data
 
 ROOT = Path(__file__).parents[2]
 

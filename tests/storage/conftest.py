@@ -1,12 +1,9 @@
-"""Makes `tests.storage.tiny` importable under importlib mode, and gives roots to write to."""
+"""Roots to write to."""
 
-import sys
 import uuid
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
 @pytest.fixture(params=["local", "file", "memory"])

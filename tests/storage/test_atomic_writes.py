@@ -12,6 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from specpipe.schemas.dump import DumpIdentity
+from specpipe.schemas.errors import StoreError
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX
+from specpipe.stages.storage.shard_reader import ShardReader
+from specpipe.stages.storage.shard_writer import ShardWriter
 from tests.storage.tiny import (
     concatenated,
     equal_states,
@@ -20,13 +27,6 @@ from tests.storage.tiny import (
     make_shards,
     write_shard,
 )
-
-from specpipe.schemas.dump import DumpIdentity
-from specpipe.schemas.errors import StoreError
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX
-from specpipe.stages.storage.shard_reader import ShardReader
-from specpipe.stages.storage.shard_writer import ShardWriter
 
 ROUNDS = 40
 

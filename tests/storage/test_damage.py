@@ -8,6 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from specpipe.schemas.dump import DumpIdentity, ObjectEntry, manifest_key
+from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
+from specpipe.schemas.sample import Sample
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.records import read_manifest
+from specpipe.stages.storage.samples import StoredSample, samples_from_parquet, samples_to_parquet
+from specpipe.stages.storage.verify import verify
 from tests.storage.tiny import (
     make_identity,
     make_shards,
@@ -18,15 +27,6 @@ from tests.storage.tiny import (
     write_index,
     write_shard,
 )
-
-from specpipe.schemas.dump import DumpIdentity, ObjectEntry, manifest_key
-from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
-from specpipe.schemas.sample import Sample
-from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.records import read_manifest
-from specpipe.stages.storage.samples import StoredSample, samples_from_parquet, samples_to_parquet
-from specpipe.stages.storage.verify import verify
 
 SHARD = "shards/000000-0000000000000001"
 AUX = f"{SHARD}/states.zarr/aux/c/0/0/0"

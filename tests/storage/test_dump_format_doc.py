@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.storage.tiny import make_identity
 
 from specpipe.schemas.dump import (
     DumpHeader,
@@ -18,6 +17,7 @@ from specpipe.schemas.dump import (
 from specpipe.stages.storage.arrays import shard_arrays
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.samples import _STORED
+from tests.storage.tiny import make_identity
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docs" / "dump-format.md").read_text()

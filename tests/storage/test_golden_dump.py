@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.storage.tiny import Pair, equal_states, make_identity, vocab_of, write_dump
 
 from specpipe.schemas.dump import DumpIdentity
 from specpipe.schemas.sample import Sample, Source
@@ -15,6 +14,7 @@ from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.samples import PlannedSample
 from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.verify import verify
+from tests.storage.tiny import Pair, equal_states, make_identity, vocab_of, write_dump
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dump-v1"
 

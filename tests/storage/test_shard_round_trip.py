@@ -13,6 +13,15 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from specpipe.schemas.errors import IntegrityError
+from specpipe.stages.storage.arrays import shard_arrays, values_problem
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.shard_reader import ShardReader
+from specpipe.stages.storage.shard_writer import ShardWriter
+from specpipe.stages.storage.states import bfloat16_is_finite
+from specpipe.stages.storage.verify import verify
 from tests.storage.tiny import (
     COLUMNS,
     Pair,
@@ -25,15 +34,6 @@ from tests.storage.tiny import (
     write_dump,
     write_shard,
 )
-
-from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.arrays import shard_arrays, values_problem
-from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.shard_reader import ShardReader
-from specpipe.stages.storage.shard_writer import ShardWriter
-from specpipe.stages.storage.states import bfloat16_is_finite
-from specpipe.stages.storage.verify import verify
 
 
 @st.composite

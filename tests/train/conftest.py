@@ -7,33 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from specpipe.schemas.config import DumpConfig, TrainConfig
 from specpipe.stages.dump.run import run as run_dump
+from tests.tiny_llama import save_tiny_llama
 
 VOCAB = 128
 
 
 def save_target(folder: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(folder, VOCAB, seed=seed, spread=0.2, num_hidden_layers=4)
 
 
 def write_data(path: Path, num: int, seed: int) -> Path:

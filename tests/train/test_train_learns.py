@@ -7,7 +7,6 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from tests.train.conftest import MakeConfig, MakeDump, read_metrics
 
 from specpipe.schemas.config import LossName
 from specpipe.schemas.metrics import EvalMetrics
@@ -18,6 +17,7 @@ from specpipe.stages.train.order import epoch_batches
 from specpipe.stages.train.run import run
 from specpipe.stages.train.schedule import learning_rate
 from specpipe.stages.train.trainee import Trainee
+from tests.train.conftest import MakeConfig, MakeDump, read_metrics
 
 
 @pytest.mark.parametrize("loss", get_args(LossName))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.train.conftest import MakeConfig, MakeDump, read_metrics
 
 from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import (
@@ -22,6 +21,7 @@ from specpipe.schemas.errors import (
 )
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.train.run import run
+from tests.train.conftest import MakeConfig, MakeDump, read_metrics
 
 
 def test_another_dump_or_target_than_the_checkpoints(

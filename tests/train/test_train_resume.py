@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.train.conftest import MakeConfig, read_metrics
 
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.train.run import run
+from tests.train.conftest import MakeConfig, read_metrics
 
 KILLED = Path(__file__).with_name("train_killed.py")
 NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
