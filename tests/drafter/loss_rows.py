@@ -16,6 +16,7 @@ from specpipe.stages.drafter.loss import (
     MEASURES,
     LossSettings,
     Verifier,
+    batch_alpha,
     head_losses,
     hybrid_lambda,
     mean_alpha,
@@ -83,8 +84,12 @@ def evaluate(
     hidden_KND = draft_KND.detach().clone().requires_grad_()
     head = torch.eye(draft_size, dtype=draft_KND.dtype)
     _, measures = head_losses(hidden_KND, head, batch, verifier, None, chunk_rows)
+    alpha_K = mean_alpha(measures, batch)
+    torch.testing.assert_close(
+        batch_alpha(hidden_KND, head, batch, verifier, chunk_rows), alpha_K, rtol=1e-5, atol=1e-6
+    )
     if lambda_K is None:
-        lambda_K = hybrid_lambda(mean_alpha(measures, batch), ETA)
+        lambda_K = hybrid_lambda(alpha_K, ETA)
     weights_K = decay ** torch.arange(num_heads, dtype=draft_KND.dtype)
     loss_settings = LossSettings(loss, weights_K, lambda_K if loss == "lk_hybrid" else None)
     value, again = head_losses(hidden_KND, head, batch, verifier, loss_settings, chunk_rows)

@@ -85,9 +85,27 @@ def head_losses(
 
 def mean_alpha(measures_MKN: Tensor, batch: Batch) -> Tensor:
     """Mean alpha per head [K] over the valid starts, weighted by multiplicity."""
-    valid_KN = (batch.rows_KN >= 0) * batch.weights_N
-    sums_K = (measures_MKN[MEASURES.index("alpha")] * valid_KN).sum(1)
-    return sums_K / valid_KN.sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+    return _mean_over_starts(measures_MKN[MEASURES.index("alpha")], batch)
+
+
+@torch.no_grad()
+def batch_alpha(
+    hidden_KNH: Tensor, lm_head_DH: Tensor, batch: Batch, verifier: Verifier, chunk_rows: int
+) -> Tensor:
+    """Mean alpha per head [K] by a pass for it alone: what lk_hybrid's lambda asks for first."""
+    alpha_KN = hidden_KNH.new_zeros(batch.rows_KN.shape)
+    for rows in _chunks(batch, verifier, chunk_rows, hidden_KNH.dtype):
+        for k in range(batch.num_heads):
+            starts, at = rows.of_head(k)
+            logq_RD = torch.log_softmax(hidden_KNH[k, starts] @ lm_head_DH.T, dim=-1)
+            alpha_KN[k, starts] = torch.minimum(rows.logp_RD[at], logq_RD).exp_().sum(-1)
+    return _mean_over_starts(alpha_KN, batch)
+
+
+def _mean_over_starts(values_KN: Tensor, batch: Batch) -> Tensor:
+    weights_KN = (batch.rows_KN >= 0) * batch.weights_N
+    tiny = torch.finfo(torch.float32).tiny
+    return (values_KN * weights_KN).sum(1) / weights_KN.sum(1).clamp(min=tiny)
 
 
 def hybrid_lambda(alpha_K: Tensor, eta: float) -> Tensor:

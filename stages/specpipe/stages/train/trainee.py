@@ -16,9 +16,9 @@ from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.loss import (
     LossSettings,
     Verifier,
+    batch_alpha,
     head_losses,
     hybrid_lambda,
-    mean_alpha,
 )
 from specpipe.stages.drafter.shape import drafter_shape
 from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
@@ -116,7 +116,9 @@ class Trainee:
             if config.lambda_source == "previous_step" and previous_alpha is not None:
                 alpha_K = torch.tensor(previous_alpha, device=self.device)
             else:
-                alpha_K = mean_alpha(self.measure(hidden_KNH, batch), batch)
+                alpha_K = batch_alpha(
+                    hidden_KNH, self.model.lm_head.weight, batch, self.verifier, self.chunk_rows
+                )
             lambda_K = hybrid_lambda(alpha_K, config.eta)
         decay = torch.arange(config.num_heads, device=self.device)
         settings = LossSettings(config.loss, config.head_decay**decay, lambda_K)
