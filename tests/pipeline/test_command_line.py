@@ -98,6 +98,7 @@ def test_exit_codes(folder: Path, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
     failed = specpipe(*cases[3][2], "--json")
     assert last_json(failed)["kind"] == "InputError"
+    assert last_json(specpipe("dump", "--taget", target, "--json"))["kind"] == "UsageError"
 
 
 def test_damage_and_unfinished_have_their_own_codes(folder: Path, tmp_path: Path) -> None:

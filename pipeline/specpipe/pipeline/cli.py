@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from specpipe.pipeline.console import fail
+from specpipe.pipeline.console import fail, json_error
 from specpipe.pipeline.dump_command import dump
 from specpipe.pipeline.dump_tools import inspect, verify
 from specpipe.pipeline.export_command import export
@@ -58,6 +58,7 @@ def main() -> None:
         fail(UnfinishedError("interrupted; run the same command again to continue"))
     except click.ClickException as error:
         error.show()
+        json_error(error.format_message(), "UsageError")
         sys.exit(error.exit_code)
 
 

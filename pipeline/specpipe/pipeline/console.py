@@ -29,9 +29,14 @@ def note(message: str) -> None:
 def fail(error: SpecpipeError) -> NoReturn:
     """One line for the error, and its exit code; with --json also as a JSON object on stdout."""
     note(f"specpipe: {error}")
-    if "--json" in sys.argv:
-        print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
+    json_error(str(error), type(error).__name__)
     sys.exit(error.exit_code)
+
+
+def json_error(message: str, kind: str) -> None:
+    """With --json, the error as stdout's last line."""
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message, "kind": kind}), flush=True)
 
 
 def quiet_libraries() -> None:
