@@ -1,4 +1,4 @@
-"""Tests of the drafter run on one thread."""
+"""All tests run torch on one thread."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Tensors here are tiny: threads that wait for each other cost more than they give."""
     before = torch.get_num_threads()
