@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from specpipe.pipeline.provenance import provenance, without_secrets
+from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.settings import load_config
 from specpipe.schemas.config import DumpConfig, ExportConfig, TrainConfig
 from specpipe.schemas.errors import ConfigError
@@ -159,9 +159,8 @@ def test_sample_configurations(name: str, kind: Any) -> None:
 
 
 def test_no_secret_is_written() -> None:
-    text = "s3://key:secret@bucket/x?X-Amz-Signature=abc&part=1 https://h/?token=t0p"
-    shown = without_secrets(text)
-    for secret in ("secret", "abc", "t0p", "key:"):
-        assert secret not in shown
-    assert "part=1" in shown
-    assert "hunter2" not in provenance({"dump": "s3://me:hunter2@bucket/dump"}).decode()
+    config = {"dump": "s3://me:hunter2@bucket/dump", "out": "https://h/x?token=t0p&part=1"}
+    written = provenance(config).decode()
+    assert "hunter2" not in written
+    assert "t0p" not in written
+    assert "s3://bucket/dump" in written

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
-from specpipe.stages.storage.folder import Folder, without_credentials
+from specpipe.schemas.location import without_credentials
+from specpipe.stages.storage.folder import Folder
 
 
 def test_write_read_and_replace(root: str) -> None:
@@ -135,6 +136,9 @@ def test_an_unknown_protocol_is_a_config_error() -> None:
         ("https://host/dump?token=secret", "https://host/dump"),
         ("abfs://container@account/dump", "abfs://container@account/dump"),
         ("/data/a b", "/data/a b"),
+        ("data/part-?.jsonl", "data/part-?.jsonl"),
+        ("simplecache::ftp://me:p@ss@host/dump", "simplecache::ftp://host/dump"),
+        ('{"dump": "s3://k:s@b/d?sig=1", "n": 1}', '{"dump": "s3://b/d", "n": 1}'),
     ],
 )
 def test_addresses_hold_no_credentials(url: str, printed: str) -> None:

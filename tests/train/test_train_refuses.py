@@ -21,6 +21,7 @@ from specpipe.schemas.errors import (
 )
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.train.run import run
+from specpipe.stages.train.run_folder import RunFolder
 from tests.train.conftest import MakeConfig, MakeDump, read_metrics
 
 
@@ -217,3 +218,13 @@ def test_config_refuses_what_it_does_not_know() -> None:
         TrainConfig(dump="d", out="o", num_heads=8)
     with pytest.raises(ValueError, match="exclude"):
         TrainConfig(dump="d", out="o", fc_norm=True, norm_before_fc=True)
+
+
+def test_credentials_of_a_url_are_not_written(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    folder = RunFolder(config.out)
+    with_secret = config.model_copy(update={"eval_dump": "s3://key:hunter2@bucket/dump"})
+    with folder.locked():
+        folder.write_config(with_secret)
+        folder.check_config(with_secret)
+    assert "hunter2" not in (Path(config.out) / "config.json").read_text()

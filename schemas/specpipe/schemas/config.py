@@ -1,9 +1,10 @@
 """The configuration of each stage: frozen, unknown fields are errors, a line on every field."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import SplitFraction
 
 LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
@@ -22,6 +23,10 @@ Location = Annotated[str, AfterValidator(_no_blank)]
 
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def without_credentials(self) -> Self:
+        """The configuration as it may be written down: no credentials in its URLs."""
+        return self.model_validate_json(without_credentials(self.model_dump_json()))
 
 
 class DumpConfig(Config):

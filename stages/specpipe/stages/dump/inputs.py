@@ -10,10 +10,10 @@ import fsspec
 from fsspec.core import has_magic
 
 from specpipe.schemas.errors import ConfigError, InputError, StoreError
+from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import Sample, Source, make_sample, sample_from_pretokenized
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.storage.folder import without_credentials
 
 _MESSAGES = "messages"
 _PRETOKENIZED = "input_ids"

@@ -168,7 +168,7 @@ def _validate(
             "passed": not problems,
             "problems": problems,
             **{level: found.model_dump() for level, found in findings.items()},
-            "config": config,
+            "config": config.without_credentials(),
             "checkpoint": str(checkpoint.path),
             "step": state.step,
             "checkpoint_sha256": state.files_sha256,

@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
+from specpipe.schemas.location import without_credentials
 from specpipe.stages.storage.local_disk import create_atomic, file_sizes, write_atomic
 
 
@@ -159,14 +159,3 @@ class Folder:
 
 
 HOW_TO_REPAIR = "see `specpipe verify` for all that is damaged"
-
-
-def without_credentials(url: str) -> str:
-    """The URL without user:password and without query, where signatures and tokens stand."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    # A lone name before the @ is no secret: abfs://container@account.
-    netloc = host if ":" in user else user + at + host
-    return urlunsplit((parts.scheme, netloc, parts.path, "", ""))

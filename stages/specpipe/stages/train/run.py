@@ -105,7 +105,7 @@ def open_dump(url: str, preverify: str) -> Dump:
         if damages:
             first = "; ".join(f"{d.key}: {d.problem}" for d in damages[:5])
             more = f" (and {len(damages) - 5} more)" if len(damages) > 5 else ""
-            raise IntegrityError(f"dump {url} is damaged: {first}{more}; dump it again")
+            raise IntegrityError(f"{dump.folder.url} is damaged: {first}{more}; dump it again")
     return dump
 
 

@@ -52,7 +52,7 @@ class RunFolder:
             before = TrainConfig.model_validate_json(path.read_bytes()).model_dump()
         except ValueError as error:
             raise ConfigError(f"{path} cannot be read ({error}); use another --out") from None
-        now = config.model_dump()
+        now = config.without_credentials().model_dump()
         differing = [f for f in now if f not in MAY_CHANGE and now[f] != before[f]]
         if differing:
             changes = ", ".join(f"{f}: {before[f]!r} -> {now[f]!r}" for f in differing)
@@ -62,7 +62,8 @@ class RunFolder:
             )
 
     def write_config(self, config: TrainConfig) -> None:
-        write_atomically(self.path / CONFIG_FILE, config.model_dump_json(indent=2).encode())
+        text = config.without_credentials().model_dump_json(indent=2)
+        write_atomically(self.path / CONFIG_FILE, text.encode())
 
     def cut_metrics(self, step: int) -> None:
         """Drop what metrics.jsonl says of steps after `step`, and a torn last line."""
