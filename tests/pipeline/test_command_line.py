@@ -113,10 +113,29 @@ def test_damage_and_unfinished_have_their_own_codes(folder: Path, tmp_path: Path
     chunk.write_bytes(chunk.read_bytes()[:-1])
     damaged = specpipe("verify", out, "--json")
     assert damaged.returncode == 4
+    (line,) = damaged.stdout.splitlines()
+    assert "aux" in json.loads(line)["damages"][0]["key"]
     assert "aux" in damaged.stderr
     trained = specpipe("train", "--dump", out, "--out", tmp_path / "run")
     assert trained.returncode == 4
     assert "aux" in trained.stderr
+
+
+def test_a_file_url_as_output(folder: Path) -> None:
+    out = folder / "run-by-url"
+    done = specpipe("train", "--dump", folder / "dump", "--out", f"file://{out}", "--max-steps",
+                    "1", "--held-out-fraction", "0.3")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (out / "provenance.json").exists()
+
+
+def test_one_file_may_stand_without_a_list() -> None:
+    values = {"target": "t", "data": "a.jsonl", "out": "o"}
+    assert DumpConfig.model_validate(values).data == ("a.jsonl",)
+    wrong: dict[str, list[int]] = {"validation": [], "serve_speculative_tokens": [0]}
+    for field, value in wrong.items():
+        with pytest.raises(ValueError, match=field):
+            ExportConfig.model_validate({"checkpoint": "c", "out": "o", field: value})
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
@@ -135,6 +154,12 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("dump: a\nout: b\nloss: hinge\n", "loss"),
         ("!!python/object/apply:os.system ['true']\n", "cannot read"),
         ("out: b\n", "--dump is missing"),
+        ("out: 2024-99-99\n", "cannot read"),
+        ("out: " + "[" * 5000 + "\n", "cannot read"),
+        ("dump: a\nout: b\nlearning_rate: .inf\n", "learning_rate"),
+        ("dump: a\nout: b\nadam_betas: [2, 2]\n", "adam_betas"),
+        ("dump: a\nout: b\nseed: 18446744073709551616\n", "seed"),
+        ("dump: a\nout: b\nintermediate_size: 100000000000\n", "intermediate_size"),
     ],
 )
 def test_hostile_and_mistaken_configurations(text: str, words: str, tmp_path: Path) -> None:

@@ -41,12 +41,14 @@ MakeDump = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_dump(tmp_path_factory: pytest.TempPathFactory) -> MakeDump:
-    """make_dump(target_seed=0, data_seed=0, **settings): the root of a fresh dump."""
+    """make_dump(target_seed=0, data_seed=0, num_samples=60, **settings): root of a fresh dump."""
 
-    def make(target_seed: int = 0, data_seed: int = 0, **settings: Any) -> Path:
+    def make(
+        target_seed: int = 0, data_seed: int = 0, num_samples: int = 60, **settings: Any
+    ) -> Path:
         folder = tmp_path_factory.mktemp("dump")
         target = save_target(folder / "target", target_seed)
-        data = write_data(folder / "data.jsonl", 60, data_seed)
+        data = write_data(folder / "data.jsonl", num_samples, data_seed)
         config = DumpConfig(
             target=str(target),
             data=(str(data),),

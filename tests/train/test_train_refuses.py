@@ -20,6 +20,7 @@ from specpipe.schemas.errors import (
     UnfinishedError,
 )
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run
 from specpipe.stages.train.run_folder import RunFolder
 from tests.train.conftest import MakeConfig, MakeDump, read_metrics
@@ -83,6 +84,45 @@ def test_two_runs_in_one_directory(make_config: MakeConfig) -> None:
 def test_run_directory_on_an_object_store(make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match="local"):
         run(make_config(out="memory://run"))
+
+
+def test_a_prompt_of_the_eval_dump_is_not_trained_on(
+    make_config: MakeConfig, make_dump: MakeDump, dump: Path
+) -> None:
+    with pytest.raises(InputError, match="evaluate on other prompts"):
+        run(make_config(eval_dump=str(dump)))
+    third = make_dump(num_samples=20)
+    evaluated, trained = (
+        [s.prompt_id for i in opened.manifests for s in opened.shard(i).samples()]
+        for opened in (Dump.open(str(third)), Dump.open(str(dump)))
+    )
+    expected = sum(prompt in evaluated for prompt in trained)
+    assert 20 <= expected < 60
+    assert run(make_config(eval_dump=str(third), max_steps=1)).num_left_out == expected
+
+
+def test_a_dump_may_move(make_config: MakeConfig, make_dump: MakeDump, tmp_path: Path) -> None:
+    source = make_dump()
+    with pytest.raises(UnfinishedError):
+        run(make_config(dump=str(source), time_limit=1e-6))
+    moved = source.rename(tmp_path / "moved")
+    assert run(make_config(dump=str(moved))).steps == 12
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_devices_that_are_not_there(device: str, make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=device):
+        run(make_config(device=device))
+
+
+def test_an_edited_state_is_refused(make_config: MakeConfig) -> None:
+    config = make_config(time_limit=1e-6)
+    with pytest.raises(UnfinishedError):
+        run(config)
+    path = Path(config.out) / "checkpoints" / "step-00000001" / "state.json"
+    path.write_text(path.read_text().replace('"batch_in_epoch": 1', '"batch_in_epoch": 3'))
+    with pytest.raises(IntegrityError, match="content_sha256"):
+        run(config)
 
 
 def test_unfinished_and_missing_dumps(

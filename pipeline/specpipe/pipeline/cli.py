@@ -49,17 +49,19 @@ for command in (dump, train, export, verify, inspect):
 def main() -> None:
     """Entry point: a SpecpipeError is one line and its exit code, anything else a traceback."""
     try:
-        specpipe.main(standalone_mode=False)
+        # A command that ends in Exit(code) returns its code here.
+        sys.exit(specpipe.main(standalone_mode=False) or 0)
     except SpecpipeError as error:
         fail(error)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
     except click.Abort:
         fail(UnfinishedError("interrupted; run the same command again to continue"))
     except click.ClickException as error:
         error.show()
         json_error(error.format_message(), "UsageError")
         sys.exit(error.exit_code)
+    except Exception as error:
+        json_error(str(error), type(error).__name__)
+        raise
 
 
 if __name__ == "__main__":

@@ -34,7 +34,11 @@ from specpipe.schemas.config import DumpConfig
     type=float,
     help="Say that this target wrote the answers, at this temperature (0: greedy).",
 )
-@click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float32"]))
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    help="Dtype in which the target runs.  [default: the checkpoint's own]",
+)
 @click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")
 @click.option("--batch-tokens", type=int, help="Most tokens of one forward pass. [default: 8192]")
 @click.option("--shard-tokens", type=int, help="Tokens of one shard. [default: 32768]")

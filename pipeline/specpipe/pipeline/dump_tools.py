@@ -17,6 +17,7 @@ from specpipe.pipeline.console import (
 )
 from specpipe.pipeline.options import json_option
 from specpipe.schemas.errors import IntegrityError, UnfinishedError
+from specpipe.schemas.location import without_credentials
 
 if TYPE_CHECKING:
     from specpipe.stages.dump.inspect import Inspection
@@ -41,20 +42,20 @@ def verify(url: str, as_json: bool) -> None:
         note(f"{damage.key}: {damage.problem}")
     if len(found.damages) > SHOWN_DAMAGES:
         note(f"... and {len(found.damages) - SHOWN_DAMAGES} more")
+    shown = without_credentials(url)
     rows = [
-        ("dump", url),
+        ("dump", shown),
         ("state", "complete" if found.complete else "unfinished"),
         ("read", f"{found.num_objects:,} objects, {file_size(found.num_bytes)}"),
         ("damaged", f"{len(found.damages):,}"),
     ]
-    show("Verify", rows, {"url": url, **asdict(found)}, as_json=as_json)
+    show("Verify", rows, {"url": shown, **asdict(found)}, as_json=as_json)
     if found.damages:
-        raise IntegrityError(
-            f"{len(found.damages)} of the objects of {url} are damaged; remove the manifests of"
-            " their shards and run `specpipe dump` again"
-        )
+        note("specpipe: remove the damaged objects and run `specpipe dump` again")
+        raise click.exceptions.Exit(IntegrityError.exit_code)
     if not found.complete:
-        raise UnfinishedError(f"{url} is sound but unfinished; run `specpipe dump` to continue")
+        note("specpipe: sound, but unfinished: run `specpipe dump` again to continue")
+        raise click.exceptions.Exit(UnfinishedError.exit_code)
 
 
 @click.command(short_help="Show a dump to a person.")

@@ -44,7 +44,11 @@ from specpipe.schemas.metrics import EvalMetrics
 @click.option("--eval-tokens", type=int, help="Most tokens of one evaluation.  [default: 100000]")
 @click.option("--checkpoint-every", type=int, help="Steps.  [default: as --eval-every]")
 @click.option("--keep-checkpoints", type=int, help="Besides the best.  [default: 2]")
-@click.option("--preverify", type=click.Choice(["auto", "full", "metadata"]))
+@click.option(
+    "--preverify",
+    type=click.Choice(["auto", "full", "metadata"]),
+    help="Read the whole dump before the first step.  [default: auto: if under 16 GiB]",
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="[default: float32]")
 @click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
 @click.option("--seed", type=int, help="[default: 0]")
@@ -64,13 +68,13 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     config = load_config(TrainConfig, config_file, flags)
     quiet_libraries()
     from specpipe.stages.train.run import run
-    from specpipe.stages.train.run_folder import write_atomically
+    from specpipe.stages.train.run_folder import RunFolder, write_atomically
 
     with progress("train", "steps") as report:
         result = run(config, progress=report)
     if not result.did_nothing:
         record = provenance(config.model_dump(mode="json"))
-        write_atomically(Path(config.out) / PROVENANCE_FILE, record)
+        write_atomically(RunFolder(config.out).path / PROVENANCE_FILE, record)
     show_evaluation(result.untrained, result.best)
     show("Training", _rows(result), result.model_dump(mode="json"), as_json=as_json)
 
@@ -81,6 +85,7 @@ def _rows(result: TrainResult) -> list[tuple[str, str]]:
     return [
         ("run", result.out),
         ("steps", f"{result.steps:,} on {result.num_tokens:,} tokens"),
+        *_left_out(result),
         ("loss", f"{result.draft_loss_first:.4f} first, {result.draft_loss_last:.4f} last"),
         ("best checkpoint", result.checkpoint),
         (
@@ -91,6 +96,12 @@ def _rows(result: TrainResult) -> list[tuple[str, str]]:
         ),
         ("seconds", "nothing to do" if result.did_nothing else f"{result.seconds:.1f}"),
     ]
+
+
+def _left_out(result: TrainResult) -> list[tuple[str, str]]:
+    if not result.num_left_out:
+        return []
+    return [("left out", f"{result.num_left_out:,} samples whose prompt is in the eval dump")]
 
 
 def show_evaluation(untrained: EvalMetrics, best: EvalMetrics) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from specpipe.schemas.dump import Record, TextOrigin
+from specpipe.schemas.dump import Record, Sealed, TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
 
 MODEL_FILE = "model.safetensors"
@@ -71,7 +71,7 @@ class TargetReference(Record):
     weights_sha256: str
 
 
-class TrainState(Record):
+class TrainState(Sealed):
     """`state.json`: where a run stands. The learning rate is a function of the step."""
 
     step: int = Field(ge=0)
@@ -83,6 +83,8 @@ class TrainState(Record):
     """Mean alpha per head of the last step (lk_hybrid with lambda_source previous_step)."""
     num_tokens: int
     """Tokens trained on so far."""
+    num_left_out: int
+    """Training samples left out because their prompt stands in the eval dump."""
     draft_loss_first: float | None
     draft_loss_last: float | None
     untrained: EvalMetrics | None
@@ -109,6 +111,8 @@ class TrainResult(Record):
     best_step: int
     num_tokens: int
     """Tokens trained on, over all epochs."""
+    num_left_out: int
+    """Training samples left out because their prompt stands in the eval dump."""
     seconds: float
     draft_loss_first: float
     draft_loss_last: float

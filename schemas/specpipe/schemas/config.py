@@ -1,14 +1,23 @@
 """The configuration of each stage: frozen, unknown fields are errors, a line on every field."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import SplitFraction
 
 LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
 ValidationLevel = Literal["structure", "replay", "serve"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+DraftTokens = Annotated[int, Field(ge=1)]
 
 
 def _no_blank(value: str) -> str:
@@ -17,12 +26,16 @@ def _no_blank(value: str) -> str:
     return value
 
 
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 Location = Annotated[str, AfterValidator(_no_blank)]
 """A local path or an fsspec URL."""
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def without_credentials(self) -> Self:
         """The configuration as it may be written down: no credentials in its URLs."""
@@ -34,7 +47,7 @@ class DumpConfig(Config):
 
     target: Location
     """Local folder or hub id of the target."""
-    data: tuple[Location, ...] = Field(min_length=1)
+    data: Annotated[tuple[Location, ...], BeforeValidator(_several)] = Field(min_length=1)
     """JSONL files (fsspec URLs): pretokenised (`input_ids`, ...) or conversations (`messages`)."""
     out: Location
     """Root of the dump, an fsspec URL."""
@@ -91,7 +104,7 @@ class TrainConfig(Config):
     """D; default: 32,000, or the whole vocabulary where that is smaller."""
     draft_vocab_by: Literal["mass", "count"] = "mass"
     """Choose the draft vocabulary by the verifier's summed probability, or by token counts."""
-    intermediate_size: int | None = Field(None, gt=0)
+    intermediate_size: int | None = Field(None, gt=0, le=2**20)
     """Width of the drafter's MLP; default: the target's."""
     norm_before_residual: bool = False
     """Add the residual after the hidden norm instead of before it."""
@@ -105,7 +118,7 @@ class TrainConfig(Config):
     """Peak learning rate (AdamW)."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled weight decay."""
-    adam_betas: tuple[float, float] = (0.9, 0.95)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's exponential decay rates."""
     warmup_ratio: float = Field(0.04, ge=0, lt=1)
     """Share of the steps over which the learning rate rises; then it falls along a cosine."""
@@ -141,7 +154,7 @@ class TrainConfig(Config):
     """bfloat16: autocast with float32 master weights."""
     device: str = "auto"
     """`cpu`, `cuda`, ...; `auto`: the GPU if there is one."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Initial weights and order of the samples."""
     time_limit: float | None = Field(None, gt=0)
     """Seconds after which a checkpoint is saved and the run leaves with exit code 5."""
@@ -162,7 +175,7 @@ class ExportConfig(Config):
     """Folder of the artifact: `checkpoint/`, validation.json, README.md."""
     format: Literal["speculators"] = "speculators"
     """Layout of the artifact."""
-    validation: tuple[ValidationLevel, ...] = ("structure", "replay")
+    validation: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
     """Proofs to give."""
     dump: Location | None = None
     """Dump whose samples are replayed; default: the one that the run evaluated on."""
@@ -178,7 +191,7 @@ class ExportConfig(Config):
     """Prompts that `serve` decodes."""
     serve_max_tokens: int = Field(128, gt=1)
     """Tokens decoded per prompt."""
-    serve_speculative_tokens: tuple[int, ...] = (3,)
+    serve_speculative_tokens: tuple[DraftTokens, ...] = Field((3,), min_length=1)
     """Numbers of draft tokens that `serve` measures."""
     seed: int = Field(0, ge=0)
     """Seed of the sampling in `serve`."""

@@ -2,7 +2,9 @@
 
 import re
 
-_USER_AND_PASSWORD = re.compile(r"(?<=://)[^/\s\"']*:[^/\s\"']*@")
+# Everything up to the last @, since passwords hold @ and / too; a colon that begins a port is none.
+_USER_AND_PASSWORD = re.compile(r"(?<=://)[^/\s\"'@]*:(?!\d{1,5}/)[^\s\"']*@")
+_HTTP_TOKEN = re.compile(r"(https?://)[^/\s\"'@]+@")
 # Signatures and tokens stand in queries and fragments.
 _QUERY = re.compile(r"(\w://[^\s?#\"']*)[?#][^\s\"']*")
 
@@ -10,6 +12,8 @@ _QUERY = re.compile(r"(\w://[^\s?#\"']*)[?#][^\s\"']*")
 def without_credentials(text: str) -> str:
     """Text with the user:password, the query and the fragment of every URL in it taken out.
 
-    A lone name before the @ is no secret: abfs://container@account.
+    A lone name before the @ is a token for http, and no secret elsewhere:
+    abfs://container@account.
     """
-    return _QUERY.sub(r"\1", _USER_AND_PASSWORD.sub("", text))
+    text = _HTTP_TOKEN.sub(r"\1", _USER_AND_PASSWORD.sub("", text))
+    return _QUERY.sub(r"\1", text)

@@ -23,7 +23,9 @@ def drafter_shape(
     num_heads = text.num_attention_heads
     return DrafterShape(
         hidden_size=text.hidden_size,
-        intermediate_size=settings.intermediate_size or text.intermediate_size,
+        intermediate_size=settings.intermediate_size
+        or getattr(text, "intermediate_size", None)
+        or 4 * text.hidden_size,
         num_attention_heads=num_heads,
         num_key_value_heads=getattr(text, "num_key_value_heads", None) or num_heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // num_heads,

@@ -64,7 +64,10 @@ def save_checkpoint(
         DRAFTER_FILE: trainee.shape.model_dump_json(indent=2).encode(),
     }
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    state = state.model_copy(update={"files_sha256": sums})
+    # Validated anew, which seals the state as it is now.
+    state = TrainState.model_validate(
+        state.model_dump() | {"files_sha256": sums, "content_sha256": ""}
+    )
     files[STATE_FILE] = state.model_dump_json(indent=2).encode()
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     try:

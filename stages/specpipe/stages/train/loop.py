@@ -100,7 +100,8 @@ class Loop:
             raise DivergedError(
                 f"loss {loss.item()} and gradient norm {norm.item()} at step {step + 1}"
                 f" ({names}{', ...' if len(refs) > 8 else ''}); nothing was updated."
-                " The checkpoint before it is kept: lower --learning-rate and train again"
+                " The checkpoint before it is kept; train again with a lower --learning-rate,"
+                " in another --out"
             )
         trainee.optimizer.step()
         sums = MeasureSums(config.num_heads)

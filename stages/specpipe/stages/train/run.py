@@ -45,7 +45,10 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
         try:
             loop = _prepare(config, folder, should_stop, progress or (lambda *_: None))
             # Only now: a first attempt that was refused must not bind the directory.
-            folder.write_config(config)
+            located = {"dump": loop.reader.dump.folder.url}
+            if config.eval_dump is not None:
+                located["eval_dump"] = loop.eval_reader.dump.folder.url
+            folder.write_config(config.model_copy(update=located))
             state = loop.run()
         except StoreError:
             raise
@@ -69,8 +72,8 @@ def _prepare(
     if checkpoint is not None:
         _same_dump(checkpoint, dump, eval_dump)
     reader = SampleReader(dump, config.context_length)
-    training = _training_samples(config, reader)
     eval_reader = reader if eval_dump is dump else SampleReader(eval_dump, config.context_length)
+    training, num_left_out = _training_samples(config, reader, eval_reader)
     trainee = Trainee.build(
         config,
         dump,
@@ -79,7 +82,11 @@ def _prepare(
     )
     if checkpoint is not None:
         restore(checkpoint, trainee)
-    state = checkpoint.state if checkpoint else _fresh_state(config, dump, eval_dump, training)
+    state = (
+        checkpoint.state
+        if checkpoint
+        else _fresh_state(config, dump, eval_dump, training, num_left_out)
+    )
     folder.cut_metrics(state.step if checkpoint else -1)
     return Loop(
         trainee=trainee,
@@ -109,22 +116,38 @@ def open_dump(url: str, preverify: str) -> Dump:
     return dump
 
 
-def _training_samples(config: TrainConfig, reader: SampleReader) -> list[SampleRef]:
+def _training_samples(
+    config: TrainConfig, reader: SampleReader, eval_reader: SampleReader
+) -> tuple[list[SampleRef], int]:
+    """What is trained on, and how many samples were left out for sharing a prompt with the eval
+    dump: whatever is evaluated on must be new to the drafter."""
     refs = reader.refs()
-    if config.eval_dump is not None:
-        return refs
-    training, held_out = split(refs, config.held_out_fraction)
-    if not training or not held_out:
+    if config.eval_dump is None:
+        training, held_out = split(refs, config.held_out_fraction)
+        if not training or not held_out:
+            raise InputError(
+                f"holding out {config.held_out_fraction:.0%} of the prompts leaves"
+                f" {len(training)} samples to train on and {len(held_out)} to evaluate on; change"
+                " --held-out-fraction or give an --eval-dump"
+            )
+        return training, 0
+    seen = {ref.prompt_id for ref in eval_reader.refs()}
+    training = [ref for ref in refs if ref.prompt_id not in seen]
+    if not training:
         raise InputError(
-            f"holding out {config.held_out_fraction:.0%} of the prompts leaves {len(training)}"
-            f" samples to train on and {len(held_out)} to evaluate on; change"
-            " --held-out-fraction or give an --eval-dump"
+            f"every prompt of {reader.dump.folder.url} stands in the eval dump"
+            f" {eval_reader.dump.folder.url} too; evaluate on other prompts, or leave out"
+            " --eval-dump to hold some out"
         )
-    return training
+    return training, len(refs) - len(training)
 
 
 def _fresh_state(
-    config: TrainConfig, dump: Dump, eval_dump: Dump, training: list[SampleRef]
+    config: TrainConfig,
+    dump: Dump,
+    eval_dump: Dump,
+    training: list[SampleRef],
+    num_left_out: int,
 ) -> TrainState:
     total = config.max_steps or sum(
         len(epoch_batches(training, config.seed, e, config.batch_tokens, config.batch_size))
@@ -139,6 +162,7 @@ def _fresh_state(
         num_heads=config.num_heads,
         previous_alpha=None,
         num_tokens=0,
+        num_left_out=num_left_out,
         draft_loss_first=None,
         draft_loss_last=None,
         untrained=None,
@@ -200,6 +224,7 @@ def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainR
         steps=state.step,
         best_step=state.best_step,
         num_tokens=state.num_tokens,
+        num_left_out=state.num_left_out,
         seconds=state.seconds,
         draft_loss_first=state.draft_loss_first,
         draft_loss_last=state.draft_loss_last,

@@ -13,9 +13,19 @@ from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
 
 MAY_CHANGE = frozenset(
-    {"device", "time_limit", "checkpoint_every", "keep_checkpoints", "preverify"}
+    {
+        "dump",
+        "eval_dump",
+        "out",
+        "device",
+        "time_limit",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "preverify",
+    }
 )
-"""Settings that do not change what a run computes, so that a resume may have others."""
+"""Settings that a resume may have others of: they do not change what a run computes, or, for the
+dumps, their fingerprints are compared instead of where they lie."""
 
 
 class RunFolder:
@@ -24,7 +34,7 @@ class RunFolder:
     def __init__(self, path: str) -> None:
         if "://" in path and not path.startswith("file://"):
             raise ConfigError(f"{path}: a run directory is local; checkpoints need a real disk")
-        self.path = Path(path.removeprefix("file://"))
+        self.path = Path(path.removeprefix("file://")).expanduser()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

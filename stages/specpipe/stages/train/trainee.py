@@ -24,6 +24,7 @@ from specpipe.stages.drafter.shape import drafter_shape
 from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import VerifierHead, load_embedding, load_lm_head
+from specpipe.stages.target.hf import choose_device
 
 
 @dataclass(slots=True)
@@ -46,11 +47,7 @@ class Trainee:
 
         The lm_head starts from the target's rows.
         """
-        device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu")
-            if config.device == "auto"
-            else config.device
-        )
+        device = choose_device(config.device)
         identity = dump.identity
         vocab = vocab or choose_vocab(dump.vocab(), config.draft_vocab_size, config.draft_vocab_by)
         shape = shape or drafter_shape(
