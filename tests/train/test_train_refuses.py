@@ -107,6 +107,14 @@ def test_a_dump_may_move(make_config: MakeConfig, make_dump: MakeDump, tmp_path:
         run(make_config(dump=str(source), time_limit=1e-6))
     moved = source.rename(tmp_path / "moved")
     assert run(make_config(dump=str(moved))).steps == 12
+    # A complete run needs its dump no more, but is not taken for the run of another one.
+    gone = moved.rename(tmp_path / "gone")
+    assert run(make_config(dump=str(moved))).did_nothing
+    assert run(make_config(dump=str(gone))).did_nothing
+    with pytest.raises(IdentityError, match="complete run of another dump"):
+        run(make_config(dump=str(make_dump(data_seed=3))))
+    with pytest.raises(IdentityError, match="complete run of another dump"):
+        run(make_config(dump=str(gone), eval_dump=str(gone)))
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])

@@ -92,7 +92,7 @@ class TrainState(Sealed):
     best: EvalMetrics | None
     best_step: int | None
     dump_fingerprint: str
-    eval_dump_fingerprint: str | None
+    eval_dump_fingerprint: str
     target: TargetReference
     text: TextOrigin
     seconds: float
@@ -117,6 +117,7 @@ class TrainResult(Record):
     draft_loss_first: float
     draft_loss_last: float
     dump_fingerprint: str
+    eval_dump_fingerprint: str
     untrained: EvalMetrics
     best: EvalMetrics
     did_nothing: bool = False

@@ -1,12 +1,5 @@
 """`specpipe train` as a function: from a dump to a run directory, resumable at any moment."""
 
-import signal
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-
 from specpipe.schemas.checkpoint import (
     CHECKPOINTS_FOLDER,
     RESULT_FILE,
@@ -15,19 +8,23 @@ from specpipe.schemas.checkpoint import (
     TrainState,
 )
 from specpipe.schemas.config import TrainConfig
-from specpipe.schemas.errors import IdentityError, InputError, IntegrityError, StoreError
-from specpipe.stages.drafter.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from specpipe.schemas.errors import InputError, StoreError
+from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.selection import evaluated, split
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.verify import verify
 from specpipe.stages.train.checkpoint import checkpoint_name, restore
+from specpipe.stages.train.dumps import (
+    check_same_dumps,
+    check_same_target,
+    check_still_of,
+    open_dump,
+)
 from specpipe.stages.train.loop import Loop, Progress
 from specpipe.stages.train.order import epoch_batches
 from specpipe.stages.train.run_folder import RunFolder, write_atomically
+from specpipe.stages.train.stop import StopQuestion, stop_question
 from specpipe.stages.train.trainee import Trainee
-
-PREVERIFY_BYTES = 16 * 2**30
 
 
 def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
@@ -38,10 +35,10 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
     DivergedError on a loss that is not finite.
     """
     folder = RunFolder(config.out)
-    with folder.locked(), _stop_signal(config.time_limit) as should_stop:
+    with folder.locked(), stop_question(config.time_limit) as should_stop:
         folder.check_config(config)
         if (folder.path / RESULT_FILE).exists():
-            return _finished(folder)
+            return _finished(config, folder)
         try:
             loop = _prepare(config, folder, should_stop, progress or (lambda *_: None))
             # Only now: a first attempt that was refused must not bind the directory.
@@ -60,7 +57,7 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
 
 
 def _prepare(
-    config: TrainConfig, folder: RunFolder, should_stop: "StopQuestion", progress: Progress
+    config: TrainConfig, folder: RunFolder, should_stop: StopQuestion, progress: Progress
 ) -> Loop:
     dump = open_dump(config.dump, config.preverify)
     path = latest_checkpoint(folder.path)
@@ -68,9 +65,9 @@ def _prepare(
     eval_dump = dump
     if config.eval_dump is not None:
         eval_dump = open_dump(config.eval_dump, config.preverify)
-        _same_target(dump, eval_dump)
+        check_same_target(dump, eval_dump)
     if checkpoint is not None:
-        _same_dump(checkpoint, dump, eval_dump)
+        check_same_dumps(checkpoint, dump, eval_dump)
     reader = SampleReader(dump, config.context_length)
     eval_reader = reader if eval_dump is dump else SampleReader(eval_dump, config.context_length)
     training, num_left_out = _training_samples(config, reader, eval_reader)
@@ -100,20 +97,6 @@ def _prepare(
         should_stop=should_stop,
         progress=progress,
     )
-
-
-def open_dump(url: str, preverify: str) -> Dump:
-    """A complete dump whose objects are all there; read and checked whole when asked to."""
-    dump = Dump.open(url)
-    dump.check_objects()
-    dump.check_metadata()
-    if preverify == "full" or (preverify == "auto" and dump.num_bytes < PREVERIFY_BYTES):
-        damages = verify(url).damages
-        if damages:
-            first = "; ".join(f"{d.key}: {d.problem}" for d in damages[:5])
-            more = f" (and {len(damages) - 5} more)" if len(damages) > 5 else ""
-            raise IntegrityError(f"{dump.folder.url} is damaged: {first}{more}; dump it again")
-    return dump
 
 
 def _training_samples(
@@ -182,35 +165,6 @@ def _fresh_state(
     )
 
 
-def _same_target(dump: Dump, eval_dump: Dump) -> None:
-    ours, theirs = dump.identity, eval_dump.identity
-    if ours.target.weights_sha256 != theirs.target.weights_sha256:
-        raise IdentityError(
-            f"{eval_dump.folder.url} is a dump of another target than the training dump"
-        )
-    if ours.layers != theirs.layers:
-        raise IdentityError(
-            f"{eval_dump.folder.url} holds layers {theirs.layers}, the training dump {ours.layers}"
-        )
-
-
-def _same_dump(checkpoint: Checkpoint, dump: Dump, eval_dump: Dump) -> None:
-    state = checkpoint.state
-    if state.target.weights_sha256 != dump.identity.target.weights_sha256:
-        raise IdentityError(
-            f"{checkpoint.path} was trained for another target than that of {dump.folder.url}"
-            f" ({state.target.name} there, {dump.identity.target.name} here)"
-        )
-    if (state.dump_fingerprint, state.eval_dump_fingerprint) != (
-        dump.header.fingerprint,
-        eval_dump.header.fingerprint,
-    ):
-        raise IdentityError(
-            f"{checkpoint.path} was trained on another dump than {dump.folder.url};"
-            " use another --out for this one"
-        )
-
-
 def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainResult:
     assert state.best is not None
     assert state.best_step is not None
@@ -229,43 +183,19 @@ def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainR
         draft_loss_first=state.draft_loss_first,
         draft_loss_last=state.draft_loss_last,
         dump_fingerprint=state.dump_fingerprint,
+        eval_dump_fingerprint=state.eval_dump_fingerprint,
         untrained=state.untrained,
         best=state.best,
     )
 
 
-def _finished(folder: RunFolder) -> TrainResult:
+def _finished(config: TrainConfig, folder: RunFolder) -> TrainResult:
+    """The result of a run that is complete, after a look at whether it is of these dumps."""
     result = TrainResult.model_validate_json((folder.path / RESULT_FILE).read_bytes())
+    before = folder.read_config()
+    for now, then, fingerprint in (
+        (config.dump, before.dump, result.dump_fingerprint),
+        (config.eval_dump, before.eval_dump, result.eval_dump_fingerprint),
+    ):
+        check_still_of(folder.path, now, then, fingerprint)
     return result.model_copy(update={"did_nothing": True})
-
-
-class StopQuestion:
-    """Answers whether a run should stop early, and why."""
-
-    def __init__(self, time_limit: float | None) -> None:
-        self._deadline = None if time_limit is None else time.monotonic() + time_limit
-        self._signalled = False
-
-    def signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._signalled = True
-
-    def __call__(self) -> str | None:
-        if self._signalled:
-            return "asked to stop (SIGTERM)"
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return "the time limit is reached"
-        return None
-
-
-@contextmanager
-def _stop_signal(time_limit: float | None) -> Iterator[StopQuestion]:
-    """Turn SIGTERM into a question that the loop asks; only the main thread can."""
-    question = StopQuestion(time_limit)
-    if threading.current_thread() is not threading.main_thread():
-        yield question
-        return
-    before = signal.signal(signal.SIGTERM, question.signal)
-    try:
-        yield question
-    finally:
-        signal.signal(signal.SIGTERM, before)

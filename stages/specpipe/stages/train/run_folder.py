@@ -55,13 +55,9 @@ class RunFolder:
 
     def check_config(self, config: TrainConfig) -> None:
         """Raise IdentityError where the run that is here began with other settings."""
-        path = self.path / CONFIG_FILE
-        if not path.exists():
+        if not (self.path / CONFIG_FILE).exists():
             return
-        try:
-            before = TrainConfig.model_validate_json(path.read_bytes()).model_dump()
-        except ValueError as error:
-            raise ConfigError(f"{path} cannot be read ({error}); use another --out") from None
+        before = self.read_config().model_dump()
         now = config.without_credentials().model_dump()
         differing = [f for f in now if f not in MAY_CHANGE and now[f] != before[f]]
         if differing:
@@ -70,6 +66,13 @@ class RunFolder:
                 f"{self.path} holds a run with other settings ({changes});"
                 " use another --out, or the same settings to continue it"
             )
+
+    def read_config(self) -> TrainConfig:
+        path = self.path / CONFIG_FILE
+        try:
+            return TrainConfig.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}); use another --out") from None
 
     def write_config(self, config: TrainConfig) -> None:
         text = config.without_credentials().model_dump_json(indent=2)

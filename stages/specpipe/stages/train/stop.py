@@ -1,0 +1,40 @@
+"""When a run should stop early: SIGTERM, or its time limit."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopQuestion:
+    """Answers whether a run should stop early, and why."""
+
+    def __init__(self, time_limit: float | None) -> None:
+        self._deadline = None if time_limit is None else time.monotonic() + time_limit
+        self._signalled = False
+
+    def signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def __call__(self) -> str | None:
+        if self._signalled:
+            return "asked to stop (SIGTERM)"
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return "the time limit is reached"
+        return None
+
+
+@contextmanager
+def stop_question(time_limit: float | None) -> Iterator[StopQuestion]:
+    """Turn SIGTERM into a question that the loop asks; only the main thread can."""
+    question = StopQuestion(time_limit)
+    if threading.current_thread() is not threading.main_thread():
+        yield question
+        return
+    before = signal.signal(signal.SIGTERM, question.signal)
+    try:
+        yield question
+    finally:
+        signal.signal(signal.SIGTERM, before)
