@@ -4,16 +4,21 @@ A prompt is what stands before the first supervised token.
 """
 
 import json
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from specpipe.schemas.errors import InputError
+from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError, StoreError
+from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import Source, first_supervised, sample_from_pretokenized
 from specpipe.stages.drafter.sample_reader import SampleRef
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.location import tokenizer_files
 
 Prompt = tuple[int, ...]
 
@@ -26,22 +31,23 @@ def from_dump(dump: Dump, refs: list[SampleRef]) -> Iterator[Prompt]:
         yield tuple(sample.input_ids[: first_supervised(sample.loss_mask)].tolist())
 
 
-def from_file(url: str, target: str, vocab_size: int) -> Iterator[Prompt]:
-    """Prompts of a JSONL file of `messages` (up to the first answer) or pretokenised samples."""
+def from_file(
+    url: str, folder: Path, vocab_size: int, *, trust_remote_code: bool = False
+) -> Iterator[Prompt]:
+    """Prompts of a JSONL file of `messages` (up to the first answer) or pretokenised samples.
+
+    `folder` holds the target's tokenizer, which only messages need. Raises ConfigError where there
+    is no file, no tokenizer or no chat template, InputError naming file and line for a row that is
+    no prompt, StoreError where reading fails.
+    """
     tokenizer: Any = None
-    with fsspec.open(url, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            source = Source(url, number)
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{source}: not a line of JSON ({error})") from None
-            if "messages" in row:
-                tokenizer = tokenizer or AutoTokenizer.from_pretrained(target)
-                yield tuple(_chat_prompt(tokenizer, row["messages"], source))
-            else:
-                sample = sample_from_pretokenized(row, source, vocab_size)
-                yield tuple(sample.input_ids[: first_supervised(sample.loss_mask)].tolist())
+    for source, row in _rows(url):
+        if "messages" in row:
+            tokenizer = tokenizer or _tokenizer(folder, trust_remote_code=trust_remote_code)
+            yield tuple(_chat_prompt(tokenizer, row["messages"], source))
+        else:
+            sample = sample_from_pretokenized(row, source, vocab_size)
+            yield tuple(sample.input_ids[: first_supervised(sample.loss_mask)].tolist())
 
 
 def choose(prompts: Iterator[Prompt], most: int, longest: int) -> list[Prompt]:
@@ -55,11 +61,58 @@ def choose(prompts: Iterator[Prompt], most: int, longest: int) -> list[Prompt]:
     return list(chosen)
 
 
-def _chat_prompt(tokenizer: Any, messages: list[dict[str, Any]], source: Source) -> list[int]:
+def _rows(url: str) -> Iterator[tuple[Source, dict[str, Any]]]:
+    """Every line, which must be a JSON object, with where it stands."""
+    name = without_credentials(url)
+    try:
+        with fsspec.open(url, "rb", compression="infer") as lines:
+            for number, line in enumerate(lines, start=1):
+                source = Source(name, number)
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{source}: not a line of JSON ({error})") from None
+                if not isinstance(row, dict):
+                    raise InputError(f"{source}: a JSON {type(row).__name__}, not an object")
+                yield source, row
+    except SpecpipeError:
+        raise
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ConfigError(f"serve data {name}: no such file; give another --serve-data") from None
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{name}: the compressed file is truncated or damaged: {error}") from None
+    except OSError as error:
+        reason = without_credentials(str(error))
+        raise StoreError(f"serve data {name} cannot be read: {reason}") from None
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"serve data {name}: {without_credentials(str(error))}") from None
+
+
+def _tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
+    if not tokenizer_files(folder):
+        raise ConfigError(
+            f"target {folder} has no tokenizer files, which messages need; give pretokenised"
+            " --serve-data"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"target {folder} has no chat template, which messages need; give pretokenised"
+            " --serve-data"
+        )
+    return tokenizer
+
+
+def _chat_prompt(tokenizer: Any, messages: Any, source: Source) -> list[int]:
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise InputError(f"{source}: 'messages' must be a list of objects with role and content")
     roles = [message.get("role") for message in messages]
     if "assistant" not in roles:
         raise InputError(f"{source}: no assistant message, so there is no prompt to answer")
-    ids: list[int] = tokenizer.apply_chat_template(
-        messages[: roles.index("assistant")], add_generation_prompt=True, return_dict=False
-    )
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(
+            messages[: roles.index("assistant")], add_generation_prompt=True, return_dict=False
+        )
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise InputError(f"{source}: the chat template refuses it: {error}") from None
     return ids

@@ -1,20 +1,14 @@
 """`specpipe export` as a function: from a checkpoint to an artifact that is proven to work."""
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
+from torch import Tensor
 
-from specpipe.schemas.artifact import (
-    ARTIFACT_FOLDER,
-    CARD_FILE,
-    CONFIG_FILE,
-    MODEL_TENSORS_FILE,
-    VALIDATION_FILE,
-)
+from specpipe.schemas.artifact import CONFIG_FILE, MODEL_TENSORS_FILE, VALIDATION_FILE
 from specpipe.schemas.checkpoint import STATE_FILE, TrainState
 from specpipe.schemas.config import ExportConfig, TrainConfig
 from specpipe.schemas.errors import (
@@ -24,11 +18,13 @@ from specpipe.schemas.errors import (
     StoreError,
     ValidationError,
 )
+from specpipe.schemas.location import without_credentials
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import prompts, replay_check, serve, speculators, structure
 from specpipe.stages.export.card import model_card
 from specpipe.stages.export.evaluated import evaluation, run_settings
+from specpipe.stages.export.out_folder import OutFolder, local_path
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.serve import ServeFindings
 from specpipe.stages.export.structure import StructureFindings
@@ -43,6 +39,10 @@ from specpipe.stages.target.location import local_folder
 
 Progress = Callable[[str], None]
 """Told what is going on, a line at a time."""
+
+Findings = StructureFindings | ReplayFindings | ServeFindings
+
+UNFINISHED = "this export has not finished; run it again"
 
 
 class ExportResult(BaseModel):
@@ -76,70 +76,69 @@ class ExportResult(BaseModel):
 def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResult:
     """Write the artifact and prove it; an export that stands does nothing.
 
-    Raises ConfigError, IdentityError or IntegrityError where the inputs are wrong, and
-    ValidationError, after validation.json is written, where a level fails.
+    Raises ConfigError, IdentityError or IntegrityError where the inputs are wrong or OUT holds
+    what no export wrote, StoreError where OUT cannot be written to, and ValidationError, after
+    validation.json is written, where a level fails.
     """
     report = progress or (lambda _: None)
-    out = _local(config.out)
-    path = resolve_checkpoint(config.checkpoint)
+    out = OutFolder(config.out)
+    out.check()
+    path = resolve_checkpoint(
+        local_path(config.checkpoint, "a checkpoint is read from a local disk; copy it there")
+    )
     state = _state(path)
-    if validation := still_stands(out, config, state):
+    if validation := still_stands(out.path, config, state):
         return _result(config, out, path, state, validation, did_nothing=True)
     checkpoint = load_checkpoint(path)
     settings = run_settings(path)
     dump = _dump(config, settings, checkpoint)
-    target = config.target or checkpoint.state.target.name
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # A validation speaks of the artifact beside it, so it goes first and comes last.
-        (out / VALIDATION_FILE).unlink(missing_ok=True)
-        _write_artifact(out, checkpoint, target, _draft_tokens(config, checkpoint.state))
-        validation = _validate(config, out, checkpoint, dump, settings, target, report)
-        card = model_card(checkpoint.shape, validation, _draft_tokens(config, checkpoint.state))
-        (out / CARD_FILE).write_text(card, encoding="utf-8")
-        _replace(out / VALIDATION_FILE, validation.model_dump_json(indent=2).encode())
-    except OSError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(f"cannot write to {out}: {error}") from error
+    target = without_credentials(config.target or checkpoint.state.target.name)
+    chosen: list[prompts.Prompt] = []
+    if "serve" in config.validation:
+        chosen = _prompts(config, dump, settings, checkpoint.state, target)
+    # A validation speaks of the artifact beside it: until it does, it says so.
+    out.write_validation(_validation(config, out.artifact, checkpoint, {}, [UNFINISHED]))
+    out.write_artifact(*_artifact(checkpoint, target, _draft_tokens(config, checkpoint.state)))
+    validation = _validate(config, out.artifact, checkpoint, dump, settings, target, chosen, report)
+    out.write_card(
+        model_card(checkpoint.shape, validation, _draft_tokens(config, checkpoint.state))
+    )
+    out.write_validation(validation)
     if not validation.passed:
         raise ValidationError(
-            f"{out / ARTIFACT_FOLDER} fails its validation: {'; '.join(validation.problems)}."
-            f" {out / VALIDATION_FILE} holds the findings; do not serve it"
+            f"{out.artifact} fails its validation: {'; '.join(validation.problems)}."
+            f" {out.path / VALIDATION_FILE} holds the findings; do not serve it"
         )
     return _result(config, out, path, checkpoint.state, validation)
 
 
-def _write_artifact(out: Path, checkpoint: Checkpoint, target: str, draft_tokens: int) -> None:
-    """Write OUT/checkpoint whole: in a folder beside it, which then takes its name."""
+def _artifact(
+    checkpoint: Checkpoint, target: str, draft_tokens: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of the artifact."""
     reference = checkpoint.state.target.model_copy(update={"name": target})
-    final, temporary = out / ARTIFACT_FOLDER, out / f".{ARTIFACT_FOLDER}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    speculators.write(
-        temporary,
+    return (
         speculators.artifact_config(checkpoint.shape, reference, draft_tokens),
         speculators.artifact_tensors(
             checkpoint.shape, checkpoint.model, checkpoint.vocab.tensors()
         ),
     )
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
 
 
 def _validate(
     config: ExportConfig,
-    out: Path,
+    artifact: Path,
     checkpoint: Checkpoint,
     dump: Dump,
     settings: TrainConfig | None,
     target: str,
+    chosen: list[prompts.Prompt],
     report: Progress,
 ) -> Validation:
     """Every level that is asked for, the cheap ones first, up to the first that fails."""
-    artifact, state = out / ARTIFACT_FOLDER, checkpoint.state
+    state = checkpoint.state
     identity = dump.identity.target
-    findings: dict[str, StructureFindings | ReplayFindings | ServeFindings] = {}
+    findings: dict[str, Findings] = {}
     problems: list[str] = []
     for level in ("structure", "replay", "serve"):
         if level not in config.validation or problems:
@@ -158,11 +157,21 @@ def _validate(
                 artifact, checkpoint, dump, settings, config.replay_samples
             )
         else:
-            chosen = _prompts(config, dump, settings, state, target)
             findings[level] = serve.check(
                 artifact, target, chosen, config, report, revision=state.target.revision
             )
         problems += [f"{level}: {problem}" for problem in findings[level].problems]
+    return _validation(config, artifact, checkpoint, findings, problems)
+
+
+def _validation(
+    config: ExportConfig,
+    artifact: Path,
+    checkpoint: Checkpoint,
+    findings: dict[str, Findings],
+    problems: list[str],
+) -> Validation:
+    state = checkpoint.state
     return Validation.model_validate(
         {
             "passed": not problems,
@@ -192,7 +201,12 @@ def _prompts(
             " its weights differ; give the right --target"
         )
     if config.serve_data is not None:
-        source = prompts.from_file(config.serve_data, target, found.vocab_size)
+        source = prompts.from_file(
+            config.serve_data,
+            local_folder(target, state.target.revision),
+            found.vocab_size,
+            trust_remote_code=config.trust_remote_code,
+        )
     else:
         if dump.header.fingerprint != state.eval_dump_fingerprint:
             settings = None
@@ -214,7 +228,15 @@ def _dump(config: ExportConfig, settings: TrainConfig | None, checkpoint: Checkp
             f"{checkpoint.path} lies outside of its run directory, so its dump is not known;"
             " give --dump"
         )
-    dump = Dump.open(url)
+    try:
+        dump = Dump.open(url)
+    except (ConfigError, StoreError) as error:
+        if config.dump is not None:
+            raise
+        raise type(error)(
+            f"{error}; that is where {checkpoint.path} was trained or evaluated from: if the dump"
+            " lies elsewhere now, or its URL needs credentials, give --dump"
+        ) from None
     if dump.identity.target.weights_sha256 != checkpoint.state.target.weights_sha256:
         raise IdentityError(
             f"{dump.folder.url} is a dump of {dump.identity.target.name}, but {checkpoint.path}"
@@ -226,14 +248,13 @@ def _dump(config: ExportConfig, settings: TrainConfig | None, checkpoint: Checkp
 
 def _result(
     config: ExportConfig,
-    out: Path,
+    out: OutFolder,
     path: Path,
     state: TrainState,
     validation: Validation,
     *,
     did_nothing: bool = False,
 ) -> ExportResult:
-    artifact = out / ARTIFACT_FOLDER
     if validation.replay is not None:
         tau = {name: curve.tau for name, curve in validation.replay.artifact.items()}
     else:
@@ -245,13 +266,13 @@ def _result(
         if (found := getattr(validation, level)) is not None
     }
     return ExportResult(
-        out=str(out),
-        artifact=str(artifact),
-        validation=str(out / VALIDATION_FILE),
+        out=str(out.path),
+        artifact=str(out.artifact),
+        validation=str(out.path / VALIDATION_FILE),
         checkpoint=str(path),
         step=state.step,
         num_bytes=sum(
-            (artifact / name).stat().st_size for name in (MODEL_TENSORS_FILE, CONFIG_FILE)
+            (out.artifact / name).stat().st_size for name in (MODEL_TENSORS_FILE, CONFIG_FILE)
         ),
         draft_loss_first=state.draft_loss_first,
         draft_loss_last=state.draft_loss_last,
@@ -282,16 +303,3 @@ def _state(path: Path) -> TrainState:
         return TrainState.model_validate_json((path / STATE_FILE).read_bytes())
     except (PydanticError, FileNotFoundError) as error:
         raise IntegrityError(f"{path / STATE_FILE} is damaged or missing: {error}") from None
-
-
-def _local(location: str) -> Path:
-    if "://" in location and not location.startswith("file://"):
-        raise ConfigError(f"{location}: an artifact is written to a local disk; copy it from there")
-    return Path(location.removeprefix("file://"))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -1,0 +1,111 @@
+"""The folder that an export writes to, and what is refused to be overwritten in it.
+
+validation.json is what makes a folder ours: it is the first thing that is written there, as a
+record that says that the export has not finished, so that one that was killed can be continued.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from specpipe.schemas.artifact import ARTIFACT_FOLDER, CARD_FILE, VALIDATION_FILE
+from specpipe.schemas.checkpoint import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    PROVENANCE_FILE,
+    STATE_FILE,
+)
+from specpipe.schemas.errors import ConfigError, StoreError
+from specpipe.schemas.location import without_credentials
+from specpipe.stages.export import speculators
+from specpipe.stages.export.validation import Validation
+from specpipe.stages.storage.local_disk import write_atomic
+
+OURS = {"passed", "problems", "config", "checkpoint_sha256", "artifact_sha256"}
+"""Keys of a validation.json, of whichever version of specpipe."""
+
+
+class OutFolder:
+    """OUT: the artifact's folder, validation.json and the card."""
+
+    def __init__(self, location: str) -> None:
+        self.path = local_path(location, "an artifact is written to a local disk; copy it there")
+
+    @property
+    def artifact(self) -> Path:
+        return self.path / ARTIFACT_FOLDER
+
+    def check(self) -> None:
+        """Raise ConfigError where something is in the way that no export wrote."""
+        with self._errors():
+            if self.path.exists() and not self.path.is_dir():
+                raise ConfigError(f"{self.path} is a file; give a folder as --out")
+            is_run = (self.path / CHECKPOINTS_FOLDER).exists() and self._has(CONFIG_FILE)
+            if is_run or self._has(STATE_FILE):
+                raise ConfigError(
+                    f"{self.path} is a training run or a checkpoint of one; give another --out"
+                )
+            names = (ARTIFACT_FOLDER, CARD_FILE, VALIDATION_FILE, PROVENANCE_FILE)
+            found = [name for name in names if self._has(name)]
+            if found and not self._is_ours():
+                raise ConfigError(
+                    f"{self.path} already has {', '.join(found)}, which no export wrote (no"
+                    f" {VALIDATION_FILE} of specpipe is there); give another --out, or move that"
+                    " away"
+                )
+
+    def write_validation(self, validation: Validation) -> None:
+        """Write validation.json, and OUT itself where it is missing."""
+        with self._errors():
+            self.path.mkdir(parents=True, exist_ok=True)
+            path = self.path / VALIDATION_FILE
+            write_atomic(str(path), validation.model_dump_json(indent=2).encode())
+
+    def write_artifact(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Write OUT/checkpoint whole: in a folder beside it, which then takes its name."""
+        temporary = self.path / f".{ARTIFACT_FOLDER}.{os.getpid()}.tmp"
+        with self._errors():
+            try:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir()
+                speculators.write(temporary, config, tensors)
+                shutil.rmtree(self.artifact, ignore_errors=True)
+                temporary.rename(self.artifact)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def write_card(self, text: str) -> None:
+        with self._errors():
+            write_atomic(str(self.path / CARD_FILE), text.encode())
+
+    def _has(self, name: str) -> bool:
+        return os.path.lexists(self.path / name)
+
+    def _is_ours(self) -> bool:
+        try:
+            found = json.loads((self.path / VALIDATION_FILE).read_bytes())
+        except (FileNotFoundError, IsADirectoryError, ValueError):
+            return False
+        return isinstance(found, dict) and set(found) >= OURS
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreError(f"cannot write to {self.path}: {error}") from error
+
+
+def local_path(location: str, why: str) -> Path:
+    """The path of a local location; raises ConfigError, which says why, for any other."""
+    if "://" in location and not location.startswith("file://"):
+        raise ConfigError(f"{without_credentials(location)}: {why}")
+    return Path(location.removeprefix("file://"))
