@@ -168,7 +168,7 @@ def test_truncation_is_recorded(target: Path, write_rows: Callable[..., Path]) -
     assert [sample.input_ids.tolist() for sample in samples] == [[5, 6, 7]]
     assert [(r.kind, r.source.line) for r in rejections.of_input] == [
         ("truncated", 1),
-        ("truncated", 2),
+        ("left_out", 2),
     ]
     assert "nothing supervised is left" in rejections.of_input[1].reason
 

@@ -19,7 +19,7 @@ from specpipe.stages.dump.plan import Plan
 from specpipe.stages.dump.rejected import Rejection, to_jsonl
 from specpipe.stages.dump.shard import NON_FINITE
 from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.objects import measure_object
+from specpipe.stages.storage.objects import measure_object, put_object
 from specpipe.stages.storage.records import parse_index
 from specpipe.stages.storage.shard_reader import ShardReader
 from specpipe.stages.storage.vocab import VocabStatistics
@@ -40,9 +40,10 @@ def finalise(
     vocab = VocabStatistics.zeros(identity.target.vocab_size)
     for reader in readers:
         vocab.add(reader.vocab())
-    folder.create(VOCAB_FILE, vocab.to_parquet())
+    # Those of a run that was stopped may be damaged, or from before a shard was made again.
+    put_object(folder, VOCAB_FILE, vocab.to_parquet())
     rejected = [*rejections, *_non_finite(plan, manifests, readers)]
-    folder.create(REJECTED_FILE, to_jsonl(rejected))
+    put_object(folder, REJECTED_FILE, to_jsonl(rejected))
 
     keys = [
         DUMP_FILE,

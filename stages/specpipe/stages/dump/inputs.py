@@ -144,7 +144,7 @@ def _truncated(
     cut = f"{sample.source}: {sample.num_tokens} tokens cut to the context length {context_length}"
     ids, mask = sample.input_ids[:context_length], sample.loss_mask[:context_length]
     if not mask[1:].any():
-        rejections.truncate(sample.source, f"{cut}: nothing supervised is left, left out")
+        rejections.leave_out(sample.source, f"{cut}: nothing supervised is left, left out")
         return None
     rejections.truncate(sample.source, cut)
     return make_sample(ids, mask, sample.source, vocab_size, sample.metadata)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from specpipe.schemas.dump import plan_key
 from specpipe.schemas.errors import IntegrityError
@@ -11,6 +12,8 @@ from specpipe.stages.storage.samples import PlannedSample, plan_from_parquet, pl
 
 Plan = list[list[PlannedSample]]
 """The samples of each shard."""
+
+_REMOVE = "remove it and run `specpipe dump` again"
 
 
 def input_sha256(samples: Sequence[Sample]) -> str:
@@ -38,18 +41,35 @@ def make_plan(samples: Sequence[Sample], shard_tokens: int) -> Plan:
 
 
 def write_plan(folder: Folder, plan: Plan) -> None:
-    """Write what is missing of plan/; raises IntegrityError where another plan stands."""
+    """Write what is missing of plan/; raises IntegrityError where another plan stands.
+
+    Where its samples stood in the input does not matter.
+    """
     for shard_id, samples in enumerate(plan):
         key, data = plan_key(shard_id), plan_to_parquet(samples)
         if folder.create(key, data) or folder.read(key) == data:
             continue
         # The bytes may also differ by the writing library, or by where the input lay.
-        found = plan_from_parquet(folder.read(key), folder.where(key))
-        if [s.sample_id for s in found] != [s.sample_id for s in samples]:
+        try:
+            found = plan_from_parquet(folder.read(key), folder.where(key))
+        except IntegrityError as error:
+            raise IntegrityError(f"{error}; {_REMOVE}") from error
+        if list(map(_contents, found)) != list(map(_contents, samples)):
             raise IntegrityError(
                 f"{folder.where(key)} is damaged: it holds another plan than dump.json and the "
-                "input make; remove it and run the dump again"
+                f"input make; {_REMOVE}"
             )
+
+
+def _contents(sample: PlannedSample) -> tuple[Any, ...]:
+    return (
+        sample.sample_id,
+        sample.prompt_id,
+        sample.multiplicity,
+        sample.input_ids.tobytes(),
+        sample.loss_mask.tobytes(),
+        sample.metadata,
+    )
 
 
 def batches(samples: Sequence[PlannedSample], batch_tokens: int) -> Iterator[list[PlannedSample]]:

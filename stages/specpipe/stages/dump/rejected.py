@@ -1,6 +1,7 @@
 """Inputs that were refused or truncated: rejected.jsonl, and when there are too many of them."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +16,12 @@ _NUM_NAMED = 5
 class Rejection:
     """One input that is not in the dump as it was given.
 
-    `refused` counts against `max_rejected`; `truncated` follows from the context length.
+    `refused` counts against `max_rejected`; `truncated` and, where nothing supervised is left,
+    `left_out` follow from the context length.
     """
 
     source: Source
-    kind: Literal["refused", "truncated"]
+    kind: Literal["refused", "truncated", "left_out"]
     reason: str
 
 
@@ -39,7 +41,12 @@ class Rejections:
         self._count(reason)
 
     def truncate(self, source: Source, reason: str) -> None:
+        """A sample that is cut to the context length."""
         self.of_input.append(Rejection(source, "truncated", reason))
+
+    def leave_out(self, source: Source, reason: str) -> None:
+        """A sample that the context length leaves nothing supervised of."""
+        self.of_input.append(Rejection(source, "left_out", reason))
 
     def lose(self, source: Source, reason: str) -> None:
         """A sample that the target gives no usable states for.
@@ -60,6 +67,11 @@ class Rejections:
         if self.limit == 0:
             raise InputError(f"{named} (--max-rejected N goes on without N such inputs)")
         raise InputError(f"more than {self.limit} inputs refused (--max-rejected): {named}")
+
+
+def count_kinds(jsonl: bytes) -> Counter[str]:
+    """How many rejections of each kind a rejected.jsonl holds."""
+    return Counter(json.loads(line)["kind"] for line in jsonl.splitlines())
 
 
 def to_jsonl(rejections: Iterable[Rejection]) -> bytes:

@@ -1,5 +1,6 @@
 """`specpipe dump`: input -> plan -> shards -> index, each step ending on the store."""
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,29 +9,32 @@ from pathlib import Path
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import (
-    DUMP_FILE,
-    HEAD_FILE,
     INDEX_FILE,
+    REJECTED_FILE,
     TARGET_FOLDER,
     DumpIdentity,
     DumpIndex,
-    ShardManifest,
     TextOrigin,
     chunk_tokens,
     default_layers,
-    manifest_key,
 )
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.dump.claim import claim, claimed_identity
+from specpipe.stages.dump.committed import (
+    committed_shard,
+    committed_shards,
+    finished_index,
+    withdraw,
+)
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.finalise import finalise
 from specpipe.stages.dump.inputs import read_samples
 from specpipe.stages.dump.plan import Plan, input_sha256, make_plan, write_plan
-from specpipe.stages.dump.rejected import Rejections
+from specpipe.stages.dump.rejected import Rejections, count_kinds
 from specpipe.stages.dump.shard import write_shard
 from specpipe.stages.dump.stamp import is_stamped, make_stamp, write_stamp
 from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.records import parse_header, parse_index, read_manifest
+from specpipe.stages.storage.objects import put_object
 from specpipe.stages.target.head import VerifierHead, save_head
 from specpipe.stages.target.hf import HfBackend, compute_dtype
 from specpipe.stages.target.identity import load_config, target_identity
@@ -47,6 +51,11 @@ class DumpResult:
     num_tokens: int
     num_rows: int
     num_rejected: int
+    """Inputs that were refused."""
+    num_truncated: int
+    """Samples that were cut to the context length."""
+    num_left_out: int
+    """Samples of which the context length left nothing supervised."""
     num_bytes: int
     seconds: float
     did_nothing: bool
@@ -61,24 +70,25 @@ def run(
 ) -> DumpResult:
     """Dump the target's states over the data; run again after a kill, it continues.
 
-    `progress` takes the tokens that are done and all of them. The first `check_samples` samples of
-    each run are compared with a full forward pass of the target.
+    A dump of which objects are missing, or of another size than they were written with, is taken
+    up again and completed. `progress` takes the tokens that are done and all of them. The first
+    `check_samples` samples of each run, and at least one, are compared with a full forward pass of
+    the target.
     """
     started = time.monotonic()
     folder = Folder.open(config.out)
     stamp = make_stamp(config)
-    if folder.exists(INDEX_FILE) and is_stamped(folder, stamp):
-        header = parse_header(folder.read(DUMP_FILE), folder.where(DUMP_FILE))
-        return _result(folder, _index(folder, header.identity), started, did_nothing=True)
+    finished = finished_index(config.out)
+    if finished and is_stamped(folder, stamp):
+        return _result(folder, finished, started, did_nothing=True)
 
     target_folder = local_folder(config.target, config.revision)
     rejections = Rejections(config.max_rejected)
     plan, identity = _plan(config, target_folder, rejections)
     claimed = claimed_identity(folder, identity)
-    did_nothing = claimed is not None and folder.exists(INDEX_FILE)
-    if claimed is not None and did_nothing:
-        index = _index(folder, claimed)
-    else:
+    did_nothing = claimed is not None and finished is not None
+    index = finished if claimed is not None else None
+    if index is None:
         index = _write(
             config, folder, target_folder, plan, identity, rejections, progress, check_samples
         )
@@ -129,6 +139,11 @@ def _write(
     """All that is missing of the dump, up to its index."""
     backend = HfBackend(config, identity.layers)
     identity = claim(folder, identity)
+    if folder.exists(INDEX_FILE):
+        # Another worker may have finished while the target was loaded.
+        if finished := finished_index(config.out):
+            return finished
+        folder.remove(INDEX_FILE)
     write_plan(folder, plan)
     target = folder.child(TARGET_FOLDER)
     _write_target(target, target_folder, backend)
@@ -138,17 +153,24 @@ def _write(
             f"the target's lm_head has {len(head.lm_head_VH)} rows, its config says a vocabulary "
             f"of {identity.target.vocab_size}"
         )
-    done: dict[int, ShardManifest] = {}
-    for shard_id in _committed(folder, len(plan)):
-        done[shard_id] = read_manifest(folder, manifest_key(shard_id), identity.fingerprint)
-        rejections.lost_before(len(plan[shard_id]) - done[shard_id].num_samples)
+    done, broken = committed_shards(folder, len(plan), identity.fingerprint)
+    for shard_id, manifest in done.items():
+        rejections.lost_before(len(plan[shard_id]) - manifest.num_samples)
     pending = [shard_id for shard_id in range(len(plan)) if shard_id not in done]
-    prove(backend, head, _proof_samples(plan, pending, check_samples))
+    prove(backend, head, _proof_samples(plan, pending or [*done], max(1, check_samples)))
+    for manifest in broken:
+        withdraw(folder, manifest)
 
     count = _Count(progress, sum(sample.num_tokens for sample in chain(*plan)))
     count.add(sum(sample.num_tokens for shard_id in done for sample in plan[shard_id]))
-    for shard_id in pending:
-        done[shard_id] = write_shard(
+    # Workers that begin at different shards meet late.
+    first = random.randrange(len(pending)) if pending else 0
+    for shard_id in pending[first:] + pending[:first]:
+        committed = committed_shard(folder, shard_id, identity.fingerprint)
+        if committed is not None:
+            rejections.lost_before(len(plan[shard_id]) - committed.num_samples)
+            count.add(sum(sample.num_tokens for sample in plan[shard_id]))
+        done[shard_id] = committed or write_shard(
             folder,
             identity,
             shard_id,
@@ -199,32 +221,21 @@ def _context_length(given: int | None, of_target: int | None) -> int:
 
 
 def _write_target(target: Folder, target_folder: Path, backend: HfBackend) -> None:
-    """All that training needs of the target; head.json comes last."""
-    if target.exists(HEAD_FILE):
-        return
+    """All that training needs of the target; what is there already is made what it must be."""
     for path in [target_folder / CONFIG_FILE, *tokenizer_files(target_folder)]:
-        target.create(path.name, path.read_bytes())
+        put_object(target, path.name, path.read_bytes())
     save_head(backend.model, target)
 
 
-def _committed(folder: Folder, num_shards: int) -> list[int]:
-    keys = set(folder.list("shards"))
-    return [shard_id for shard_id in range(num_shards) if manifest_key(shard_id) in keys]
-
-
-def _proof_samples(plan: Plan, pending: list[int], num_samples: int) -> list[ProofSample]:
-    """The first samples that this run is going to dump."""
-    first = islice((sample for shard_id in pending for sample in plan[shard_id]), num_samples)
+def _proof_samples(plan: Plan, shard_ids: list[int], num_samples: int) -> list[ProofSample]:
+    """The first samples of the shards."""
+    first = islice((sample for shard_id in shard_ids for sample in plan[shard_id]), num_samples)
     return [ProofSample.cut(s.sample_id, s.input_ids, s.loss_mask) for s in first]
-
-
-def _index(folder: Folder, identity: DumpIdentity) -> DumpIndex:
-    where = folder.where(INDEX_FILE)
-    return parse_index(folder.read(INDEX_FILE), where, identity.fingerprint)
 
 
 def _result(folder: Folder, index: DumpIndex, started: float, *, did_nothing: bool) -> DumpResult:
     totals = index.totals
+    kinds = count_kinds(folder.read(REJECTED_FILE))
     return DumpResult(
         url=folder.url,
         fingerprint=index.fingerprint,
@@ -233,6 +244,8 @@ def _result(folder: Folder, index: DumpIndex, started: float, *, did_nothing: bo
         num_tokens=totals.num_tokens,
         num_rows=totals.num_rows,
         num_rejected=totals.num_rejected,
+        num_truncated=kinds["truncated"],
+        num_left_out=kinds["left_out"],
         num_bytes=totals.num_bytes,
         seconds=time.monotonic() - started,
         did_nothing=did_nothing,

@@ -158,4 +158,7 @@ class Folder:
             raise StoreError(f"cannot {doing} {self.where(key)}: {error}") from error
 
 
-HOW_TO_REPAIR = "see `specpipe verify` for all that is damaged"
+HOW_TO_REPAIR = (
+    "`specpipe verify` names all that is damaged: remove those objects and run `specpipe dump` "
+    "again, which makes them anew"
+)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from specpipe.schemas.dump import ObjectEntry
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.crc import crc32c
+from specpipe.stages.storage.crc import crc32c, object_entry
 from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
 
 _PIECE_BYTES = 64 * 2**20
@@ -48,6 +48,12 @@ def measure_object(folder: Folder, key: str) -> ObjectEntry:
     for piece in _pieces(folder, key, size):
         crc = crc32c(piece, crc)
     return ObjectEntry(key=key, size=size, crc32c=crc)
+
+
+def put_object(folder: Folder, key: str, data: bytes) -> None:
+    """Write or replace an object, unless just these bytes are in the store already."""
+    if folder.size(key) != len(data) or measure_object(folder, key) != object_entry(key, data):
+        folder.write(key, data)
 
 
 def check_size(folder: Folder, entry: ObjectEntry, size: int) -> None:

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from specpipe.schemas.dump import HEAD_FILE, HEAD_WEIGHTS_FILE, TARGET_FOLDER, HeadRecord
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.objects import put_object
 from specpipe.stages.storage.records import parse_record
 from specpipe.stages.target.decoder import find_decoder
 
@@ -136,7 +137,7 @@ def load_lm_head(read: Read) -> Tensor:
 def save_head(model: PreTrainedModel, folder: Folder) -> None:
     """Write head.safetensors and, last, head.json into a dump's `target/` folder.
 
-    Tied embeddings are stored once. Files that exist already are left alone.
+    Tied embeddings are stored once. Files that hold something else are replaced.
     """
     decoder = find_decoder(model)
     config = model.config.get_text_config(decoder=True)
@@ -165,8 +166,8 @@ def save_head(model: PreTrainedModel, folder: Folder) -> None:
         lm_head_path=lm_head_path,
         lm_head=EMBEDDING if tied else LM_HEAD,
     )
-    folder.create(HEAD_WEIGHTS_FILE, save_tensors(stored))
-    folder.create(HEAD_FILE, record.to_json())
+    put_object(folder, HEAD_WEIGHTS_FILE, save_tensors(stored))
+    put_object(folder, HEAD_FILE, record.to_json())
 
 
 def check_known(model_type: str) -> None:
