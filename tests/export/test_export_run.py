@@ -134,3 +134,15 @@ def test_damaged_checkpoint_is_refused(trained: Trained, tmp_path: Path) -> None
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither a checkpoint nor a run"):
         run(ExportConfig(checkpoint=str(tmp_path), out=str(tmp_path / "out")))
+
+
+def test_torn_metrics(trained: Trained, tmp_path: Path) -> None:
+    """A run that was killed while it wrote a line: the evaluations before it count."""
+    copy = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    with (copy / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 9, "ev')
+    path = copy / "checkpoints" / "step-00000006"
+    state = load_checkpoint(path).state.model_copy(update={"best": None, "best_step": None})
+    assert replay_check.recorded_metrics(path, state) is not None
+    later = state.model_copy(update={"step": 9})
+    assert replay_check.recorded_metrics(path, later) is None

@@ -136,7 +136,10 @@ def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
     if not path.exists():
         return None
     for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # the last line, torn by a kill
         if row["step"] == state.step and "eval" in row:
             return EvalMetrics.model_validate(row["eval"])
     return None
