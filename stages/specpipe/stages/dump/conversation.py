@@ -30,9 +30,9 @@ class ChatTemplate:
         messages, tools = row["messages"], row.get("tools")
         if not isinstance(messages, list) or not messages:
             raise InputError(f"{source}: 'messages' must be a list of messages")
-        for at, message in enumerate(messages):
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise InputError(f"{source}: messages[{at}] must be an object with a 'role'")
+        messages = [
+            _checked(message, f"{source}: messages[{at}]") for at, message in enumerate(messages)
+        ]
         if tools is not None and not isinstance(tools, list):
             raise InputError(f"{source}: 'tools' must be a list")
         tokenizer = self._load(tools)
@@ -72,3 +72,36 @@ class ChatTemplate:
             raise ConfigError(f"target {self._folder}: the loss mask needs a fast tokenizer")
         self._tokenizer = tokenizer
         return tokenizer
+
+
+def _checked(message: Any, where: str) -> dict[str, Any]:
+    """The message with its content as one string; only a call of tools may go without.
+
+    Templates render a missing content as nothing and one of another type as Python prints it.
+    """
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise InputError(f"{where} must be an object with a 'role'")
+    role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
+    if calls and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise InputError(f"{where}: 'tool_calls' must be a list of objects")
+    if content is None:
+        if role == "assistant" and calls:
+            return message
+        lacks = "neither 'content' nor 'tool_calls'" if role == "assistant" else "no 'content'"
+        raise InputError(f"{where} ({role}) has {lacks}")
+    if isinstance(content, str):
+        return message
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{where}: 'content' must be a string or a list of text parts")
+    texts = [_text(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
+    return {**message, "content": "".join(texts)}
+
+
+def _text(part: Any, where: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text":
+        kind = part.get("type") if isinstance(part, dict) else part
+        raise InputError(f"{where} is of type {kind!r}; only parts of type 'text' can be dumped")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise InputError(f"{where}: 'text' must be a string")
+    return text

@@ -1,6 +1,8 @@
 """Input files -> checked samples, in order, duplicates merged."""
 
 import json
+import lzma
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,12 +10,23 @@ from typing import Any
 
 import fsspec
 from fsspec.core import has_magic
+from fsspec.utils import infer_compression
 
 from specpipe.schemas.errors import ConfigError, InputError, StoreError
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import Sample, Source, make_sample, sample_from_pretokenized
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.rejected import Rejections
+
+_DECOMPRESSION_ERRORS = (
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    NotImplementedError,  # a zip's method
+    RuntimeError,  # a zip with a password
+    IndexError,  # a zip without a file
+)
 
 _MESSAGES = "messages"
 _PRETOKENIZED = "input_ids"
@@ -99,10 +112,14 @@ def _lines(filesystem: Any, path: str, name: str) -> Iterator[tuple[Source, byte
         with filesystem.open(path, "rb", compression="infer") as file:
             for number, line in enumerate(file, start=1):
                 yield Source(name, number), line
-    except (EOFError, zlib.error) as error:
-        raise InputError(f"{name}: the compressed file is truncated or damaged: {error}") from error
-    except OSError as error:
-        raise StoreError(f"{name}: {error}") from error
+    except (*_DECOMPRESSION_ERRORS, OSError) as error:
+        compression = infer_compression(path)
+        # A store's errors have a number; gzip and bz2 raise an OSError without one.
+        if compression is None or (isinstance(error, OSError) and error.errno is not None):
+            raise StoreError(f"{name}: {error}") from error
+        raise InputError(
+            f"{name}: not a readable {compression} file: it is truncated or damaged ({error})"
+        ) from error
 
 
 def _parse(line: bytes, source: Source) -> dict[str, Any]:
@@ -114,7 +131,8 @@ def _parse(line: bytes, source: Source) -> dict[str, Any]:
         raise InputError(f"{source}: a blank line")
     try:
         row = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Not only JSONDecodeError: Python refuses integers of more than 4300 digits.
         raise InputError(f"{source}: malformed JSON: {error}") from error
     if not isinstance(row, dict):
         raise InputError(f"{source}: a JSON {type(row).__name__}, not an object")
