@@ -1,7 +1,12 @@
 """Every damage of an input is a clear error that names file and line."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,7 @@ import numpy as np
 import pytest
 
 from specpipe.schemas.errors import ConfigError, InputError
-from specpipe.schemas.sample import Sample
+from specpipe.schemas.sample import Sample, Source, is_held_out, make_sample
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.inputs import read_samples
 from specpipe.stages.dump.rejected import Rejections, to_jsonl
@@ -43,6 +48,7 @@ def read(
         ("   ", "a blank line"),
         ('{"input_ids": [1, 2', "malformed JSON"),
         ("[" * 100_000, "malformed JSON"),
+        ('{"input_ids": [' + "1" * 5000 + "]}", "malformed JSON"),
         (b'{"input_ids": "\xff"}', "not UTF-8"),
         ("[1, 2]", "a JSON list, not an object"),
         ("3", "a JSON int, not an object"),
@@ -87,7 +93,31 @@ def test_damaged_lines(
         ({"messages": ["hi"]}, r"messages\[0\] must be an object"),
         ({"messages": [{"content": "hi"}]}, "with a 'role'"),
         ({"messages": [{"role": "alien", "content": "hi"}]}, "no alien"),
-        ({"messages": [{"role": "user"}]}, "no supervised token"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\] \(user\) has no 'content'"),
+        (
+            {"messages": [CHAT["messages"][0], {"role": "assistant", "contents": "yo"}]},
+            r"messages\[1\] \(assistant\) has neither 'content' nor 'tool_calls'",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": []}]},
+            r"messages\[0\] \(assistant\) has neither",
+        ),
+        ({"messages": [{"role": "assistant", "content": 7}]}, r"messages\[0\]: 'content' must be"),
+        ({"messages": [{"role": "assistant", "content": []}]}, r"messages\[0\]: 'content' must be"),
+        ({"messages": [{"role": "assistant", "content": {"text": "yo"}}]}, "'content' must be"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "url": "x"}]}]},
+            r"messages\[0\]\.content\[0\] is of type 'image_url'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},
+            r"messages\[0\]\.content\[0\]: 'text' must be a string",
+        ),
+        ({"messages": [{"role": "user", "content": ["hi"]}]}, r"content\[0\] is of type 'hi'"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": ["f"]}]},
+            r"messages\[0\]: 'tool_calls' must be a list of objects",
+        ),
         ({"messages": CHAT["messages"][:1]}, "no supervised token"),
         ({**CHAT, "tools": "calculator"}, "'tools' must be a list"),
     ],
@@ -140,11 +170,51 @@ def test_a_conversation_is_masked_by_the_templates_markers(
     assert sample.input_ids[[3, 7, 11, 15]].tolist() == [3] * 4
 
 
+def test_text_parts_are_one_text(target: Path, write_rows: Callable[..., Path]) -> None:
+    parts = [{"type": "text", "text": "y"}, {"type": "text", "text": "o"}]
+    split = {"messages": [CHAT["messages"][0], {"role": "assistant", "content": parts}]}
+    samples, _ = read(target, write_rows([CHAT, split]))
+    assert [sample.multiplicity for sample in samples] == [2]
+
+
+def test_a_call_of_tools_needs_no_content(
+    target: Path, write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(target, tmp_path / "t"))
+    template = folder / "chat_template.jinja"
+    calls = "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}"
+    text = template.read_text()
+    assert text.count("{% generation %}{{ m.content }}") == 1
+    template.write_text(
+        text.replace(
+            "{% generation %}{{ m.content }}", "{% generation %}{{ m.content or '' }}" + calls
+        )
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    turns = [CHAT["messages"][0], {"role": "assistant", "tool_calls": [call]}]
+    ((sample,), _) = read(folder, write_rows([{"messages": turns}]))
+    assert sample.num_supervised == len("add") + 1
+
+
+def test_without_a_prompt_the_whole_sample_stands_for_it() -> None:
+    """Or all samples of such data would be on one side of the held-out split."""
+
+    def prompt_of(ids: list[int], *mask: int) -> tuple[str, str]:
+        sample = make_sample(ids, mask, Source("f", 1), VOCAB)
+        return sample.prompt_id, sample.sample_id
+
+    for mask in [(1, 1, 1, 1), (0, 1, 1, 1), (1, 0, 0, 1)]:
+        ids = [prompt_of([1, 5, 6, last], *mask) for last in range(40)]
+        assert all(prompt_id == sample_id for prompt_id, sample_id in ids)
+        sides = [is_held_out(prompt_id, 0.5) for prompt_id, _ in ids]
+        assert 5 < sum(sides) < 35
+    siblings = {prompt_of([1, 5, 6, last], 0, 0, 1, 1)[0] for last in range(40)}
+    assert len(siblings) == 1
+
+
 def test_templates_that_cannot_mark(
     tmp_path: Path, write_rows: Callable[..., Path], target: Path
 ) -> None:
-    import shutil
-
     path = write_rows([CHAT])
     folder = Path(shutil.copytree(target, tmp_path / "t"))
     template = folder / "chat_template.jinja"
@@ -198,3 +268,45 @@ def test_globs_memory_urls_and_gzip(target: Path, write_rows: Callable[..., Path
     (folder / "d.jsonl.gz").write_bytes(gzip.compress(b"x" * 1000)[:-20])
     with pytest.raises(InputError, match="truncated or damaged"):
         read(target, folder / "d.jsonl.gz", max_rejected=99)
+
+
+def zipped(name: str | None) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        if name:
+            archive.writestr(name, json.dumps(GOOD) + "\n")
+    return file.getvalue()
+
+
+TEXT = (json.dumps(GOOD) + "\n").encode() * 50
+SOUND = {
+    "gz": gzip.compress(TEXT),
+    "bz2": bz2.compress(TEXT),
+    "xz": lzma.compress(TEXT),
+    "zip": zipped("data.jsonl"),
+}
+
+
+@pytest.mark.parametrize("suffix", SOUND)
+@pytest.mark.parametrize("damage", ["another format", "half", "a byte"])
+def test_damaged_compressed_files(target: Path, tmp_path: Path, suffix: str, damage: str) -> None:
+    path = tmp_path / f"data.jsonl.{suffix}"
+    data = bytearray(SOUND[suffix])
+    path.write_bytes(data)
+    assert len(read(target, path)[0]) == 1
+    if damage == "another format":
+        data = bytearray(TEXT)
+    elif damage == "half":
+        del data[len(data) // 2 :]
+    else:
+        data[data.find(b"input_ids") if suffix == "zip" else len(data) // 2] ^= 0x55
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"data\.jsonl\.{suffix}: not a readable"):
+        read(target, path, max_rejected=99)
+
+
+def test_a_zip_without_a_file(target: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.zip"
+    path.write_bytes(zipped(None))
+    with pytest.raises(InputError, match=r"data\.zip: not a readable zip file"):
+        read(target, path)

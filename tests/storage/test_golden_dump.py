@@ -19,7 +19,7 @@ from tests.storage.tiny import Pair, equal_states, make_identity, vocab_of, writ
 GOLDEN = Path(__file__).parents[1] / "golden" / "dump-v1"
 
 SAMPLE_IDS = ["bd80bdaf5663942151c73557d9a3489c", "96a2df2ca3aeea44927affdf4430671c"]
-PROMPT_IDS = ["e116a3f102926711de8d8644f7b941e5", "df3f619804a92fdb4057192dc43dd748"]
+PROMPT_IDS = ["e116a3f102926711de8d8644f7b941e5", SAMPLE_IDS[1]]
 AUX_CRCS = [1395788391, 159109982]
 
 

@@ -13,6 +13,8 @@ from specpipe.schemas.errors import InputError
 
 IGNORE_LABEL = -100
 
+_SHORTEST_PROMPT = 2
+
 SplitFraction = Annotated[float, Field(ge=0, lt=1)]
 
 Ids = npt.NDArray[np.int32]
@@ -59,8 +61,13 @@ class Sample:
 
     @property
     def prompt_id(self) -> str:
-        """Hash of the tokens before the first supervised one."""
-        return _digest(self.input_ids[: first_supervised(self.loss_mask)])
+        """Hash of the tokens before the first supervised one.
+
+        Fewer than two of them (a BOS alone) are no prompt, and would put all samples on one side
+        of the split: then it is the hash of the whole sample.
+        """
+        start = first_supervised(self.loss_mask)
+        return _digest(self.input_ids[:start]) if start >= _SHORTEST_PROMPT else self.sample_id
 
     @property
     def verifier_rows(self) -> npt.NDArray[np.int64]:
