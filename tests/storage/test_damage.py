@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError as PydanticError
 
-from specpipe.schemas.dump import DumpIdentity, ObjectEntry, manifest_key
+from specpipe.schemas.dump import DumpIdentity, ObjectEntry, TextOrigin, manifest_key
 from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
 from specpipe.schemas.sample import Sample
 from specpipe.stages.storage.dump import Dump
@@ -368,3 +369,39 @@ def test_no_dump_at_all(tmp_path: Path) -> None:
     for look in (verify, Dump.open):
         with pytest.raises(ConfigError, match="there is no dump at"):
             look(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("changes", [{"num_tokens": 10**14}, {"num_rows": 10**14}])
+def test_counts_beyond_all_bounds(
+    dump: Path, identity: DumpIdentity, changes: dict[str, int]
+) -> None:
+    folder, key = Folder.open(str(dump)), manifest_key(0)
+    manifest = read_manifest(folder, key, identity.fingerprint)
+    replace_manifest(folder, identity, manifest, **changes)
+    assert "chunks, but lists" in named(dump)[key]
+    with pytest.raises(IntegrityError, match="chunks, but lists"):
+        use_everything(str(dump))
+
+
+def test_a_chunk_beyond_all_bounds(dump: Path, identity: DumpIdentity) -> None:
+    """Every array in one chunk that the manifest gives more bytes than any memory has."""
+    folder = Folder.open(str(dump))
+    manifest = read_manifest(folder, manifest_key(0), identity.fingerprint)
+    num = 10**14
+    sizes = {"aux": 24 * num, "final": 8 * num, "logz": 4 * num}
+    sizes |= {"token_logprob": 4 * num, "argmax": 4 * num}
+    entries = [e for e in manifest.objects if not e.trailer_bytes]
+    for name, size in sizes.items():
+        first = next(e for e in manifest.objects if f"/{name}/c/0" in e.key)
+        entries.append(first.model_copy(update={"size": size + 4}))
+    counts = {"num_tokens": num, "num_rows": num}
+    replace_manifest(folder, identity, manifest, objects=tuple(entries), **counts)
+    assert "it was written with" in named(dump)[AUX]
+    with pytest.raises(IntegrityError):
+        Dump.open(str(dump)).shard(0).read_all()
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_records_hold_only_numbers_that_json_has(number: float) -> None:
+    with pytest.raises(PydanticError, match="finite number"):
+        TextOrigin(kind="generated", temperature=number)

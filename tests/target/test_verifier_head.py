@@ -116,3 +116,40 @@ def test_damaged_files_are_integrity_errors(target: Callable[..., Path], tmp_pat
         folder.write("head.safetensors", weights)
         folder.write("head.json", record)
     VerifierHead.load(folder.read, CPU)
+
+
+@pytest.mark.parametrize("path", ["no.such.module", "", "model.norm", "model"])
+def test_an_output_layer_that_is_none(
+    target: Callable[..., Path], tmp_path: Path, path: str
+) -> None:
+    _, folder = stored_head(target("llama"), tmp_path)
+    record = json.loads(folder.read("head.json")) | {"lm_head_path": path}
+    folder.write("head.json", json.dumps(record).encode() + b"\n")
+    with pytest.raises(IntegrityError, match=f"output layer of LlamaForCausalLM is '{path}'"):
+        VerifierHead.load(folder.read, CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "clip"}, "makes no causal language model"),
+        ({"hidden_size": "many"}, "makes no causal language model"),
+        ({"num_attention_heads": 0}, "makes no causal language model"),
+        ({"hidden_size": 64}, "does not fit"),
+        (
+            {"vocab_size": 50},
+            r"lm_head\.weight is \[97, 32\], but by config\.json it is \[50, 32\]",
+        ),
+    ],
+)
+def test_a_config_that_makes_no_such_head(
+    target: Callable[..., Path], tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    _, folder = stored_head(target("llama"), tmp_path)
+    config = json.loads(folder.read("config.json")) | changes
+    folder.write("config.json", json.dumps(config).encode())
+    with pytest.raises(IntegrityError, match=message):
+        VerifierHead.load(folder.read, CPU)
+    folder.write("config.json", b"[]")
+    with pytest.raises(IntegrityError, match="no JSON object"):
+        VerifierHead.load(folder.read, CPU)

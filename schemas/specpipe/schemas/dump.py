@@ -27,9 +27,12 @@ CHUNK_TARGET_BYTES = 48 * 2**20
 
 
 class Record(BaseModel):
-    """Base of everything stored as JSON: frozen, and unknown fields are errors."""
+    """Base of everything stored as JSON: frozen, and unknown fields are errors.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    So are infinite numbers and those that are none: JSON has no way to write them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def to_json(self) -> bytes:
         """As it is stored: UTF-8, indented, fields in the order of the class."""

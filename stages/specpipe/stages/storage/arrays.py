@@ -136,6 +136,13 @@ def listed_arrays(
     token_chunk = _listed_chunk_rows(unit["aux"], entries, where)
     row_chunk = _listed_chunk_rows(unit["final"], entries, where)
     arrays = shard_arrays(identity, manifest.num_tokens, manifest.num_rows, token_chunk, row_chunk)
+    # Before the chunks are named one by one: the counts may be of anything.
+    num_chunks = sum(array.num_chunks for array in arrays.values())
+    if num_chunks > len(entries):
+        raise IntegrityError(
+            f"the manifest of {where} counts {manifest.num_tokens} tokens and {manifest.num_rows} "
+            f"verifier rows, which take {num_chunks} chunks, but lists {len(entries)} objects"
+        )
     chunks = {a.chunk_name(i): a.chunk_bytes for a in arrays.values() for i in range(a.num_chunks)}
     metadata = [STATES_GROUP, *(f"{STATES_GROUP}/{name}" for name in arrays)]
     names = {SAMPLES_FILE, VOCAB_FILE, *chunks, *(f"{name}/zarr.json" for name in metadata)}

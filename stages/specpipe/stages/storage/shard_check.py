@@ -75,13 +75,16 @@ def _check_array(
     findings: Findings, array: ArrayLayout, check: ArrayCheck, manifest: ShardManifest
 ) -> None:
     entries = shard_entries(manifest)
-    chunk = np.empty(array.chunk_bytes, np.uint8)
+    chunk = np.empty(0, np.uint8)
     for index in range(array.num_chunks):
         entry = entries[array.chunk_name(index)]
         num_rows = min(array.chunk_rows, array.num_rows - index * array.chunk_rows)
         end = num_rows * array.row_bytes
         is_read = findings.check_size(entry)
         if is_read:
+            if not len(chunk):
+                # Not sooner: the size in the manifest may be anything.
+                chunk = np.empty(array.chunk_bytes, np.uint8)
             try:
                 findings.folder.read_into(entry.key, 0, [chunk.data])
             except IntegrityError as error:

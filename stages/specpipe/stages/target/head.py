@@ -33,6 +33,8 @@ Read = Callable[[str], bytes]
 EMBEDDING = "embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 
+_MOST_OF_AN_ERROR = 300
+
 
 class VerifierHead:
     """Final states before the final norm -> the verifier's logits."""
@@ -52,13 +54,13 @@ class VerifierHead:
         """The head stored in a dump's `target/` folder.
 
         `rows` (int64 [D]) keeps only these token ids: the draft vocabulary. No code from the
-        folder is run. Raises IntegrityError where the files do not fit each other.
+        folder is run. Raises IntegrityError where the files do not fit each other, ConfigError for
+        an architecture that transformers does not know.
         """
         record = _record(read)
         tensors = _tensors(read)
         config = _config(read)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = _without_weights(config)
         decoder = find_decoder(model)
         norm = decoder.norm
         norm_tensors = {
@@ -74,13 +76,15 @@ class VerifierHead:
             ) from error
         norm.to(device).eval()
         weight_VH, bias_V = _stored(tensors, record.lm_head), tensors.get("lm_head.bias")
+        _check_fit(model, record, weight_VH, bias_V)
         if rows is not None:
             weight_VH = weight_VH[rows.to(weight_VH.device)]
             bias_V = None if bias_V is None else bias_V[rows.to(bias_V.device)]
         lm_head = WideLinear(weight_VH.to(device), None if bias_V is None else bias_V.to(device))
         model.set_submodule(decoder.path, _FinalNorm(norm))
         model.set_submodule(record.lm_head_path, lm_head)
-        return cls(model.eval(), norm, lm_head)
+        model.eval()  # type: ignore[no-untyped-call]
+        return cls(model, norm, lm_head)
 
     @torch.no_grad()
     def logits(self, final_SH: Tensor) -> Tensor:
@@ -201,8 +205,53 @@ def _config(read: Read) -> PreTrainedConfig:
         raw = json.loads(read("config.json"))
     except ValueError as error:
         raise IntegrityError(f"config.json of the dump's target: {error}") from error
+    if not isinstance(raw, dict):
+        raise IntegrityError("config.json of the dump's target is no JSON object")
     model_type = str(raw.get("model_type"))
     check_known(model_type)
     raw.pop("auto_map", None)  # never code from a dump
-    config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(raw)
+    try:
+        config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(raw)
+    except Exception as error:  # each architecture checks its fields in its own way
+        raise _no_model(error) from error
     return config
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever an architecture makes of fields that do not fit
+        raise _no_model(error) from error
+    return model
+
+
+def _no_model(error: Exception) -> IntegrityError:
+    text = " ".join(str(error).split())[:_MOST_OF_AN_ERROR]
+    return IntegrityError(
+        "config.json of the dump's target makes no causal language model: "
+        f"{type(error).__name__}: {text}"
+    )
+
+
+def _check_fit(
+    model: PreTrainedModel, record: HeadRecord, weight_VH: Tensor, bias_V: Tensor | None
+) -> None:
+    """Raises IntegrityError unless head.json and the lm_head are of this architecture."""
+    own: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if record.lm_head_path not in {n for n, module in model.named_modules() if module is own}:
+        raise IntegrityError(
+            f"{HEAD_FILE} of the dump's target says that the output layer of "
+            f"{type(model).__name__} is {record.lm_head_path!r}, which it is not"
+        )
+    shape: torch.Size = own.weight.shape
+    stored: list[tuple[str, Tensor | None, torch.Size]] = [
+        (record.lm_head, weight_VH, shape),
+        ("lm_head.bias", bias_V, shape[:1]),
+    ]
+    for name, tensor, expected in stored:
+        if tensor is not None and tensor.shape != expected:
+            raise IntegrityError(
+                f"{HEAD_WEIGHTS_FILE} of the dump's target: {name} is {list(tensor.shape)}, but "
+                f"by config.json it is {list(expected)}"
+            )
