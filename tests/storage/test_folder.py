@@ -146,3 +146,19 @@ def test_an_unknown_protocol_is_a_config_error() -> None:
 )
 def test_addresses_hold_no_credentials(url: str, printed: str) -> None:
     assert without_credentials(url) == printed
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    """`shards` may lie on another disk."""
+    folder = Folder.open(str(tmp_path / "dump"))
+    folder.write("here", b"1")
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "dump" / "shards").symlink_to(other, target_is_directory=True)
+    folder.write("shards/a/b", b"22")
+    assert (other / "a" / "b").read_bytes() == b"22"
+    # Links that go round, or nowhere.
+    (other / "a" / "up").symlink_to(tmp_path / "dump", target_is_directory=True)
+    (other / "nowhere").symlink_to(tmp_path / "gone")
+    assert folder.sizes() == {"here": 1, "shards/a/b": 2}
+    assert folder.sizes("shards") == {"shards/a/b": 2, "shards/a/up/here": 1}

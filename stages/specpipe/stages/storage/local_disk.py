@@ -45,19 +45,24 @@ def create_atomic(path: str, data: bytes | memoryview) -> bool:
         return True
 
 
-def file_sizes(folder: str) -> dict[str, int]:
+def file_sizes(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> dict[str, int]:
     """Path and size of every file below a folder, in no order; temporary ones left out.
 
-    Files that come and go meanwhile are no error. Raises OSError.
+    Links are followed, but not to a folder that is `above` (device and inode). Files that come
+    and go meanwhile are no error. Raises OSError.
     """
     sizes: dict[str, int] = {}
     try:
+        status = os.stat(folder)
         entries = list(os.scandir(folder))
     except FileNotFoundError:
         return sizes
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return sizes
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            sizes |= file_sizes(entry.path)
+        if entry.is_dir():
+            sizes |= file_sizes(entry.path, above | {here})
         elif not entry.name.startswith(TEMPORARY_PREFIX):
             with suppress(FileNotFoundError):
                 sizes[entry.path] = entry.stat().st_size
