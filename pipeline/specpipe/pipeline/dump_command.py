@@ -71,7 +71,8 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     rows = [
         ("dump", result.url),
         ("state", "complete" if result.complete else "unfinished"),
-        ("samples", f"{result.num_samples:,} ({result.num_rejected:,} refused)"),
+        ("samples", f"{result.num_samples:,}, of which {result.num_truncated:,} truncated"),
+        ("not dumped", f"{result.num_rejected:,} refused, {result.num_left_out:,} too long"),
         ("tokens", f"{result.num_tokens:,}, of which {result.num_rows:,} are verifier rows"),
         ("size", file_size(result.num_bytes)),
         ("seconds", "nothing to do" if result.did_nothing else f"{result.seconds:.1f}"),

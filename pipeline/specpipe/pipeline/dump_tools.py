@@ -51,7 +51,10 @@ def verify(url: str, as_json: bool) -> None:
     ]
     show("Verify", rows, {"url": shown, **asdict(found)}, as_json=as_json)
     if found.damages:
-        note("specpipe: remove the damaged objects and run `specpipe dump` again")
+        note(
+            f"specpipe: {len(found.damages)} of the objects of {shown} are damaged; remove the"
+            " objects named above and run `specpipe dump` again, which makes them anew"
+        )
         raise click.exceptions.Exit(IntegrityError.exit_code)
     if not found.complete:
         note("specpipe: sound, but unfinished: run `specpipe dump` again to continue")
