@@ -42,7 +42,9 @@ from specpipe.schemas.metrics import EvalMetrics
 @click.option("--eval-dump", help="Evaluate on this dump instead of held-out prompts.")
 @click.option("--eval-every", type=int, help="Steps between evaluations.  [default: a tenth]")
 @click.option("--eval-tokens", type=int, help="Most tokens of one evaluation.  [default: 100000]")
-@click.option("--checkpoint-every", type=int, help="Steps.  [default: as --eval-every]")
+@click.option(
+    "--checkpoint-every", type=int, help="Steps.  [default: as --eval-every, at most 500]"
+)
 @click.option("--keep-checkpoints", type=int, help="Besides the best.  [default: 2]")
 @click.option(
     "--preverify",

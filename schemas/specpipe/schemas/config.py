@@ -145,7 +145,7 @@ class TrainConfig(Config):
     eval_tokens: int = Field(100_000, gt=0)
     """Most tokens of one evaluation during training."""
     checkpoint_every: int | None = Field(None, gt=0)
-    """Steps between checkpoints; default: as eval_every."""
+    """Steps between checkpoints; default: as eval_every, at most 500."""
     keep_checkpoints: int = Field(2, ge=1)
     """Latest checkpoints that are kept, besides the best."""
     preverify: Literal["auto", "full", "metadata"] = "auto"

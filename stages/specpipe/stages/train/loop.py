@@ -22,6 +22,9 @@ from specpipe.stages.train.run_folder import RunFolder
 from specpipe.stages.train.schedule import learning_rate
 from specpipe.stages.train.trainee import Trainee
 
+MOST_STEPS_AT_RISK = 500
+"""Most steps between checkpoints where the configuration leaves it open."""
+
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with the step, the number of steps, and figures to show."""
 
@@ -46,7 +49,7 @@ class Loop:
         """Train to the end; raises UnfinishedError after saving when asked to stop early."""
         total, config = self.state.total_steps, self.trainee.config
         eval_every = config.eval_every or max(1, total // 10)
-        checkpoint_every = config.checkpoint_every or eval_every
+        checkpoint_every = config.checkpoint_every or min(eval_every, MOST_STEPS_AT_RISK)
         began, before = time.monotonic(), self.state.seconds
         if self.state.step == 0:
             metrics = self._evaluate()
