@@ -48,6 +48,17 @@ def test_replay_of_the_files_is_the_trainers_evaluation(trained: Trained, export
     assert replay["trained_tau"]["replay_greedy"] == best.replay_greedy.tau
 
 
+def test_another_place_of_the_target_is_the_one_that_is_written(
+    trained: Trained, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(ExportConfig(checkpoint=str(trained.run), out=str(out), target="org/model"))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "vllm serve org/model" in card
+    config = json.loads((out / "checkpoint" / "config.json").read_text(encoding="utf-8"))
+    assert config["speculators_config"]["verifier"]["name_or_path"] == "org/model"
+
+
 def test_finished_export_does_nothing(trained: Trained, exported: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in exported.rglob("*")}
     result = run(ExportConfig(checkpoint=str(trained.run), out=str(exported)))

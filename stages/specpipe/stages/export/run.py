@@ -9,7 +9,7 @@ from pydantic import ValidationError as PydanticError
 from torch import Tensor
 
 from specpipe.schemas.artifact import CONFIG_FILE, MODEL_TENSORS_FILE, VALIDATION_FILE
-from specpipe.schemas.checkpoint import STATE_FILE, TrainState
+from specpipe.schemas.checkpoint import STATE_FILE, TargetReference, TrainState
 from specpipe.schemas.config import ExportConfig, TrainConfig
 from specpipe.schemas.errors import (
     ConfigError,
@@ -92,14 +92,16 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
     checkpoint = load_checkpoint(path)
     settings = run_settings(path)
     dump = _dump(config, settings, checkpoint)
-    target = without_credentials(config.target or checkpoint.state.target.name)
+    target = _served(config, checkpoint.state)
     chosen: list[prompts.Prompt] = []
     if "serve" in config.validation:
-        chosen = _prompts(config, dump, settings, checkpoint.state, target)
+        chosen = _prompts(config, dump, settings, checkpoint.state, target.name)
     # A validation speaks of the artifact beside it: until it does, it says so.
     out.write_validation(_validation(config, out.artifact, checkpoint, {}, [UNFINISHED]))
     out.write_artifact(*_artifact(checkpoint, target, _draft_tokens(config, checkpoint.state)))
-    validation = _validate(config, out.artifact, checkpoint, dump, settings, target, chosen, report)
+    validation = _validate(
+        config, out.artifact, checkpoint, dump, settings, target.name, chosen, report
+    )
     out.write_card(
         model_card(checkpoint.shape, validation, _draft_tokens(config, checkpoint.state))
     )
@@ -112,13 +114,18 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
     return _result(config, out, path, checkpoint.state, validation)
 
 
+def _served(config: ExportConfig, state: TrainState) -> TargetReference:
+    """The target, under the name that it is served by."""
+    name = without_credentials(config.target or state.target.name)
+    return state.target.model_copy(update={"name": name})
+
+
 def _artifact(
-    checkpoint: Checkpoint, target: str, draft_tokens: int
+    checkpoint: Checkpoint, target: TargetReference, draft_tokens: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and tensors of the artifact."""
-    reference = checkpoint.state.target.model_copy(update={"name": target})
     return (
-        speculators.artifact_config(checkpoint.shape, reference, draft_tokens),
+        speculators.artifact_config(checkpoint.shape, target, draft_tokens),
         speculators.artifact_tensors(
             checkpoint.shape, checkpoint.model, checkpoint.vocab.tensors()
         ),
@@ -182,7 +189,7 @@ def _validation(
             "step": state.step,
             "checkpoint_sha256": state.files_sha256,
             "artifact_sha256": artifact_sha256(artifact),
-            "target": state.target,
+            "target": _served(config, state),
             "versions": versions(),
         }
     )
