@@ -95,6 +95,17 @@ def test_whole_rounds_are_almost_all_that_the_counters_count(served: Path) -> No
 
 @pytest.mark.vllm
 @pytest.mark.slow
+def test_a_finished_export_still_shows_what_was_measured(
+    sample_trained: Trained, served: Path
+) -> None:
+    text = (served / "validation.json").read_text(encoding="utf-8")
+    result = run(ExportConfig.model_validate(json.loads(text)["config"]))
+    assert result.did_nothing
+    assert result.served == findings(served).runs
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
 def test_card_has_what_was_measured(served: Path) -> None:
     assert "measured in vLLM" in (served / "README.md").read_text(encoding="utf-8")
 

@@ -73,7 +73,22 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         ["", *map(str, range(1, most + 1))],
         [(name, *(f"{value:.3f}" for value in curve)) for name, curve in curves.items()],
     )
+    _show_served(result)
     show("Artifact", _rows(result), result.model_dump(mode="json"), as_json=as_json)
+
+
+def _show_served(result: "ExportResult") -> None:
+    """tau as vLLM measured it, beside the replay of the texts that it wrote."""
+    rows = []
+    for served in result.served:
+        for name, tau in (("greedy", served.greedy), ("temperature 1", served.temperature_1)):
+            if tau is not None:
+                figures = (f"{tau.tau_measured:.4f}", f"{tau.tau_replayed:.4f}")
+                difference = f"{tau.relative_difference:+.2%}"
+                rows.append((f"{served.num_draft_tokens}, {name}", *figures, difference))
+    if rows:
+        header = ["draft tokens", "measured", "replayed", "difference"]
+        show_columns("tau in vLLM, on the texts that it wrote", header, rows)
 
 
 def _rows(result: "ExportResult") -> list[tuple[str, str]]:

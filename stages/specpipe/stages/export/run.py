@@ -26,7 +26,7 @@ from specpipe.stages.export.card import model_card
 from specpipe.stages.export.evaluated import evaluation, run_settings
 from specpipe.stages.export.out_folder import OutFolder, local_path
 from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.export.serve import Served, ServeFindings
 from specpipe.stages.export.structure import StructureFindings
 from specpipe.stages.export.validation import (
     Validation,
@@ -70,6 +70,8 @@ class ExportResult(BaseModel):
     draft_tokens_because: str
     levels: dict[str, bool]
     """Levels of validation that ran, and whether they passed."""
+    served: list[Served]
+    """What vLLM measured beside what was replayed; empty without the level `serve`."""
     did_nothing: bool = False
 
 
@@ -297,6 +299,7 @@ def _result(
             else "the number of draft steps that were trained; step times were not measured"
         ),
         levels=levels,
+        served=validation.serve.runs if validation.serve is not None else [],
         did_nothing=did_nothing,
     )
 
