@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from specpipe.schemas.errors import InputError
 from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch, supervised_spans
@@ -36,6 +37,11 @@ class SampleReader:
 
         Raises InputError where there is none.
         """
+        return list(self._refs)
+
+    @cached_property
+    def _refs(self) -> list[SampleRef]:
+        # Splitting and evaluating both ask, and every samples.parquet is read and checked for it.
         refs = [
             SampleRef(shard_id, index, self._length(sample), sample.prompt_id)
             for shard_id in sorted(self.dump.manifests)
