@@ -18,6 +18,7 @@ LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
 ValidationLevel = Literal["structure", "replay", "serve"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 DraftTokens = Annotated[int, Field(ge=1)]
+LogitsMode = Annotated[str, Field(pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")]
 
 
 def _no_blank(value: str) -> str:
@@ -42,23 +43,53 @@ class Config(BaseModel):
         return self.model_validate_json(without_credentials(self.model_dump_json()))
 
 
+class GenerateConfig(Config):
+    """`specpipe dump --generate`: the target writes the assistant turns itself."""
+
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; 0 takes the most likely token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample among the most likely tokens of this summed probability."""
+    max_tokens: int = Field(512, gt=0)
+    """Most tokens of one assistant turn."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a turn, besides the target's own end of turn; they stay in the text."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Every turn's own seed follows from this one and from the sample's identity."""
+    samples_per_prompt: int = Field(1, gt=0)
+    """Answers to each prompt."""
+
+
 class DumpConfig(Config):
     """`specpipe dump`: run the target once and write its states to a dump."""
 
     target: Location
     """Local folder or hub id of the target."""
     data: Annotated[tuple[Location, ...], BeforeValidator(_several)] = Field(min_length=1)
-    """JSONL files (fsspec URLs): pretokenised (`input_ids`, ...) or conversations (`messages`)."""
+    """JSONL or Parquet files, folders or globs (fsspec URLs) of pretokenised samples (`input_ids`,
+    ...), conversations (`messages`) or plain text (`text`)."""
     out: Location
     """Root of the dump, an fsspec URL."""
     revision: str | None = None
     """Revision of a hub target."""
-    backend: Literal["auto", "hf"] = "auto"
-    """What runs the target; `auto` takes the fastest that is installed."""
-    format: Literal["zarr"] = "zarr"
+    backend: Literal["auto", "hf", "vllm"] = "auto"
+    """What runs the target; `auto`: vLLM where it is installed and knows the target, else hf."""
+    engine: dict[str, Any] = {}
+    """Options of the vLLM engine, by vLLM's own names (tensor_parallel_size, ...)."""
+    generate: GenerateConfig | None = None
+    """Let the target write the assistant turns (on-policy text); the input gives the prompts."""
+    loss_mask: Literal["auto", "markers", "boundaries"] = "auto"
+    """What the assistant wrote: by the template's generation markers, or by rendering with and
+    without the turn; `auto`: by markers where the template has them."""
+    format: Literal["zarr", "parquet"] = "zarr"
     """Storage format of the shards."""
-    logits: Literal["final"] = "final"
-    """What is kept of the verifier's logits: `final` keeps the final state and log Z."""
+    logits: LogitsMode = "final"
+    """What is kept of the verifier's logits: `final` (the final state and log Z), `topk:N`, or
+    `full`."""
+    states: Literal["bfloat16", "int8"] = "bfloat16"
+    """How auxiliary states are stored; int8 has a static scale per channel and one per token."""
+    compression: Literal["none", "zstd"] = "none"
+    """Lossless compression of the chunks."""
     layers: tuple[int, ...] | None = None
     """Auxiliary layer ids (id k enters decoder layer k); EAGLE-3's default when left out."""
     context_length: int | None = Field(None, gt=1)
@@ -75,10 +106,41 @@ class DumpConfig(Config):
     """Tokens of one shard: the unit of work, of commit and of resume."""
     chunk_tokens: int | None = Field(None, gt=0)
     """Most rows of one chunk; default: the power of two nearest 48 MiB."""
+    write_buffer_mib: int = Field(256, gt=0)
+    """Most MiB of chunks that wait for the store while the target goes on."""
     max_rejected: int = Field(0, ge=0)
     """How many malformed inputs may be refused before the run stops."""
+    executor: Literal["local", "ray"] = "local"
+    """Where the workers run: processes of this machine, or actors of a Ray cluster."""
+    workers: int = Field(1, gt=0)
+    """Engines that this command runs at the same time."""
+    worker_index: int | Literal["auto"] | None = None
+    """This process is one of `worker_count` that somebody else starts, and does its share alone;
+    `auto`: by SLURM_PROCID and SLURM_NTASKS, or JOB_COMPLETION_INDEX."""
+    worker_count: int | None = Field(None, gt=0)
+    """Processes that share the dump; with `worker_index`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_text(self) -> "DumpConfig":
+        if self.generate is not None and self.text_temperature is not None:
+            raise ValueError("text_temperature is for text that is given, not generated")
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_worker(self) -> "DumpConfig":
+        index, count = self.worker_index, self.worker_count
+        if index is not None and (self.workers > 1 or self.executor != "local"):
+            raise ValueError(
+                "worker_index is for workers that are started one by one: it excludes "
+                "workers and executor"
+            )
+        if isinstance(index, int) and not (count is not None and 0 <= index < count):
+            raise ValueError("worker_index needs a worker_count above it")
+        if index is None and count is not None:
+            raise ValueError("worker_count needs a worker_index")
+        return self
 
 
 class TrainConfig(Config):

@@ -79,6 +79,28 @@ class TextOrigin(Record):
     kind: Literal["given", "generated"] = "given"
     temperature: float | None = Field(None, ge=0)
     """Temperature at which the target generated the text; None for given text."""
+    top_p: float | None = None
+    """Below 1, the text is cut off from the target's own distribution, and no replay is exact."""
+    stated: bool = False
+    """Whether the user said so (`text_temperature`), instead of the dump having generated it."""
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    samples_per_prompt: int | None = None
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the plan holds prompts, whose continuations the shards hold."""
+        return self.kind == "generated" and not self.stated
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the text is a sample of the target's own distribution, at temperature 1."""
+        return self.kind == "generated" and self.temperature == 1 and self.top_p in (None, 1.0)
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.kind == "generated" and self.temperature == 0
 
 
 class DumpIdentity(Record):
@@ -90,12 +112,15 @@ class DumpIdentity(Record):
     """Auxiliary layer ids: id k is the residual stream that enters decoder layer k."""
     layer_numbering: Literal["vllm"] = "vllm"
     final_state: Literal["pre_norm"] = "pre_norm"
-    states_dtype: Literal["bfloat16"] = "bfloat16"
+    states_dtype: Literal["bfloat16", "int8"] = "bfloat16"
+    """How `aux` is stored; int8 goes with `aux_scale` and the scales of the channels."""
     compute_dtype: str
     """Dtype in which the target ran."""
-    shard_format: Literal["zarr"] = "zarr"
-    logits: Literal["final"] = "final"
-    codecs: tuple[str, ...] = ("bytes", "crc32c")
+    backend: Literal["hf", "vllm"] = "hf"
+    """What ran the target: their states agree within rounding, not bit by bit."""
+    shard_format: Literal["zarr", "parquet"] = "zarr"
+    logits: str = Field("final", pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")
+    compression: Literal["none", "zstd"] = "none"
     chunk_tokens: int = Field(gt=0)
     """Most rows of one chunk of the largest array."""
     shard_tokens: int = Field(gt=0)
@@ -110,6 +135,11 @@ class DumpIdentity(Record):
         if list(layers) != sorted(set(layers)):
             raise ValueError("layer ids must ascend without repetition")
         return layers
+
+    @property
+    def topk(self) -> int | None:
+        """N of the logits mode `topk:N`."""
+        return int(self.logits.removeprefix("topk:")) if self.logits.startswith("topk:") else None
 
     @property
     def fingerprint(self) -> str:
@@ -182,6 +212,12 @@ class ShardManifest(Sealed):
     num_tokens: int = Field(ge=0)
     num_rows: int = Field(ge=0)
     """Verifier rows."""
+    token_chunk: int = Field(gt=0)
+    """Rows of a chunk along the token axis."""
+    row_chunk: int = Field(gt=0)
+    """Rows of a chunk along the verifier-row axis."""
+    aux_error: tuple[float, ...] | None = None
+    """int8 states only: norm of the rounding error over norm of the states, per layer."""
     objects: tuple[ObjectEntry, ...]
 
     @property

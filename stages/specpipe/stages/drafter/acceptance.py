@@ -125,7 +125,6 @@ class MeasureSums:
         self, loss: LossName, eta: float, head_decay: float, text: TextOrigin
     ) -> EvalMetrics:
         """All metrics; `text` decides which replay is exact."""
-        on_policy = text.kind == "generated"
         return EvalMetrics(
             num_samples=self.num_samples,
             num_positions=round(self.counts_K[0]),
@@ -139,15 +138,9 @@ class MeasureSums:
             attainable_mass=self.mean("mass")[0],
             temperature_1=self.sampling(greedy=False),
             greedy=self.sampling(greedy=True),
-            replay_temperature_1=replay(
-                self.sampled_spans, self.num_heads, exact=on_policy and text.temperature == 1
-            ),
-            replay_greedy=replay(
-                self.greedy_spans, self.num_heads, exact=on_policy and text.temperature == 0
-            ),
-            replay_greedy_draft=replay(
-                self.greedy_spans, self.num_heads, exact=on_policy and text.temperature == 1
-            ),
+            replay_temperature_1=replay(self.sampled_spans, self.num_heads, exact=text.is_sampled),
+            replay_greedy=replay(self.greedy_spans, self.num_heads, exact=text.is_greedy),
+            replay_greedy_draft=replay(self.greedy_spans, self.num_heads, exact=text.is_sampled),
         )
 
 

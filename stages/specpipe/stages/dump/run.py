@@ -115,13 +115,15 @@ def _plan(
         compute_dtype=str(compute_dtype(config.dtype, model, target_folder)).removeprefix("torch."),
         shard_format=config.format,
         logits=config.logits,
+        states_dtype=config.states,
+        compression=config.compression,
         chunk_tokens=config.chunk_tokens or chunk_tokens(len(layers), model.hidden_size),
         shard_tokens=config.shard_tokens,
         context_length=context_length,
         input_sha256=input_sha256(samples),
         text=TextOrigin()
         if temperature is None
-        else TextOrigin(kind="generated", temperature=temperature),
+        else TextOrigin(kind="generated", temperature=temperature, stated=True),
     )
     return make_plan(samples, config.shard_tokens), identity
 

@@ -28,6 +28,7 @@ _PLANNED = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("loss_mask", pa.list_(pa.uint8())),
         ("metadata", pa.string()),
+        ("max_new_tokens", pa.int64()),
     ]
 )
 _STORED = pa.schema(
@@ -53,6 +54,8 @@ class PlannedSample:
     input_ids: Ids
     loss_mask: Mask
     metadata: dict[str, Any] = field(default_factory=dict)
+    max_new_tokens: int = 0
+    """Most tokens that the target is to add to a planned prompt; 0 for text that is given."""
 
     @classmethod
     def of(cls, sample: Sample) -> "PlannedSample":
@@ -166,7 +169,7 @@ def check_samples(
                 f"{where}: sample {sample.sample_id} ({sample.source}) holds a token id outside "
                 f"the vocabulary of {vocab_size}"
             )
-        if identity.text.kind == "given":
+        if not identity.text.is_planned:
             check_identity(sample, where)
 
 
@@ -216,6 +219,7 @@ def _planned_row(sample: PlannedSample) -> dict[str, Any]:
         "input_ids": sample.input_ids,
         "loss_mask": sample.loss_mask,
         "metadata": json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False),
+        "max_new_tokens": sample.max_new_tokens,
     }
 
 
@@ -276,4 +280,5 @@ def _fields(row: dict[str, Any]) -> dict[str, Any]:
         "input_ids": row["input_ids"],
         "loss_mask": row["loss_mask"],
         "metadata": row["metadata"],
+        "max_new_tokens": row["max_new_tokens"],
     }

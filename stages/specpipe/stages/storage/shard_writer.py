@@ -129,6 +129,8 @@ class ShardWriter:
             num_samples=len(self._samples),
             num_tokens=self._num_tokens,
             num_rows=self._num_rows,
+            token_chunk=self._chunks[0],
+            row_chunk=self._chunks[1],
             objects=tuple(sorted(self._outbox.close(), key=lambda entry: entry.key)),
         )
         key = manifest_key(self._shard_id)

@@ -30,5 +30,5 @@ def selection_tau(metrics: EvalMetrics, text: TextOrigin) -> float:
 
     On text that the target wrote greedily that is the greedy replay, else the one at temperature 1.
     """
-    greedy = text.kind == "generated" and text.temperature == 0
+    greedy = text.is_greedy
     return (metrics.replay_greedy if greedy else metrics.replay_temperature_1).tau[-1]
