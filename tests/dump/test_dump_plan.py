@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from specpipe.schemas.dump import plan_key
 from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.sample import Sample, Source, make_sample
-from specpipe.stages.dump.plan import batches, input_sha256, make_plan, write_plan
+from specpipe.stages.dump.plan import input_sha256, make_plan, write_plan
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.target.batches import batches
 
 
 def samples(lengths: list[int]) -> list[Sample]:

@@ -10,7 +10,7 @@ import pytest
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import INDEX_FILE, manifest_key, plan_key
 from specpipe.schemas.errors import IntegrityError, ValidationError
-from specpipe.stages.dump import run as run_module
+from specpipe.stages.dump import worker as worker_module
 from specpipe.stages.dump.run import run
 from specpipe.stages.dump.shard import write_shard
 from specpipe.stages.storage.dump import Dump
@@ -155,7 +155,7 @@ def test_what_another_worker_committed_meanwhile_is_not_done_again(
                 shutil.copy(Path(other.out) / key, path)
         return manifest
 
-    monkeypatch.setattr(run_module, "write_shard", and_then_the_other_commits_all)
+    monkeypatch.setattr(worker_module, "write_shard", and_then_the_other_commits_all)
     reports: list[tuple[int, int]] = []
     result = run(config, progress=lambda done, all_tokens: reports.append((done, all_tokens)))
     assert len(written) == 1
@@ -176,7 +176,7 @@ def test_the_first_shard_does_not_matter(
 
     other = config.model_copy(update={"out": str(tmp_path / "other")})
     run(other)
-    monkeypatch.setattr(run_module, "write_shard", noted)
+    monkeypatch.setattr(worker_module, "write_shard", noted)
     monkeypatch.setattr("random.randrange", lambda num_shards: first)
     run(config)
     in_order = sorted(order)

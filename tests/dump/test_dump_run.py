@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import plan_key
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.dump import run as run_module
-from specpipe.stages.dump import shard as shard_module
-from specpipe.stages.dump.plan import batches
+from specpipe.stages.dump import score as score_module
+from specpipe.stages.dump import worker as worker_module
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.samples import plan_from_parquet
 from specpipe.stages.storage.verify import verify
+from specpipe.stages.target.batches import batches
 from specpipe.stages.target.hf import HfBackend
 
 MakeConfig = Callable[..., DumpConfig]
@@ -122,7 +122,7 @@ def test_the_logits_chunk_does_not_matter(
 ) -> None:
     data = write_rows(make_rows(6))
     run(make_config(data, out="memory://chunks/large"))
-    monkeypatch.setattr(shard_module, "_LOGITS_BYTES", 3 * 4 * 260)
+    monkeypatch.setattr(score_module, "_LOGITS_BYTES", 3 * 4 * 260)
     run(make_config(data, out="memory://chunks/small"))
     large, small = (Dump.open(f"memory://chunks/{size}") for size in ("large", "small"))
     for shard_id in large.manifests:
@@ -146,7 +146,7 @@ def test_a_finished_dump_runs_again_without_the_target(
     def refuse(*_: object) -> None:
         raise AssertionError("the target was loaded")
 
-    monkeypatch.setattr(run_module, "HfBackend", refuse)
+    monkeypatch.setattr(worker_module, "open_backend", refuse)
     again = run(config)
     assert again.did_nothing
     assert (again.num_tokens, again.num_bytes) == (first.num_tokens, first.num_bytes)

@@ -12,15 +12,22 @@ from specpipe.stages.storage.records import parse_header
 _FREE_FIELDS = ("target.name", "target.revision")
 
 
+def read_claim(folder: Folder) -> DumpIdentity | None:
+    """The identity that dump.json holds; None where there is no dump yet."""
+    if not folder.exists(DUMP_FILE):
+        return None
+    return parse_header(folder.read(DUMP_FILE), folder.where(DUMP_FILE)).identity
+
+
 def claimed_identity(folder: Folder, identity: DumpIdentity) -> DumpIdentity | None:
     """The identity that dump.json holds; None where there is no dump yet.
 
     Raises IdentityError, naming the fields that differ, where it is of something else.
     """
-    if not folder.exists(DUMP_FILE):
+    claimed = read_claim(folder)
+    if claimed is None:
         return None
-    header = parse_header(folder.read(DUMP_FILE), folder.where(DUMP_FILE))
-    there, here = _flat(header.identity), _flat(identity)
+    there, here = _flat(claimed), _flat(identity)
     differing = [
         f"{name} ({_short(there.get(name))} there, {_short(here.get(name))} now)"
         for name in sorted({*there, *here})
@@ -31,7 +38,7 @@ def claimed_identity(folder: Folder, identity: DumpIdentity) -> DumpIdentity | N
             f"{folder.url} holds a dump of something else: {', '.join(differing)}; choose another "
             "--out, or remove that dump"
         )
-    return header.identity
+    return claimed
 
 
 def claim(folder: Folder, identity: DumpIdentity) -> DumpIdentity:

@@ -1,7 +1,8 @@
 """Which sample is in which shard: a pure function of the accepted samples and the shard size."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from specpipe.schemas.dump import plan_key
@@ -13,6 +14,7 @@ from specpipe.stages.storage.samples import PlannedSample, plan_from_parquet, pl
 Plan = list[list[PlannedSample]]
 """The samples of each shard."""
 
+_PARALLEL_READS = 8
 _REMOVE = "remove it and run `specpipe dump` again"
 
 
@@ -32,12 +34,41 @@ def make_plan(samples: Sequence[Sample], shard_tokens: int) -> Plan:
     shards: Plan = []
     room = 0
     for sample in samples:
-        if not shards or sample.num_tokens > room:
+        planned = PlannedSample.of(sample)
+        if not shards or planned.size > room:
             shards.append([])
             room = shard_tokens
-        shards[-1].append(PlannedSample.of(sample))
-        room -= sample.num_tokens
-    return [sorted(shard, key=lambda s: (s.num_tokens, s.sample_id)) for shard in shards]
+        shards[-1].append(planned)
+        room -= planned.size
+    return [sorted(shard, key=lambda s: (s.size, s.sample_id)) for shard in shards]
+
+
+def read_plan(folder: Folder, num_shards: int, sha256: str) -> Plan:
+    """The plan that is in the store; raises IntegrityError unless it has this hash."""
+    files = _plan_files(folder, num_shards)
+    if _sha256(files) != sha256:
+        raise IntegrityError(f"{folder.where('plan')} is damaged; {_REMOVE}")
+    return [
+        plan_from_parquet(data, folder.where(plan_key(shard_id)))
+        for shard_id, data in enumerate(files)
+    ]
+
+
+def plan_sha256(folder: Folder, num_shards: int) -> str:
+    """Hash over the files of the plan, as they are in the store."""
+    return _sha256(_plan_files(folder, num_shards))
+
+
+def _plan_files(folder: Folder, num_shards: int) -> list[bytes]:
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        return list(pool.map(folder.read, map(plan_key, range(num_shards))))
+
+
+def _sha256(files: Sequence[bytes]) -> str:
+    digest = hashlib.sha256()
+    for data in files:
+        digest.update(hashlib.sha256(data).digest())
+    return digest.hexdigest()
 
 
 def write_plan(folder: Folder, plan: Plan) -> None:
@@ -70,17 +101,3 @@ def _contents(sample: PlannedSample) -> tuple[Any, ...]:
         sample.loss_mask.tobytes(),
         sample.metadata,
     )
-
-
-def batches(samples: Sequence[PlannedSample], batch_tokens: int) -> Iterator[list[PlannedSample]]:
-    """Consecutive samples whose tokens, padded to the longest, are at most `batch_tokens`."""
-    batch: list[PlannedSample] = []
-    longest = 0
-    for sample in samples:
-        longest = max(longest, sample.num_tokens)
-        if batch and (len(batch) + 1) * longest > batch_tokens:
-            yield batch
-            batch, longest = [], sample.num_tokens
-        batch.append(sample)
-    if batch:
-        yield batch

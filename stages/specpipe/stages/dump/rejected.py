@@ -33,7 +33,6 @@ class Rejections:
         self.of_input: list[Rejection] = []
         """Refused or truncated before the target ran."""
         self._refused: list[str] = []
-        self._num_before = 0
 
     def refuse(self, source: Source, reason: str) -> None:
         """An input that is malformed; `reason` names its source."""
@@ -55,18 +54,19 @@ class Rejections:
         """
         self._count(f"{source}: {reason}")
 
-    def lost_before(self, num_samples: int) -> None:
-        """Samples that committed shards had to do without."""
-        self._num_before += num_samples
-
     def _count(self, reason: str) -> None:
         self._refused.append(reason)
-        if len(self._refused) + self._num_before <= self.limit:
+        if len(self._refused) <= self.limit:
             return
         named = "; ".join(self._refused[:_NUM_NAMED])
         if self.limit == 0:
             raise InputError(f"{named} (--max-rejected N goes on without N such inputs)")
         raise InputError(f"more than {self.limit} inputs refused (--max-rejected): {named}")
+
+
+def from_jsonl(text: str) -> list[Rejection]:
+    rows = map(json.loads, text.splitlines())
+    return [Rejection(Source(**row["source"]), row["kind"], row["reason"]) for row in rows]
 
 
 def count_kinds(jsonl: bytes) -> Counter[str]:

@@ -1,22 +1,43 @@
-"""A cheap look at whether anything changed since the dump was finished: stamp.json.
+"""A cheap look at whether anything changed since the dump was planned: stamp.json.
 
 The stamp is a hash of the configuration and of name, size and modification time of every input
 file and target file. It is no part of the dump's identity: where it differs, the contents decide.
 """
 
-import json
 from collections.abc import Sequence
 
 from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import canonical_sha256
+from specpipe.schemas.dump import Sealed, canonical_sha256
 from specpipe.stages.dump.inputs import input_files
+from specpipe.stages.dump.plan import Plan, plan_sha256
+from specpipe.stages.dump.rejected import Rejection, to_jsonl
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.target.location import CONFIG_FILE, local_folder, tokenizer_files, weight_files
 
 STAMP_FILE = "stamp.json"
 
 # Fields that change neither the samples nor their states beyond rounding.
-_FREE_FIELDS = {"out", "device", "batch_tokens", "trust_remote_code"}
+_FREE_FIELDS = {
+    "out",
+    "device",
+    "batch_tokens",
+    "trust_remote_code",
+    "write_buffer_mib",
+    "executor",
+    "workers",
+    "worker_index",
+    "worker_count",
+}
+
+
+class PlanStamp(Sealed):
+    """stamp.json: what was planned, and from what."""
+
+    stamp: str
+    num_shards: int
+    plan_sha256: str
+    rejected: str
+    """Inputs that were refused or truncated, as in rejected.jsonl."""
 
 
 def make_stamp(config: DumpConfig) -> str:
@@ -37,14 +58,22 @@ def _data_stamps(urls: Sequence[str]) -> list[list[str]]:
     return [[path, str(filesystem.ukey(path))] for filesystem, path, _ in input_files(urls)]
 
 
-def is_stamped(folder: Folder, stamp: str) -> bool:
+def read_stamp(folder: Folder, stamp: str) -> PlanStamp | None:
+    """What was planned of the same configuration and input, if anything was; None if damaged."""
     if not folder.exists(STAMP_FILE):
-        return False
+        return None
     try:
-        return bool(json.loads(folder.read(STAMP_FILE)) == {"stamp": stamp})
+        found = PlanStamp.model_validate_json(folder.read(STAMP_FILE))
     except ValueError:
-        return False
+        return None
+    return found if found.stamp == stamp else None
 
 
-def write_stamp(folder: Folder, stamp: str) -> None:
-    folder.write(STAMP_FILE, json.dumps({"stamp": stamp}).encode())
+def write_stamp(folder: Folder, stamp: str, plan: Plan, rejections: Sequence[Rejection]) -> None:
+    record = PlanStamp(
+        stamp=stamp,
+        num_shards=len(plan),
+        plan_sha256=plan_sha256(folder, len(plan)),
+        rejected=to_jsonl(rejections).decode(),
+    )
+    folder.write(STAMP_FILE, record.to_json())

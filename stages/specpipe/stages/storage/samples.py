@@ -74,6 +74,11 @@ class PlannedSample:
         return len(self.input_ids)
 
     @property
+    def size(self) -> int:
+        """Tokens that it has, or has at most once its text is generated."""
+        return self.num_tokens + self.max_new_tokens
+
+    @property
     def num_rows(self) -> int:
         """Verifier rows: positions whose next token is supervised."""
         return len(verifier_rows(self.loss_mask))

@@ -1,0 +1,147 @@
+"""What is to be dumped: its identity and its plan, claimed and written before the target runs.
+
+Whoever comes later, or is another worker of the same dump, takes the plan from the store instead
+of reading and tokenising the input again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.dump import (
+    DumpIdentity,
+    TextOrigin,
+    chunk_tokens,
+    default_layers,
+)
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.dump.claim import claim, claimed_identity, read_claim
+from specpipe.stages.dump.conversation import ChatTemplate
+from specpipe.stages.dump.inputs import read_samples
+from specpipe.stages.dump.plan import Plan, input_sha256, make_plan, read_plan, write_plan
+from specpipe.stages.dump.rejected import Rejection, Rejections, from_jsonl
+from specpipe.stages.dump.stamp import read_stamp, write_stamp
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.target.hf import compute_dtype
+from specpipe.stages.target.identity import load_config, target_identity
+from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.open_backend import choose_backend
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A dump whose folder is claimed and whose plan is written."""
+
+    folder: Folder
+    target_folder: Path
+    identity: DumpIdentity
+    plan: Plan
+    rejections: tuple[Rejection, ...]
+    """Inputs that were refused or truncated."""
+
+
+def prepare(config: DumpConfig, folder: Folder, stamp: str) -> Prepared:
+    """Claim `folder` for the dump and write its plan; `stamp` is that of config and input.
+
+    Raises IdentityError where the folder belongs to another dump.
+    """
+    target_folder = local_folder(config.target, config.revision)
+    prepared = _from_store(folder, target_folder, stamp)
+    if prepared is not None:
+        return prepared
+    rejections = Rejections(config.max_rejected)
+    plan, identity = plan_of(config, target_folder, rejections, read_claim(folder))
+    # Before anything is written: a folder of another dump stays as it is.
+    claimed_identity(folder, identity)
+    identity = claim(folder, identity)
+    write_plan(folder, plan)
+    write_stamp(folder, stamp, plan, rejections.of_input)
+    return Prepared(folder, target_folder, identity, plan, tuple(rejections.of_input))
+
+
+def plan_of(
+    config: DumpConfig,
+    target_folder: Path,
+    rejections: Rejections,
+    claimed: DumpIdentity | None = None,
+) -> tuple[Plan, DumpIdentity]:
+    """Plan and identity from the input and the target's files; nothing is written.
+
+    `claimed` is the identity of the dump that is continued, if there is one: it settles what the
+    configuration leaves open.
+    """
+    trust = config.trust_remote_code
+    model = load_config(target_folder, trust_remote_code=trust).get_text_config(decoder=True)
+    layers = _layers(config.layers, model.num_hidden_layers)
+    context_length = _context_length(
+        config.context_length, getattr(model, "max_position_embeddings", None)
+    )
+    template = ChatTemplate(target_folder, trust_remote_code=trust)
+    samples = read_samples(config.data, template, model.vocab_size, context_length, rejections)
+    backend = claimed.backend if claimed and config.backend == "auto" else choose_backend(config)
+    identity = DumpIdentity(
+        target=target_identity(config.target, config.revision, trust_remote_code=trust),
+        layers=layers,
+        compute_dtype=str(compute_dtype(config.dtype, model, target_folder)).removeprefix("torch."),
+        backend=backend,
+        shard_format=config.format,
+        logits=config.logits,
+        states_dtype=config.states,
+        compression=config.compression,
+        chunk_tokens=config.chunk_tokens or chunk_tokens(len(layers), model.hidden_size),
+        shard_tokens=config.shard_tokens,
+        context_length=context_length,
+        input_sha256=input_sha256(samples),
+        text=_text(config),
+    )
+    return make_plan(samples, config.shard_tokens), identity
+
+
+def _from_store(folder: Folder, target_folder: Path, stamp: str) -> Prepared | None:
+    """What an earlier run or another worker has prepared from the same configuration and input."""
+    stamped, identity = read_stamp(folder, stamp), read_claim(folder)
+    if stamped is None or identity is None:
+        return None
+    try:
+        plan = read_plan(folder, stamped.num_shards, stamped.plan_sha256)
+    except IntegrityError:
+        return None  # What is missing or damaged is made from the input again.
+    return Prepared(folder, target_folder, identity, plan, tuple(from_jsonl(stamped.rejected)))
+
+
+def _text(config: DumpConfig) -> TextOrigin:
+    if config.generate is not None:
+        settings = config.generate
+        return TextOrigin(
+            kind="generated",
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            stop=settings.stop,
+            seed=settings.seed,
+            samples_per_prompt=settings.samples_per_prompt,
+        )
+    if config.text_temperature is not None:
+        return TextOrigin(kind="generated", temperature=config.text_temperature, stated=True)
+    return TextOrigin()
+
+
+def _layers(given: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
+    try:
+        layers = default_layers(num_layers) if given is None else given
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if list(layers) != sorted({k for k in layers if 1 <= k <= num_layers}) or not layers:
+        raise ConfigError(
+            f"layers {', '.join(map(str, layers))}: the ids must ascend within 1..{num_layers} "
+            "(id k is what enters decoder layer k)"
+        )
+    return layers
+
+
+def _context_length(given: int | None, of_target: int | None) -> int:
+    if given is None and of_target is None:
+        raise ConfigError("the target's config has no maximum length: give --context-length")
+    if given is not None and of_target is not None and given > of_target:
+        raise ConfigError(f"context_length {given} is beyond the target's maximum of {of_target}")
+    return given or of_target or 0

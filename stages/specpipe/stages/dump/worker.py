@@ -1,0 +1,102 @@
+"""A loaded target that makes shards; any number of workers may share a dump."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.dump import TARGET_FOLDER, ShardManifest
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.dump.committed import committed_shard
+from specpipe.stages.dump.prepare import Prepared
+from specpipe.stages.dump.rejected import Rejections
+from specpipe.stages.dump.shard import write_shard
+from specpipe.stages.storage.objects import put_object
+from specpipe.stages.storage.samples import PlannedSample
+from specpipe.stages.target.head import VerifierHead
+from specpipe.stages.target.location import CONFIG_FILE, tokenizer_files
+from specpipe.stages.target.open_backend import open_backend
+from specpipe.stages.target.proof import ProofSample, prove
+
+
+class Worker:
+    """One engine, its head, and the losses of its own shards.
+
+    Opening it writes `target/` where that is missing or damaged, and compares a few samples with
+    the target's own word: it raises ValidationError where they differ.
+    """
+
+    def __init__(
+        self, config: DumpConfig, prepared: Prepared, first: int, check_samples: int
+    ) -> None:
+        """The first `check_samples` samples of shard `first`, and at least one, are compared."""
+        self._config = config
+        self._prepared = prepared
+        self._rejections = Rejections(config.max_rejected)
+        self._backend = open_backend(config, prepared.identity)
+        try:
+            self._head = self._open_head()
+            samples = prepared.plan[first][: max(1, check_samples)]
+            prove(self._backend, self._head, [_to_prove(sample) for sample in samples])
+        except BaseException:
+            self._backend.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._backend.close()
+
+    def make(self, shard_id: int, advance: Callable[[int], None]) -> ShardManifest:
+        """Capture and commit a shard, unless it is committed by now; the manifest that counts.
+
+        `advance` takes the tokens that are done. Raises InputError where more samples than
+        `max_rejected` have no usable states.
+        """
+        prepared = self._prepared
+        samples = prepared.plan[shard_id]
+        committed = committed_shard(prepared.folder, shard_id, prepared.identity.fingerprint)
+        if committed is not None:
+            advance(sum(sample.size for sample in samples))
+            return committed
+        return write_shard(
+            prepared.folder,
+            prepared.identity,
+            shard_id,
+            samples,
+            self._backend,
+            self._head,
+            self._config,
+            refuse=lambda sample, reason: self._rejections.lose(sample.source, reason),
+            progress=advance,
+        )
+
+    def _open_head(self) -> VerifierHead:
+        """Write all that training needs of the target, and read its head from there."""
+        prepared = self._prepared
+        target, source = prepared.folder.child(TARGET_FOLDER), prepared.target_folder
+        for path in [source / CONFIG_FILE, *tokenizer_files(source)]:
+            put_object(target, path.name, path.read_bytes())
+        self._backend.save_head(target)
+        head = VerifierHead.load(target.read, self._backend.device)
+        vocab_size = prepared.identity.target.vocab_size
+        if len(head.lm_head_VH) != vocab_size:
+            raise ConfigError(
+                f"the target's lm_head has {len(head.lm_head_VH)} rows, its config says a "
+                f"vocabulary of {vocab_size}"
+            )
+        return head
+
+
+def _to_prove(sample: PlannedSample) -> ProofSample:
+    # Of a prompt whose answer is not written yet, any token will do.
+    mask = sample.loss_mask if sample.num_rows else np.ones_like(sample.loss_mask)
+    return ProofSample.cut(sample.sample_id, sample.input_ids, mask)
