@@ -25,6 +25,7 @@ def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 target=str(SAMPLE_DATA / "target"),
                 data=(str(data),),
                 out=str(root / part),
+                backend="hf",
                 text_temperature=1.0,
             )
         )

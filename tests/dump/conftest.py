@@ -102,6 +102,7 @@ def make_config(target: Path, tmp_path: Path) -> Callable[..., DumpConfig]:
             "target": str(target),
             "data": (str(data),),
             "out": str(tmp_path / "dump"),
+            "backend": "hf",
             "device": "cpu",
             "shard_tokens": 200,
             "batch_tokens": 120,

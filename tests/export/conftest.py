@@ -19,7 +19,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     root = tmp_path_factory.mktemp("pipeline")
     target = save_target(root / "target")
     data = write_samples(root / "data.jsonl", 30)
-    dump(DumpConfig(target=str(target), data=(str(data),), out=str(root / "dump")))
+    dump(DumpConfig(target=str(target), data=(str(data),), out=str(root / "dump"), backend="hf"))
     train(
         TrainConfig(
             dump=str(root / "dump"),
@@ -59,7 +59,11 @@ def sample_trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         data.write_text("\n".join(text.splitlines()[:num_samples]) + "\n", encoding="utf-8")
         dump(
             DumpConfig(
-                target=str(target), data=(str(data),), out=str(root / name), text_temperature=1.0
+                target=str(target),
+                data=(str(data),),
+                out=str(root / name),
+                backend="hf",
+                text_temperature=1.0,
             )
         )
     train(

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_three_stages_and_their_second_runs(folder: Path) -> None:
     commands: list[list[str | Path]] = [
         ["dump", "--target", folder / "target", "--data", folder / "data.jsonl",
-         "--out", folder / "dump", "--shard-tokens", "400"],
+         "--out", folder / "dump", "--backend", "hf", "--shard-tokens", "400"],
         ["train", "--dump", folder / "dump", "--out", folder / "run", "--max-steps", "4",
          "--held-out-fraction", "0.3", "--batch-tokens", "300"],
         ["export", "--checkpoint", folder / "run", "--out", folder / "artifact"],

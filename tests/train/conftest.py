@@ -53,6 +53,7 @@ def make_dump(tmp_path_factory: pytest.TempPathFactory) -> MakeDump:
             target=str(target),
             data=(str(data),),
             out=str(folder / "dump"),
+            backend="hf",
             device="cpu",
             shard_tokens=400,
             chunk_tokens=128,
