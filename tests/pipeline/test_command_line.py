@@ -104,7 +104,7 @@ def test_exit_codes(folder: Path, tmp_path: Path) -> None:
 def test_damage_and_unfinished_have_their_own_codes(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "dump"
     assert specpipe("dump", "--target", folder / "target", "--data", folder / "data.jsonl",
-                    "--out", out).returncode == 0  # fmt: skip
+                    "--out", out, "--backend", "hf").returncode == 0  # fmt: skip
     index = (out / "index.json").read_bytes()
     (out / "index.json").unlink()
     assert specpipe("verify", out).returncode == 5
