@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,12 @@ def test_a_run_that_only_finishes_proves_itself_too(
 ) -> None:
     run(config)
     (Path(config.out) / INDEX_FILE).unlink()
-    capture = HfBackend.capture
+    capture = HfBackend.capture_batch
 
     def another_state(self: HfBackend, batch: Any) -> Any:
-        return [(aux, -final) for aux, final in capture(self, batch)]
+        return [replace(states, final_TH=-states.final_TH) for states in capture(self, batch)]
 
-    monkeypatch.setattr(HfBackend, "capture", another_state)
+    monkeypatch.setattr(HfBackend, "capture_batch", another_state)
     with pytest.raises(ValidationError):
         run(config, check_samples=0)
     assert not Folder.open(config.out).exists(INDEX_FILE)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,12 @@ def test_stored_states_are_the_targets(
         stored = reader.samples()
         plan = plan_from_parquet(dump.folder.read(plan_key(shard_id)), "plan")
         assert [s.sample_id for s in stored] == [s.sample_id for s in plan]
-        captured = [pair for batch in batches(plan, 120) for pair in backend.capture(batch)]
-        for sample, (aux_TLH, final_TH) in zip(stored, captured, strict=True):
+        captured = [each for batch in batches(plan, 120) for each in backend.capture_batch(batch)]
+        for sample, of in zip(stored, captured, strict=True):
             states = reader.read_sample(sample)
             rows_S = np.flatnonzero(sample.loss_mask[1:])
-            assert np.array_equal(states.aux_TLH, bits(aux_TLH))
-            assert np.array_equal(states.final_SH, bits(final_TH)[rows_S])
+            assert np.array_equal(states.aux_TLH, bits(of.aux_TLH))
+            assert np.array_equal(states.final_SH, bits(of.final_TH)[rows_S])
             ids = torch.tensor(sample.input_ids)[None].long()
             with torch.no_grad():
                 logits_SV = backend.model(ids).logits[0][torch.from_numpy(rows_S)].double()
@@ -234,12 +235,15 @@ def test_a_dump_that_fails_its_proof_commits_nothing(
 ) -> None:
     from specpipe.schemas.errors import ValidationError
 
-    capture = HfBackend.capture
+    capture = HfBackend.capture_batch
 
     def normed(self: HfBackend, batch: Any) -> Any:
-        return [(aux, self.decoder.norm(final)) for aux, final in capture(self, batch)]
+        return [
+            replace(states, final_TH=self.decoder.norm(states.final_TH))
+            for states in capture(self, batch)
+        ]
 
-    monkeypatch.setattr(HfBackend, "capture", normed)
+    monkeypatch.setattr(HfBackend, "capture_batch", normed)
     config = make_config(write_rows(make_rows(5)))
     with torch.no_grad(), pytest.raises(ValidationError, match="already normed"):
         run(config)

@@ -1,6 +1,7 @@
 """The self-check of a dump passes on what is right and catches what is classically wrong."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch import Tensor
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ValidationError
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.target.backend import Captured
+from specpipe.stages.target.batches import Tokens
 from specpipe.stages.target.head import VerifierHead, save_head
-from specpipe.stages.target.hf import HfBackend, Tokens
+from specpipe.stages.target.hf import HfBackend
 from specpipe.stages.target.proof import ProofSample, prove
 
 
@@ -41,28 +44,31 @@ def backend_and_head(
 class OneLayerEarly(HfBackend):
     """Takes the input of the last layer for its output."""
 
-    def capture(self, batch: Sequence[Tokens]) -> list[tuple[Tensor, Tensor]]:
+    def capture_batch(self, batch: Sequence[Tokens]) -> list[Captured]:
         last: list[Tensor] = []
         hook = self.decoder.layers[-1].register_forward_pre_hook(lambda _, a: last.append(a[0]))
-        captured = super().capture(batch)
+        captured = super().capture_batch(batch)
         hook.remove()
-        return [(aux, last[0][i, : len(aux)].bfloat16()) for i, (aux, _) in enumerate(captured)]
+        return [
+            replace(states, final_TH=last[0][i, : len(states.aux_TLH)].bfloat16())
+            for i, states in enumerate(captured)
+        ]
 
 
 class AlreadyNormed(HfBackend):
-    def capture(self, batch: Sequence[Tokens]) -> list[tuple[Tensor, Tensor]]:
+    def capture_batch(self, batch: Sequence[Tokens]) -> list[Captured]:
         with torch.no_grad():
             norm = self.decoder.norm
             return [
-                (aux, norm(final.to(self.model.dtype)).bfloat16())
-                for aux, final in super().capture(batch)
+                replace(of, final_TH=norm(of.final_TH.to(self.model.dtype)).bfloat16())
+                for of in super().capture_batch(batch)
             ]
 
 
 class AuxOffByOne(HfBackend):
     """Names a layer's output by the layer, as SGLang and ModelOpt do."""
 
-    def capture(self, batch: Sequence[Tokens]) -> list[tuple[Tensor, Tensor]]:
+    def capture_batch(self, batch: Sequence[Tokens]) -> list[Captured]:
         caught: dict[int, Tensor] = {}
         hooks = [
             self.decoder.layers[k + 1].register_forward_pre_hook(
@@ -71,16 +77,16 @@ class AuxOffByOne(HfBackend):
             for k in self.layers
             if k + 1 < self.decoder.num_layers
         ]
-        captured = super().capture(batch)
+        captured = super().capture_batch(batch)
         for hook in hooks:
             hook.remove()
         wrong = []
-        for i, (aux_TLH, final_TH) in enumerate(captured):
-            aux_TLH = aux_TLH.clone()
+        for i, states in enumerate(captured):
+            aux_TLH = states.aux_TLH.clone()
             for at, k in enumerate(self.layers):
                 if k in caught:
                     aux_TLH[:, at] = caught[k][i, : len(aux_TLH)].bfloat16()
-            wrong.append((aux_TLH, final_TH))
+            wrong.append(replace(states, aux_TLH=aux_TLH))
         return wrong
 
 

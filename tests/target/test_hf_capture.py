@@ -54,7 +54,8 @@ def test_states_equal_output_hidden_states(
     samples = batch(20, 9, 13)
     output = own_output(captured, samples)
     assert output.hidden_states is not None
-    for i, (aux_TLH, final_TH) in enumerate(captured.capture(samples)):
+    for i, states in enumerate(captured.capture(samples)):
+        aux_TLH, final_TH = states.aux_TLH, states.final_TH
         length = len(samples[i].input_ids)
         assert aux_TLH.dtype == final_TH.dtype == torch.bfloat16
         assert aux_TLH.shape == (length, len(LAYERS), 32)
@@ -75,9 +76,9 @@ def test_states_equal_output_hidden_states(
 def test_padding_does_not_reach_the_sample(target: Callable[..., Path], architecture: str) -> None:
     captured = backend(target(architecture))
     long, short = batch(30, 8)
-    alone = captured.capture([short])[0]
-    padded = captured.capture([long, short])[1]
-    for a, b in zip(alone, padded, strict=True):
+    alone = captured.capture_batch([short])[0]
+    padded = captured.capture_batch([long, short])[1]
+    for a, b in (alone.aux_TLH, padded.aux_TLH), (alone.final_TH, padded.final_TH):
         assert torch.allclose(a.float(), b.float(), atol=2e-2, rtol=2e-2)
 
 
@@ -85,9 +86,9 @@ def test_soft_capped_attention_is_not_dropped(target: Callable[..., Path]) -> No
     """torch's SDPA cannot cap scores; the states must be those of capped attention."""
     captured = backend(target("gemma2"))
     samples = batch(16)
-    capped = captured.capture(samples)[0][1].float()
+    capped = captured.capture_batch(samples)[0].final_TH.float()
     captured.model.set_attn_implementation("sdpa")
-    uncapped = captured.capture(samples)[0][1].float()
+    uncapped = captured.capture_batch(samples)[0].final_TH.float()
     assert (capped - uncapped).abs().max() > 0.05
 
 
@@ -99,15 +100,15 @@ def test_fp32_states_round_to_nearest_even(target: Callable[..., Path]) -> None:
         return (halfway.expand(1, 4, 32),)
 
     captured.model.model.layers[2].register_forward_pre_hook(replace, prepend=True)
-    aux_TLH, _ = captured.capture(batch(4))[0]
-    assert aux_TLH[0, 0, :2].tolist() == [1.0, 1 + 2**-6]
+    states = captured.capture_batch(batch(4))[0]
+    assert states.aux_TLH[0, 0, :2].tolist() == [1.0, 1 + 2**-6]
 
 
 def test_the_lm_head_does_not_run(target: Callable[..., Path]) -> None:
     captured = backend(target("llama"))
     calls: list[object] = []
     captured.model.lm_head.register_forward_hook(lambda *_: calls.append(0))
-    captured.capture(batch(5))
+    captured.capture_batch(batch(5))
     assert calls == []
 
 
@@ -140,6 +141,6 @@ def test_the_gpu_agrees_with_the_cpu(target: Callable[..., Path]) -> None:
     samples = batch(20, 9)
     here = backend(target("llama")).capture(samples)
     there = backend(target("llama"), device="cuda").capture(samples)
-    for (aux_a, final_a), (aux_b, final_b) in zip(here, there, strict=True):
-        assert torch.allclose(aux_a.float(), aux_b.cpu().float(), atol=3e-2, rtol=3e-2)
-        assert torch.allclose(final_a.float(), final_b.cpu().float(), atol=3e-2, rtol=3e-2)
+    for a, b in zip(here, there, strict=True):
+        for x, y in (a.aux_TLH, b.aux_TLH), (a.final_TH, b.final_TH):
+            assert torch.allclose(x.float(), y.cpu().float(), atol=3e-2, rtol=3e-2)

@@ -18,8 +18,6 @@ from specpipe.stages.storage.folder import Folder
 from specpipe.stages.target.head import VerifierHead, load_embedding, save_head
 from specpipe.stages.target.hf import HfBackend
 
-BATCH_TOKENS = 8192
-
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -74,12 +72,11 @@ class TargetCapture:
     ) -> list[CapturedText]:
         """Each prompt with its output, in order."""
         texts = [np.array([*p, *o], dtype=np.int32) for p, o in zip(prompts, outputs, strict=True)]
-        captured = []
-        for batch in _batches(texts):
-            states = self._backend.capture([Tokens(texts[i]) for i in batch])
-            for i, (aux_TLH, final_TH) in zip(batch, states, strict=True):
-                captured.append(self._text(texts[i], len(prompts[i]), aux_TLH, final_TH))
-        return captured
+        states = self._backend.capture([Tokens(text) for text in texts])
+        return [
+            self._text(text, len(prompt), of.aux_TLH, of.final_TH)
+            for text, prompt, of in zip(texts, prompts, states, strict=True)
+        ]
 
     def _text(self, ids: Ids, begin: int, aux_TLH: Tensor, final_TH: Tensor) -> CapturedText:
         input_ids_T = torch.from_numpy(ids).long()
@@ -89,16 +86,3 @@ class TargetCapture:
         token_logprob_T[begin:] = logprobs_SV.gather(1, input_ids_T[begin:, None])[:, 0]
         text = TargetText(input_ids_T, [(begin, len(ids))], aux_TLH.cpu(), token_logprob_T)
         return CapturedText(text, logits_SV)
-
-
-def _batches(texts: Sequence[Ids]) -> list[list[int]]:
-    """Consecutive texts, each batch within the token budget (at least one)."""
-    batches: list[list[int]] = [[]]
-    width = 0
-    for i, text in enumerate(texts):
-        width = max(width, len(text))
-        if batches[-1] and width * (len(batches[-1]) + 1) > BATCH_TOKENS:
-            batches.append([])
-            width = len(text)
-        batches[-1].append(i)
-    return batches

@@ -3,27 +3,24 @@
 Legend: B samples of a batch, T tokens, L aux layers, H hidden size, S verifier rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.config import DumpConfig, GenerateConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.schemas.sample import Ids
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.target.backend import Captured, Generation, Prompt
+from specpipe.stages.target.batches import Tokens, batches
 from specpipe.stages.target.decoder import find_decoder
-from specpipe.stages.target.head import WideLinear, check_known
+from specpipe.stages.target.head import WideLinear, check_known, save_head
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder, weight_files
-
-
-class Tokens(Protocol):
-    @property
-    def input_ids(self) -> Ids: ...
 
 
 class HfBackend:
@@ -32,6 +29,7 @@ class HfBackend:
     def __init__(self, config: DumpConfig, layers: Sequence[int]) -> None:
         self.layers = tuple(layers)
         self.device = choose_device(config.device)
+        self.batch_tokens = config.batch_tokens
         self.model = _load_model(config, self.device)
         self.decoder = find_decoder(self.model)
         self._parameters = signature(self.model.forward).parameters
@@ -47,12 +45,25 @@ class HfBackend:
 
         return hook
 
-    @torch.no_grad()
-    def capture(self, batch: Sequence[Tokens]) -> list[tuple[Tensor, Tensor]]:
-        """Per sample: aux states [T, L, H] and states before the final norm [T, H], both bf16.
+    def save_head(self, folder: Folder) -> None:
+        save_head(self.model, folder)
 
-        The states stay on the backend's device. The lm_head does not run.
-        """
+    def capture(self, samples: Sequence[Tokens]) -> Iterator[Captured]:
+        """The states of each sample, on the backend's device."""
+        for batch in batches(samples, self.batch_tokens):
+            yield from self.capture_batch(batch)
+
+    def generate(self, prompts: Sequence[Prompt], settings: GenerateConfig) -> Iterator[Generation]:
+        from specpipe.stages.target.hf_generate import generate
+
+        return generate(self, prompts, settings)
+
+    def close(self) -> None:
+        """Nothing outlives the object itself."""
+
+    @torch.no_grad()
+    def capture_batch(self, batch: Sequence[Tokens]) -> list[Captured]:
+        """The states of samples that go through the target together. The lm_head does not run."""
         ids_BT, mask_BT = self._padded(batch)
         try:
             self.decoder.module(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
@@ -65,15 +76,15 @@ class HfBackend:
         final_BTH = self._caught[self.decoder.num_layers].bfloat16()
         self._caught.clear()
         lengths = [len(sample.input_ids) for sample in batch]
-        return [(aux_BTLH[i, :t], final_BTH[i, :t]) for i, t in enumerate(lengths)]
+        return [Captured(aux_BTLH[i, :t], final_BTH[i, :t]) for i, t in enumerate(lengths)]
 
     @torch.no_grad()
-    def own_forward(self, sample: Tokens, first: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """The whole model as transformers runs it, for proof: nothing of ours but the fp32 sums.
+    def own_logprobs(self, sample: Tokens, first: int) -> tuple[Tensor, dict[int, Tensor]]:
+        """The whole model as transformers runs it, and its own `hidden_states` at the aux layer ids
+        below n.
 
-        Returns fp32 log-probabilities [T - first, V] of the positions from `first`, and
-        transformers' own `hidden_states` [T, H] at the aux layer ids below n. The lm_head's
-        products are summed in fp32, since bf16 logits carry an error of up to 0.06 each.
+        The lm_head's products are summed in fp32, since bf16 logits carry an error of up to 0.06
+        each.
         """
         ids_BT, mask_BT = self._padded([sample])
         lm_head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -95,7 +106,9 @@ class HfBackend:
             self._caught.clear()
         below = [layer for layer in self.layers if layer < self.decoder.num_layers]
         states = {layer: output.hidden_states[layer][0] for layer in below}
-        return output.logits[0, -last:].float().log_softmax(-1), states
+        next_S = ids_BT[0, first + 1 :, None]
+        logprobs_SV = output.logits[0, -last:-1].float().log_softmax(-1)
+        return logprobs_SV.gather(1, next_S)[:, 0], states
 
     def _padded(self, batch: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, padded on the right: no real position sees the padding."""

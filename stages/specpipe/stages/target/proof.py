@@ -10,8 +10,8 @@ import torch
 
 from specpipe.schemas.errors import ValidationError
 from specpipe.schemas.sample import Ids, Mask, verifier_rows
+from specpipe.stages.target.backend import Backend
 from specpipe.stages.target.head import VerifierHead
-from specpipe.stages.target.hf import HfBackend
 
 MEAN_TOLERANCE = 2e-2
 """Nats, mean absolute difference; rounding the final state to bf16 costs about 1e-3."""
@@ -37,7 +37,7 @@ class ProofSample:
         return cls(sample_id, input_ids[: last + 2], loss_mask[: last + 2])
 
 
-def prove(backend: HfBackend, head: VerifierHead, samples: Sequence[ProofSample]) -> None:
+def prove(backend: Backend, head: VerifierHead, samples: Sequence[ProofSample]) -> None:
     """Compare captured states with a full forward pass of the target, sample by sample.
 
     Raises ValidationError where the emitted tokens' log-probabilities, from the stored head over
@@ -46,20 +46,20 @@ def prove(backend: HfBackend, head: VerifierHead, samples: Sequence[ProofSample]
     """
     differences: list[torch.Tensor] = []
     for sample in samples:
-        rows_S = torch.from_numpy(verifier_rows(sample.loss_mask)).to(backend.device)
-        next_S = torch.tensor(sample.input_ids).to(backend.device).long()[rows_S + 1]
+        rows_S = torch.from_numpy(verifier_rows(sample.loss_mask))
+        next_S = torch.from_numpy(sample.input_ids).long()[rows_S + 1]
         first = int(rows_S[0])
-        own_SV, own_states = backend.own_forward(sample, first)
-        own_S = own_SV[rows_S - first].gather(1, next_S[:, None])[:, 0]
-        aux_TLH, final_TH = backend.capture([sample])[0]
-        logits_SV = head.logits(final_TH[rows_S])
+        logprobs, own_states = backend.own_logprobs(sample, first)
+        own_S = logprobs.cpu()[rows_S - first]
+        states = next(iter(backend.capture([sample])))
+        logits_SV = head.logits(states.final_TH[rows_S.to(states.final_TH.device)]).cpu()
         ours_S = logits_SV.log_softmax(-1).gather(1, next_S[:, None])[:, 0]
         if not own_S.isfinite().all():
             continue
         differences.append((ours_S - own_S).abs())
         for at, layer in enumerate(backend.layers):
             if layer in own_states:
-                _check_aux(sample, layer, aux_TLH[:, at].float(), own_states[layer].float())
+                _check_aux(sample, layer, states.aux_TLH[:, at].float(), own_states[layer].float())
     if not differences:
         return
     all_S = torch.cat(differences)
