@@ -22,7 +22,7 @@ from specpipe.stages.dump.plan import Plan, input_sha256, make_plan, read_plan, 
 from specpipe.stages.dump.rejected import Rejection, Rejections, from_jsonl
 from specpipe.stages.dump.stamp import read_stamp, write_stamp
 from specpipe.stages.storage.folder import Folder
-from specpipe.stages.target.hf import compute_dtype
+from specpipe.stages.target.hf import choose_device, compute_dtype
 from specpipe.stages.target.identity import load_config, target_identity
 from specpipe.stages.target.location import local_folder
 from specpipe.stages.target.open_backend import choose_backend
@@ -70,6 +70,7 @@ def plan_of(
     `claimed` is the identity of the dump that is continued, if there is one: it settles what the
     configuration leaves open.
     """
+    choose_device(config.device)
     trust = config.trust_remote_code
     model = load_config(target_folder, trust_remote_code=trust).get_text_config(decoder=True)
     layers = _layers(config.layers, model.num_hidden_layers)

@@ -77,8 +77,8 @@ def run(
     pending = [shard_id for shard_id in range(len(plan)) if shard_id not in done]
     share = _share(config, pending)
     count = _Count(progress, prepared)
-    for shard_id in {*range(len(plan))} - {*share}:
-        count.add(sum(sample.size for sample in plan[shard_id]))
+    elsewhere = {*range(len(plan))} - {*share}
+    count.add(sum(sample.size for shard_id in elsewhere for sample in plan[shard_id]))
     if share or not pending:
         (execute or _here(check_samples))(config, prepared, share, count.add)
 
