@@ -14,7 +14,7 @@ from specpipe.schemas.dump import (
     chunk_tokens,
     default_layers,
 )
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
 from specpipe.stages.dump.claim import claim, claimed_identity, read_claim
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.inputs import read_samples
@@ -33,6 +33,8 @@ class Prepared:
     """A dump whose folder is claimed and whose plan is written."""
 
     folder: Folder
+    stamp: str
+    """By which another process recognises this plan in the store."""
     target_folder: Path
     identity: DumpIdentity
     plan: Plan
@@ -56,7 +58,22 @@ def prepare(config: DumpConfig, folder: Folder, stamp: str) -> Prepared:
     identity = claim(folder, identity)
     write_plan(folder, plan)
     write_stamp(folder, stamp, plan, rejections.of_input)
-    return Prepared(folder, target_folder, identity, plan, tuple(rejections.of_input))
+    return Prepared(folder, stamp, target_folder, identity, plan, tuple(rejections.of_input))
+
+
+def join(config: DumpConfig, stamp: str) -> Prepared:
+    """What another process has prepared under this stamp; the input is not read again.
+
+    Raises StoreError where this process does not see it.
+    """
+    folder = Folder.open(config.out)
+    prepared = _from_store(folder, local_folder(config.target, config.revision), stamp)
+    if prepared is None:
+        raise StoreError(
+            f"{folder.url} does not hold the plan that was just written there: every worker must "
+            "see the same --out, and nobody may change it"
+        )
+    return prepared
 
 
 def plan_of(
@@ -107,7 +124,8 @@ def _from_store(folder: Folder, target_folder: Path, stamp: str) -> Prepared | N
         plan = read_plan(folder, stamped.num_shards, stamped.plan_sha256)
     except IntegrityError:
         return None  # What is missing or damaged is made from the input again.
-    return Prepared(folder, target_folder, identity, plan, tuple(from_jsonl(stamped.rejected)))
+    rejections = tuple(from_jsonl(stamped.rejected))
+    return Prepared(folder, stamp, target_folder, identity, plan, rejections)
 
 
 def _text(config: DumpConfig) -> TextOrigin:

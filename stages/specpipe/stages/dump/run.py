@@ -2,18 +2,19 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import INDEX_FILE, REJECTED_FILE, DumpIndex, ShardManifest
-from specpipe.schemas.errors import InputError
+from specpipe.schemas.errors import ConfigError, InputError
 from specpipe.stages.dump.committed import committed_shards, finished_index, withdraw
 from specpipe.stages.dump.finalise import finalise
+from specpipe.stages.dump.plan import Plan
 from specpipe.stages.dump.prepare import Prepared, prepare
 from specpipe.stages.dump.rejected import count_kinds
 from specpipe.stages.dump.stamp import make_stamp, read_stamp
-from specpipe.stages.dump.worker import Worker
+from specpipe.stages.dump.worker import CHECK_SAMPLES, Worker
 from specpipe.stages.storage.folder import Folder
 
 Execute = Callable[[DumpConfig, Prepared, Sequence[int], Callable[[int], None]], None]
@@ -48,14 +49,15 @@ def run(
     *,
     execute: Execute | None = None,
     progress: Callable[[int, int], None] | None = None,
-    check_samples: int = 4,
+    check_samples: int = CHECK_SAMPLES,
 ) -> DumpResult:
     """Dump the target's states over the data; run again after a kill, it continues.
 
     A dump of which objects are missing, or of another size than they were written with, is taken
     up again and completed. `execute` runs the workers; left out, one works in this process.
-    `progress` takes the tokens that are done and all of them. The first `check_samples` samples of
-    each worker, and at least one, are compared with a full forward pass of the target.
+    `progress` takes the tokens that are done and all of them; the shares of other commands do not
+    count. The first `check_samples` samples of the worker in this process, and at least one, are
+    compared with a full forward pass of the target.
     """
     started = time.monotonic()
     folder = Folder.open(config.out)
@@ -63,7 +65,11 @@ def run(
     finished = finished_index(config.out)
     if finished and read_stamp(folder, stamp):
         return _finished(folder, finished, started, did_nothing=True)
+    if finished is None:
+        folder.check_writable()
     prepared = prepare(config, folder, stamp)
+    # Another worker may have finished it meanwhile.
+    finished = finished or finished_index(config.out)
     if finished is not None:
         return _finished(folder, finished, started, did_nothing=True)
     if folder.exists(INDEX_FILE):
@@ -76,11 +82,12 @@ def run(
         withdraw(folder, manifest)
     pending = [shard_id for shard_id in range(len(plan)) if shard_id not in done]
     share = _share(config, pending)
-    count = _Count(progress, prepared)
-    elsewhere = {*range(len(plan))} - {*share}
-    count.add(sum(sample.size for shard_id in elsewhere for sample in plan[shard_id]))
-    if share or not pending:
+    count = _Count(progress, num_done=_num_tokens(plan, done), num_ours=_num_tokens(plan, share))
+    if share:
         (execute or _here(check_samples))(config, prepared, share, count.add)
+    elif not pending:
+        # A shard that is there is not made again, but the target is proved, and its files are.
+        (execute or _here(check_samples))(config, prepared, [0], lambda num_tokens: None)
 
     done, _ = committed_shards(folder, len(plan), fingerprint)
     _check_losses(config, prepared, done)
@@ -98,8 +105,7 @@ def _here(check_samples: int) -> Execute:
         shard_ids: Sequence[int],
         advance: Callable[[int], None],
     ) -> None:
-        first = shard_ids[0] if shard_ids else 0
-        with Worker(config, prepared, first, check_samples) as worker:
+        with Worker(config, prepared, shard_ids[0], check_samples) as worker:
             for shard_id in shard_ids:
                 worker.make(shard_id, advance)
 
@@ -108,7 +114,9 @@ def _here(check_samples: int) -> Execute:
 
 def _share(config: DumpConfig, pending: list[int]) -> list[int]:
     """The shards that this command is to make."""
-    if isinstance(config.worker_index, int) and config.worker_count is not None:
+    if config.worker_index == "auto":
+        raise ConfigError("worker_index auto is for the command line: give a number")
+    if config.worker_index is not None and config.worker_count is not None:
         return [i for i in pending if i % config.worker_count == config.worker_index]
     # Two commands on one dump that begin at different shards meet late.
     first = random.randrange(len(pending)) if pending else 0
@@ -126,13 +134,20 @@ def _check_losses(config: DumpConfig, prepared: Prepared, done: dict[int, ShardM
         )
 
 
+def _num_tokens(plan: Plan, shard_ids: Iterable[int]) -> int:
+    return sum(sample.size for shard_id in shard_ids for sample in plan[shard_id])
+
+
 class _Count:
     """Adds up the tokens that are done and reports them."""
 
-    def __init__(self, progress: Callable[[int, int], None] | None, prepared: Prepared) -> None:
+    def __init__(
+        self, progress: Callable[[int, int], None] | None, num_done: int, num_ours: int
+    ) -> None:
         self._progress = progress
-        self._all_tokens = sum(sample.size for samples in prepared.plan for sample in samples)
+        self._all_tokens = num_done + num_ours
         self._done = 0
+        self.add(num_done)
 
     def add(self, num_tokens: int) -> None:
         self._done += num_tokens

@@ -20,6 +20,9 @@ from specpipe.stages.target.location import CONFIG_FILE, tokenizer_files
 from specpipe.stages.target.open_backend import open_backend
 from specpipe.stages.target.proof import ProofSample, prove
 
+CHECK_SAMPLES = 4
+"""Samples of each worker that are compared with the target's own word."""
+
 
 class Worker:
     """One engine, its head, and the losses of its own shards.
@@ -29,7 +32,11 @@ class Worker:
     """
 
     def __init__(
-        self, config: DumpConfig, prepared: Prepared, first: int, check_samples: int
+        self,
+        config: DumpConfig,
+        prepared: Prepared,
+        first: int,
+        check_samples: int = CHECK_SAMPLES,
     ) -> None:
         """The first `check_samples` samples of shard `first`, and at least one, are compared."""
         self._config = config

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import fsspec
@@ -10,7 +10,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.storage.local_disk import create_atomic, file_sizes, write_atomic
+from specpipe.stages.storage.local_disk import (
+    TEMPORARY_PREFIX,
+    create_atomic,
+    file_sizes,
+    write_atomic,
+)
+
+_PROBE = f"{TEMPORARY_PREFIX}writable"
 
 
 class Folder:
@@ -132,6 +139,13 @@ class Folder:
         with self._errors("remove", key):
             if self._filesystem.exists(self._path(key)):
                 self._filesystem.rm(self._path(key), recursive=True)
+
+    def check_writable(self) -> None:
+        """Raise StoreError unless objects can be written here."""
+        self.write(_PROBE, b"")
+        # A store may let us write, but not remove.
+        with suppress(StoreError):
+            self.remove(_PROBE)
 
     def _path(self, key: str) -> str:
         if not key or any(part in ("", ".", "..") for part in key.split("/")):
