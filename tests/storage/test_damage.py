@@ -1,6 +1,5 @@
 """Whatever happens to whichever object: verify names it, and no reader uses it."""
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.records import read_manifest
 from specpipe.stages.storage.samples import StoredSample, samples_from_parquet, samples_to_parquet
 from specpipe.stages.storage.verify import verify
+from tests.storage.damages import DAMAGES, assert_every_damage_shows
 from tests.storage.tiny import (
     make_identity,
     make_shards,
@@ -51,65 +51,17 @@ def dump(sound: Path, tmp_path: Path) -> Path:
     return shutil.copytree(sound, tmp_path / "dump")
 
 
-def flip(at: Callable[[int], int]) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        data = bytearray(path.read_bytes())
-        data[at(len(data))] ^= 0x10
-        path.write_bytes(data)
-
-    return damage
-
-
-def truncate(to: Callable[[int], int]) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        os.truncate(path, to(path.stat().st_size))
-
-    return damage
-
-
-def lengthen(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "first byte flipped": flip(lambda size: 0),
-    "middle byte flipped": flip(lambda size: size // 2),
-    "last byte flipped": flip(lambda size: size - 1),
-    "removed": lambda path: path.unlink(),
-    "short by a byte": truncate(lambda size: size - 1),
-    "half": truncate(lambda size: size // 2),
-    "emptied": truncate(lambda size: 0),
-    "longer by a byte": lengthen,
-}
-
-
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_every_object(kind: str, dump: Path) -> None:
     keys = Folder.open(str(dump)).list()
     assert len(keys) > 50
-    for key in keys:
-        path = dump / key
-        written = path.read_bytes()
-        DAMAGES[kind](path)
-        report = verify(str(dump))
-        if (kind, key) == ("removed", "index.json"):
-            assert report.damages == ()
-            assert not report.complete
-            with pytest.raises(UnfinishedError, match="unfinished"):
-                use_everything(str(dump))
-        else:
-            assert [damage.key for damage in report.damages] == [key], report
-            expected = ConfigError if (kind, key) == ("removed", "dump.json") else IntegrityError
-            with pytest.raises(expected, match=key.rpartition("/")[2]):
-                use_everything(str(dump))
-        path.write_bytes(written)
-    assert verify(str(dump)).damages == ()
-    use_everything(str(dump))
+    assert_every_damage_shows(str(dump), kind, keys)
 
 
 @pytest.mark.parametrize("kind", ["middle byte flipped", "removed", "half"])
 def test_reading_at_random_uses_nothing_damaged(kind: str, dump: Path) -> None:
     """Without any check beforehand: a sample whose rows are damaged is not returned."""
+    folder = Folder.open(str(dump))
     reader = Dump.open(str(dump)).shard(0)
     sound = {sample.sample_id: reader.read_sample(sample) for sample in reader.samples()}
     chunks = [path for path in (dump / SHARD).rglob("c/**/*") if path.is_file()]
@@ -117,7 +69,7 @@ def test_reading_at_random_uses_nothing_damaged(kind: str, dump: Path) -> None:
     num_refused = 0
     for path in chunks:
         written = path.read_bytes()
-        DAMAGES[kind](path)
+        DAMAGES[kind](folder, path.relative_to(dump).as_posix())
         reader = Dump.open(str(dump)).shard(0)
         for sample in reader.samples():
             try:
@@ -354,7 +306,7 @@ def test_an_unfinished_dump(tmp_path: Path, identity: DumpIdentity) -> None:
     assert [*unfinished.manifests] == [0, 1]
     assert unfinished.vocab().count_V.sum() > 0
     assert unfinished.target_file("config.json").startswith(b"{")
-    DAMAGES["middle byte flipped"](tmp_path / AUX)
+    DAMAGES["middle byte flipped"](folder, AUX)
     (tmp_path / "plan/000001.parquet").unlink()
     folder.write("shards/000005-00000000deadbeef/samples.parquet", b"a lost attempt")
     report = verify(str(tmp_path))
