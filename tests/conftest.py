@@ -1,9 +1,13 @@
-"""All tests run torch on one thread."""
+"""All tests run torch on one thread; any test may use the local S3 server."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.s3 import s3_root, s3_server, s3_session
+
+__all__ = ["s3_root", "s3_server", "s3_session"]
 
 
 @pytest.fixture(autouse=True, scope="session")
