@@ -1,5 +1,7 @@
 """`specpipe dump`."""
 
+import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from specpipe.pipeline.console import file_size, progress, quiet_libraries, show
 from specpipe.pipeline.options import comma_integers, config_option, json_option
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.settings import load_config
+from specpipe.pipeline.worker_index import own_share
 from specpipe.schemas.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.config import DumpConfig
 
@@ -44,6 +47,18 @@ from specpipe.schemas.config import DumpConfig
 @click.option("--shard-tokens", type=int, help="Tokens of one shard. [default: 32768]")
 @click.option("--chunk-tokens", type=int, help="Most rows of a chunk. [default: about 48 MiB]")
 @click.option("--max-rejected", type=int, help="Malformed inputs to tolerate. [default: 0]")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    help="Workers are processes of this machine, or actors of a Ray cluster.",
+)
+@click.option("--workers", type=int, help="Engines of this command. [default: 1]")
+@click.option(
+    "--worker-index",
+    metavar="N|auto",
+    help="This is worker N of --worker-count; auto: as SLURM or a Kubernetes indexed job says.",
+)
+@click.option("--worker-count", type=int, help="Commands that share the dump.")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
 @json_option
 def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
@@ -60,17 +75,23 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     continues; refused inputs are listed in rejected.jsonl.
     """
     config = load_config(DumpConfig, config_file, flags)
+    if config.worker_index == "auto":
+        config = config.model_copy(update=own_share(os.environ, config.worker_count))
+    # A scheduler's SIGTERM ends the command as an interrupt does: workers are let go, exit code 5.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     quiet_libraries()
+    from specpipe.pipeline.executors import executor_of
     from specpipe.stages.dump.run import run
     from specpipe.stages.storage.folder import Folder
 
     with progress("dump", "tokens") as report:
-        result = run(config, progress=report)
+        result = run(config, execute=executor_of(config), progress=report)
     if not result.did_nothing:
         Folder.open(config.out).write(PROVENANCE_FILE, provenance(config.model_dump(mode="json")))
     rows = [
         ("dump", result.url),
-        ("state", "complete" if result.complete else "unfinished"),
+        ("state", "complete" if result.complete else "others have their share to do"),
+        ("shards", f"{result.num_shards:,}, by {_workers(config)}"),
         ("samples", f"{result.num_samples:,}, of which {result.num_truncated:,} truncated"),
         ("not dumped", f"{result.num_rejected:,} refused, {result.num_left_out:,} too long"),
         ("tokens", f"{result.num_tokens:,}, of which {result.num_rows:,} are verifier rows"),
@@ -78,3 +99,10 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         ("seconds", "nothing to do" if result.did_nothing else f"{result.seconds:.1f}"),
     ]
     show("Dump", rows, asdict(result), as_json=as_json)
+
+
+def _workers(config: DumpConfig) -> str:
+    if config.worker_index is not None:
+        return f"worker {config.worker_index} of {config.worker_count} and others"
+    on_ray = " on Ray" if config.executor == "ray" else ""
+    return f"{config.workers} worker{'s' if config.workers > 1 else ''}{on_ray}"

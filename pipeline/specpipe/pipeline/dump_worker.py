@@ -1,0 +1,109 @@
+"""A worker of a dump in a process of its own: `python -m specpipe.pipeline.dump_worker`.
+
+Standard input gives lines of JSON: the job, then {"shard": N} one by one, then {"stop": true}.
+Standard output answers: {"tokens": n} on the way, {"finished": N} behind each shard, and
+{"error": ..., "kind": ...} before the process ends where something is wrong. The process ends when
+its input does, which is when the command is gone, however it went.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from specpipe.pipeline.console import quiet_libraries
+from specpipe.pipeline.executors.exchange import Job, as_line, error_record
+from specpipe.schemas.errors import SpecpipeError, UnfinishedError
+
+if TYPE_CHECKING:
+    from specpipe.stages.dump.worker import Worker
+
+GRACE_SECONDS = 10.0
+"""Time to let go of the engine before the process is killed, and its own processes with it."""
+
+
+class ShardMaker:
+    """An engine that opens with its first shard."""
+
+    def __init__(self, job: str) -> None:
+        self._job = Job.model_validate_json(job)
+        self._worker: Worker | None = None
+
+    def make(self, shard_id: int, advance: Callable[[int], None]) -> None:
+        """Commit a shard; `advance` takes the tokens that are done."""
+        if self._worker is None:
+            self._worker = self._open(shard_id)
+        self._worker.make(shard_id, advance)
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+    def _open(self, first: int) -> "Worker":
+        quiet_libraries()
+        from specpipe.stages.dump.prepare import join
+        from specpipe.stages.dump.worker import Worker
+
+        config = self._job.config
+        return Worker(config, join(config, self._job.stamp), first)
+
+
+def main() -> None:
+    # What libraries print must not stand between the answers.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    # An interrupt closes the engine on its way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+
+    def answer(**record: Any) -> None:
+        # Where nobody listens any more, the input has ended too.
+        with suppress(BrokenPipeError):
+            answers.write(as_line(record))
+
+    maker = None
+    try:
+        maker = ShardMaker(lines.get().decode())
+        while "shard" in (order := json.loads(lines.get())):
+            shard_id = order["shard"]
+            maker.make(shard_id, lambda num_tokens: answer(tokens=num_tokens))
+            answer(finished=shard_id)
+    except SpecpipeError as error:
+        answer(**error_record(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(UnfinishedError.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        answer(**error_record(error))
+        sys.exit(SpecpipeError.exit_code)
+    finally:
+        if maker is not None:
+            maker.close()
+
+
+def _read(lines: "SimpleQueue[bytes]") -> None:
+    """Pass the input on while the worker works, so that its end is noticed at any time."""
+    stopped = False
+    for line in sys.stdin.buffer:
+        stopped = "stop" in json.loads(line)
+        lines.put(line)
+    if stopped:
+        return
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(UnfinishedError.exit_code)
+
+
+if __name__ == "__main__":
+    main()
