@@ -60,6 +60,9 @@ class Worker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._backend.close()
 
     def make(self, shard_id: int, advance: Callable[[int], None]) -> ShardManifest:
