@@ -99,4 +99,7 @@ def make_config(dump: Path, tmp_path: Path) -> MakeConfig:
 
 def read_metrics(run: Path | str) -> list[dict[str, Any]]:
     """metrics.jsonl without its timings, which no two runs share."""
-    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row.pop("data_wait") >= 0
+    return rows

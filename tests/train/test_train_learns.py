@@ -10,6 +10,8 @@ import torch
 
 from specpipe.schemas.config import LossName
 from specpipe.schemas.metrics import EvalMetrics
+from specpipe.stages.drafter.batch import make_batch
+from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.selection import limit_tokens, split
 from specpipe.stages.storage.dump import Dump
@@ -133,13 +135,14 @@ def test_context_length_cuts_tokens_rows_and_states(dump: Path, make_config: Mak
     trainee = Trainee.build(config, opened, None, None)
     refs = cut.refs()[:5]
     assert all(ref.num_tokens == 10 for ref in refs)
-    batch = cut.batch(refs, 3)
+    batch = make_batch(list(read_samples(cut, refs)), 3)
     assert batch.num_tokens == 50
     assert len(batch.final_SH) == 5 * 6  # tokens 4..9 of each sample are supervised
-    long = whole.batch([r for r in whole.refs() if (r.shard_id, r.index) == (0, refs[0].index)], 3)
+    same = [r for r in whole.refs() if (r.shard_id, r.index) == (0, refs[0].index)]
+    long = make_batch(list(read_samples(whole, same)), 3)
     with torch.no_grad():
         # What a start sees does not depend on what comes after it.
-        short = cut.batch(refs[:1], 3)
+        short = make_batch(list(read_samples(cut, refs[:1])), 3)
         cut_KNH, long_KNH = trainee.hidden(short), trainee.hidden(long)[:, :6]
     used_KN = short.rows_KN >= 0
     assert used_KN.sum(1).tolist() == [6, 5, 4]

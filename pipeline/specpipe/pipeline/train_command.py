@@ -51,6 +51,9 @@ from specpipe.schemas.metrics import EvalMetrics
     type=click.Choice(["auto", "full", "metadata"]),
     help="Read the whole dump before the first step.  [default: auto: if under 16 GiB]",
 )
+@click.option(
+    "--prefetch-mib", type=int, help="Most MiB of shards read ahead of their use.  [default: 4096]"
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="[default: float32]")
 @click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
 @click.option("--seed", type=int, help="[default: 0]")

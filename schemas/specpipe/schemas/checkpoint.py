@@ -97,6 +97,8 @@ class TrainState(Sealed):
     text: TextOrigin
     seconds: float
     """Training time so far, over all runs."""
+    data_wait: float
+    """Seconds of it in which training waited for data."""
     files_sha256: dict[str, str]
     """sha256 of every other file of the checkpoint."""
 
@@ -114,6 +116,8 @@ class TrainResult(Record):
     num_left_out: int
     """Training samples left out because their prompt stands in the eval dump."""
     seconds: float
+    data_wait: float
+    """Seconds in which training waited for data."""
     draft_loss_first: float
     draft_loss_last: float
     dump_fingerprint: str

@@ -14,6 +14,9 @@ from pydantic import (
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import SplitFraction
 
+PREFETCH_MIB = 4096
+"""Most MiB of shards that a reader of a dump keeps in memory; one of an 8B target takes 1024."""
+
 LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
 ValidationLevel = Literal["structure", "replay", "serve"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -212,6 +215,8 @@ class TrainConfig(Config):
     """Latest checkpoints that are kept, besides the best."""
     preverify: Literal["auto", "full", "metadata"] = "auto"
     """Read the whole dump before the first step (auto: when it is under 16 GiB)."""
+    prefetch_mib: int = Field(PREFETCH_MIB, ge=0)
+    """Most MiB of shards in memory, read ahead of their use; 0: read when it is needed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast with float32 master weights."""
     device: str = "auto"

@@ -1,16 +1,19 @@
-"""Reads samples of a dump as the drafter sees them: whole shards, checked, a few kept open."""
+"""Samples of a dump as the drafter sees them: listed, and read checked, shard by shard."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from specpipe.schemas.errors import InputError
-from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch, supervised_spans
+from specpipe.stages.drafter.batch import DrafterSample, supervised_spans
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.samples import StoredSample
 from specpipe.stages.storage.states import SampleStates
 
-OPEN_SHARDS = 2
+_PARALLEL_READS = 8
+_SPARSE = 4
+"""Samples are read one by one where they are less than this part of their shards."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -24,13 +27,31 @@ class SampleRef:
     prompt_id: str
 
 
+Samples = dict[int, DrafterSample]
+"""Samples of one shard, by index."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeShard:
+    """A shard in memory; its samples share its arrays."""
+
+    stored: list[StoredSample]
+    states: SampleStates
+
+    def sample(self, ref: SampleRef) -> DrafterSample:
+        """A copy, so that the shard may go while the sample stays."""
+        stored = self.stored[ref.index]
+        tokens = slice(stored.offset, stored.offset + stored.num_tokens)
+        rows = slice(stored.row_offset, stored.row_offset + stored.num_rows)
+        return _cut(stored, _part(self.states, tokens, rows), ref.num_tokens)
+
+
 class SampleReader:
-    """Samples of one dump, cut at a context length."""
+    """Samples of one dump, cut at a context length. Any number of threads may read."""
 
     def __init__(self, dump: Dump, context_length: int | None) -> None:
         self.dump = dump
         self.context_length = context_length
-        self._open: dict[int, tuple[list[StoredSample], SampleStates]] = {}
 
     def refs(self) -> list[SampleRef]:
         """Every sample that has a start to learn from, in the order of the dump.
@@ -42,12 +63,13 @@ class SampleReader:
     @cached_property
     def _refs(self) -> list[SampleRef]:
         # Splitting and evaluating both ask, and every samples.parquet is read and checked for it.
-        refs = [
-            SampleRef(shard_id, index, self._length(sample), sample.prompt_id)
-            for shard_id in sorted(self.dump.manifests)
-            for index, sample in enumerate(self.dump.shard(shard_id).samples())
-            if _has_start(sample, self._length(sample))
-        ]
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            try:
+                found = list(pool.map(self._shard_refs, sorted(self.dump.manifests)))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        refs = [ref for shard in found for ref in shard]
         if not refs:
             raise InputError(
                 f"{self.dump.folder.url}: no sample has a supervised token to draft within the"
@@ -55,40 +77,48 @@ class SampleReader:
             )
         return refs
 
-    def batch(self, refs: Sequence[SampleRef], num_heads: int) -> Batch:
-        return make_batch([self.sample(ref) for ref in refs], num_heads)
+    def is_sparse(self, refs: Sequence[SampleRef]) -> bool:
+        """Whether these are so few of their shards' samples that whole shards are a waste."""
+        wanted = sum(ref.num_tokens for ref in refs)
+        shards = {ref.shard_id for ref in refs}
+        return wanted * _SPARSE < sum(self.dump.manifests[i].num_tokens for i in shards)
 
-    def samples(self, refs: Sequence[SampleRef]) -> Iterator[DrafterSample]:
-        """The samples in the order of the dump, so that each shard is read once."""
-        return map(self.sample, sorted(refs))
+    def whole(self, shard_id: int) -> WholeShard:
+        """A shard, with every crc checked. Raises IntegrityError, StoreError."""
+        shard = self.dump.shard(shard_id)
+        return WholeShard(shard.samples(), shard.read_all())
 
-    def sample(self, ref: SampleRef) -> DrafterSample:
-        samples, states = self._shard(ref.shard_id)
-        stored = samples[ref.index]
-        mask = stored.loss_mask[: ref.num_tokens]
-        num_rows = int(mask[1:].sum())
-        tokens = slice(stored.offset, stored.offset + ref.num_tokens)
-        rows = slice(stored.row_offset, stored.row_offset + num_rows)
-        return DrafterSample(
-            input_ids=stored.input_ids[: ref.num_tokens],
-            loss_mask=mask,
-            states=SampleStates(
-                aux_TLH=states.aux_TLH[tokens],
-                final_SH=states.final_SH[rows],
-                logz_S=states.logz_S[rows],
-                token_logprob_S=states.token_logprob_S[rows],
-                argmax_S=states.argmax_S[rows],
-            ),
-            weight=float(stored.multiplicity),
-        )
+    def some(self, shard_id: int, refs: Sequence[SampleRef]) -> Samples:
+        """Some samples of a shard, each read and checked alone; raises as `whole` does."""
+        shard = self.dump.shard(shard_id)
+        stored = shard.samples()
+        return {
+            ref.index: _cut(stored[ref.index], shard.read_sample(stored[ref.index]), ref.num_tokens)
+            for ref in refs
+        }
 
-    def _shard(self, shard_id: int) -> tuple[list[StoredSample], SampleStates]:
-        if shard_id not in self._open:
-            while len(self._open) >= OPEN_SHARDS:
-                del self._open[next(iter(self._open))]
-            shard = self.dump.shard(shard_id)
-            self._open[shard_id] = (shard.samples(), shard.read_all())
-        return self._open[shard_id]
+    def whole_bytes(self, shard_id: int) -> int:
+        """Memory that a shard takes."""
+        manifest = self.dump.manifests[shard_id]
+        return self._bytes(manifest.num_tokens, manifest.num_rows)
+
+    def some_bytes(self, refs: Sequence[SampleRef]) -> int:
+        """Memory that samples take at most: where each token but the first is supervised."""
+        num_tokens = sum(ref.num_tokens for ref in refs)
+        return self._bytes(num_tokens, num_tokens)
+
+    def _bytes(self, num_tokens: int, num_rows: int) -> int:
+        identity = self.dump.identity
+        state_bytes = 2 * identity.target.hidden_size
+        # Of a token: its states, id and mask; of a row: its state, logz, token_logprob and argmax.
+        return num_tokens * (len(identity.layers) * state_bytes + 5) + num_rows * (state_bytes + 12)
+
+    def _shard_refs(self, shard_id: int) -> list[SampleRef]:
+        return [
+            SampleRef(shard_id, index, self._length(sample), sample.prompt_id)
+            for index, sample in enumerate(self.dump.shard(shard_id).samples())
+            if _has_start(sample, self._length(sample))
+        ]
 
     def _length(self, sample: StoredSample) -> int:
         return min(sample.num_tokens, self.context_length or sample.num_tokens)
@@ -98,3 +128,24 @@ def _has_start(sample: StoredSample, length: int) -> bool:
     # The second token has a verifier row, but nothing to be drafted from.
     spans = supervised_spans(sample.loss_mask[:length])
     return any(end > 2 for _, end in spans)
+
+
+def _cut(stored: StoredSample, states: SampleStates, length: int) -> DrafterSample:
+    """The first `length` tokens of a sample, and the verifier rows that predict them, as copies."""
+    mask = stored.loss_mask[:length]
+    return DrafterSample(
+        input_ids=stored.input_ids[:length].copy(),
+        loss_mask=mask.copy(),
+        states=_part(states, slice(0, length), slice(0, int(mask[1:].sum())), copy=True),
+        weight=float(stored.multiplicity),
+    )
+
+
+def _part(states: SampleStates, tokens: slice, rows: slice, *, copy: bool = False) -> SampleStates:
+    parts = {}
+    for field in fields(states):
+        values = getattr(states, field.name)
+        if values is not None:
+            part = values[tokens if field.name == "aux_TLH" else rows]
+            parts[field.name] = part.copy() if copy else part
+    return SampleStates(**parts)

@@ -25,6 +25,7 @@ from specpipe.stages.drafter.batch import DrafterSample, make_batch, supervised_
 from specpipe.stages.drafter.checkpoint import Checkpoint
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.loss import Verifier, head_losses
+from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.replay import replay
 from specpipe.stages.export.accept import TargetText, text_spans
 from specpipe.stages.export.evaluated import evaluation
@@ -77,13 +78,13 @@ def check(
         else None
     )
     compared_with = "recorded" if trained else "recomputed"
-    trained = trained or _recompute(checkpoint, dump, reader.samples(refs))
+    trained = trained or _recompute(checkpoint, dump, read_samples(reader, refs))
     curves: dict[str, ReplayCurve] = {}
     drafter = PlainDrafter.load(artifact, load_embedding(dump.target_file))
     ids, layers = drafter.aux_layers, dump.identity.layers
     if set(ids) <= set(layers):
         columns = [layers.index(k) for k in ids]
-        texts = (_text(sample, columns) for sample in reader.samples(refs))
+        texts = (_text(sample, columns) for sample in read_samples(reader, refs))
         spans = text_spans(drafter, texts, checkpoint.state.num_heads)
         for name in CURVES:
             curves[name] = replay(

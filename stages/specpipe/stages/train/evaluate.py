@@ -1,26 +1,23 @@
 """Evaluation on held-out samples: every metric and the replay, whatever the loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.train.order import pack
+from specpipe.stages.drafter.batch import Batch
 from specpipe.stages.train.trainee import Trainee
 
 
 @torch.no_grad()
-def evaluate(
-    trainee: Trainee, reader: SampleReader, refs: Sequence[SampleRef], text: TextOrigin
-) -> EvalMetrics:
-    """All metrics of the drafter as it stands, on `refs`."""
+def evaluate(trainee: Trainee, batches: Iterable[Batch], text: TextOrigin) -> EvalMetrics:
+    """All metrics of the drafter as it stands, on `batches`."""
     config = trainee.config
     sums = MeasureSums(config.num_heads, keep_spans=True)
-    for batch_refs in pack(sorted(refs), config.batch_tokens):
-        batch = reader.batch(batch_refs, config.num_heads).to(trainee.device)
+    for batch_on_cpu in batches:
+        batch = batch_on_cpu.to(trainee.device)
         sums.add(batch, trainee.measure(trainee.hidden(batch), batch))
     return sums.eval_metrics(config.loss, config.eta, config.head_decay, text)
 

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,17 +14,31 @@ from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.errors import DivergedError, UnfinishedError
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.stages.drafter.acceptance import MeasureSums
+from specpipe.stages.drafter.batch import Batch, make_batch
 from specpipe.stages.drafter.loss import mean_alpha
+from specpipe.stages.drafter.read_ahead import ReadAhead
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.shard_window import Read
 from specpipe.stages.train.checkpoint import save_checkpoint
 from specpipe.stages.train.evaluate import evaluate, selection_tau
-from specpipe.stages.train.order import epoch_batches
+from specpipe.stages.train.order import (
+    StepRead,
+    eval_every,
+    evaluates_after,
+    evaluation_reads,
+    planned_reads,
+)
 from specpipe.stages.train.run_folder import RunFolder
 from specpipe.stages.train.schedule import learning_rate
 from specpipe.stages.train.trainee import Trainee
 
 MOST_STEPS_AT_RISK = 500
 """Most steps between checkpoints where the configuration leaves it open."""
+
+STOP_PATIENCE = 2.0
+"""Seconds of waiting for data after which a run looks whether it should stop."""
+
+Batches = ReadAhead[Read, Batch]
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with the step, the number of steps, and figures to show."""
@@ -42,67 +57,90 @@ class Loop:
     folder: RunFolder
     state: TrainState
     should_stop: Callable[[], str | None]
-    """The reason to stop early, if there is one; asked after every step."""
+    """The reason to stop early, if there is one; asked after every step and while data is late."""
     progress: Progress
 
     def run(self) -> TrainState:
         """Train to the end; raises UnfinishedError after saving when asked to stop early."""
+        config = self.trainee.config
+        evaluation = evaluation_reads(self.eval_reader, self.held_out, config.batch_tokens)
+        reads = planned_reads(config, self.state, self.reader, self.training, evaluation)
+        with ReadAhead(
+            reads, lambda samples: make_batch(samples, config.num_heads), config.prefetch_mib
+        ) as batches:
+            self._run(batches, len(evaluation))
+        return self.state
+
+    def _run(self, batches: Batches, num_eval_batches: int) -> None:
         total, config = self.state.total_steps, self.trainee.config
-        eval_every = config.eval_every or max(1, total // 10)
-        checkpoint_every = config.checkpoint_every or min(eval_every, MOST_STEPS_AT_RISK)
+        checkpoint_every = config.checkpoint_every or min(
+            eval_every(total, config), MOST_STEPS_AT_RISK
+        )
         began, before = time.monotonic(), self.state.seconds
+        waited_before = self.state.data_wait
         if self.state.step == 0:
-            metrics = self._evaluate()
+            metrics = self._evaluate(batches, num_eval_batches)
             self.state = self.state.model_copy(update={"untrained": metrics})
-        for epoch, index, refs in self._batches():
-            self._step(epoch, index, refs)
+        while self.state.step < total:
+            self._step(batches)
             step = self.state.step
-            seconds = before + time.monotonic() - began
-            self.state = self.state.model_copy(update={"seconds": seconds})
+            self.state = self.state.model_copy(
+                update={
+                    "seconds": before + time.monotonic() - began,
+                    "data_wait": waited_before + batches.seconds_waited,
+                }
+            )
             best = False
-            if step % eval_every == 0 or step == total:
-                best = self._keep_best(self._evaluate())
+            if evaluates_after(step, total, config):
+                best = self._keep_best(self._evaluate(batches, num_eval_batches))
             reason = None if step == total else self.should_stop()
             if best or reason or step % checkpoint_every == 0 or step == total:
                 self._save(best)
             if reason:
-                raise UnfinishedError(
-                    f"{reason}: stopped at step {step} of {total}, checkpoint saved in"
-                    f" {self.folder.path}; run the same command again to continue"
-                )
-        return self.state
+                raise self._stopped(reason)
 
-    def _batches(self) -> Iterator[tuple[int, int, list[SampleRef]]]:
-        """(epoch, index in the epoch, samples) of every step that is left."""
-        config = self.trainee.config
-        epoch, index = self.state.epoch, self.state.batch_in_epoch
-        while self.state.step < self.state.total_steps:
-            batches = epoch_batches(
-                self.training, config.seed, epoch, config.batch_tokens, config.batch_size
-            )
-            for at in range(index, len(batches)):
-                if self.state.step == self.state.total_steps:
-                    return
-                yield epoch, at, batches[at]
-            epoch, index = epoch + 1, 0
+    def _stopped(self, reason: str) -> UnfinishedError:
+        step, total = self.state.step, self.state.total_steps
+        return UnfinishedError(
+            f"{reason}: stopped at step {step} of {total}, checkpoint saved in"
+            f" {self.folder.path}; run the same command again to continue"
+        )
 
-    def _step(self, epoch: int, index: int, refs: list[SampleRef]) -> None:
+    def _next(self, batches: Batches) -> tuple[StepRead, Batch]:
+        """What the next step reads; stops while it is late, if asked to."""
+        while not batches.is_ready(STOP_PATIENCE):
+            if reason := self.should_stop():
+                if self.state.step == 0:
+                    raise UnfinishedError(
+                        f"{reason}: stopped before the first step, which waited for data from"
+                        f" {self.reader.dump.folder.url}; run the same command again"
+                    )
+                self._save(best=False)
+                raise self._stopped(reason)
+        read, batch = next(batches)
+        assert isinstance(read, StepRead)
+        return read, batch
+
+    def _step(self, batches: Batches) -> None:
         trainee, config, step = self.trainee, self.trainee.config, self.state.step
         rate = learning_rate(
             step, self.state.total_steps, config.learning_rate, config.warmup_ratio
         )
         for group in trainee.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.reader.batch(refs, config.num_heads).to(trainee.device)
+        waited = batches.seconds_waited
+        read, batch = self._next(batches)
+        waited = batches.seconds_waited - waited
+        batch = batch.to(trainee.device)
         trainee.optimizer.zero_grad(set_to_none=True)
         loss, measures_MKN = trainee.loss(trainee.hidden(batch), batch, self.state.previous_alpha)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), config.max_grad_norm)
         if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            names = ", ".join(f"shard {r.shard_id} sample {r.index}" for r in refs[:8])
+            names = ", ".join(f"shard {r.shard_id} sample {r.index}" for r in read.refs[:8])
             raise DivergedError(
                 f"loss {loss.item()} and gradient norm {norm.item()} at step {step + 1}"
-                f" ({names}{', ...' if len(refs) > 8 else ''}); nothing was updated."
+                f" ({names}{', ...' if len(read.refs) > 8 else ''}); nothing was updated."
                 " The checkpoint before it is kept; train again with a lower --learning-rate,"
                 " in another --out"
             )
@@ -112,8 +150,8 @@ class Loop:
         self.state = self.state.model_copy(
             update={
                 "step": step + 1,
-                "epoch": epoch,
-                "batch_in_epoch": index + 1,
+                "epoch": read.epoch,
+                "batch_in_epoch": read.index + 1,
                 "previous_alpha": mean_alpha(measures_MKN, batch).tolist(),
                 "num_tokens": self.state.num_tokens + batch.num_tokens,
                 "draft_loss_first": (
@@ -135,13 +173,17 @@ class Loop:
             "greedy": sums.sampling(greedy=True).model_dump(),
             "learning_rate": rate,
             "grad_norm": norm.item(),
+            "data_wait": waited,
         }
-        self._report({"epoch": epoch, "tokens": batch.num_tokens, **figures})
-        self.progress(step + 1, self.state.total_steps, {"loss": loss.item()})
+        self._report({"epoch": read.epoch, "tokens": batch.num_tokens, **figures})
+        self.progress(step + 1, self.state.total_steps, {"loss": loss.item(), "data_wait": waited})
 
-    def _evaluate(self) -> EvalMetrics:
-        metrics = evaluate(self.trainee, self.eval_reader, self.held_out, self.eval_text)
-        self._report({"eval": metrics.model_dump()})
+    def _evaluate(self, batches: Batches, num_batches: int) -> EvalMetrics:
+        waited = batches.seconds_waited
+        held_out = (batch for _, batch in islice(batches, num_batches))
+        metrics = evaluate(self.trainee, held_out, self.eval_text)
+        waited = batches.seconds_waited - waited
+        self._report({"eval": metrics.model_dump(), "data_wait": waited})
         tau = selection_tau(metrics, self.eval_text)
         self.progress(self.state.step, self.state.total_steps, {"tau": tau})
         return metrics

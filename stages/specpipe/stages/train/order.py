@@ -1,12 +1,66 @@
 """Which samples make which step: a pure function of dump, settings, seed and epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from specpipe.stages.drafter.sample_reader import SampleRef
+from specpipe.schemas.checkpoint import TrainState
+from specpipe.schemas.config import TrainConfig
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.shard_window import Read
 
 Batches = list[list[SampleRef]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRead(Read):
+    """What one optimiser step reads, and its place."""
+
+    epoch: int
+    index: int
+    """Of the step in its epoch."""
+
+
+def planned_reads(
+    config: TrainConfig,
+    state: TrainState,
+    reader: SampleReader,
+    training: Sequence[SampleRef],
+    evaluation: Sequence[Read],
+) -> Iterator[Read]:
+    """All that the run reads after `state`, in order: its steps, and the evaluations among them."""
+    if state.step == 0:
+        yield from evaluation
+    step, epoch, index = state.step, state.epoch, state.batch_in_epoch
+    while step < state.total_steps:
+        batches = epoch_batches(
+            training, config.seed, epoch, config.batch_tokens, config.batch_size
+        )
+        for at in range(index, len(batches)):
+            if step == state.total_steps:
+                return
+            yield StepRead(reader, batches[at], False, epoch, at)
+            step += 1
+            if evaluates_after(step, state.total_steps, config):
+                yield from evaluation
+        epoch, index = epoch + 1, 0
+
+
+def evaluation_reads(
+    reader: SampleReader, refs: Sequence[SampleRef], batch_tokens: int
+) -> list[Read]:
+    """What one evaluation reads, in the order of the dump."""
+    is_sparse = reader.is_sparse(refs)
+    return [Read(reader, batch, is_sparse) for batch in pack(sorted(refs), batch_tokens)]
+
+
+def eval_every(total_steps: int, config: TrainConfig) -> int:
+    return config.eval_every or max(1, total_steps // 10)
+
+
+def evaluates_after(step: int, total_steps: int, config: TrainConfig) -> bool:
+    return step % eval_every(total_steps, config) == 0 or step == total_steps
 
 
 def epoch_batches(
@@ -14,9 +68,9 @@ def epoch_batches(
 ) -> Batches:
     """The steps of one epoch, each a list of whole samples.
 
-    Shards in random order, samples in random order inside their shard, so that at most two shards
-    are open at a time. A step takes samples while they fit `batch_tokens` (at least one), or
-    `batch_size` samples.
+    Shards in random order, samples in random order inside their shard, so that each shard is read
+    once. A step takes samples while they fit `batch_tokens` (at least one), or `batch_size`
+    samples.
     """
     rng = np.random.default_rng([seed, epoch])
     shards: dict[int, list[SampleRef]] = {}

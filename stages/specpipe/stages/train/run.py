@@ -161,6 +161,7 @@ def _fresh_state(
         ),
         text=dump.identity.text,
         seconds=0.0,
+        data_wait=0.0,
         files_sha256={},
     )
 
@@ -180,6 +181,7 @@ def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainR
         num_tokens=state.num_tokens,
         num_left_out=state.num_left_out,
         seconds=state.seconds,
+        data_wait=state.data_wait,
         draft_loss_first=state.draft_loss_first,
         draft_loss_last=state.draft_loss_last,
         dump_fingerprint=state.dump_fingerprint,

@@ -22,6 +22,7 @@ MAY_CHANGE = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "preverify",
+        "prefetch_mib",
     }
 )
 """Settings that a resume may have others of: they do not change what a run computes, or, for the

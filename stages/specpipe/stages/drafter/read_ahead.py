@@ -1,0 +1,83 @@
+"""Reads in the order in which they are planned, made ready on background threads."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import groupby
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from specpipe.schemas.config import PREFETCH_MIB
+from specpipe.stages.drafter.batch import DrafterSample
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.shard_window import R, Read, ShardWindow
+
+T = TypeVar("T")
+
+
+class ReadAhead(Generic[R, T]):
+    """Each read of a plan with what `make` makes of its samples.
+
+    Shards are read ahead within the budget (see ShardWindow), and the read after the one in use is
+    made. Without a budget nothing is read before it is asked for. What goes wrong in the
+    background is raised by the `next` that would have returned what it went wrong with.
+    """
+
+    def __init__(
+        self, plan: Iterable[R], make: Callable[[list[DrafterSample]], T], prefetch_mib: int
+    ) -> None:
+        self._window = ShardWindow(plan, prefetch_mib * 2**20)
+        self._made = ((read, make(samples)) for read, samples in self._window)
+        self._pool = ThreadPoolExecutor(1, "specpipe-batch")
+        self._is_ahead = prefetch_mib > 0
+        self._coming: Future[tuple[R, T] | None] | None = None
+        self.seconds_waited = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """Read no further; the threads end once what they read has come."""
+        self._window.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[tuple[R, T]]:
+        return self
+
+    def is_ready(self, patience: float) -> bool:
+        """Whether `next` would return at once; waits for that at most `patience` seconds."""
+        began = time.monotonic()
+        done, _ = wait([self._next()], patience)
+        self.seconds_waited += time.monotonic() - began
+        return bool(done)
+
+    def __next__(self) -> tuple[R, T]:
+        began = time.monotonic()
+        made = self._next().result()
+        self._coming = None
+        self.seconds_waited += time.monotonic() - began
+        if made is None:
+            raise StopIteration
+        if self._is_ahead:
+            self._next()
+        return made
+
+    def _next(self) -> "Future[tuple[R, T] | None]":
+        self._coming = self._coming or self._pool.submit(next, self._made, None)
+        return self._coming
+
+
+def read_samples(reader: SampleReader, refs: Sequence[SampleRef]) -> Iterator[DrafterSample]:
+    """The samples in the order of the dump, so that each shard is read once."""
+    is_sparse = reader.is_sparse(refs)
+    # Of a shard that is read whole no more than one sample is in memory twice.
+    runs = groupby(sorted(refs), lambda ref: ref.shard_id if is_sparse else ref)
+    plan = (Read(reader, list(run), is_sparse) for _, run in runs)
+    with ReadAhead(plan, list, PREFETCH_MIB) as ahead:
+        for _, samples in ahead:
+            yield from samples
