@@ -1,65 +1,76 @@
 """One place for objects on any fsspec store; keys are relative paths with forward slashes."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.storage.local_disk import (
-    TEMPORARY_PREFIX,
-    create_atomic,
-    file_sizes,
-    write_atomic,
-)
+from specpipe.stages.storage import retry
+from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, LocalDisk
+from specpipe.stages.storage.remote_store import S3_PROTOCOLS, RemoteStore, open_filesystem
+from specpipe.stages.storage.retry import GaveUp, RetryPolicy
+from specpipe.stages.storage.store import Store
 
-_PROBE = f"{TEMPORARY_PREFIX}writable"
+T = TypeVar("T")
 
 
 class Folder:
-    """Objects below one root. Every error names the object; StoreError means: retry later."""
+    """Objects below one root. Every error names the object; StoreError means: retry later.
 
-    def __init__(self, url: str, filesystem: Any, root: str) -> None:
+    What fails for a moment is tried again by the folder's policy before that.
+    """
+
+    def __init__(self, url: str, store: Store, root: str, policy: RetryPolicy) -> None:
         self.url = url
         """Where this folder is, without credentials."""
-        self._filesystem = filesystem
+        self._store = store
         self._root = root
-        self._is_local = isinstance(filesystem, LocalFileSystem)
+        self._policy = policy
 
     @classmethod
-    def open(cls, url: str) -> "Folder":
+    def open(cls, url: str, policy: RetryPolicy | None = None) -> "Folder":
         """A local path or an fsspec URL (file://, memory://, s3://, ...); need not exist yet.
 
         Raises ConfigError for a protocol that is unknown or not installed.
         """
+        shown = without_credentials(url)
+        if shown != url and url.startswith(tuple(f"{name}://" for name in S3_PROTOCOLS)):
+            raise ConfigError(
+                f"{shown}: S3 takes no credentials or options from the URL; give them by "
+                "environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or profile"
+            )
         try:
-            # Other processes write to the same store, so listings must be fresh.
-            filesystem, root = fsspec.url_to_fs(os.path.expanduser(url), use_listings_cache=False)
+            filesystem, root = open_filesystem(os.path.expanduser(url))
         except (ValueError, ImportError) as error:
-            raise ConfigError(f"cannot open {without_credentials(url)}: {error}") from None
-        root = root.rstrip("/")
-        is_local = isinstance(filesystem, LocalFileSystem)
-        return cls(root or "/" if is_local else without_credentials(url), filesystem, root)
+            raise ConfigError(f"cannot open {shown}: {without_credentials(str(error))}") from None
+        root, policy = root.rstrip("/"), policy or retry.DEFAULT_POLICY
+        if isinstance(filesystem, LocalFileSystem):
+            return cls(root or "/", LocalDisk(), root, policy)
+        return cls(shown, RemoteStore(filesystem), root, policy)
 
     def child(self, key: str) -> "Folder":
-        return Folder(f"{self.url.rstrip('/')}/{key}", self._filesystem, self._path(key))
+        return Folder(self.where(key), self._store, self._path(key), self._policy)
 
     def where(self, key: str) -> str:
         """The object's address, for messages."""
         return f"{self.url.rstrip('/')}/{key}"
 
-    def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes:
+    def read(
+        self, key: str, start: int = 0, stop: int | None = None, num_expected: int | None = None
+    ) -> bytes:
         """The bytes [start, stop) of an object; fewer where it ends before `stop`.
 
-        With both given, one request without asking for the size. Raises IntegrityError if the
-        object is missing.
+        With `stop` given, one request without asking for the size. Where fewer bytes come than are
+        expected, the store is asked whether it has more, and then tried again. Raises
+        IntegrityError if the object is missing.
         """
-        with self._errors("read", key):
-            return bytes(self._filesystem.cat_file(self._path(key), start=start, end=stop))
+        path = self._path(key)
+        return self._try("read", key, lambda: self._store.read(path, start, stop, num_expected))
 
     def read_into(self, key: str, start: int, views: Sequence[memoryview]) -> None:
         """Fill the views, one after the other, from byte `start` on.
@@ -67,68 +78,46 @@ class Folder:
         Local objects are read straight into the views. Raises IntegrityError if the object is
         missing or ends too early.
         """
-        with self._errors("read", key):
-            if self._is_local:
-                with open(self._path(key), "rb", buffering=0) as file:
-                    file.seek(start)
-                    for view in views:
-                        while len(view):
-                            num_read = file.readinto(view)
-                            if not num_read:
-                                raise self._truncated(key)
-                            view = view[num_read:]
-                return
-        num_bytes = sum(map(len, views))
-        data = memoryview(self.read(key, start, start + num_bytes))
-        if len(data) != num_bytes:
-            raise self._truncated(key)
-        for view in views:
-            view[:] = data[: len(view)]
-            data = data[len(view) :]
+        path = self._path(key)
+        if not self._try("read", key, lambda: self._store.read_into(path, start, views)):
+            raise IntegrityError(f"{self.where(key)} is truncated; {HOW_TO_REPAIR}")
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         """Write or replace an object, all or nothing."""
-        with self._errors("write", key):
-            if self._is_local:
-                write_atomic(self._path(key), data)
-            else:
-                self._filesystem.pipe_file(self._path(key), bytes(data))
+        path = self._path(key)
+        self._try("write", key, lambda: self._store.write(path, data))
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object unless there is one, all or nothing; False if there is one."""
-        with self._errors("create", key):
-            if self._is_local:
-                return create_atomic(self._path(key), data)
+        path, num_failed = self._path(key), 0
+
+        def create() -> bool:
+            nonlocal num_failed
             try:
-                self._filesystem.pipe_file(self._path(key), data, mode="create")
-            except FileExistsError:
-                return False
-            return True
+                if self._store.create(path, data):
+                    return True
+                # A try that failed may have been ours, its answer lost.
+                return num_failed > 0 and self._store.read(path, 0, len(data) + 1, None) == data
+            except Exception:
+                num_failed += 1
+                raise
+
+        return self._try("create", key, create)
 
     def exists(self, key: str) -> bool:
         return self.size(key) is not None
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None if it is missing."""
-        with self._errors("look at", key):
-            try:
-                info = self._filesystem.info(self._path(key))
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            return int(info["size"]) if info["type"] == "file" else None
+        path = self._path(key)
+        return self._try("look at", key, lambda: self._store.size(path))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Key and size in bytes of every object below the folder `prefix`, sorted by key."""
-        with self._errors("list", prefix):
-            path = self._path(prefix) if prefix else self._root
-            if self._is_local:
-                # fsspec leaves out a whole folder if a file in it vanishes meanwhile.
-                sizes = file_sizes(path or "/")
-            else:
-                found = self._filesystem.find(path or "/", detail=True)
-                sizes = {path: int(info["size"]) for path, info in found.items()}
-            start = len(self._root) + 1
-            return {path[start:]: size for path, size in sorted(sizes.items())}
+        path = self._path(prefix) if prefix else self._root
+        sizes = self._try("list", prefix, lambda: self._store.sizes(path))
+        start = len(self._root) + 1
+        return {path[start:]: size for path, size in sorted(sizes.items())}
 
     def list(self, prefix: str = "") -> "list[str]":
         """Keys of all objects below the folder `prefix`, sorted; half-written ones never."""
@@ -136,40 +125,58 @@ class Folder:
 
     def remove(self, key: str) -> None:
         """Remove an object, or a folder with all that is in it; a missing one is no error."""
-        with self._errors("remove", key):
-            if self._filesystem.exists(self._path(key)):
-                self._filesystem.rm(self._path(key), recursive=True)
+        path = self._path(key)
+        self._try("remove", key, lambda: self._store.remove(path))
 
     def check_writable(self) -> None:
-        """Raise StoreError unless objects can be written here."""
-        self.write(_PROBE, b"")
+        """Raise StoreError unless objects can be written here, and each be created only once.
+
+        Raises ConfigError where the store lets a second writer replace what the first created.
+        """
+        probe = f"{TEMPORARY_PREFIX}writable-{uuid.uuid4().hex}"
+        self.create(probe, b"first")
+        is_replaced = self.create(probe, b"second")
         # A store may let us write, but not remove.
         with suppress(StoreError):
-            self.remove(_PROBE)
+            self.remove(probe)
+        if is_replaced:
+            raise ConfigError(
+                f"{self.url}: this store cannot create an object only if there is none (on S3: "
+                "If-None-Match), so two workers could replace each other's shards; use another"
+            )
 
     def _path(self, key: str) -> str:
         if not key or any(part in ("", ".", "..") for part in key.split("/")):
             raise IntegrityError(f"the key {key!r} leads out of {self.url}")
         return f"{self._root}/{key}"
 
-    def _truncated(self, key: str) -> IntegrityError:
-        return IntegrityError(f"{self.where(key)} is truncated; {HOW_TO_REPAIR}")
-
-    @contextmanager
-    def _errors(self, doing: str, key: str) -> Iterator[None]:
+    def _try(self, doing: str, key: str, action: Callable[[], T]) -> T:
         try:
-            yield
+            return self._policy.run(action, self._store.is_transient)
+        except GaveUp as error:
+            raise StoreError(
+                f"{self._failed(doing, key, error.__cause__)} ({error}); run the same command "
+                "again when the store answers"
+            ) from error.__cause__
         except SpecpipeError:
             raise
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             if doing == "read":
                 raise IntegrityError(f"{self.where(key)} is missing; {HOW_TO_REPAIR}") from None
-            raise StoreError(f"cannot {doing} {self.where(key)}: {error}") from error
+            raise self._refused(doing, key, error) from error
         except Exception as error:
             # Stores raise errors of their own kinds; a local disk only OSError.
-            if self._is_local and not isinstance(error, OSError):
+            if isinstance(self._store, LocalDisk) and not isinstance(error, OSError):
                 raise
-            raise StoreError(f"cannot {doing} {self.where(key)}: {error}") from error
+            raise self._refused(doing, key, error) from error
+
+    def _refused(self, doing: str, key: str, error: Exception) -> StoreError:
+        path = f"{self._root}/{key}"
+        return StoreError(f"{self._failed(doing, key, error)}; {self._store.advice(error, path)}")
+
+    def _failed(self, doing: str, key: str, error: BaseException | None) -> str:
+        text = without_credentials(str(error)) or type(error).__name__
+        return f"cannot {doing} {self.where(key)}: {text}"
 
 
 HOW_TO_REPAIR = (

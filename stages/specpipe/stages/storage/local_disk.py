@@ -6,13 +6,70 @@ folder is synced, so that the name survives a power cut.
 
 import errno
 import os
+import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+
+from specpipe.stages.storage.store_faults import advice, is_transient_locally
 
 TEMPORARY_PREFIX = ".tmp-"
 
 _NOT_SUPPORTED = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class LocalDisk:
+    """Files as objects; what is mounted like a disk counts as one."""
+
+    def read(self, path: str, start: int, stop: int | None, num_expected: int | None) -> bytes:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else max(0, stop - start))
+
+    def read_into(self, path: str, start: int, views: Sequence[memoryview]) -> bool:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            for view in views:
+                while len(view):
+                    num_read = file.readinto(view)
+                    if not num_read:
+                        return False
+                    view = view[num_read:]
+        return True
+
+    def write(self, path: str, data: bytes | memoryview) -> None:
+        write_atomic(path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        return create_atomic(path, data)
+
+    def size(self, path: str) -> int | None:
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def sizes(self, path: str) -> dict[str, int]:
+        return file_sizes(path or "/")
+
+    def remove(self, path: str) -> None:
+        while os.path.isdir(path) and not os.path.islink(path):
+            # Somebody else may remove files of it meanwhile.
+            with suppress(FileNotFoundError):
+                shutil.rmtree(path)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
+
+    def is_transient(self, error: BaseException) -> bool:
+        return is_transient_locally(error)
+
+    def advice(self, error: BaseException, path: str) -> str:
+        disk = os.path.dirname(os.path.realpath(path))
+        while not os.path.ismount(disk):
+            disk = os.path.dirname(disk)
+        return advice(error, f"on the disk that is mounted at {disk}")
 
 
 def write_atomic(path: str, data: bytes | memoryview) -> None:

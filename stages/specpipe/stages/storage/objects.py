@@ -13,7 +13,7 @@ _PIECE_BYTES = 64 * 2**20
 def read_object(folder: Folder, entry: ObjectEntry) -> bytes:
     """The payload of an object. Raises IntegrityError unless size and crc32c are the entry's."""
     # One byte more than there should be: a longer object shows, at no extra request.
-    data = folder.read(entry.key, 0, entry.size + 1) if entry.size else folder.read(entry.key)
+    data = folder.read(entry.key, 0, entry.size + 1, num_expected=entry.size)
     check_size(folder, entry, len(data))
     payload = data[: len(data) - entry.trailer_bytes]
     trailer = data[len(payload) :]
@@ -76,4 +76,5 @@ def check_crc(folder: Folder, entry: ObjectEntry, crc: int, trailer: bytes = b""
 
 def _pieces(folder: Folder, key: str, size: int) -> Iterator[bytes]:
     for start in range(0, size, _PIECE_BYTES):
-        yield folder.read(key, start, min(size, start + _PIECE_BYTES))
+        stop = min(size, start + _PIECE_BYTES)
+        yield folder.read(key, start, stop, num_expected=stop - start)

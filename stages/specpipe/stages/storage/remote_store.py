@@ -1,0 +1,151 @@
+"""Objects on any fsspec store but the local disk."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.spec import AbstractFileSystem
+
+from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX
+from specpipe.stages.storage.store import TornRead
+from specpipe.stages.storage.store_faults import advice, http_status, is_transient
+
+S3_PROTOCOLS = ("s3", "s3a")
+
+
+class RemoteStore:
+    """An fsspec file system, each method one try: who retries is the folder."""
+
+    def __init__(self, filesystem: Any) -> None:
+        self._filesystem = filesystem
+        # A walk leaves out, without a word, what it cannot list; a store's own find does not.
+        self._find_options = {"on_error": _raise} if _walks(filesystem) else {}
+
+    def read(self, path: str, start: int, stop: int | None, num_expected: int | None) -> bytes:
+        if stop is None:
+            stop = self._size(path)
+            num_expected = stop - start
+        if stop <= start:
+            return b""
+        data = self._read(path, start, stop)
+        if num_expected is not None and len(data) < num_expected:
+            self._check_torn(path, start + len(data))
+        return data
+
+    def read_into(self, path: str, start: int, views: Sequence[memoryview]) -> bool:
+        num_bytes = sum(map(len, views))
+        data = memoryview(self._read(path, start, start + num_bytes))
+        if len(data) < num_bytes:
+            self._check_torn(path, start + len(data))
+            return False
+        for view in views:
+            view[:] = data[: len(view)]
+            data = data[len(view) :]
+        return True
+
+    def write(self, path: str, data: bytes | memoryview) -> None:
+        self._filesystem.pipe_file(path, bytes(data))
+
+    def create(self, path: str, data: bytes) -> bool:
+        try:
+            self._filesystem.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except Exception as error:
+            if http_status(error) == 412:  # Precondition failed: If-None-Match.
+                return False
+            raise
+        return True
+
+    def size(self, path: str) -> int | None:
+        try:
+            info = self._filesystem.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return int(info["size"]) if info["type"] == "file" else None
+
+    def sizes(self, path: str) -> dict[str, int]:
+        found = self._filesystem.find(path or "/", detail=True, **self._find_options)
+        return {
+            name: int(info["size"])
+            for name, info in found.items()
+            if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
+            # Consoles make "folders" that are empty objects.
+            and not name.endswith("/")
+        }
+
+    def remove(self, path: str) -> None:
+        try:
+            info = self._filesystem.info(path)
+            if info["type"] == "file":
+                self._filesystem.rm_file(path)
+                return
+            self._filesystem.rm(path, recursive=True)
+        except FileNotFoundError:
+            return
+        # S3 removes many objects with one request, and s3fs drops the errors in its answer.
+        if left := self.sizes(path):
+            raise OSError(f"{len(left)} objects are left")
+
+    def is_transient(self, error: BaseException) -> bool:
+        return is_transient(error)
+
+    def advice(self, error: BaseException, path: str) -> str:
+        return advice(error)
+
+    def _read(self, path: str, start: int, stop: int) -> bytes:
+        try:
+            return bytes(self._filesystem.cat_file(path, start=start, end=stop))
+        except Exception as error:
+            if http_status(error) == 416:  # The object ends before `start`.
+                return b""
+            raise
+
+    def _size(self, path: str) -> int:
+        size = self.size(path)
+        if size is None:
+            raise FileNotFoundError(path)
+        return size
+
+    def _check_torn(self, path: str, end: int) -> None:
+        size = self._size(path)
+        if size > end:
+            raise TornRead(f"the answer broke off after byte {end} of {size}")
+
+
+def open_filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path on it. Raises ValueError or ImportError.
+
+    Credentials and endpoints come from where the file system looks for them: for S3 the AWS_*
+    environment and profiles, and for every protocol fsspec's configuration.
+    """
+    protocols = [part.partition("://")[0] for part in url.split("::")]
+    options = {name: _s3_options(name) for name in protocols if name in S3_PROTOCOLS}
+    # Other processes write to the same store, so listings must be fresh.
+    filesystem, root = fsspec.url_to_fs(url, use_listings_cache=False, **options)
+    if protocols[0] in S3_PROTOCOLS:
+        # Three loops of retries within each other would make minutes of each of ours.
+        filesystem.retries = 1
+    return filesystem, root
+
+
+def _s3_options(protocol: str) -> dict[str, Any]:
+    configured = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+    return {"config_kwargs": {"retries": {"total_max_attempts": 1}} | configured}
+
+
+def _walks(filesystem: Any) -> bool:
+    """Whether find goes through folder after folder, as fsspec's own does."""
+    while isinstance(filesystem, DirFileSystem):
+        filesystem = filesystem.fs
+    if isinstance(filesystem, AsyncFileSystem):
+        return type(filesystem)._find is AsyncFileSystem._find
+    return type(filesystem).find is AbstractFileSystem.find
+
+
+def _raise(error: BaseException) -> None:
+    """A folder that is not there, or vanished meanwhile, has nothing in it."""
+    if not isinstance(error, FileNotFoundError):
+        raise error

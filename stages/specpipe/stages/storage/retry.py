@@ -1,0 +1,72 @@
+"""Ask a store again that failed for a moment, and give up clearly when it stays away."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tenacity import (
+    RetryCallState,
+    RetryError,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_all,
+    wait_random_exponential,
+)
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class GaveUp(Exception):
+    """A store kept failing; the cause is its last error."""
+
+    def __init__(self, num_tries: int, seconds: float) -> None:
+        super().__init__(f"tried {num_tries} times in {seconds:.0f} seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long, and how often, an operation is tried that fails for a moment."""
+
+    patience: float = 120.0
+    """Seconds after which no further try is made."""
+    least_tries: int = 5
+    """Tries that are made however long they take: a large object may need minutes for one."""
+    first_wait: float = 1.0
+    """Bound of the first wait in seconds; it doubles each time. Every wait is drawn at random
+    below its bound, so that workers that failed together do not come back together."""
+    longest_wait: float = 15.0
+    num_quiet: int = 3
+    """Failures in a row that are not worth a warning."""
+
+    def run(self, action: Callable[[], T], is_transient: Callable[[BaseException], bool]) -> T:
+        """The action's result; its error if that is not transient. Raises GaveUp."""
+        started = time.monotonic()
+        retrying = Retrying(
+            retry=retry_if_exception(is_transient),
+            stop=stop_all(stop_after_attempt(self.least_tries), stop_after_delay(self.patience)),
+            wait=wait_random_exponential(multiplier=self.first_wait, max=self.longest_wait),
+            before_sleep=self._warn,
+        )
+        try:
+            return retrying(action)
+        except RetryError as error:
+            last = error.last_attempt
+            seconds = time.monotonic() - started
+            raise GaveUp(last.attempt_number, seconds) from last.exception()
+
+    def _warn(self, state: RetryCallState) -> None:
+        if state.attempt_number > self.num_quiet and state.outcome is not None:
+            _log.warning(
+                "the store fails (%s); trying again, for %.0f seconds at most",
+                type(state.outcome.exception()).__name__,
+                max(0.0, self.patience - (state.seconds_since_start or 0.0)),
+            )
+
+
+DEFAULT_POLICY = RetryPolicy()

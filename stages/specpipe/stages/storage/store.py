@@ -1,0 +1,42 @@
+"""What a folder needs of a store. Paths are absolute; errors are the store's own."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class TornRead(EOFError):
+    """A store gave fewer bytes than it has: its answer broke off."""
+
+
+class Store(Protocol):
+    """LocalDisk or RemoteStore. A missing object raises FileNotFoundError where it is read."""
+
+    def read(self, path: str, start: int, stop: int | None, num_expected: int | None) -> bytes:
+        """The bytes [start, stop) of an object, up to its end if None; fewer where it ends sooner.
+
+        Raises TornRead where fewer than `num_expected` come although the object has more.
+        """
+
+    def read_into(self, path: str, start: int, views: Sequence[memoryview]) -> bool:
+        """Fill the views from byte `start` on; False if the object ends too early."""
+
+    def write(self, path: str, data: bytes | memoryview) -> None:
+        """Write or replace an object, all or nothing."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object unless there is one, all or nothing; False if there is one."""
+
+    def size(self, path: str) -> int | None:
+        """Bytes of an object, None if it is missing or a folder."""
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Path and size of every object below a folder, in no order; temporary ones left out."""
+
+    def remove(self, path: str) -> None:
+        """Remove an object, or a folder with all that is in it; a missing one is no error."""
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether the same request may succeed in a while."""
+
+    def advice(self, error: BaseException, path: str) -> str:
+        """What somebody can do about an error that stays."""
