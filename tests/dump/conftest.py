@@ -60,10 +60,10 @@ def make_target(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 @pytest.fixture
 def make_rows() -> Callable[..., list[Row]]:
     """make_rows(number, seed=0)"""
-    return _rows
+    return rows
 
 
-def _rows(num: int, seed: int = 0, longest: int = 50) -> list[Row]:
+def rows(num: int, seed: int = 0, longest: int = 50) -> list[Row]:
     """Pretokenised rows with a prompt of 5 tokens and a hole in the supervision."""
     rng = np.random.default_rng(seed)
     made = []
@@ -80,17 +80,20 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
     """write_rows(rows, name): a JSONL file; a str or bytes among the rows is written as it is."""
 
     def write(lines: Sequence[Row | str | bytes], name: str = "data.jsonl") -> Path:
-        encoded = [
-            line
-            if isinstance(line, bytes)
-            else (line if isinstance(line, str) else json.dumps(line)).encode()
-            for line in lines
-        ]
-        path = tmp_path / name
-        path.write_bytes(b"".join(line + b"\n" for line in encoded))
-        return path
+        return write_lines(tmp_path / name, lines)
 
     return write
+
+
+def write_lines(path: Path, lines: Sequence[Row | str | bytes]) -> Path:
+    encoded = [
+        line
+        if isinstance(line, bytes)
+        else (line if isinstance(line, str) else json.dumps(line)).encode()
+        for line in lines
+    ]
+    path.write_bytes(b"".join(line + b"\n" for line in encoded))
+    return path
 
 
 @pytest.fixture
@@ -98,16 +101,20 @@ def make_config(target: Path, tmp_path: Path) -> Callable[..., DumpConfig]:
     """A configuration that makes several shards of several batches and chunks."""
 
     def make(data: Path, **changes: Any) -> DumpConfig:
-        settings: dict[str, Any] = {
-            "target": str(target),
-            "data": (str(data),),
-            "out": str(tmp_path / "dump"),
-            "backend": "hf",
-            "device": "cpu",
-            "shard_tokens": 200,
-            "batch_tokens": 120,
-            "chunk_tokens": 64,
-        }
-        return DumpConfig(**(settings | changes))
+        return small_config(target, data, tmp_path / "dump", **changes)
 
     return make
+
+
+def small_config(target: Path, data: Path, out: Path, **changes: Any) -> DumpConfig:
+    settings: dict[str, Any] = {
+        "target": str(target),
+        "data": (str(data),),
+        "out": str(out),
+        "backend": "hf",
+        "device": "cpu",
+        "shard_tokens": 200,
+        "batch_tokens": 120,
+        "chunk_tokens": 64,
+    }
+    return DumpConfig(**(settings | changes))

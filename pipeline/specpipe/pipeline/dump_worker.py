@@ -79,25 +79,25 @@ def main() -> None:
     except SpecpipeError as error:
         answer(**error_record(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(UnfinishedError.exit_code)
     except Exception as error:
         traceback.print_exc()
         answer(**error_record(error))
         sys.exit(SpecpipeError.exit_code)
     finally:
+        # It is on its way out already.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if maker is not None:
             maker.close()
 
 
 def _read(lines: "SimpleQueue[bytes]") -> None:
     """Pass the input on while the worker works, so that its end is noticed at any time."""
-    stopped = False
-    for line in sys.stdin.buffer:
-        stopped = "stop" in json.loads(line)
-        lines.put(line)
-    if stopped:
-        return
+    # Unbuffered: a buffer's lock would be held by this thread while Python ends.
+    with open(0, "rb", buffering=0, closefd=False) as commands:
+        for line in commands:
+            lines.put(line)
+            if "stop" in json.loads(line):
+                return
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
     with suppress(ProcessLookupError):
@@ -106,4 +106,7 @@ def _read(lines: "SimpleQueue[bytes]") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(UnfinishedError.exit_code)

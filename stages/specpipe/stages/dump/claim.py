@@ -34,9 +34,10 @@ def claimed_identity(folder: Folder, identity: DumpIdentity) -> DumpIdentity | N
         if name not in _FREE_FIELDS and there.get(name) != here.get(name)
     ]
     if differing:
+        begun = "" if folder.list("shards") else " (nothing of it is dumped yet)"
         raise IdentityError(
-            f"{folder.url} holds a dump of something else: {', '.join(differing)}; choose another "
-            "--out, or remove that dump"
+            f"{folder.url} holds a dump of something else{begun}: {', '.join(differing)}; choose "
+            "another --out, or remove that dump if nobody works on it"
         )
     return claimed
 
