@@ -1,12 +1,22 @@
 """What a verification has found so far."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 from specpipe.schemas.dump import ObjectEntry
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
 from specpipe.stages.storage.objects import check_object, check_size
+
+NUM_THREADS = 8
+"""Threads that read at once; each holds a chunk or two."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +34,39 @@ class Findings:
         self.folder = folder
         self.sizes = folder.sizes()
         """Every object that there is, listed or not."""
-        self.num_bytes = 0
-        """Bytes there are to read."""
-        self._num_read = 0
-        self._progress = progress
+        self._meter = _Meter(progress)
         self._problems: dict[str, str] = {}
+
+    def expect(self, num_bytes: int) -> None:
+        """Bytes there are to read."""
+        self._meter.num_bytes = num_bytes
+
+    def in_parallel(
+        self, check: Callable[["Findings", Item], Result], items: Iterable[Item]
+    ) -> list[Result]:
+        """The results of check(findings, item) in order, from `NUM_THREADS` threads.
+
+        Each item has findings of its own, which become ours in the order of the items: what is
+        found does not depend on which thread comes first.
+        """
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            parts = [(self._part(), item) for item in items]
+            tasks = [pool.submit(check, part, item) for part, item in parts]
+            try:
+                results = [task.result() for task in tasks]
+            except BaseException:
+                self._meter.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+        for part, _ in parts:
+            for key, problem in part._problems.items():
+                self._problems.setdefault(key, problem)
+        return results
+
+    def _part(self) -> "Findings":
+        part = copy(self)
+        part._problems = self._problems.copy()
+        return part
 
     def note(self, key: str, problem: str | IntegrityError) -> None:
         """Keep the first problem of an object, without what the report says anyway."""
@@ -43,8 +81,7 @@ class Findings:
 
     def advance(self, num_bytes: int) -> None:
         """Report that many more bytes as read."""
-        self._num_read += num_bytes
-        self._progress(self._num_read, self.num_bytes)
+        self._meter.advance(num_bytes)
 
     def check_object(self, entry: ObjectEntry) -> bool:
         """Read an object and check size and crc32c; True if it is sound."""
@@ -65,3 +102,25 @@ class Findings:
         except IntegrityError as error:
             self.note(entry.key, error)
         return self.sizes[entry.key] == entry.size
+
+
+class _Meter:
+    """Bytes read, by all threads together."""
+
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
+        self.num_bytes = 0
+        self._num_read = 0
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def advance(self, num_bytes: int) -> None:
+        with self._lock:
+            if self._stopped:
+                raise CancelledError
+            self._num_read += num_bytes
+            self._progress(self._num_read, self.num_bytes)
+
+    def stop(self) -> None:
+        """Let no thread get further: another one has failed, or somebody wants to leave."""
+        self._stopped = True

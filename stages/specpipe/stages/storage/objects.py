@@ -24,19 +24,15 @@ def read_object(folder: Folder, entry: ObjectEntry) -> bytes:
 def check_object(
     folder: Folder, entry: ObjectEntry, progress: Callable[[int], None] = lambda num_bytes: None
 ) -> None:
-    """Read an object in pieces and check size and crc32c.
+    """Read an object, whose size is known to be the entry's, in pieces and check its crc32c.
 
     Raises IntegrityError; `progress` gets the bytes of each piece.
     """
-    size = folder.size(entry.key)
-    if size is None:
-        raise IntegrityError(f"{folder.where(entry.key)} is missing; {HOW_TO_REPAIR}")
-    check_size(folder, entry, size)
-    crc, payload_size = 0, size - entry.trailer_bytes
+    crc, payload_size = 0, entry.size - entry.trailer_bytes
     for piece in _pieces(folder, entry.key, payload_size):
         crc = crc32c(piece, crc)
         progress(len(piece))
-    check_crc(folder, entry, crc, folder.read(entry.key, payload_size, size))
+    check_crc(folder, entry, crc, folder.read(entry.key, payload_size, entry.size))
 
 
 def measure_object(folder: Folder, key: str) -> ObjectEntry:

@@ -47,6 +47,8 @@ def verify(url: str, *, progress: Callable[[int, int], None] | None = None) -> V
 
     `progress` is called with the bytes read and the bytes there are to read. Damage is reported,
     not raised; raises ConfigError if there is no dump, StoreError if the store fails.
+
+    Memory: two chunks, or a piece of 64 MiB of another object, for each of `NUM_THREADS` threads.
     """
     folder = Folder.open(url)
     findings = Findings(folder, progress or (lambda done, total: None))
@@ -59,21 +61,23 @@ def verify(url: str, *, progress: Callable[[int, int], None] | None = None) -> V
     listed = {entry.key: entry for entry in index.objects} if index else {}
     manifests = _read_manifests(findings, fingerprint, {*manifest_keys(listed), *present})
     entries = [*listed.values(), *(entry for m in manifests for entry in m.objects)]
-    findings.num_bytes = sum(entry.size for entry in entries)
+    num_bytes = sum(entry.size for entry in entries)
+    findings.expect(num_bytes)
 
-    for entry in listed.values():
-        findings.check_object(entry)
+    findings.in_parallel(Findings.check_object, listed.values())
     if header:
-        shares = [check_shard(findings, header.identity, manifest) for manifest in manifests]
+        identity = header.identity
+        shares = findings.in_parallel(
+            lambda part, manifest: check_shard(part, identity, manifest), manifests
+        )
         if index:
             _check_index(findings, index, manifests)
             if all(findings.is_sound(key) for key in manifest_keys(listed)):
-                _check_vocab(findings, header.identity, shares)
+                _check_vocab(findings, identity, shares)
     else:
-        for manifest in manifests:
-            for entry in manifest.objects:
-                findings.check_object(entry)
-    return VerifyReport(findings.damages(), index is not None, len(entries), findings.num_bytes)
+        in_shards = [entry for manifest in manifests for entry in manifest.objects]
+        findings.in_parallel(Findings.check_object, in_shards)
+    return VerifyReport(findings.damages(), index is not None, len(entries), num_bytes)
 
 
 def _read_header(findings: Findings) -> DumpHeader | None:
@@ -100,14 +104,17 @@ def _read_manifests(
     findings: Findings, fingerprint: str | None, keys: Iterable[str]
 ) -> list[ShardManifest]:
     """The manifests that can be read, in shard order."""
-    folder, manifests = findings.folder, []
-    for key in manifest_keys(keys):
+
+    def read(part: Findings, key: str) -> ShardManifest | None:
+        folder = part.folder
         try:
-            data = folder.read(key)
-            manifests.append(parse_manifest(data, key, folder.where(key), fingerprint))
+            return parse_manifest(folder.read(key), key, folder.where(key), fingerprint)
         except IntegrityError as error:
-            findings.note(key, error)
-    return sorted(manifests, key=lambda manifest: manifest.shard_id)
+            part.note(key, error)
+            return None
+
+    manifests = findings.in_parallel(read, manifest_keys(keys))
+    return sorted((m for m in manifests if m is not None), key=lambda m: m.shard_id)
 
 
 def _check_index(findings: Findings, index: DumpIndex, manifests: list[ShardManifest]) -> None:
