@@ -4,16 +4,45 @@ Everything goes through a Folder, so that one matrix serves local disks and obje
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from specpipe.schemas.dump import DUMP_FILE, INDEX_FILE
+from specpipe.schemas.dump import (
+    DUMP_FILE,
+    INDEX_FILE,
+    DumpIdentity,
+    ObjectEntry,
+    ShardManifest,
+    manifest_key,
+)
 from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
+from specpipe.stages.storage.arrays import ArrayLayout
+from specpipe.stages.storage.chunk_codec import buffer_bytes, chunk_codec
+from specpipe.stages.storage.chunk_read import read_chunk
+from specpipe.stages.storage.crc import crc32c
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.listing import listed_arrays, shard_entries
+from specpipe.stages.storage.records import read_manifest
 from specpipe.stages.storage.verify import verify
-from tests.storage.tiny import use_everything
+from tests.storage.tiny import replace_object, use_everything
 
 Damage = Callable[[Folder, str], None]
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "zarr": {},
+    "parquet": {"shard_format": "parquet"},
+    "zarr zstd int8 topk": {"compression": "zstd", "states_dtype": "int8", "logits": "topk:5"},
+    "parquet zstd int8 full": {
+        "shard_format": "parquet",
+        "compression": "zstd",
+        "states_dtype": "int8",
+        "logits": "full",
+    },
+}
+"""What a dump's identity says of the format, by name."""
 
 
 def copy_objects(source: Folder, target: Folder) -> None:
@@ -86,3 +115,43 @@ def assert_damage_shows(root: str, kind: str, key: str) -> None:
     expected = ConfigError if (kind, key) == ("removed", DUMP_FILE) else IntegrityError
     with pytest.raises(expected, match=key.rpartition("/")[2]):
         use_everything(root)
+
+
+def chunk_key(folder: Folder, identity: DumpIdentity, name: str, index: int) -> str:
+    """Key of a chunk of shard 0."""
+    _, entry = _chunk(folder, identity, name, index)
+    return entry.key
+
+
+def stored_rows(folder: Folder, identity: DumpIdentity, name: str, index: int) -> npt.NDArray[Any]:
+    """The rows of a chunk of shard 0, as they are stored but for compression."""
+    array, entry = _chunk(folder, identity, name, index)
+    rows = np.empty(array.bytes_in(index), np.uint8)
+    read_chunk(folder, chunk_codec(identity), array, entry, rows)
+    return rows.view(array.dtype).reshape(-1, *array.row_shape)
+
+
+def replace_rows(
+    folder: Folder, identity: DumpIdentity, name: str, index: int, values: npt.NDArray[Any]
+) -> None:
+    """Write other rows as a chunk of shard 0, with every crc to match but the samples' own."""
+    array, entry = _chunk(folder, identity, name, index)
+    buffer = np.zeros(buffer_bytes(array), np.uint8)
+    rows = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    buffer[: len(rows)] = rows
+    encoded = chunk_codec(identity).encode(array, buffer, len(rows), crc32c(rows))
+    payload = bytes(encoded.data)[: len(encoded.data) - encoded.trailer_bytes]
+    replace_object(folder, identity, entry.key, payload)
+
+
+def manifest_of(folder: Folder, identity: DumpIdentity) -> ShardManifest:
+    """That of shard 0."""
+    return read_manifest(folder, manifest_key(0), identity.fingerprint)
+
+
+def _chunk(
+    folder: Folder, identity: DumpIdentity, name: str, index: int
+) -> tuple[ArrayLayout, ObjectEntry]:
+    manifest, codec = manifest_of(folder, identity), chunk_codec(identity)
+    array = listed_arrays(identity, codec, manifest, manifest.folder)[name]
+    return array, shard_entries(manifest)[codec.chunk_name(array, index)]

@@ -4,21 +4,41 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError as PydanticError
+from safetensors.numpy import save
 
-from specpipe.schemas.dump import DumpIdentity, ObjectEntry, TextOrigin, manifest_key
+from specpipe.schemas.dump import (
+    AUX_SCALES_FILE,
+    DumpIdentity,
+    ObjectEntry,
+    TextOrigin,
+    manifest_key,
+)
 from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
 from specpipe.schemas.sample import Sample
+from specpipe.stages.storage.arrays import array_names
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.records import read_manifest
 from specpipe.stages.storage.samples import StoredSample, samples_from_parquet, samples_to_parquet
+from specpipe.stages.storage.scales import read_scales
+from specpipe.stages.storage.shard_reader import ShardReader
 from specpipe.stages.storage.verify import verify
-from tests.storage.damages import DAMAGES, assert_every_damage_shows
+from tests.storage.damages import (
+    DAMAGES,
+    FORMATS,
+    assert_every_damage_shows,
+    chunk_key,
+    manifest_of,
+    replace_rows,
+    stored_rows,
+)
 from tests.storage.tiny import (
+    equal_states,
     make_identity,
     make_shards,
     replace_manifest,
@@ -51,35 +71,52 @@ def dump(sound: Path, tmp_path: Path) -> Path:
     return shutil.copytree(sound, tmp_path / "dump")
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_every_object(kind: str, dump: Path) -> None:
-    keys = Folder.open(str(dump)).list()
-    assert len(keys) > 50
-    assert_every_damage_shows(str(dump), kind, keys)
+def dump_in(format: str, path: Path) -> tuple[DumpIdentity, Folder]:
+    # Bytes of a row, and with them those of a chunk, are halved in int8.
+    identity = make_identity(chunk_tokens=8 if "int8" in format else 4, **FORMATS[format])
+    return identity, write_dump(str(path), identity, make_shards(identity))
 
 
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [(format, kind) for format in ("zarr", "parquet") for kind in DAMAGES]
+    + [
+        (format, kind)
+        for format in FORMATS
+        if "zstd" in format
+        for kind in ("middle byte flipped", "half", "removed")
+    ],
+)
+def test_every_object(format: str, kind: str, tmp_path: Path) -> None:
+    _, folder = dump_in(format, tmp_path)
+    keys = folder.list()
+    assert len(keys) > 35
+    assert_every_damage_shows(str(tmp_path), kind, keys)
+
+
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", ["middle byte flipped", "removed", "half"])
-def test_reading_at_random_uses_nothing_damaged(kind: str, dump: Path) -> None:
+def test_reading_at_random_uses_nothing_damaged(format: str, kind: str, tmp_path: Path) -> None:
     """Without any check beforehand: a sample whose rows are damaged is not returned."""
-    folder = Folder.open(str(dump))
-    reader = Dump.open(str(dump)).shard(0)
+    identity, folder = dump_in(format, tmp_path)
+    manifest = manifest_of(folder, identity)
+    reader = ShardReader(folder, identity, manifest)
     sound = {sample.sample_id: reader.read_sample(sample) for sample in reader.samples()}
-    chunks = [path for path in (dump / SHARD).rglob("c/**/*") if path.is_file()]
+    chunks = [e.key for e in manifest.objects if "/states." in e.key and "zarr.json" not in e.key]
     assert len(chunks) > 8
     num_refused = 0
-    for path in chunks:
-        written = path.read_bytes()
-        DAMAGES[kind](folder, path.relative_to(dump).as_posix())
-        reader = Dump.open(str(dump)).shard(0)
+    for key in chunks:
+        written = folder.read(key)
+        DAMAGES[kind](folder, key)
+        reader = ShardReader(folder, identity, manifest)
         for sample in reader.samples():
             try:
                 states = reader.read_sample(sample)
             except IntegrityError:
                 num_refused += 1
             else:
-                assert states.aux_TLH.tobytes() == sound[sample.sample_id].aux_TLH.tobytes()
-                assert states.final_SH.tobytes() == sound[sample.sample_id].final_SH.tobytes()
-        path.write_bytes(written)
+                assert equal_states(states, sound[sample.sample_id])
+        folder.write(key, written)
     assert num_refused >= len(chunks)
 
 
@@ -87,18 +124,18 @@ def named(dump: Path) -> dict[str, str]:
     return {damage.key: damage.problem for damage in verify(str(dump)).damages}
 
 
-def payload_of(dump: Path, key: str) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
-    return np.frombuffer((dump / key).read_bytes()[:-4], np.uint16).copy()
-
-
-def test_two_layers_swapped_with_every_crc_to_match(dump: Path, identity: DumpIdentity) -> None:
-    rows = payload_of(dump, AUX).reshape(-1, 3, 4)
-    replace_object(Folder.open(str(dump)), identity, AUX, rows[:, [1, 0, 2]].tobytes())
-    problems = named(dump)
+@pytest.mark.parametrize("format", FORMATS)
+def test_two_layers_swapped_with_every_crc_to_match(format: str, tmp_path: Path) -> None:
+    identity, folder = dump_in(format, tmp_path)
+    rows = stored_rows(folder, identity, "aux", 0)
+    replace_rows(folder, identity, "aux", 0, rows[:, [1, 0, 2]])
+    problems = named(tmp_path)
     # The first sample has 13 tokens; which of its chunks is wrong cannot be known.
-    assert [*problems] == [f"{SHARD}/states.zarr/aux/c/{i}/0/0" for i in range(4)]
-    assert "does not hold what was written of aux of sample" in problems[AUX]
-    reader = Dump.open(str(dump)).shard(0)
+    touched = range(-(-13 // manifest_of(folder, identity).chunk_rows["aux"]))
+    assert [*problems] == [chunk_key(folder, identity, "aux", index) for index in touched]
+    first = problems[chunk_key(folder, identity, "aux", 0)]
+    assert "does not hold what was written of aux of sample" in first
+    reader = Dump.open(str(tmp_path)).shard(0)
     with pytest.raises(IntegrityError, match="does not hold what was written of aux"):
         reader.read_all()
     with pytest.raises(IntegrityError, match=r"aux of sample .* is not what was written"):
@@ -106,42 +143,103 @@ def test_two_layers_swapped_with_every_crc_to_match(dump: Path, identity: DumpId
     reader.read_sample(reader.samples()[1])
 
 
-def test_two_chunks_swapped_with_every_crc_to_match(dump: Path, identity: DumpIdentity) -> None:
-    folder = Folder.open(str(dump))
-    keys = [f"{SHARD}/states.zarr/final/c/{i}/0" for i in range(2)]
-    first, second = (payload_of(dump, key).tobytes() for key in keys)
-    replace_object(folder, identity, keys[0], second)
-    replace_object(folder, identity, keys[1], first)
-    assert [*named(dump)] == keys
-    with pytest.raises(IntegrityError, match="does not hold what was written of final"):
-        Dump.open(str(dump)).shard(0).read_all()
-
-
 @pytest.mark.parametrize(
-    ("column", "key", "value"),
+    ("format", "name"),
     [
-        ("aux_TLH", "aux/c/1/0/0", 0x7FC0),
-        ("aux_TLH", "aux/c/1/0/0", 0xFF80),
-        ("final_SH", "final/c/0/0", 0xFFC0),
-        ("logz_S", "logz/c/0", np.inf),
-        ("token_logprob_S", "token_logprob/c/0", np.nan),
-        ("argmax_S", "argmax/c/0", 23),
-        ("argmax_S", "argmax/c/0", -1),
+        ("zarr", "final"),
+        ("parquet", "final"),
+        ("zarr zstd int8 topk", "topk_ids"),
+        ("zarr zstd int8 topk", "topk_logits"),
+        ("parquet zstd int8 full", "logits"),
+    ],
+)
+def test_two_chunks_swapped_with_every_crc_to_match(format: str, name: str, tmp_path: Path) -> None:
+    identity, folder = dump_in(format, tmp_path)
+    first, second = (stored_rows(folder, identity, name, index) for index in range(2))
+    replace_rows(folder, identity, name, 0, second[: len(first)])
+    replace_rows(folder, identity, name, 1, first[: len(second)])
+    keys = [chunk_key(folder, identity, name, index) for index in range(2)]
+    assert [*named(tmp_path)][:2] == keys
+    with pytest.raises(IntegrityError, match=f"does not hold what was written of {name}"):
+        Dump.open(str(tmp_path)).shard(0).read_all()
+
+
+@pytest.mark.parametrize("name", ["aux_scale", "logz", "token_logprob", "argmax"])
+@pytest.mark.parametrize("format", ["zarr zstd int8 topk", "parquet zstd int8 full"])
+def test_two_rows_swapped_with_every_crc_to_match(format: str, name: str, tmp_path: Path) -> None:
+    identity, folder = dump_in(format, tmp_path)
+    rows = stored_rows(folder, identity, name, 0)
+    replace_rows(folder, identity, name, 0, rows[::-1])
+    assert chunk_key(folder, identity, name, 0) in named(tmp_path)
+    for read in reads_of(tmp_path):
+        with pytest.raises(IntegrityError, match=f"written of {name} of|{name} of sample"):
+            read()
+
+
+def reads_of(dump: Path) -> list[Callable[[], object]]:
+    """The ways to the states of the first sample."""
+    reader = Dump.open(str(dump)).shard(0)
+    return [reader.read_all, lambda: reader.read_sample(reader.samples()[0])]
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if "int8" in name])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda scale_LH: scale_LH * 2, "is not the one that"),
+        (lambda scale_LH: scale_LH[:, 1:], "does not hold a positive float32"),
+        (lambda scale_LH: scale_LH * 0, "does not hold a positive float32"),
+        (lambda scale_LH: scale_LH * np.float32(np.inf), "does not hold a positive float32"),
+        (lambda scale_LH: scale_LH.astype(np.float64), "does not hold a positive float32"),
+        (None, "is no safetensors file"),
+    ],
+)
+def test_scales_of_another_dump(
+    format: str,
+    change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None,
+    problem: str,
+    tmp_path: Path,
+) -> None:
+    """Listed with the crc that they have: somebody made them anew."""
+    identity, folder = dump_in(format, tmp_path)
+    channel_LH = read_scales(folder, identity).channel_LH
+    data = save({"channel_scale": change(channel_LH)}) if change else b"{}"
+    folder.write(AUX_SCALES_FILE, data)
+    write_index(folder, identity)
+    problems = named(tmp_path)
+    assert [*problems] == [AUX_SCALES_FILE]
+    assert problem in problems[AUX_SCALES_FILE]
+    for read in reads_of(tmp_path):
+        with pytest.raises(IntegrityError, match=f"aux_scales.safetensors {problem}"):
+            read()
+
+
+@pytest.mark.parametrize("format", ["zarr", "parquet"])
+@pytest.mark.parametrize(
+    ("name", "index", "value"),
+    [
+        ("aux", 1, 0x7FC0),
+        ("aux", 1, 0xFF80),
+        ("final", 0, 0xFFC0),
+        ("logz", 0, np.inf),
+        ("token_logprob", 0, np.nan),
+        ("argmax", 0, 23),
+        ("argmax", 0, -1),
     ],
 )
 def test_values_that_no_target_produces(
-    tmp_path: Path, identity: DumpIdentity, column: str, key: str, value: float
+    tmp_path: Path, format: str, name: str, index: int, value: float
 ) -> None:
     """Written by a writer that did not look: every crc matches."""
+    identity = make_identity(chunk_tokens=4, **FORMATS[format])
     shards = make_shards(identity)
-    getattr(shards[0][0][1], column)[5] = value
-    write_dump(str(tmp_path), identity, shards)
-    problems = named(tmp_path)
-    assert [*problems] == [f"{SHARD}/states.zarr/{key}"]
-    what = "outside the vocabulary" if column == "argmax_S" else "not a number"
-    assert what in problems[f"{SHARD}/states.zarr/{key}"]
-    reader = Dump.open(str(tmp_path)).shard(0)
-    for read in (reader.read_all, lambda: reader.read_sample(reader.samples()[0])):
+    shards[0][0][1].columns()[name][5] = value
+    folder = write_dump(str(tmp_path), identity, shards)
+    problems, key = named(tmp_path), chunk_key(folder, identity, name, index)
+    assert [*problems] == [key]
+    what = "outside the vocabulary" if name == "argmax" else "not a number"
+    assert what in problems[key]
+    for read in reads_of(tmp_path):
         with pytest.raises(IntegrityError, match=what):
             read()
 
@@ -200,8 +298,9 @@ def test_samples_that_disagree(
     problem: str,
 ) -> None:
     folder, key = Folder.open(str(dump)), f"{SHARD}/samples.parquet"
-    samples = samples_from_parquet(folder.read(key), key)
-    replace_object(folder, identity, key, samples_to_parquet(change(samples)))
+    names = array_names(identity)
+    samples = samples_from_parquet(folder.read(key), names, key)
+    replace_object(folder, identity, key, samples_to_parquet(change(samples), names))
     problems = named(dump)
     assert [*problems] == [key]
     assert problem in problems[key]

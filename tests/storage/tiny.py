@@ -1,9 +1,10 @@
 """Dumps of a few kilobytes, and ways to alter them as somebody with access to every crc could.
 
-Legend: T tokens, S verifier rows, L aux layers, H hidden.
+Legend: T tokens, S verifier rows, L aux layers, H hidden, K kept logits, V vocabulary.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -31,16 +32,19 @@ from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.objects import measure_object
 from specpipe.stages.storage.records import parse_index, read_manifest
 from specpipe.stages.storage.samples import PlannedSample, plan_to_parquet
+from specpipe.stages.storage.scales import AuxScales, write_scales
 from specpipe.stages.storage.shard_writer import ShardWriter
 from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.vocab import VocabStatistics
 
 VOCAB_SIZE = 23
 Pair = tuple[PlannedSample, SampleStates]
-COLUMNS = ("aux_TLH", "final_SH", "logz_S", "token_logprob_S", "argmax_S")
 
 
-def make_identity(chunk_tokens: int = 8, hidden: int = 4, num_layers: int = 3) -> DumpIdentity:
+def make_identity(
+    chunk_tokens: int = 8, hidden: int = 4, num_layers: int = 3, **format: Any
+) -> DumpIdentity:
+    """`format`: shard_format, logits, states_dtype and compression, where not the default."""
     return DumpIdentity(
         target=TargetIdentity(
             name="tiny",
@@ -58,6 +62,7 @@ def make_identity(chunk_tokens: int = 8, hidden: int = 4, num_layers: int = 3) -
         shard_tokens=64,
         context_length=64,
         input_sha256="f" * 64,
+        **format,
     )
 
 
@@ -76,13 +81,23 @@ def make_pair(
     num_rows, hidden = sample.num_rows, identity.target.hidden_size
 
     def bfloat16(*shape: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
-        """Finite values of either sign."""
+        """Finite values of either sign; of all sizes, but for states that int8 is to hold."""
         bits = rng.integers(0, 0x7F80, shape, dtype=np.uint16)
+        if identity.states_dtype == "int8":
+            bits = bits % np.uint16(0x300) + np.uint16(0x3D00)
         return bits | (rng.integers(0, 2, shape, dtype=np.uint16) << np.uint16(15))
 
+    columns: dict[str, Any] = {"aux_TLH": bfloat16(num_tokens, len(identity.layers), hidden)}
+    if identity.logits == "final":
+        columns["final_SH"] = bfloat16(num_rows, hidden)
+    elif identity.logits == "full":
+        columns["logits_SV"] = bfloat16(num_rows, VOCAB_SIZE)
+    else:
+        ids = rng.permuted(np.tile(np.arange(VOCAB_SIZE, dtype=np.int32), (num_rows, 1)), axis=1)
+        columns["topk_ids_SK"] = ids[:, : identity.topk]
+        columns["topk_logits_SK"] = bfloat16(num_rows, identity.topk or 0)
     return sample, SampleStates(
-        aux_TLH=bfloat16(num_tokens, len(identity.layers), hidden),
-        final_SH=bfloat16(num_rows, hidden),
+        **columns,
         logz_S=rng.normal(size=num_rows).astype(np.float32),
         token_logprob_S=-rng.random(num_rows, dtype=np.float32),
         argmax_S=rng.integers(0, VOCAB_SIZE, num_rows).astype(np.int32),
@@ -110,6 +125,14 @@ def vocab_of(pairs: Sequence[Pair]) -> VocabStatistics:
     return vocab
 
 
+def write_tiny_scales(folder: Folder, identity: DumpIdentity) -> AuxScales | None:
+    """The scales of an int8 dump, from states that depend on the identity alone."""
+    if identity.states_dtype != "int8":
+        return None
+    _, states = make_pair(identity, 99, 20, [])
+    return write_scales(folder, identity, AuxScales.from_states(states.aux_TLH))
+
+
 def write_shard(
     folder: Folder,
     identity: DumpIdentity,
@@ -119,7 +142,15 @@ def write_shard(
 ) -> ShardManifest:
     num_tokens = sum(sample.num_tokens for sample, _ in pairs)
     num_rows = sum(sample.num_rows for sample, _ in pairs)
-    writer = ShardWriter(folder, identity, shard_id, num_tokens, num_rows, attempt=attempt)
+    writer = ShardWriter(
+        folder,
+        identity,
+        shard_id,
+        num_tokens,
+        num_rows,
+        attempt=attempt,
+        scales=write_tiny_scales(folder, identity),
+    )
     for sample, states in pairs:
         writer.append(sample, states)
     return writer.commit(vocab_of(pairs))
@@ -224,13 +255,20 @@ def use_everything(url: str) -> None:
 
 def equal_states(a: SampleStates, b: SampleStates) -> bool:
     """Bit for bit."""
-    return all(
-        getattr(a, name).dtype == getattr(b, name).dtype
-        and getattr(a, name).shape == getattr(b, name).shape
-        and getattr(a, name).tobytes() == getattr(b, name).tobytes()
-        for name in COLUMNS
+    left, right = a.columns(), b.columns()
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype
+        and left[name].shape == right[name].shape
+        and left[name].tobytes() == right[name].tobytes()
+        for name in left
     )
 
 
 def concatenated(states: Sequence[SampleStates]) -> SampleStates:
-    return SampleStates(*(np.concatenate([getattr(s, name) for s in states]) for name in COLUMNS))
+    def joined(a: SampleStates, b: SampleStates) -> SampleStates:
+        right = b.columns()
+        return SampleStates.of_columns(
+            {name: np.concatenate([left, right[name]]) for name, left in a.columns().items()}
+        )
+
+    return reduce(joined, states)

@@ -8,6 +8,7 @@ import pytest
 
 from specpipe.schemas.dump import CHUNK_TRAILER_BYTES
 from specpipe.schemas.errors import IntegrityError
+from specpipe.stages.storage.arrays import array_names
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.samples import samples_from_parquet, samples_to_parquet
 from specpipe.stages.train.run import run
@@ -39,10 +40,11 @@ def foreign_manifest(dump: Dump) -> None:
 
 def token_out_of_range(dump: Dump) -> None:
     key = f"{dump.manifests[0].folder}/samples.parquet"
-    samples = samples_from_parquet(dump.folder.read(key), key)
+    arrays = array_names(dump.identity)
+    samples = samples_from_parquet(dump.folder.read(key), arrays, key)
     ids_T = samples[0].input_ids
     ids_T[-1] = dump.identity.target.vocab_size
-    replace_object(dump.folder, dump.identity, key, samples_to_parquet(samples))
+    replace_object(dump.folder, dump.identity, key, samples_to_parquet(samples, arrays))
 
 
 def short_head(dump: Dump) -> None:

@@ -7,7 +7,14 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 FORMAT_VERSION = 1
 
@@ -19,6 +26,8 @@ REJECTED_FILE = "rejected.jsonl"
 TARGET_FOLDER = "target"
 HEAD_FILE = "head.json"
 HEAD_WEIGHTS_FILE = "head.safetensors"
+AUX_SCALES_FILE = "aux_scales.safetensors"
+"""int8 states only: the scale of each channel of each auxiliary layer."""
 
 CHUNK_TRAILER_BYTES = 4
 """A chunk object ends in the crc32c of its payload: 4 bytes, little endian."""
@@ -122,7 +131,8 @@ class DumpIdentity(Record):
     logits: str = Field("final", pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")
     compression: Literal["none", "zstd"] = "none"
     chunk_tokens: int = Field(gt=0)
-    """Most rows of one chunk of the largest array."""
+    """Most rows of one chunk of `aux`; a chunk of another array has no more bytes than this one,
+    or one row."""
     shard_tokens: int = Field(gt=0)
     context_length: int = Field(gt=1)
     input_sha256: str
@@ -212,10 +222,10 @@ class ShardManifest(Sealed):
     num_tokens: int = Field(ge=0)
     num_rows: int = Field(ge=0)
     """Verifier rows."""
-    token_chunk: int = Field(gt=0)
-    """Rows of a chunk along the token axis."""
-    row_chunk: int = Field(gt=0)
-    """Rows of a chunk along the verifier-row axis."""
+    chunk_rows: dict[str, PositiveInt]
+    """Rows of a chunk of each array; the last chunk may hold fewer."""
+    aux_scales_crc32c: int | None = Field(None, ge=0, lt=2**32)
+    """int8 states only: of the aux_scales.safetensors that the states were divided by."""
     aux_error: tuple[float, ...] | None = None
     """int8 states only: norm of the rounding error over norm of the states, per layer."""
     objects: tuple[ObjectEntry, ...]
@@ -269,8 +279,8 @@ def chunk_tokens(num_layers: int, hidden_size: int, itemsize: int = 2) -> int:
     return lower if rows - lower <= 2 * lower - rows else 2 * lower
 
 
-def chunk_rows(num_rows: int, most_rows: int) -> int:
-    """Rows a chunk of an axis of `num_rows`: equal chunks, none over `most_rows`.
+def equal_chunks(num_rows: int, most_rows: int) -> int:
+    """Rows of a chunk of an axis of `num_rows`: equal chunks, none over `most_rows`.
 
     Equal chunks keep the padding of the last one under a row per chunk.
     """

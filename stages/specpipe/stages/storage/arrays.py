@@ -1,33 +1,17 @@
-"""The arrays of a shard: shapes, dtypes, chunks, and their Zarr v3 metadata.
+"""The arrays of a shard: shapes, dtypes, chunks.
 
-Legend: T tokens, S verifier rows, L aux layers, H hidden.
+Legend: T tokens, S verifier rows, L aux layers, H hidden, K kept logits, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
-from specpipe.schemas.dump import (
-    CHUNK_TRAILER_BYTES,
-    SAMPLES_FILE,
-    VOCAB_FILE,
-    DumpIdentity,
-    ObjectEntry,
-    ShardManifest,
-    chunk_rows,
-)
-from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.dump import DumpIdentity, equal_chunks
 from specpipe.stages.storage.states import bfloat16_is_finite
-
-STATES_GROUP = "states.zarr"
-ATTRIBUTE = "specpipe_dtype"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +35,8 @@ class ArrayLayout:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of every chunk's rows; the last chunk is padded with zeros."""
+        """Bytes of the rows of a full chunk."""
         return self.chunk_rows * self.row_bytes
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Size of every chunk object: the payload and its trailer."""
-        return self.payload_bytes + CHUNK_TRAILER_BYTES
 
     @property
     def chunk_starts(self) -> range:
@@ -72,9 +51,10 @@ class ArrayLayout:
     def shape(self) -> tuple[int, ...]:
         return (self.num_rows, *self.row_shape)
 
-    def chunk_name(self, index: int) -> str:
-        """Key of a chunk, relative to the shard's folder."""
-        return f"{STATES_GROUP}/{self.name}/c/{index}" + "/0" * len(self.row_shape)
+    def bytes_in(self, index: int) -> int:
+        """Bytes of the rows of a chunk, without padding."""
+        rows = min(self.chunk_rows, self.num_rows - index * self.chunk_rows)
+        return rows * self.row_bytes
 
     def chunks_of(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(chunk, first row, last row + 1) of the pieces into which chunks cut [start, stop)."""
@@ -86,89 +66,43 @@ class ArrayLayout:
 
 
 def shard_arrays(
-    identity: DumpIdentity, num_tokens: int, num_rows: int, token_chunk: int, row_chunk: int
+    identity: DumpIdentity, num_tokens: int, num_rows: int, chunk_rows: Mapping[str, int]
 ) -> dict[str, ArrayLayout]:
     """The arrays of a shard of `num_tokens` tokens and `num_rows` verifier rows."""
-    num_layers, hidden = len(identity.layers), identity.target.hidden_size
-    u16, f32, i32 = (np.dtype(name).newbyteorder("<") for name in ("u2", "f4", "i4"))
-    rows = ("row",)
-    arrays = (
-        ArrayLayout(
-            "aux", num_tokens, token_chunk, (num_layers, hidden), u16, ("token", "layer", "hidden")
-        ),
-        ArrayLayout("final", num_rows, row_chunk, (hidden,), u16, ("row", "hidden")),
-        ArrayLayout("logz", num_rows, row_chunk, (), f32, rows),
-        ArrayLayout("token_logprob", num_rows, row_chunk, (), f32, rows),
-        ArrayLayout("argmax", num_rows, row_chunk, (), i32, rows),
-    )
-    return {array.name: array for array in arrays}
+    counts = {"token": num_tokens, "row": num_rows}
+    return {
+        name: ArrayLayout(name, counts[dims[0]], chunk_rows[name], shape, np.dtype(dtype), dims)
+        for name, shape, dtype, dims in _arrays(identity)
+    }
+
+
+def array_names(identity: DumpIdentity) -> tuple[str, ...]:
+    """The arrays of every shard of a dump, in the order of their columns in samples.parquet."""
+    return tuple(name for name, *_ in _arrays(identity))
+
+
+def most_chunk_rows(identity: DumpIdentity) -> dict[str, int]:
+    """Most rows of a chunk of each array: as many bytes as `chunk_tokens` rows of `aux` have."""
+    unit = shard_arrays(identity, 0, 0, dict.fromkeys(array_names(identity), 1))
+    most_bytes = identity.chunk_tokens * unit["aux"].row_bytes
+    return {name: max(1, most_bytes // array.row_bytes) for name, array in unit.items()}
 
 
 def planned_chunks(
     identity: DumpIdentity, planned_tokens: int, planned_rows: int
-) -> tuple[int, int]:
-    """Rows of a chunk along the token axis and along the verifier-row axis.
-
-    A verifier row is L times smaller than a token's aux states, so its chunks hold L times more.
-    """
-    most = identity.chunk_tokens
-    return (
-        chunk_rows(planned_tokens, most),
-        chunk_rows(planned_rows, most * len(identity.layers)),
-    )
-
-
-def shard_entries(manifest: ShardManifest) -> dict[str, ObjectEntry]:
-    """The manifest's objects by their keys relative to the shard's folder."""
-    start = len(manifest.folder) + 1
-    return {entry.key[start:]: entry for entry in manifest.objects}
-
-
-def listed_arrays(
-    identity: DumpIdentity, manifest: ShardManifest, where: str
-) -> dict[str, ArrayLayout]:
-    """The arrays of a committed shard, their chunk sizes taken from the sizes of the chunk objects.
-
-    Raises IntegrityError if the manifest does not list exactly the objects of such a shard.
-    """
-    entries = shard_entries(manifest)
-    unit = shard_arrays(identity, manifest.num_tokens, manifest.num_rows, 1, 1)
-    token_chunk = _listed_chunk_rows(unit["aux"], entries, where)
-    row_chunk = _listed_chunk_rows(unit["final"], entries, where)
-    arrays = shard_arrays(identity, manifest.num_tokens, manifest.num_rows, token_chunk, row_chunk)
-    # Before the chunks are named one by one: the counts may be of anything.
-    num_chunks = sum(array.num_chunks for array in arrays.values())
-    if num_chunks > len(entries):
-        raise IntegrityError(
-            f"the manifest of {where} counts {manifest.num_tokens} tokens and {manifest.num_rows} "
-            f"verifier rows, which take {num_chunks} chunks, but lists {len(entries)} objects"
-        )
-    chunks = {a.chunk_name(i): a.chunk_bytes for a in arrays.values() for i in range(a.num_chunks)}
-    metadata = [STATES_GROUP, *(f"{STATES_GROUP}/{name}" for name in arrays)]
-    names = {SAMPLES_FILE, VOCAB_FILE, *chunks, *(f"{name}/zarr.json" for name in metadata)}
-    if wrong := sorted(names ^ entries.keys()):
-        what = "does not list" if wrong[0] in names else "lists a foreign object,"
-        raise IntegrityError(f"the manifest of {where} {what} {wrong[0]}")
-    for name, size in chunks.items():
-        if entries[name].size != size or not entries[name].trailer_bytes:
-            raise IntegrityError(
-                f"the manifest of {where} gives {name} {entries[name].size} bytes, not {size}"
-            )
-    return arrays
-
-
-def _listed_chunk_rows(array: ArrayLayout, entries: dict[str, ObjectEntry], where: str) -> int:
-    if array.num_rows == 0:
-        return 1
-    first = entries.get(array.chunk_name(0))
-    if first is None:
-        raise IntegrityError(f"the manifest of {where} does not list {array.chunk_name(0)}")
-    return max(1, (first.size - CHUNK_TRAILER_BYTES) // array.row_bytes)
+) -> dict[str, int]:
+    """Rows of a chunk of each array of a shard that is planned to have so many rows."""
+    planned = {"token": planned_tokens, "row": planned_rows}
+    most = most_chunk_rows(identity)
+    return {
+        name: equal_chunks(planned[dimensions[0]], most[name])
+        for name, _, _, dimensions in _arrays(identity)
+    }
 
 
 def values_problem(array: ArrayLayout, values: npt.NDArray[Any], vocab_size: int) -> str | None:
     """What no crc shows: values that no target can have produced. None if all is well."""
-    if len(values) == 0:
+    if len(values) == 0 or values.dtype == np.int8:
         return None
     if array.is_bfloat16:
         finite = bfloat16_is_finite(values)
@@ -180,21 +114,23 @@ def values_problem(array: ArrayLayout, values: npt.NDArray[Any], vocab_size: int
     return None if finite else "holds a value that is infinite or not a number"
 
 
-def zarr_metadata(arrays: dict[str, ArrayLayout]) -> dict[str, bytes]:
-    """Every zarr.json of a shard by its key relative to the shard's folder, from zarr-python."""
-    objects: dict[str, Buffer] = {}
-    group = zarr.create_group(MemoryStore(objects), zarr_format=3)
-    for array in arrays.values():
-        group.create_array(
-            array.name,
-            shape=array.shape,
-            chunks=(array.chunk_rows, *array.row_shape),
-            dtype=array.dtype,
-            serializer=BytesCodec(endian="little"),
-            compressors=[Crc32cCodec()],
-            filters=None,
-            fill_value=0,
-            attributes={ATTRIBUTE: "bfloat16"} if array.is_bfloat16 else {},
-            dimension_names=array.dimensions,
-        )
-    return {f"{STATES_GROUP}/{key}": value.to_bytes() for key, value in sorted(objects.items())}
+Array = tuple[str, tuple[int, ...], str, tuple[str, ...]]
+
+
+def _arrays(identity: DumpIdentity) -> Iterator[Array]:
+    """(name, shape of a row, dtype, dimensions) of each array that such a dump has."""
+    num_layers, hidden = len(identity.layers), identity.target.hidden_size
+    aux = "<i1" if identity.states_dtype == "int8" else "<u2"
+    yield "aux", (num_layers, hidden), aux, ("token", "layer", "hidden")
+    if identity.states_dtype == "int8":
+        yield "aux_scale", (num_layers,), "<f4", ("token", "layer")
+    if identity.logits == "final":
+        yield "final", (hidden,), "<u2", ("row", "hidden")
+    elif identity.logits == "full":
+        yield "logits", (identity.target.vocab_size,), "<u2", ("row", "token_id")
+    elif identity.topk is not None:
+        yield "topk_ids", (identity.topk,), "<i4", ("row", "rank")
+        yield "topk_logits", (identity.topk,), "<u2", ("row", "rank")
+    yield "logz", (), "<f4", ("row",)
+    yield "token_logprob", (), "<f4", ("row",)
+    yield "argmax", (), "<i4", ("row",)

@@ -4,6 +4,8 @@ The concatenation rule lets one pass over the data give the crc of overlapping p
 chunk and of the samples in it follow from the crcs of their common segments.
 """
 
+from functools import cache
+
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ Bytes = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 # The reflected Castagnoli polynomial: bit 31 is x^0, as in the crc register.
 _POLYNOMIAL = 0x82F63B78
 _ONE = 1 << 31
+_SHORT = 2**15
+"""Bytes that are sooner gone through again than their crc is appended to another."""
 
 
 def crc32c(data: Bytes, crc: int = 0) -> int:
@@ -29,9 +33,23 @@ def concat_crc32c(first: int, second: int, num_bytes: int) -> int:
     crc(A + B) = crc(A) * x^(8 * len B) + crc(B) over GF(2) modulo the polynomial, as in zlib's
     crc32_combine.
     """
-    if first == 0 or num_bytes == 0:
-        return first ^ second
-    return _multiply(_power_of_x(8 * num_bytes), first) ^ second
+    for n in range(num_bytes.bit_length()):
+        if num_bytes >> n & 1:
+            lowest, low, high, highest = _shift_tables(n)
+            first = (
+                lowest[first & 0xFF]
+                ^ low[first >> 8 & 0xFF]
+                ^ high[first >> 16 & 0xFF]
+                ^ highest[first >> 24]
+            )
+    return first ^ second
+
+
+def extend_crc32c(crc: int, data: Bytes, data_crc: int) -> int:
+    """crc32c of the bytes whose crc is `crc` followed by `data`, whose own crc is known."""
+    if len(data) < _SHORT:
+        return crc32c(data, crc)
+    return concat_crc32c(crc, data_crc, len(data))
 
 
 def object_entry(key: str, data: Bytes) -> ObjectEntry:
@@ -66,9 +84,14 @@ def _squares() -> list[int]:
 _SQUARES = _squares()
 
 
-def _power_of_x(exponent: int) -> int:
-    power = _ONE
-    for n in range(exponent.bit_length()):
-        if exponent >> n & 1:
-            power = _multiply(_SQUARES[n], power)
-    return power
+@cache
+def _shift_tables(n: int) -> tuple[list[int], ...]:
+    """Products of x^(8 * 2^n) and each value of each byte of a crc, the lowest byte first."""
+    products = [_multiply(_SQUARES[n + 3], 1 << bit) for bit in range(32)]
+    tables = []
+    for byte in range(4):
+        table = [0]
+        for product in products[8 * byte : 8 * byte + 8]:
+            table += [value ^ product for value in table]
+        tables.append(table)
+    return tuple(tables)

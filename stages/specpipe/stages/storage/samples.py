@@ -31,16 +31,13 @@ _PLANNED = pa.schema(
         ("max_new_tokens", pa.int64()),
     ]
 )
-_STORED = pa.schema(
-    [
-        *_PLANNED,
-        ("offset", pa.int64()),
-        ("row_offset", pa.int64()),
-        ("num_rows", pa.int64()),
-        ("aux_crc32c", pa.uint32()),
-        ("final_crc32c", pa.uint32()),
-    ]
-)
+
+
+def stored_schema(arrays: Sequence[str]) -> Any:
+    """Columns of a shard's samples.parquet, `arrays` being those of the shard."""
+    places = [(name, pa.int64()) for name in ("offset", "row_offset", "num_rows")]
+    crcs = [(_crc_column(array), pa.uint32()) for array in arrays]
+    return pa.schema([*_PLANNED, *places, *crcs])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,10 +89,8 @@ class StoredSample(PlannedSample):
     """First token on the shard's token axis."""
     row_offset: int = 0
     """First verifier row on the shard's verifier-row axis."""
-    aux_crc32c: int = 0
-    """crc32c of its rows of `aux`: T * L * H little-endian 16-bit values."""
-    final_crc32c: int = 0
-    """crc32c of its rows of `final`."""
+    crc32c: dict[str, int] = field(default_factory=dict)
+    """Of its rows of each array, as they are stored but for compression."""
 
 
 def plan_to_parquet(samples: Sequence[PlannedSample]) -> bytes:
@@ -107,29 +102,28 @@ def plan_from_parquet(data: bytes, where: str) -> list[PlannedSample]:
     return [PlannedSample(**_fields(row)) for row in _rows(data, _PLANNED, where)]
 
 
-def samples_to_parquet(samples: Sequence[StoredSample]) -> bytes:
+def samples_to_parquet(samples: Sequence[StoredSample], arrays: Sequence[str]) -> bytes:
     rows = [
         {
             **_planned_row(sample),
             "offset": sample.offset,
             "row_offset": sample.row_offset,
             "num_rows": sample.num_rows,
-            "aux_crc32c": sample.aux_crc32c,
-            "final_crc32c": sample.final_crc32c,
+            **{_crc_column(array): sample.crc32c[array] for array in arrays},
         }
         for sample in samples
     ]
-    return _to_parquet(rows, _STORED)
+    return _to_parquet(rows, stored_schema(arrays))
 
 
-def samples_from_parquet(data: bytes, where: str) -> list[StoredSample]:
+def samples_from_parquet(data: bytes, arrays: Sequence[str], where: str) -> list[StoredSample]:
     """Raises IntegrityError, naming `where`, if the data is no table of stored samples.
 
     The samples tile both axes in order, and each one's number of verifier rows is that of its mask.
     """
     samples: list[StoredSample] = []
     offset = row_offset = 0
-    for row in _rows(data, _STORED, where):
+    for row in _rows(data, stored_schema(arrays), where):
         if (row["offset"], row["row_offset"]) != (offset, row_offset):
             raise IntegrityError(
                 f"{where}: sample {row['sample_id']} does not begin where the one before it ends"
@@ -138,8 +132,7 @@ def samples_from_parquet(data: bytes, where: str) -> list[StoredSample]:
             **_fields(row),
             offset=offset,
             row_offset=row_offset,
-            aux_crc32c=row["aux_crc32c"],
-            final_crc32c=row["final_crc32c"],
+            crc32c={array: row[_crc_column(array)] for array in arrays},
         )
         if row["num_rows"] != sample.num_rows:
             raise IntegrityError(
@@ -211,6 +204,10 @@ def check_identity(sample: PlannedSample, where: str) -> None:
             f"{where}: sample {sample.sample_id} ({sample.source}) does not hold the token ids "
             "and the loss mask that its sample_id and prompt_id are hashes of"
         )
+
+
+def _crc_column(array: str) -> str:
+    return f"{array}_crc32c"
 
 
 def _planned_row(sample: PlannedSample) -> dict[str, Any]:

@@ -1,30 +1,26 @@
-"""Read one committed shard whole, and check it against its manifest, its plan and itself.
+"""Read one committed shard whole, and check it against its manifest, its plan and itself."""
 
-Legend: S verifier rows.
-"""
-
-import json
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from specpipe.schemas.dump import (
+    AUX_SCALES_FILE,
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpIdentity,
+    ObjectEntry,
     ShardManifest,
     manifest_key,
     plan_key,
 )
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.array_check import ArrayCheck, aux_span, final_span
-from specpipe.stages.storage.arrays import (
-    ArrayLayout,
-    listed_arrays,
-    shard_entries,
-    zarr_metadata,
-)
+from specpipe.stages.storage.array_check import ArrayCheck, sample_spans
+from specpipe.stages.storage.arrays import ArrayLayout, array_names
+from specpipe.stages.storage.chunk_codec import ChunkCodec, chunk_codec
+from specpipe.stages.storage.chunk_read import read_chunk
 from specpipe.stages.storage.findings import Findings
+from specpipe.stages.storage.listing import listed_arrays, shard_entries
 from specpipe.stages.storage.samples import (
     StoredSample,
     check_plan,
@@ -32,89 +28,84 @@ from specpipe.stages.storage.samples import (
     plan_from_parquet,
     samples_from_parquet,
 )
+from specpipe.stages.storage.scales import read_scales
 from specpipe.stages.storage.vocab import VocabStatistics
-
-# What a reader of another library goes by; other fields may differ between zarr versions.
-_ZARR_FIELDS = ("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "attributes")
+from specpipe.stages.storage.zarr_chunks import describes_the_same
 
 
 def check_shard(
     findings: Findings, identity: DumpIdentity, manifest: ShardManifest
 ) -> VocabStatistics | None:
     """Note all that is wrong with a shard; returns its vocabulary statistics if they are sound."""
-    folder = findings.folder
-    entries = shard_entries(manifest)
+    folder, codec = findings.folder, chunk_codec(identity)
     try:
-        arrays = listed_arrays(identity, manifest, folder.where(manifest.folder))
+        arrays = listed_arrays(identity, codec, manifest, folder.where(manifest.folder))
     except IntegrityError as error:
         findings.note(manifest_key(manifest.shard_id), error)
         for entry in manifest.objects:
             findings.check_object(entry)
         return None
-    for entry in manifest.objects:
-        if not entry.trailer_bytes:
-            findings.check_object(entry)
-    _check_metadata(findings, arrays, manifest)
-    samples = _check_samples(findings, identity, manifest)
-    spans = {
-        "aux": [aux_span(sample) for sample in samples],
-        "final": [final_span(sample) for sample in samples],
+    entries = shard_entries(manifest)
+    chunks = {
+        name: [entries[codec.chunk_name(array, i)] for i in range(array.num_chunks)]
+        for name, array in arrays.items()
     }
+    in_arrays = {entry.key for listed in chunks.values() for entry in listed}
+    for entry in manifest.objects:
+        if entry.key not in in_arrays:
+            findings.check_object(entry)
+    _check_metadata(findings, codec.metadata(arrays), manifest)
+    if manifest.aux_scales_crc32c is not None:
+        _check_scales(findings, identity, manifest)
+    samples = _check_samples(findings, identity, manifest)
     for name, array in arrays.items():
-        check = ArrayCheck(
-            array,
-            [entries[array.chunk_name(i)] for i in range(array.num_chunks)],
-            spans.get(name, []),
-            identity.target.vocab_size,
-        )
-        _check_array(findings, array, check, manifest)
+        spans = sample_spans(array, samples)
+        check = ArrayCheck(array, chunks[name], spans, identity.target.vocab_size)
+        _check_array(findings, codec, array, chunks[name], check)
     return _check_vocab(findings, identity, manifest)
 
 
 def _check_array(
-    findings: Findings, array: ArrayLayout, check: ArrayCheck, manifest: ShardManifest
+    findings: Findings,
+    codec: ChunkCodec,
+    array: ArrayLayout,
+    chunks: Sequence[ObjectEntry],
+    check: ArrayCheck,
 ) -> None:
-    entries = shard_entries(manifest)
-    chunk = np.empty(0, np.uint8)
-    for index in range(array.num_chunks):
-        entry = entries[array.chunk_name(index)]
-        num_rows = min(array.chunk_rows, array.num_rows - index * array.chunk_rows)
-        end = num_rows * array.row_bytes
-        is_read = findings.check_size(entry)
-        if is_read:
-            if not len(chunk):
-                # Not sooner: the size in the manifest may be anything.
-                chunk = np.empty(array.chunk_bytes, np.uint8)
+    # Of a bounded size, whatever the manifest says: `listed_arrays` has seen to that.
+    buffer = np.empty(array.bytes_in(0) if chunks else 0, np.uint8)
+    for index, entry in enumerate(chunks):
+        rows = tail = None
+        if findings.check_size(entry):
+            rows = buffer[: array.bytes_in(index)]
             try:
-                findings.folder.read_into(entry.key, 0, [chunk.data])
+                tail = read_chunk(findings.folder, codec, array, entry, rows)
             except IntegrityError as error:
-                # It was there when the store was listed.
                 findings.note(entry.key, error)
-                is_read = False
+                rows = None
             findings.advance(entry.size)
-        for key, problem in check.chunk(index, chunk[:end] if is_read else None, chunk[end:]):
+        for key, problem in check.chunk(index, rows, tail):
             findings.note(key, problem)
 
 
 def _check_metadata(
-    findings: Findings, arrays: dict[str, ArrayLayout], manifest: ShardManifest
+    findings: Findings, metadata: dict[str, bytes], manifest: ShardManifest
 ) -> None:
     """The zarr.json objects, which specpipe itself does not go by."""
-    for name, data in zarr_metadata(arrays).items():
+    for name, data in metadata.items():
         key = f"{manifest.folder}/{name}"
-        if not findings.is_sound(key):
-            continue
-        try:
-            stored = json.loads(findings.folder.read(key))
-        except ValueError:
-            stored = {}
-        if _essence(stored) != _essence(json.loads(data)):
+        if findings.is_sound(key) and not describes_the_same(findings.folder.read(key), data):
             findings.note(key, "does not describe the array that the manifest lists")
 
 
-def _essence(metadata: Any) -> list[Any]:
-    codecs = [codec.get("name") for codec in metadata.get("codecs", [])]
-    return [codecs, *(metadata.get(field) for field in _ZARR_FIELDS)]
+def _check_scales(findings: Findings, identity: DumpIdentity, manifest: ShardManifest) -> None:
+    try:
+        scales = read_scales(findings.folder, identity)
+    except IntegrityError as error:
+        findings.note(AUX_SCALES_FILE, error)
+        return
+    if scales.crc32c != manifest.aux_scales_crc32c:
+        findings.note(AUX_SCALES_FILE, f"is not the one that {manifest.folder} was written with")
 
 
 def _check_samples(
@@ -125,7 +116,8 @@ def _check_samples(
     if not findings.is_sound(key):
         return []
     try:
-        samples = samples_from_parquet(folder.read(key), folder.where(key))
+        data, names = folder.read(key), array_names(identity)
+        samples = samples_from_parquet(data, names, folder.where(key))
         check_samples(samples, identity, manifest, folder.where(key))
     except IntegrityError as error:
         findings.note(key, error)

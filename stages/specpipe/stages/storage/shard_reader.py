@@ -3,8 +3,7 @@
 Legend: T tokens, S verifier rows, L aux layers, H hidden.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -12,30 +11,37 @@ import numpy as np
 import numpy.typing as npt
 
 from specpipe.schemas.dump import (
+    AUX_SCALES_FILE,
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpIdentity,
-    ObjectEntry,
     ShardManifest,
 )
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.array_check import ArrayCheck, Span, aux_span, final_span
-from specpipe.stages.storage.arrays import listed_arrays, shard_entries, values_problem
+from specpipe.stages.storage.array_check import ArrayCheck, sample_span, sample_spans
+from specpipe.stages.storage.arrays import ArrayLayout, values_problem
+from specpipe.stages.storage.chunk_codec import Buffer, chunk_codec
+from specpipe.stages.storage.chunk_read import read_chunk
 from specpipe.stages.storage.crc import crc32c
 from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
+from specpipe.stages.storage.int8_states import Quantiser
+from specpipe.stages.storage.listing import listed_arrays, shard_entries
 from specpipe.stages.storage.objects import read_object
 from specpipe.stages.storage.samples import StoredSample, check_samples, samples_from_parquet
+from specpipe.stages.storage.scales import read_scales
 from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.vocab import VocabStatistics
 
 _PARALLEL_READS = 4
 
+Columns = dict[str, npt.NDArray[Any]]
+
 
 class ShardReader:
     """One committed shard, `folder` being the dump's root.
 
-    The manifest's sizes locate everything, so no object is opened to find another. Samples and
-    the arrays of one number a row are kept once read.
+    The manifest locates everything, so no object is opened to find another. Samples and the
+    arrays of one number a row are kept once read.
     """
 
     def __init__(self, folder: Folder, identity: DumpIdentity, manifest: ShardManifest) -> None:
@@ -46,8 +52,10 @@ class ShardReader:
         self._where = folder.where(manifest.folder)
         if manifest.fingerprint != identity.fingerprint:
             raise IntegrityError(f"the manifest of {self._where} belongs to another dump")
+        self._codec = chunk_codec(identity)
         self._entries = shard_entries(manifest)
-        self._arrays = listed_arrays(identity, manifest, self._where)
+        self._arrays = listed_arrays(identity, self._codec, manifest, self._where)
+        self._wide = [array for array in self._arrays.values() if array.row_shape]
 
     def samples(self) -> list[StoredSample]:
         """All samples of the shard, in the order of its axes."""
@@ -60,81 +68,117 @@ class ShardReader:
 
     def read_all(self) -> SampleStates:
         """The states of all samples, concatenated; every chunk and every sample checked."""
-        return SampleStates(
-            aux_TLH=self._read_array("aux", [aux_span(sample) for sample in self._samples]),
-            final_SH=self._read_array("final", [final_span(sample) for sample in self._samples]),
-            **self._row_columns,
-        )
+        return self._states(self._read_arrays(self._wide) | self._scalars)
 
     def read_sample(self, sample: StoredSample) -> SampleStates:
-        """The states of one of `samples()`: no byte of `aux` and `final` beyond its own is read."""
-        span = final_span(sample)
-        return SampleStates(
-            aux_TLH=self._read_rows("aux", aux_span(sample)),
-            final_SH=self._read_rows("final", span),
-            **{name: values[span.start : span.stop] for name, values in self._row_columns.items()},
-        )
+        """The states of one of `samples()`, checked.
+
+        Of raw chunks only the sample's own rows are read, of others the whole of each chunk that
+        holds some of them; but for the arrays of one number a row, which are read once.
+        """
+        columns = {array.name: self._read_rows(array, sample) for array in self._wide}
+        rows = slice(sample.row_offset, sample.row_offset + sample.num_rows)
+        return self._states(columns | {name: row[rows] for name, row in self._scalars.items()})
 
     @cached_property
     def _samples(self) -> list[StoredSample]:
         where = f"{self._where}/{SAMPLES_FILE}"
-        samples = samples_from_parquet(self._read(SAMPLES_FILE), where)
+        samples = samples_from_parquet(self._read(SAMPLES_FILE), [*self._arrays], where)
         check_samples(samples, self._identity, self._manifest, where)
         return samples
 
     @cached_property
-    def _row_columns(self) -> dict[str, npt.NDArray[Any]]:
-        """logz_S, token_logprob_S and argmax_S of the whole shard."""
-        return {f"{n}_S": self._read_array(n) for n in ("logz", "token_logprob", "argmax")}
+    def _scalars(self) -> Columns:
+        return self._read_arrays([a for a in self._arrays.values() if not a.row_shape])
+
+    @cached_property
+    def _quantiser(self) -> Quantiser:
+        scales = read_scales(self._folder, self._identity)
+        if scales.crc32c != self._manifest.aux_scales_crc32c:
+            raise IntegrityError(
+                f"{self._folder.where(AUX_SCALES_FILE)} is not the one that {self._where} was "
+                f"written with; {HOW_TO_REPAIR}"
+            )
+        return Quantiser(scales.channel_LH)
+
+    def _states(self, columns: Columns) -> SampleStates:
+        if self._identity.states_dtype == "int8":
+            scale_TL = columns.pop("aux_scale")
+            columns["aux"] = self._quantiser.dequantise(columns["aux"], scale_TL)
+        return SampleStates.of_columns(columns)
 
     def _read(self, name: str) -> bytes:
         return read_object(self._folder, self._entries[name])
 
-    def _read_array(self, name: str, spans: Sequence[Span] = ()) -> npt.NDArray[Any]:
-        """A whole array, read in parallel; `spans`, where given, tile its rows."""
-        layout = self._arrays[name]
-        entries = [self._entries[layout.chunk_name(i)] for i in range(layout.num_chunks)]
-        check = ArrayCheck(layout, entries, spans, self._identity.target.vocab_size)
-        values = np.empty(layout.shape, layout.dtype)
-        data = values.reshape(-1).view(np.uint8)
-        rows = [data[at : at + layout.payload_bytes] for at in layout.chunk_starts]
+    def _read_arrays(self, arrays: list[ArrayLayout]) -> Columns:
+        """Whole arrays, their chunks read in parallel and checked in order."""
+        # Counted before anything is allocated: the manifest's counts may be of anything.
+        samples = self._samples
+        columns = {array.name: np.empty(array.shape, array.dtype) for array in arrays}
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            tails = [
-                pool.submit(self._read_chunk, entry, chunk)
-                for entry, chunk in zip(entries, rows, strict=True)
-            ]
-            for index, tail in enumerate(tails):
-                for key, problem in check.chunk(index, rows[index], tail.result()):
-                    pool.shutdown(cancel_futures=True)
-                    raise IntegrityError(f"{self._folder.where(key)} {problem}; {HOW_TO_REPAIR}")
-        return values
+            try:
+                reads = {a.name: self._start_reading(pool, a, columns[a.name]) for a in arrays}
+                for array in arrays:
+                    check = self._check(array, samples)
+                    for index, (rows, tail) in enumerate(reads[array.name]):
+                        for key, problem in check.chunk(index, rows, tail.result()):
+                            where = self._folder.where(key)
+                            raise IntegrityError(f"{where} {problem}; {HOW_TO_REPAIR}")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return columns
 
-    def _read_chunk(self, entry: ObjectEntry, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Read a chunk's rows to where they belong; returns its padding and trailer."""
-        tail = np.empty(entry.size - len(rows), np.uint8)
-        self._folder.read_into(entry.key, 0, [rows.data, tail.data])
-        return tail
+    def _start_reading(
+        self, pool: ThreadPoolExecutor, array: ArrayLayout, values: npt.NDArray[Any]
+    ) -> list[tuple[Buffer, Future[Buffer | None]]]:
+        """Each chunk's rows, and what `read_chunk` will return of it."""
+        data = values.reshape(-1).view(np.uint8)
+        chunks = [data[at : at + array.payload_bytes] for at in array.chunk_starts]
+        return [
+            (rows, pool.submit(self._read_chunk, array, index, rows))
+            for index, rows in enumerate(chunks)
+        ]
 
-    def _read_rows(self, name: str, span: Span) -> npt.NDArray[Any]:
+    def _read_chunk(self, array: ArrayLayout, index: int, rows: Buffer) -> Buffer | None:
+        entry = self._entries[self._codec.chunk_name(array, index)]
+        return read_chunk(self._folder, self._codec, array, entry, rows)
+
+    def _read_rows(self, array: ArrayLayout, sample: StoredSample) -> npt.NDArray[Any]:
         """A sample's rows of an array, checked against their own crc."""
-        layout = self._arrays[name]
-        values = np.empty((span.stop - span.start, *layout.row_shape), layout.dtype)
-        views = values.reshape(-1).view(np.uint8).data
-        for index, start, stop in layout.chunks_of(span.start, span.stop):
-            at = (start - index * layout.chunk_rows) * layout.row_bytes
-            size = (stop - start) * layout.row_bytes
-            self._folder.read_into(self._entries[layout.chunk_name(index)].key, at, [views[:size]])
-            views = views[size:]
-        problem = values_problem(layout, values, self._identity.target.vocab_size)
+        span = sample_span(array, sample)
+        values = np.empty((span.stop - span.start, *array.row_shape), array.dtype)
+        rest = values.reshape(-1).view(np.uint8)
+        for index, start, stop in array.chunks_of(span.start, span.stop):
+            at = (start - index * array.chunk_rows) * array.row_bytes
+            size = (stop - start) * array.row_bytes
+            if self._codec.is_raw:
+                key = self._entries[self._codec.chunk_name(array, index)].key
+                self._folder.read_into(key, at, [rest[:size].data])
+            else:
+                rows = np.empty(array.bytes_in(index), np.uint8)
+                self._read_chunk(array, index, rows)
+                rest[:size] = rows[at : at + size]
+            rest = rest[size:]
+        problem = values_problem(array, values, self._identity.target.vocab_size)
         if crc32c(values.reshape(-1).view(np.uint8)) != span.crc:
             problem = f"is not what was written: its crc32c differs from the one in {SAMPLES_FILE}"
         if problem:
             keys = ", ".join(
-                self._entries[layout.chunk_name(index)].key
-                for index, _, _ in layout.chunks_of(span.start, span.stop)
+                self._entries[self._codec.chunk_name(array, index)].key
+                for index, _, _ in array.chunks_of(span.start, span.stop)
             )
             raise IntegrityError(
-                f"{self._folder.url}: {name} of sample {span.sample_id} (in {keys}) {problem}; "
-                f"{HOW_TO_REPAIR}"
+                f"{self._folder.url}: {array.name} of sample {span.sample_id} (in {keys}) "
+                f"{problem}; {HOW_TO_REPAIR}"
             )
         return values
+
+    def _check(self, array: ArrayLayout, samples: list[StoredSample]) -> ArrayCheck:
+        names = (self._codec.chunk_name(array, index) for index in range(array.num_chunks))
+        return ArrayCheck(
+            array,
+            [self._entries[name] for name in names],
+            sample_spans(array, samples),
+            self._identity.target.vocab_size,
+        )

@@ -4,8 +4,6 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden.
 """
 
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,36 +11,34 @@ import numpy as np
 import numpy.typing as npt
 
 from specpipe.schemas.dump import (
-    CHUNK_TRAILER_BYTES,
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpIdentity,
-    ObjectEntry,
     ShardManifest,
     manifest_key,
     shard_folder,
 )
-from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.arrays import (
-    ArrayLayout,
-    planned_chunks,
-    shard_arrays,
-    zarr_metadata,
-)
-from specpipe.stages.storage.crc import chunk_entry, concat_crc32c, crc32c, object_entry
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.storage.arrays import ArrayLayout, planned_chunks, shard_arrays
+from specpipe.stages.storage.chunk_codec import Buffer, chunk_codec
+from specpipe.stages.storage.crc import crc32c, extend_crc32c
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.int8_states import Quantiser
+from specpipe.stages.storage.outbox import Outbox
 from specpipe.stages.storage.records import read_manifest
 from specpipe.stages.storage.samples import PlannedSample, StoredSample, samples_to_parquet
+from specpipe.stages.storage.scales import AuxScales
 from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.vocab import VocabStatistics
 
-Buffer = npt.NDArray[np.uint8]
+WRITE_BUFFER_BYTES = 256 * 2**20
 
 
 class ShardWriter:
     """One attempt at shard `shard_id`, in a folder of its own that nobody else writes to.
 
-    Memory: the open chunk of each array and one more chunk that is on its way to the store.
+    Memory: `write_buffer_bytes` for chunks that are being filled or are on their way to the store,
+    or one chunk of each array where that is more. `append` waits while all of it is in use.
     """
 
     def __init__(
@@ -54,40 +50,44 @@ class ShardWriter:
         planned_rows: int,
         *,
         attempt: str | None = None,
+        scales: AuxScales | None = None,
+        write_buffer_bytes: int = WRITE_BUFFER_BYTES,
     ) -> None:
-        """`folder` is the dump's root; `attempt` is random unless given (for fixed test data)."""
+        """`folder` is the dump's root; `attempt` is random unless given (for fixed test data).
+
+        `scales` are the dump's, for int8 states; raises ConfigError without them.
+        """
         self._folder = folder
         self._identity = identity
         self._shard_id = shard_id
         self._attempt = attempt or uuid.uuid4().hex[:16]
-        self._chunks = planned_chunks(identity, planned_tokens, planned_rows)
-        self._outbox = _Outbox(folder, shard_folder(shard_id, self._attempt))
+        self._scales = scales if identity.states_dtype == "int8" else None
+        self._quantiser = Quantiser(self._scales.channel_LH) if self._scales else None
+        if identity.states_dtype == "int8" and not self._scales:
+            raise ConfigError("int8 states need the scales of the dump's channels")
+        self._codec = chunk_codec(identity)
+        self._chunk_rows = planned_chunks(identity, planned_tokens, planned_rows)
+        prefix = shard_folder(shard_id, self._attempt)
+        self._outbox = Outbox(folder, prefix, self._codec, write_buffer_bytes)
         self._arrays = {
             name: _ArrayWriter(layout, self._outbox)
-            for name, layout in shard_arrays(identity, 0, 0, *self._chunks).items()
+            for name, layout in shard_arrays(identity, 0, 0, self._chunk_rows).items()
         }
         self._samples: list[StoredSample] = []
         self._num_tokens = 0
         self._num_rows = 0
 
     def append(self, sample: PlannedSample, states: SampleStates) -> None:
-        """Add a sample; full chunks go out. Raises IntegrityError on shapes that do not fit."""
-        columns: dict[str, tuple[npt.NDArray[Any], int]] = {
-            "aux": (states.aux_TLH, sample.num_tokens),
-            "final": (states.final_SH, sample.num_rows),
-            "logz": (states.logz_S, sample.num_rows),
-            "token_logprob": (states.token_logprob_S, sample.num_rows),
-            "argmax": (states.argmax_S, sample.num_rows),
-        }
-        for name, (values, num_rows) in columns.items():
-            layout = self._arrays[name].layout
-            expected = (num_rows, *layout.row_shape)
-            if values.shape != expected or values.dtype != layout.dtype:
-                raise IntegrityError(
-                    f"sample {sample.sample_id} ({sample.source}): {name} is {values.dtype} "
-                    f"{list(values.shape)}, expected {layout.dtype} {list(expected)}"
-                )
-        crcs = {name: self._arrays[name].append(values) for name, (values, _) in columns.items()}
+        """Add a sample; full chunks go out.
+
+        Raises IntegrityError on states that do not fit, StoreError if an earlier chunk did not
+        get through.
+        """
+        columns = states.columns()
+        self._check(sample, columns)
+        if self._quantiser:
+            columns["aux"], columns["aux_scale"] = self._quantiser.quantise(states.aux_TLH)
+        crcs = {name: array.append(columns[name]) for name, array in self._arrays.items()}
         self._samples.append(
             StoredSample(
                 sample_id=sample.sample_id,
@@ -97,20 +97,41 @@ class ShardWriter:
                 input_ids=sample.input_ids,
                 loss_mask=sample.loss_mask,
                 metadata=sample.metadata,
+                max_new_tokens=sample.max_new_tokens,
                 offset=self._num_tokens,
                 row_offset=self._num_rows,
-                aux_crc32c=crcs["aux"],
-                final_crc32c=crcs["final"],
+                crc32c=crcs,
             )
         )
         self._num_tokens += sample.num_tokens
         self._num_rows += sample.num_rows
 
+    def _check(self, sample: PlannedSample, columns: dict[str, npt.NDArray[Any]]) -> None:
+        """That the states have the dump's arrays, in their shapes and dtypes."""
+        where = f"sample {sample.sample_id} ({sample.source})"
+        layouts = {name: a.layout for name, a in self._arrays.items() if name != "aux_scale"}
+        if wrong := sorted(layouts.keys() ^ columns.keys()):
+            raise IntegrityError(
+                f"{where}: {wrong[0]} is {'missing' if wrong[0] in layouts else 'not stored'} in "
+                f"logits mode {self._identity.logits}"
+            )
+        counts = {"token": sample.num_tokens, "row": sample.num_rows}
+        for name, layout in layouts.items():
+            dtype = np.dtype(np.uint16) if name == "aux" else layout.dtype
+            expected = (counts[layout.dimensions[0]], *layout.row_shape)
+            values = columns[name]
+            if values.shape != expected or values.dtype != dtype:
+                raise IntegrityError(
+                    f"{where}: {name} is {values.dtype} {list(values.shape)}, expected {dtype} "
+                    f"{list(expected)}"
+                )
+
     def commit(self, vocab: VocabStatistics) -> ShardManifest:
         """Write what is left, then the manifest; returns the manifest that counts.
 
         It is another attempt's if that one was committed first; ours then stays unlisted. Raises
-        IntegrityError if that manifest is damaged or belongs to another dump.
+        StoreError if anything did not get through, IntegrityError if the manifest that is there is
+        damaged or belongs to another dump.
         """
         for array in self._arrays.values():
             array.close()
@@ -118,9 +139,9 @@ class ShardWriter:
             name: replace(array.layout, num_rows=array.num_rows)
             for name, array in self._arrays.items()
         }
-        for name, data in zarr_metadata(layouts).items():
+        for name, data in self._codec.metadata(layouts).items():
             self._outbox.put(name, data)
-        self._outbox.put(SAMPLES_FILE, samples_to_parquet(self._samples))
+        self._outbox.put(SAMPLES_FILE, samples_to_parquet(self._samples, [*layouts]))
         self._outbox.put(VOCAB_FILE, vocab.to_parquet())
         manifest = ShardManifest(
             shard_id=self._shard_id,
@@ -129,9 +150,10 @@ class ShardWriter:
             num_samples=len(self._samples),
             num_tokens=self._num_tokens,
             num_rows=self._num_rows,
-            token_chunk=self._chunks[0],
-            row_chunk=self._chunks[1],
-            objects=tuple(sorted(self._outbox.close(), key=lambda entry: entry.key)),
+            chunk_rows=self._chunk_rows,
+            aux_scales_crc32c=self._scales.crc32c if self._scales else None,
+            aux_error=self._quantiser.relative_error() if self._quantiser else None,
+            objects=tuple(self._outbox.close()),
         )
         key = manifest_key(self._shard_id)
         if self._folder.create(key, manifest.to_json()):
@@ -139,55 +161,13 @@ class ShardWriter:
         return read_manifest(self._folder, key, self._identity.fingerprint)
 
 
-class _Outbox:
-    """Objects on their way to the store: at most one chunk waits, so that memory is bounded."""
-
-    def __init__(self, folder: Folder, prefix: str) -> None:
-        self._folder = folder
-        self._prefix = prefix
-        self._entries: list[ObjectEntry] = []
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer")
-        self._pending: Future[None] | None = None
-
-    def put(self, name: str, data: bytes) -> None:
-        key = f"{self._prefix}/{name}"
-        self._folder.write(key, data)
-        self._entries.append(object_entry(key, data))
-
-    def put_chunk(
-        self, name: str, chunk: Buffer, payload_crc: int, done: Callable[[Buffer], None]
-    ) -> None:
-        """Send a chunk while the caller goes on; `done` takes its buffer back."""
-        self.wait()
-        key = f"{self._prefix}/{name}"
-
-        def send() -> None:
-            self._folder.write(key, chunk.data)
-            done(chunk)
-
-        self._entries.append(chunk_entry(key, len(chunk), payload_crc))
-        self._pending = self._thread.submit(send)
-
-    def wait(self) -> None:
-        """Until nothing is on its way; raises what went wrong there."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-
-    def close(self) -> list[ObjectEntry]:
-        self.wait()
-        self._thread.shutdown()
-        return self._entries
-
-
 class _ArrayWriter:
     """The open chunk of one array."""
 
-    def __init__(self, layout: ArrayLayout, outbox: _Outbox) -> None:
+    def __init__(self, layout: ArrayLayout, outbox: Outbox) -> None:
         self.layout = layout
         self.num_rows = 0
         self._outbox = outbox
-        self._free: list[Buffer] = []
         self._chunk: Buffer | None = None
         self._crc = 0
 
@@ -198,31 +178,23 @@ class _ArrayWriter:
         crc, start = 0, self.num_rows
         for index, first, stop in layout.chunks_of(start, start + len(values)):
             if self._chunk is None:
-                self._chunk = (
-                    self._free.pop() if self._free else np.empty(layout.chunk_bytes, np.uint8)
-                )
+                self._chunk = self._outbox.buffer(layout)
             piece = rows[(first - start) * layout.row_bytes : (stop - start) * layout.row_bytes]
             at = (first - index * layout.chunk_rows) * layout.row_bytes
             self._chunk[at : at + len(piece)] = piece
             piece_crc = crc32c(piece)
-            crc = concat_crc32c(crc, piece_crc, len(piece))
-            self._crc = concat_crc32c(self._crc, piece_crc, len(piece))
+            crc = extend_crc32c(crc, piece, piece_crc)
+            self._crc = extend_crc32c(self._crc, piece, piece_crc)
             self.num_rows = stop
             if stop == (index + 1) * layout.chunk_rows:
-                self._send(self._chunk)
+                self.close()
         return crc
 
     def close(self) -> None:
-        """Send the last chunk, padded with zeros to a full one."""
-        if self._chunk is not None:
-            used = self.num_rows % self.layout.chunk_rows * self.layout.row_bytes
-            padding = self._chunk[used:-CHUNK_TRAILER_BYTES]
-            padding[:] = 0
-            self._crc = crc32c(padding, self._crc)
-            self._send(self._chunk)
-
-    def _send(self, chunk: Buffer) -> None:
-        chunk[-CHUNK_TRAILER_BYTES:] = np.array([self._crc], "<u4").view(np.uint8)
+        """Send what there is of the open chunk."""
+        if self._chunk is None:
+            return
         index = (self.num_rows - 1) // self.layout.chunk_rows
-        self._outbox.put_chunk(self.layout.chunk_name(index), chunk, self._crc, self._free.append)
+        num_bytes = (self.num_rows - index * self.layout.chunk_rows) * self.layout.row_bytes
+        self._outbox.put_chunk(self.layout, index, self._chunk, num_bytes, self._crc)
         self._chunk, self._crc = None, 0

@@ -1,0 +1,101 @@
+"""Chunks of arrays as Parquet files of one column; the files of an array are a dataset to Arrow."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from specpipe.schemas.errors import IntegrityError
+from specpipe.stages.storage.arrays import ArrayLayout
+from specpipe.stages.storage.chunk_codec import Buffer, EncodedChunk
+from specpipe.stages.storage.crc import crc32c
+from specpipe.stages.storage.folder import HOW_TO_REPAIR
+
+_LEVEL = 1
+_PAGE_BYTES = 2**26
+_MARGIN = 2**16
+"""Bytes of a file that are not rows: headers of pages and the footer."""
+_SCALARS = {"float32": pa.float32(), "int32": pa.int32()}
+
+
+class ParquetChunks:
+    """A column of fixed-size binary values, a row of the array each; plain numbers where a row is
+    one number. No dictionary, no statistics, one row group."""
+
+    group = "states.parquet"
+    is_raw = False
+
+    def __init__(self, compression: Literal["none", "zstd"]) -> None:
+        self._compression = compression
+
+    def chunk_name(self, array: ArrayLayout, index: int) -> str:
+        return f"{self.group}/{array.name}/{index:06d}.parquet"
+
+    def extra_bytes(self, array: ArrayLayout) -> int:
+        # Arrow collects a page before it appends it to the file.
+        return 2 * array.payload_bytes + _MARGIN
+
+    def encode(self, array: ArrayLayout, chunk: Buffer, num_bytes: int, crc: int) -> EncodedChunk:
+        schema = array_schema(array)
+        num_rows = num_bytes // array.row_bytes
+        values = pa.Array.from_buffers(
+            schema.field(0).type, num_rows, [None, pa.py_buffer(chunk[:num_bytes])]
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(
+            pa.Table.from_arrays([values], schema=schema),
+            sink,
+            row_group_size=num_rows,
+            use_dictionary=False,
+            write_statistics=False,
+            compression=self._compression,
+            compression_level=_LEVEL if self._compression == "zstd" else None,
+            data_page_size=_PAGE_BYTES,
+        )
+        data = memoryview(sink.getvalue())
+        return EncodedChunk(data, crc32c(data), 0)
+
+    def decode(self, array: ArrayLayout, data: memoryview, rows: Buffer, where: str) -> None:
+        num_rows = len(rows) // array.row_bytes
+        try:
+            file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
+            # Before anything is decompressed: the counts may be of anything.
+            column = _fits(file, array, num_rows) and file.read(use_threads=False).column(0)
+        except (pa.ArrowException, OSError):
+            column = None
+        if not column or column.length() != num_rows or column.null_count:
+            raise IntegrityError(
+                f"{where} is no Parquet file of {num_rows} rows of {array.name}, as the manifest "
+                f"has it; {HOW_TO_REPAIR}"
+            )
+        at = 0
+        for part in column.chunks:
+            start, size = part.offset * array.row_bytes, len(part) * array.row_bytes
+            rows[at : at + size] = np.frombuffer(part.buffers()[1], np.uint8)[start:][:size]
+            at += size
+
+    def metadata(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
+        return {}
+
+
+def array_schema(array: ArrayLayout) -> Any:
+    """Arrow's schema of each file of an array."""
+    values = pa.binary(array.row_bytes) if array.row_shape else _SCALARS[array.dtype.name]
+    about = {
+        "specpipe_dtype": "bfloat16" if array.is_bfloat16 else array.dtype.name,
+        "specpipe_shape": ",".join(map(str, array.row_shape)),
+    }
+    return pa.schema([pa.field(array.name, values, nullable=False, metadata=about)])
+
+
+def _fits(file: Any, array: ArrayLayout, num_rows: int) -> bool:
+    """Whether a file has one group of so many rows of the array, and pages of no more bytes."""
+    footer = file.metadata
+    if not file.schema_arrow.equals(array_schema(array), check_metadata=True):
+        return False
+    if (footer.num_rows, footer.num_row_groups) != (num_rows, 1):
+        return False
+    size: int = footer.row_group(0).column(0).total_uncompressed_size
+    return size <= num_rows * array.row_bytes + _MARGIN
