@@ -17,7 +17,7 @@ import pytest
 
 from specpipe.schemas.errors import ConfigError, InputError
 from specpipe.schemas.sample import Sample, Source, is_held_out, make_sample
-from specpipe.stages.dump.conversation import ChatTemplate
+from specpipe.stages.dump.conversation import ChatTemplate, LossMask
 from specpipe.stages.dump.inputs import read_samples
 from specpipe.stages.dump.rejected import Rejections, to_jsonl
 
@@ -33,10 +33,14 @@ CHAT: dict[str, Any] = {
 
 
 def read(
-    target: Path, *urls: object, max_rejected: int = 0, context_length: int = 128
+    target: Path,
+    *urls: object,
+    max_rejected: int = 0,
+    context_length: int = 128,
+    loss_mask: LossMask = "auto",
 ) -> tuple[list[Sample], Rejections]:
     rejections = Rejections(max_rejected)
-    template = ChatTemplate(target)
+    template = ChatTemplate(target, loss_mask=loss_mask)
     names = [str(url) for url in urls]
     return read_samples(names, template, VOCAB, context_length, rejections), rejections
 
@@ -52,8 +56,12 @@ def read(
         (b'{"input_ids": "\xff"}', "not UTF-8"),
         ("[1, 2]", "a JSON list, not an object"),
         ("3", "a JSON int, not an object"),
-        ('{"text": "plain"}', "neither 'messages' nor 'input_ids'"),
+        ('{"prompt": "plain"}', "neither 'messages' nor 'input_ids' nor 'text'"),
         ({**GOOD, **CHAT}, "both 'messages' and 'input_ids'"),
+        ({**GOOD, "text": "plain"}, "both 'input_ids' and 'text'"),
+        ('{"text": "plain"}', "has 'text' but the rows before have 'input_ids'"),
+        ('{"input_ids": [NaN]}', "malformed JSON: NaN is no JSON number"),
+        ('{"text": "\\ud800"}', "half a surrogate pair"),
         (CHAT, "the rows before have 'input_ids'"),
         ({**GOOD, "labels": None}, "'labels' is missing"),
         ({**GOOD, "input_ids": [5, 6, 7]}, "equally long"),
@@ -221,7 +229,7 @@ def test_templates_that_cannot_mark(
     marked = template.read_text()
     template.write_text(marked.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
     with pytest.raises(ConfigError, match="does not mark what the assistant generates"):
-        read(folder, path)
+        read(folder, path, loss_mask="markers")
     template.unlink()
     with pytest.raises(ConfigError, match="no chat template"):
         read(folder, path)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.train.run import run
-from tests.train.conftest import MakeConfig, read_metrics
+from tests.train.conftest import MakeConfig, read_metrics, same_run
 
 KILLED = Path(__file__).with_name("train_killed.py")
 NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
@@ -24,15 +24,6 @@ NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
 def _train(config_file: Path, moment: str) -> int:
     command = [sys.executable, str(KILLED), str(config_file), moment]
     return subprocess.run(command, check=False, capture_output=True).returncode
-
-
-def _same_run(first: Path, second: Path) -> None:
-    assert read_metrics(first) == read_metrics(second)
-    for name in ("latest", "best"):
-        assert (first / name).read_text() == (second / name).read_text()
-        one, other = (p / "checkpoints" / (p / name).read_text() for p in (first, second))
-        for file in ("model.safetensors", "optimizer.safetensors", "vocab.safetensors"):
-            assert (one / file).read_bytes() == (other / file).read_bytes(), file
 
 
 def test_killed_anywhere_the_run_ends_bit_for_bit_the_same(
@@ -52,7 +43,7 @@ def test_killed_anywhere_the_run_ends_bit_for_bit_the_same(
         code = _train(tmp_path / "broken.json", moment)
         assert code in (-signal.SIGKILL, 0), moment
     assert _train(tmp_path / "broken.json", "none") == 0
-    _same_run(Path(whole.out), Path(broken.out))
+    same_run(Path(whole.out), Path(broken.out))
 
 
 def test_sigterm_saves_and_asks_to_be_run_again(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -72,7 +63,7 @@ def test_sigterm_saves_and_asks_to_be_run_again(make_config: MakeConfig, tmp_pat
     run(config)
     whole = make_config(out=str(tmp_path / "whole"))
     run(whole)
-    _same_run(Path(whole.out), Path(config.out))
+    same_run(Path(whole.out), Path(config.out))
 
 
 def test_time_limit_saves_and_asks_to_be_run_again(make_config: MakeConfig) -> None:

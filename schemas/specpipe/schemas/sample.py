@@ -103,7 +103,8 @@ def is_held_out(prompt_id: str, fraction: float) -> bool:
 def sample_from_pretokenized(row: dict[str, Any], source: Source, vocab_size: int) -> Sample:
     """A sample from `input_ids`, `attention_mask` and `labels` as the spec-draft API defines them.
 
-    Trailing and leading padding (attention_mask 0) is cut. Raises InputError, naming file and
+    The fields are lists of integers or int64 arrays. Trailing and leading padding (attention_mask
+    0) is cut. Raises InputError, naming file and
     line, where a field is missing or of another type, lengths differ, the attention mask has a
     hole, a token id is outside the vocabulary, or a label is neither its token nor -100.
     """
@@ -159,6 +160,8 @@ def _integers(row: dict[str, Any], key: str, source: Source) -> npt.NDArray[np.i
     values = row.get(key)
     if values is None:
         raise InputError(f"{source}: field {key!r} is missing")
+    if isinstance(values, np.ndarray) and values.dtype == np.int64 and values.ndim == 1:
+        return values
     if not isinstance(values, list) or not all(type(v) is int for v in values):
         raise InputError(f"{source}: field {key!r} must be a list of integers")
     try:

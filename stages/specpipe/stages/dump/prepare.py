@@ -94,7 +94,7 @@ def plan_of(
     context_length = _context_length(
         config.context_length, getattr(model, "max_position_embeddings", None)
     )
-    template = ChatTemplate(target_folder, trust_remote_code=trust)
+    template = ChatTemplate(target_folder, loss_mask=config.loss_mask, trust_remote_code=trust)
     samples = read_samples(config.data, template, model.vocab_size, context_length, rejections)
     backend = claimed.backend if claimed and config.backend == "auto" else choose_backend(config)
     identity = DumpIdentity(

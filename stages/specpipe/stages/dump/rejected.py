@@ -17,11 +17,12 @@ class Rejection:
     """One input that is not in the dump as it was given.
 
     `refused` counts against `max_rejected`; `truncated` and, where nothing supervised is left,
-    `left_out` follow from the context length.
+    `left_out` follow from the context length; of a conversation that is `partly_masked` some
+    assistant turns are not supervised.
     """
 
     source: Source
-    kind: Literal["refused", "truncated", "left_out"]
+    kind: Literal["refused", "truncated", "left_out", "partly_masked"]
     reason: str
 
 
@@ -46,6 +47,10 @@ class Rejections:
     def leave_out(self, source: Source, reason: str) -> None:
         """A sample that the context length leaves nothing supervised of."""
         self.of_input.append(Rejection(source, "left_out", reason))
+
+    def mask(self, source: Source, reason: str) -> None:
+        """A conversation of which some assistant turns are not supervised."""
+        self.of_input.append(Rejection(source, "partly_masked", reason))
 
     def lose(self, source: Source, reason: str) -> None:
         """A sample that the target gives no usable states for.

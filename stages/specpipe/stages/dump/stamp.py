@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import Sealed, canonical_sha256
-from specpipe.stages.dump.inputs import input_files
+from specpipe.stages.dump.input_files import input_files
 from specpipe.stages.dump.plan import Plan, plan_sha256
 from specpipe.stages.dump.rejected import Rejection, to_jsonl
 from specpipe.stages.storage.folder import Folder
@@ -55,7 +55,7 @@ def make_stamp(config: DumpConfig) -> str:
 
 def _data_stamps(urls: Sequence[str]) -> list[list[str]]:
     # An fsspec file's ukey covers what its store knows of it: size, time, ETag.
-    return [[path, str(filesystem.ukey(path))] for filesystem, path, _ in input_files(urls)]
+    return [[file.path, str(file.filesystem.ukey(file.path))] for file in input_files(urls)]
 
 
 def read_stamp(folder: Folder, stamp: str) -> PlanStamp | None:

@@ -69,15 +69,18 @@ _CLASSES_PASS = (
 
 def is_transient(error: BaseException) -> bool:
     """Whether a remote store may answer the same request in a while."""
-    status = http_status(error)
-    if s3_code(error) in _S3_CODES:
+    classes = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    if classes.intersection(_CLASSES_STAY):
+        return False
+    # Before the status: aiohttp gives the cause of a cut answer a 400 of its own.
+    if s3_code(error) in _S3_CODES or classes.intersection(_CLASSES_PASS):
         return True
+    status = http_status(error)
     if status is not None:
         return status in _HTTP_CLIENT_PASS or (status >= 500 and status not in _HTTP_SERVER_STAY)
-    classes = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
-    if isinstance(error, _STAY) or classes.intersection(_CLASSES_STAY):
+    if isinstance(error, _STAY):
         return False
-    if isinstance(error, _PASS) or classes.intersection(_CLASSES_PASS):
+    if isinstance(error, _PASS):
         return True
     return isinstance(error, OSError) and error.errno in _REMOTE_ERRNOS
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -38,8 +38,6 @@ MOST_STEPS_AT_RISK = 500
 STOP_PATIENCE = 2.0
 """Seconds of waiting for data after which a run looks whether it should stop."""
 
-Batches = ReadAhead[Read, Batch]
-
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with the step, the number of steps, and figures to show."""
 
@@ -60,39 +58,36 @@ class Loop:
     """The reason to stop early, if there is one; asked after every step and while data is late."""
     progress: Progress
 
+    _batches: ReadAhead[Read, Batch] = field(init=False)
+    _before: TrainState = field(init=False)
+    _began: float = field(init=False)
+
     def run(self) -> TrainState:
         """Train to the end; raises UnfinishedError after saving when asked to stop early."""
         config = self.trainee.config
         evaluation = evaluation_reads(self.eval_reader, self.held_out, config.batch_tokens)
         reads = planned_reads(config, self.state, self.reader, self.training, evaluation)
+        self._before, self._began = self.state, time.monotonic()
         with ReadAhead(
             reads, lambda samples: make_batch(samples, config.num_heads), config.prefetch_mib
-        ) as batches:
-            self._run(batches, len(evaluation))
+        ) as self._batches:
+            self._run(len(evaluation))
         return self.state
 
-    def _run(self, batches: Batches, num_eval_batches: int) -> None:
+    def _run(self, num_eval_batches: int) -> None:
         total, config = self.state.total_steps, self.trainee.config
         checkpoint_every = config.checkpoint_every or min(
             eval_every(total, config), MOST_STEPS_AT_RISK
         )
-        began, before = time.monotonic(), self.state.seconds
-        waited_before = self.state.data_wait
         if self.state.step == 0:
-            metrics = self._evaluate(batches, num_eval_batches)
+            metrics = self._evaluate(num_eval_batches)
             self.state = self.state.model_copy(update={"untrained": metrics})
         while self.state.step < total:
-            self._step(batches)
+            self._step()
             step = self.state.step
-            self.state = self.state.model_copy(
-                update={
-                    "seconds": before + time.monotonic() - began,
-                    "data_wait": waited_before + batches.seconds_waited,
-                }
-            )
             best = False
             if evaluates_after(step, total, config):
-                best = self._keep_best(self._evaluate(batches, num_eval_batches))
+                best = self._keep_best(self._evaluate(num_eval_batches))
             reason = None if step == total else self.should_stop()
             if best or reason or step % checkpoint_every == 0 or step == total:
                 self._save(best)
@@ -106,9 +101,9 @@ class Loop:
             f" {self.folder.path}; run the same command again to continue"
         )
 
-    def _next(self, batches: Batches) -> tuple[StepRead, Batch]:
+    def _next(self) -> tuple[StepRead, Batch]:
         """What the next step reads; stops while it is late, if asked to."""
-        while not batches.is_ready(STOP_PATIENCE):
+        while not self._batches.is_ready(STOP_PATIENCE):
             if reason := self.should_stop():
                 if self.state.step == 0:
                     raise UnfinishedError(
@@ -117,20 +112,20 @@ class Loop:
                     )
                 self._save(best=False)
                 raise self._stopped(reason)
-        read, batch = next(batches)
+        read, batch = next(self._batches)
         assert isinstance(read, StepRead)
         return read, batch
 
-    def _step(self, batches: Batches) -> None:
+    def _step(self) -> None:
         trainee, config, step = self.trainee, self.trainee.config, self.state.step
         rate = learning_rate(
             step, self.state.total_steps, config.learning_rate, config.warmup_ratio
         )
         for group in trainee.optimizer.param_groups:
             group["lr"] = rate
-        waited = batches.seconds_waited
-        read, batch = self._next(batches)
-        waited = batches.seconds_waited - waited
+        waited = self._batches.seconds_waited
+        read, batch = self._next()
+        waited = self._batches.seconds_waited - waited
         batch = batch.to(trainee.device)
         trainee.optimizer.zero_grad(set_to_none=True)
         loss, measures_MKN = trainee.loss(trainee.hidden(batch), batch, self.state.previous_alpha)
@@ -178,11 +173,11 @@ class Loop:
         self._report({"epoch": read.epoch, "tokens": batch.num_tokens, **figures})
         self.progress(step + 1, self.state.total_steps, {"loss": loss.item(), "data_wait": waited})
 
-    def _evaluate(self, batches: Batches, num_batches: int) -> EvalMetrics:
-        waited = batches.seconds_waited
-        held_out = (batch for _, batch in islice(batches, num_batches))
+    def _evaluate(self, num_batches: int) -> EvalMetrics:
+        waited = self._batches.seconds_waited
+        held_out = (batch for _, batch in islice(self._batches, num_batches))
         metrics = evaluate(self.trainee, held_out, self.eval_text)
-        waited = batches.seconds_waited - waited
+        waited = self._batches.seconds_waited - waited
         self._report({"eval": metrics.model_dump(), "data_wait": waited})
         tau = selection_tau(metrics, self.eval_text)
         self.progress(self.state.step, self.state.total_steps, {"tau": tau})
@@ -201,5 +196,8 @@ class Loop:
         self.folder.append_metrics({"step": self.state.step, **row})
 
     def _save(self, best: bool) -> None:
+        seconds = self._before.seconds + time.monotonic() - self._began
+        data_wait = self._before.data_wait + self._batches.seconds_waited
+        self.state = self.state.model_copy(update={"seconds": seconds, "data_wait": data_wait})
         keep = self.trainee.config.keep_checkpoints
         save_checkpoint(self.folder.path, self.trainee, self.state, best=best, keep=keep)

@@ -1,0 +1,113 @@
+"""Which files the input consists of: paths, globs and folders, on any fsspec store."""
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.core import has_magic
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import infer_compression
+
+from specpipe.schemas.errors import ConfigError, SpecpipeError, StoreError
+from specpipe.schemas.location import without_credentials
+
+JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
+REJECTED_SUFFIX = ".rejected.jsonl"
+PROVENANCE_SUFFIX = ".provenance.json"
+"""What `specpipe prepare` writes beside its output; no input."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    filesystem: Any
+    path: str
+    name: str
+    """For messages and for the samples' sources; holds no credentials."""
+
+    @property
+    def compression(self) -> str | None:
+        found: str | None = infer_compression(self.path)
+        return found
+
+    @property
+    def is_parquet(self) -> bool:
+        return self.path.lower().endswith(PARQUET_SUFFIXES)
+
+
+def input_files(urls: Sequence[str]) -> list[InputFile]:
+    """The files of each URL, in the order of the URLs.
+
+    A glob stands for the files that match, a folder for the `.jsonl`, `.json`, `.ndjson` and
+    `.parquet` files in it and below, compressed ones included; both in sorted order, without
+    hidden files and without what `specpipe prepare` leaves beside its output.
+    Raises ConfigError for what does not exist or holds no such file.
+    """
+    files: list[InputFile] = []
+    for url in urls:
+        shown = without_credentials(url)
+        try:
+            # Other processes write to the same store, so listings must be fresh.
+            filesystem, path = fsspec.url_to_fs(url, use_listings_cache=False)
+            if has_magic(path) and not filesystem.exists(path):
+                found = _matching(filesystem, path, shown)
+            elif filesystem.isdir(path):
+                found = _below(filesystem, path, shown)
+            elif filesystem.exists(path):
+                files.append(InputFile(filesystem, path, shown))
+                continue
+            else:
+                raise ConfigError(f"data {shown}: no such file")
+        except SpecpipeError:
+            raise
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"data {shown}: {without_credentials(str(error))}") from error
+        except Exception as error:  # a store's client raises errors of its own
+            raise StoreError(f"data {shown}: {without_credentials(str(error))}") from error
+        files += [InputFile(filesystem, path, _name(filesystem, path)) for path in found]
+    return files
+
+
+def _matching(filesystem: Any, pattern: str, shown: str) -> list[str]:
+    found = filesystem.glob(pattern, detail=True)
+    paths = [path for path, info in found.items() if info["type"] == "file"]
+    paths = [path for path in paths if not _is_aside(posixpath.basename(path))]
+    if not paths:
+        raise ConfigError(f"data {shown}: nothing matches")
+    return sorted(paths)
+
+
+def _below(filesystem: Any, folder: str, shown: str) -> list[str]:
+    root = folder.rstrip("/")
+    inside: list[str] = [
+        path
+        for path in sorted(filesystem.find(folder))
+        if not any(_is_aside(part) for part in path.removeprefix(root).split("/"))
+    ]
+    paths = [path for path in inside if _suffix(path) in (*JSON_SUFFIXES, *PARQUET_SUFFIXES)]
+    if not paths:
+        others = ", ".join(posixpath.basename(path) for path in inside[:3])
+        raise ConfigError(
+            f"data {shown}: a folder without .jsonl, .json, .ndjson or .parquet files"
+            + (f" (it holds {others}{', ...' if len(inside) > 3 else ''})" if others else "")
+        )
+    return paths
+
+
+def _is_aside(name: str) -> bool:
+    return name.startswith(".") or name.endswith((REJECTED_SUFFIX, PROVENANCE_SUFFIX))
+
+
+def _suffix(path: str) -> str:
+    """The last suffix that does not name a compression: `.jsonl` of `a.jsonl.gz`."""
+    stem, suffix = posixpath.splitext(path.lower())
+    return posixpath.splitext(stem)[1] if infer_compression(path) else suffix
+
+
+def _name(filesystem: Any, path: str) -> str:
+    if isinstance(filesystem, LocalFileSystem):
+        return path
+    return without_credentials(str(filesystem.unstrip_protocol(path)))

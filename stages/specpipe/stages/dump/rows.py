@@ -1,0 +1,65 @@
+"""Input files -> rows, each of one kind: a pretokenised sample, a conversation, or plain text."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from specpipe.schemas.errors import InputError
+from specpipe.schemas.sample import Source
+from specpipe.stages.dump.input_files import input_files
+from specpipe.stages.dump.json_rows import json_rows
+from specpipe.stages.dump.parquet_rows import parquet_rows
+from specpipe.stages.dump.rejected import Rejections
+
+PRETOKENIZED = "input_ids"
+MESSAGES = "messages"
+TEXT = "text"
+
+_KINDS = (MESSAGES, PRETOKENIZED, TEXT)
+
+Row = dict[str, Any]
+
+
+def read_rows(urls: Sequence[str], rejections: Rejections) -> Iterator[tuple[Source, Row]]:
+    """Every row of the input with where it stands, in order; what is no row is refused.
+
+    Each has exactly one of `input_ids`, `messages` and `text`, the same one throughout a file.
+    Raises InputError for an empty or unreadable file, and as soon as too many rows are refused.
+    """
+    for file in input_files(urls):
+        first_kind: str | None = None
+        is_empty = True
+        for source, read in (parquet_rows if file.is_parquet else json_rows)(file):
+            is_empty = False
+            try:
+                row = read()
+                first_kind = _checked_kind(row, source, first_kind)
+            except InputError as error:
+                rejections.refuse(source, str(error))
+                continue
+            yield source, row
+        if is_empty:
+            raise InputError(f"{file.name}: the file is empty")
+
+
+def kind_of(row: Row) -> str:
+    """PRETOKENIZED, MESSAGES or TEXT."""
+    (kind,) = _kinds(row)
+    return kind
+
+
+def _kinds(row: Row) -> list[str]:
+    return [kind for kind in _KINDS if row.get(kind) is not None]
+
+
+def _checked_kind(row: Row, source: Source, first_kind: str | None) -> str:
+    kinds = _kinds(row)
+    if not kinds:
+        raise InputError(f"{source}: neither 'messages' nor 'input_ids' nor 'text' is there")
+    if len(kinds) > 1:
+        raise InputError(f"{source}: both {kinds[0]!r} and {kinds[1]!r} are there; give one")
+    if first_kind is not None and kinds[0] != first_kind:
+        raise InputError(
+            f"{source}: has {kinds[0]!r} but the rows before have {first_kind!r}; "
+            "give the two kinds in files of their own"
+        )
+    return kinds[0]

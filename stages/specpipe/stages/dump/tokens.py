@@ -1,0 +1,59 @@
+"""A text as the tokenizer's tokens, each with the characters that it stands for.
+
+Legend: T tokens.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from specpipe.schemas.sample import Mask
+
+Span = tuple[int, int]
+"""Characters [start, stop) of a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids, and for each token its characters [start, stop)."""
+
+    text: str
+    ids: list[int]
+    start_T: npt.NDArray[np.int64]
+    stop_T: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tokenizer: Any, text: str) -> "Tokens":
+        """Tokenise a rendered text, whose special tokens stand in it."""
+        encoded = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        start_T, stop_T = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2).T
+        # Some tokenizers leave white space out of a token's characters: it belongs to the next.
+        before_T = np.concatenate([[0], stop_T[:-1]]) if len(stop_T) else stop_T
+        return cls(text, encoded["input_ids"], np.minimum(start_T, before_T), stop_T)
+
+    def within(self, span: Span) -> range:
+        """Indices of the tokens that share a character with the span."""
+        touched = np.flatnonzero((self.start_T < span[1]) & (self.stop_T > span[0]))
+        return range(int(touched[0]), int(touched[-1]) + 1) if len(touched) else range(0)
+
+    def mask(self, spans: Iterable[Span]) -> Mask:
+        """uint8 [T]: 1 for the tokens that share a character with a span."""
+        mask_T = np.zeros(len(self.ids), np.uint8)
+        for span in spans:
+            mask_T[self.within(span)] = 1
+        return mask_T
+
+    def closing(self, special: Collection[int], within: range) -> range:
+        """The white space and special tokens at the end of `within`."""
+        start = within.stop
+        while start > within.start and self._closes(start - 1, special):
+            start -= 1
+        return range(start, within.stop)
+
+    def _closes(self, at: int, special: Collection[int]) -> bool:
+        return self.ids[at] in special or self.text[self.start_T[at] : self.stop_T[at]].isspace()
