@@ -155,12 +155,14 @@ def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
         token_at += num_tokens
         row_at += len(next_tokens[-1])
     states = [sample.states for sample in samples]
+    finals = [s.final_SH for s in states if s.final_SH is not None]
+    assert len(finals) == len(samples), "training reads dumps of the logits mode `final`"
     empty_KN = np.zeros((num_heads, 0), dtype=np.int64)
     return Batch(
         input_ids_T=_long([s.input_ids for s in samples]),
         positions_T=_long(positions),
         aux_TLH=_bfloat16([s.aux_TLH for s in states]),
-        final_SH=_bfloat16([s.final_SH for s in states]),
+        final_SH=_bfloat16(finals),
         logz_S=torch.from_numpy(np.concatenate([s.logz_S for s in states])),
         token_logprob_S=torch.from_numpy(np.concatenate([s.token_logprob_S for s in states])),
         argmax_S=_long([s.argmax_S for s in states]),

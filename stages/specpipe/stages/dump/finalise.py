@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from specpipe.schemas.dump import (
+    AUX_SCALES_FILE,
     DUMP_FILE,
     INDEX_FILE,
     REJECTED_FILE,
@@ -52,6 +53,7 @@ def finalise(
         *(manifest_key(shard_id) for shard_id in range(len(plan))),
         VOCAB_FILE,
         REJECTED_FILE,
+        *([AUX_SCALES_FILE] if identity.states_dtype == "int8" else []),
     ]
     objects = tuple(measure_object(folder, key) for key in sorted(keys))
     in_shards = [entry for manifest in manifests for entry in manifest.objects]

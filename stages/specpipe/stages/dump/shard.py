@@ -1,13 +1,12 @@
 """One shard: its planned samples through the target, and out to the store.
 
-Legend: T tokens, S verifier rows, L aux layers, H hidden size, V vocabulary.
+Legend: T tokens, S verifier rows, K kept logits, L aux layers, H hidden size, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import DumpIdentity, ShardManifest
@@ -15,10 +14,11 @@ from specpipe.schemas.sample import verifier_rows
 from specpipe.stages.dump.score import score
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.samples import PlannedSample
+from specpipe.stages.storage.scales import AuxScales
 from specpipe.stages.storage.shard_writer import ShardWriter
-from specpipe.stages.storage.states import U16, SampleStates
+from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.target.backend import Backend, Captured
+from specpipe.stages.target.backend import Backend, Captured, bfloat16_bits
 from specpipe.stages.target.head import VerifierHead
 
 NON_FINITE = "the target's states or logits are not finite"
@@ -32,17 +32,26 @@ def write_shard(
     backend: Backend,
     head: VerifierHead,
     config: DumpConfig,
+    scales: AuxScales | None,
     refuse: Callable[[PlannedSample, str], None],
     progress: Callable[[int], None],
 ) -> ShardManifest:
     """Capture, score and commit a shard; returns the manifest that counts.
 
-    Samples with states or logits that are not finite go to `refuse` instead, which may raise.
+    `scales` are those of a dump of int8 states. Samples with states or logits that are not finite go to `refuse` instead, which may raise.
     `progress` takes the tokens of each sample that is done.
     """
     num_tokens = sum(sample.size for sample in samples)
     num_rows = sum(sample.num_rows for sample in samples)
-    writer = ShardWriter(folder, identity, shard_id, num_tokens, num_rows)
+    writer = ShardWriter(
+        folder,
+        identity,
+        shard_id,
+        num_tokens,
+        num_rows,
+        scales=scales,
+        write_buffer_bytes=config.write_buffer_mib * 2**20,
+    )
     vocab = VocabStatistics.zeros(identity.target.vocab_size)
     for sample, states in zip(samples, backend.capture(samples), strict=True):
         if not _append(writer, vocab, identity, head, sample, states):
@@ -67,14 +76,19 @@ def _append(
     scores = score(head, final_SH.to(device), next_S.to(device), identity)
     if not bool(states.aux_TLH.isfinite().all()) or not bool(scores.logz_S.isfinite().all()):
         return False
+    ids_SK, topk_SK = scores.topk_ids_SK, scores.topk_logits_SK
+    logits_SV = scores.logits_SV
     writer.append(
         sample,
         SampleStates(
-            aux_TLH=_bits(states.aux_TLH),
-            final_SH=_bits(final_SH),
+            aux_TLH=bfloat16_bits(states.aux_TLH),
             logz_S=scores.logz_S.cpu().numpy(),
             token_logprob_S=scores.token_logprob_S.cpu().numpy(),
             argmax_S=scores.argmax_S.cpu().numpy(),
+            final_SH=bfloat16_bits(final_SH) if identity.logits == "final" else None,
+            topk_ids_SK=None if ids_SK is None else ids_SK.cpu().numpy(),
+            topk_logits_SK=None if topk_SK is None else bfloat16_bits(topk_SK),
+            logits_SV=None if logits_SV is None else bfloat16_bits(logits_SV),
         ),
     )
     vocab.count_V[:] += sample.multiplicity * np.bincount(
@@ -82,9 +96,3 @@ def _append(
     )
     vocab.mass_V[:] += sample.multiplicity * scores.mass_V.cpu().numpy()
     return True
-
-
-def _bits(states: Tensor) -> U16:
-    """bfloat16 values as their bits."""
-    bits: U16 = states.contiguous().view(torch.uint16).cpu().numpy()
-    return bits

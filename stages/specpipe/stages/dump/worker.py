@@ -9,6 +9,7 @@ import numpy as np
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import TARGET_FOLDER, ShardManifest
 from specpipe.schemas.errors import ConfigError
+from specpipe.stages.dump.calibrate import dump_scales
 from specpipe.stages.dump.committed import committed_shard
 from specpipe.stages.dump.prepare import Prepared
 from specpipe.stages.dump.rejected import Rejections
@@ -45,6 +46,7 @@ class Worker:
         self._backend = open_backend(config, prepared.identity)
         try:
             self._head = self._open_head()
+            self._scales = dump_scales(prepared, self._backend)
             samples = prepared.plan[first][: max(1, check_samples)]
             prove(self._backend, self._head, [_to_prove(sample) for sample in samples])
         except BaseException:
@@ -85,6 +87,7 @@ class Worker:
             self._backend,
             self._head,
             self._config,
+            self._scales,
             refuse=lambda sample, reason: self._rejections.lose(sample.source, reason),
             progress=advance,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.sample import Ids
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.states import U16
 from specpipe.stages.target.batches import Tokens
 
 
@@ -46,6 +47,12 @@ class Generation:
     states: Captured
     """Over prompt and turn. The last token's states are left out where it never was an input:
     T is the length of both, or one less."""
+
+
+def bfloat16_bits(states: Tensor) -> U16:
+    """bfloat16 values as their bits, in memory of the CPU."""
+    bits: U16 = states.contiguous().view(torch.uint16).cpu().numpy()
+    return bits
 
 
 class Backend(Protocol):
