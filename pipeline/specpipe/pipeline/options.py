@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and options whose help stands under headings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,31 @@ from typing import Any, TypeVar
 import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+_OTHERS = "Other options"
+
+
+class GroupedOption(click.Option):
+    """An option that the help lists under the heading `group`."""
+
+    def __init__(self, *arguments: Any, group: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists its options under their headings, in the order of the options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "group", _OTHERS), []).append(record)
+        # --config and --json come first in a command's parameters and last in its help.
+        for heading in sorted(sections, key=lambda heading: heading == _OTHERS):
+            with formatter.section(heading):
+                formatter.write_dl(sections[heading], col_max=26)
 
 
 def config_option(function: Function) -> Function:
@@ -37,3 +62,24 @@ def comma_integers(_context: click.Context, _option: click.Parameter, value: str
 def comma_words(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
     """`structure,replay` as a tuple of words."""
     return None if value is None else tuple(part.strip() for part in value.split(","))
+
+
+def named_values(
+    _context: click.Context, _option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any] | None:
+    """`("a=1", "b=true")` as {"a": 1, "b": True}: values are read as YAML; None if there are none."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for given in values:
+        name, equals, text = given.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter(f"{given!r} is not like tensor_parallel_size=2")
+        if name in found:
+            raise click.BadParameter(f"{name} is given twice")
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise click.BadParameter(f"{given!r}: {text!r} is no YAML value") from None
+    return found or None

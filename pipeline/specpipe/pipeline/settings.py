@@ -15,10 +15,19 @@ SomeConfig = TypeVar("SomeConfig", bound=Config)
 def load_config(kind: type[SomeConfig], path: Path | None, flags: dict[str, Any]) -> SomeConfig:
     """The configuration of a command; flags that were not given (None or empty) do not count.
 
-    Raises ConfigError naming the file and every field that is wrong.
+    A mapping among the flags wins over the file's field by field. Raises ConfigError naming the
+    file and every field that is wrong.
     """
-    values = {} if path is None else _read_yaml(path)
-    values |= {name: value for name, value in flags.items() if value not in (None, ())}
+    values = {} if path is None else read_settings(path)
+    for name, value in flags.items():
+        if value in (None, ()):
+            continue
+        below = values.get(name)
+        if isinstance(value, dict) and below is not None:
+            # What is no mapping in the file stays, to be refused.
+            values[name] = {**below, **value} if isinstance(below, dict) else below
+        else:
+            values[name] = value
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -35,7 +44,8 @@ def _problem(error: Any) -> str:
     return f"{field}: {error['msg']} (got {error['input']!r})" if field else str(error["msg"])
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; raises ConfigError where it holds none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

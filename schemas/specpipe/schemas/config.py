@@ -63,27 +63,45 @@ class GenerateConfig(Config):
     """Answers to each prompt."""
 
 
-class DumpConfig(Config):
-    """`specpipe dump`: run the target once and write its states to a dump."""
+class InputConfig(Config):
+    """Text for a target, and what becomes of it on the way to tokens."""
 
     target: Location
     """Local folder or hub id of the target."""
+    revision: str | None = None
+    """Revision of a hub target."""
     data: Annotated[tuple[Location, ...], BeforeValidator(_several)] = Field(min_length=1)
     """JSONL or Parquet files, folders or globs (fsspec URLs) of pretokenised samples (`input_ids`,
     ...), conversations (`messages`) or plain text (`text`)."""
+    loss_mask: Literal["auto", "markers", "boundaries"] = "auto"
+    """What the assistant wrote: by the template's generation markers, or by rendering with and
+    without the turn; `auto`: by markers where the template has them."""
+    context_length: int | None = Field(None, gt=1)
+    """Longer samples are truncated to this many tokens; default: the target's own maximum."""
+    max_rejected: int = Field(0, ge=0)
+    """How many malformed inputs may be refused before the run stops."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target."""
+
+
+class PrepareConfig(InputConfig):
+    """`specpipe prepare`: tokenise once, into a file of pretokenised samples."""
+
+    out: Location
+    """The file, a path or fsspec URL: .jsonl (also .jsonl.gz, .jsonl.zst) or .parquet."""
+
+
+class DumpConfig(InputConfig):
+    """`specpipe dump`: run the target once and write its states to a dump."""
+
     out: Location
     """Root of the dump, an fsspec URL."""
-    revision: str | None = None
-    """Revision of a hub target."""
     backend: Literal["auto", "hf", "vllm"] = "auto"
     """What runs the target; `auto`: vLLM where it is installed and knows the target, else hf."""
     engine: dict[str, Any] = {}
     """Options of the vLLM engine, by vLLM's own names (tensor_parallel_size, ...)."""
     generate: GenerateConfig | None = None
     """Let the target write the assistant turns (on-policy text); the input gives the prompts."""
-    loss_mask: Literal["auto", "markers", "boundaries"] = "auto"
-    """What the assistant wrote: by the template's generation markers, or by rendering with and
-    without the turn; `auto`: by markers where the template has them."""
     format: Literal["zarr", "parquet"] = "zarr"
     """Storage format of the shards."""
     logits: LogitsMode = "final"
@@ -95,8 +113,6 @@ class DumpConfig(Config):
     """Lossless compression of the chunks."""
     layers: tuple[int, ...] | None = None
     """Auxiliary layer ids (id k enters decoder layer k); EAGLE-3's default when left out."""
-    context_length: int | None = Field(None, gt=1)
-    """Longer samples are truncated to this many tokens; default: the target's own maximum."""
     text_temperature: float | None = Field(None, ge=0)
     """Say that this target wrote the supervised text, at this temperature (0: greedy)."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -111,8 +127,6 @@ class DumpConfig(Config):
     """Most rows of one chunk; default: the power of two nearest 48 MiB."""
     write_buffer_mib: int = Field(256, gt=0)
     """Most MiB of chunks that wait for the store while the target goes on."""
-    max_rejected: int = Field(0, ge=0)
-    """How many malformed inputs may be refused before the run stops."""
     executor: Literal["local", "ray"] = "local"
     """Where the workers run: processes of this machine, or actors of a Ray cluster."""
     workers: int = Field(1, gt=0)
@@ -122,8 +136,6 @@ class DumpConfig(Config):
     `auto`: by SLURM_PROCID and SLURM_NTASKS, or JOB_COMPLETION_INDEX."""
     worker_count: int | None = Field(None, gt=0)
     """Processes that share the dump; with `worker_index`."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the target."""
 
     @model_validator(mode="after")
     def _one_kind_of_text(self) -> "DumpConfig":

@@ -6,6 +6,7 @@ of reading and tokenising the input again.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import (
@@ -81,27 +82,32 @@ def plan_of(
     target_folder: Path,
     rejections: Rejections,
     claimed: DumpIdentity | None = None,
+    *,
+    to_run: bool = True,
 ) -> tuple[Plan, DumpIdentity]:
     """Plan and identity from the input and the target's files; nothing is written.
 
     `claimed` is the identity of the dump that is continued, if there is one: it settles what the
-    configuration leaves open.
+    configuration leaves open. Without `to_run`, weights, engine and device need not be there, and
+    the identity says nothing of the weights.
     """
-    choose_device(config.device)
+    if to_run:
+        choose_device(config.device)
     trust = config.trust_remote_code
     model = load_config(target_folder, trust_remote_code=trust).get_text_config(decoder=True)
     layers = _layers(config.layers, model.num_hidden_layers)
-    context_length = _context_length(
+    context_length = context_length_of(
         config.context_length, getattr(model, "max_position_embeddings", None)
     )
     template = ChatTemplate(target_folder, loss_mask=config.loss_mask, trust_remote_code=trust)
     samples = read_samples(config.data, template, model.vocab_size, context_length, rejections)
-    backend = claimed.backend if claimed and config.backend == "auto" else choose_backend(config)
     identity = DumpIdentity(
-        target=target_identity(config.target, config.revision, trust_remote_code=trust),
+        target=target_identity(
+            config.target, config.revision, trust_remote_code=trust, with_weights=to_run
+        ),
         layers=layers,
         compute_dtype=str(compute_dtype(config.dtype, model, target_folder)).removeprefix("torch."),
-        backend=backend,
+        backend=_backend(config, claimed, to_run=to_run),
         shard_format=config.format,
         logits=config.logits,
         states_dtype=config.states,
@@ -145,6 +151,16 @@ def _text(config: DumpConfig) -> TextOrigin:
     return TextOrigin()
 
 
+def _backend(
+    config: DumpConfig, claimed: DumpIdentity | None, *, to_run: bool
+) -> Literal["hf", "vllm"]:
+    if claimed and config.backend == "auto":
+        return claimed.backend
+    if to_run:
+        return choose_backend(config)
+    return "hf" if config.backend == "auto" else config.backend
+
+
 def _layers(given: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
     try:
         layers = default_layers(num_layers) if given is None else given
@@ -158,7 +174,8 @@ def _layers(given: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
     return layers
 
 
-def _context_length(given: int | None, of_target: int | None) -> int:
+def context_length_of(given: int | None, of_target: int | None) -> int:
+    """Tokens to which samples are cut: as given, else the target's maximum; raises ConfigError."""
     if given is None and of_target is None:
         raise ConfigError("the target's config has no maximum length: give --context-length")
     if given is not None and of_target is not None and given > of_target:

@@ -25,10 +25,17 @@ _VOLATILE_KEYS = ("_name_or_path", "transformers_version")
 
 
 def target_identity(
-    target: str, revision: str | None = None, *, trust_remote_code: bool = False
+    target: str,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    with_weights: bool = True,
 ) -> TargetIdentity:
-    """Identity of the target in a folder or on the hub; reads all weights once."""
-    folder = local_folder(target, revision)
+    """Identity of the target in a folder or on the hub; reads all weights once.
+
+    Without weights, theirs is left empty, and they need not be there.
+    """
+    folder = local_folder(target, revision, with_weights=with_weights)
     raw = read_config(folder)
     config = load_config(folder, trust_remote_code=trust_remote_code).get_text_config(decoder=True)
     return TargetIdentity(
@@ -38,7 +45,7 @@ def target_identity(
         config_sha256=canonical_sha256(
             {key: value for key, value in raw.items() if key not in _VOLATILE_KEYS}
         ),
-        weights_sha256=weights_sha256(folder),
+        weights_sha256=weights_sha256(folder) if with_weights else "",
         tokenizer_sha256=tokenizer_sha256(folder),
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,

@@ -21,10 +21,10 @@ TOKENIZER_FILES = (
 )
 
 
-def local_folder(target: str, revision: str | None = None) -> Path:
+def local_folder(target: str, revision: str | None = None, *, with_weights: bool = True) -> Path:
     """The folder that holds the target: the given one, or the hub's snapshot of it.
 
-    Raises ConfigError where there is neither.
+    Without weights, those are not fetched. Raises ConfigError where there is neither.
     """
     folder = Path(target).expanduser()
     if folder.is_dir():
@@ -36,7 +36,8 @@ def local_folder(target: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+        patterns = ["*.json", "*.jinja", "*.txt", "*.model"]
+        patterns += ["*.safetensors"] if with_weights else []
         return Path(snapshot_download(target, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises a dozen unrelated types
         raise ConfigError(
