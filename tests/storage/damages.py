@@ -26,6 +26,7 @@ from specpipe.stages.storage.crc import crc32c
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.listing import listed_arrays, shard_entries
 from specpipe.stages.storage.records import read_manifest
+from specpipe.stages.storage.row_scan import RowScan
 from specpipe.stages.storage.verify import verify
 from tests.storage.tiny import replace_object, use_everything
 
@@ -127,7 +128,8 @@ def stored_rows(folder: Folder, identity: DumpIdentity, name: str, index: int) -
     """The rows of a chunk of shard 0, as they are stored but for compression."""
     array, entry = _chunk(folder, identity, name, index)
     rows = np.empty(array.bytes_in(index), np.uint8)
-    read_chunk(folder, chunk_codec(identity), array, entry, rows)
+    scan = RowScan(array, rows, [len(rows)], identity.target.vocab_size)
+    read_chunk(folder, chunk_codec(identity), array, entry, scan)
     return rows.view(array.dtype).reshape(-1, *array.row_shape)
 
 

@@ -1,5 +1,7 @@
 """Read one chunk of an array."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from specpipe.schemas.dump import ObjectEntry
@@ -7,20 +9,34 @@ from specpipe.stages.storage.arrays import ArrayLayout
 from specpipe.stages.storage.chunk_codec import Buffer, ChunkCodec
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.objects import read_object
+from specpipe.stages.storage.row_scan import RowScan
+
+
+@dataclass(frozen=True, slots=True)
+class ReadChunk:
+    """What reading a chunk has shown."""
+
+    crcs: list[int]
+    """Of each piece of its rows."""
+    tail: Buffer | None
+    """Padding and trailer, if the object's crc32c is still to be compared."""
+    problem: str | None
+    """What is wrong with its values."""
 
 
 def read_chunk(
-    folder: Folder, codec: ChunkCodec, array: ArrayLayout, entry: ObjectEntry, rows: Buffer
-) -> Buffer | None:
-    """Read a chunk's rows to where they belong, `rows` being as long as they are.
+    folder: Folder, codec: ChunkCodec, array: ArrayLayout, entry: ObjectEntry, scan: RowScan
+) -> ReadChunk:
+    """Read a chunk's rows to where they belong: the memory that `scan` goes through.
 
-    Returns padding and trailer of a raw chunk, whose crc32c is still to be compared; None if it
-    has been. Raises IntegrityError if the object is missing, too short, damaged or no chunk.
+    Raises IntegrityError if the object is missing, too short, damaged or no chunk.
     """
+    tail = None
     if codec.is_raw:
-        tail = np.empty(entry.size - len(rows), np.uint8)
-        folder.read_into(entry.key, 0, [rows.data, tail.data])
-        return tail
-    data = memoryview(read_object(folder, entry))
-    codec.decode(array, data, rows, folder.where(entry.key))
-    return None
+        tail = np.empty(entry.size - scan.num_bytes, np.uint8)
+        folder.read_into(entry.key, 0, [*scan.views, tail.data], scan.filled)
+    else:
+        data = memoryview(read_object(folder, entry))
+        codec.decode(array, data, scan.rows, folder.where(entry.key))
+        scan.fill()
+    return ReadChunk(scan.crcs, tail, scan.problem)

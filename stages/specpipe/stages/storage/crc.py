@@ -33,6 +33,8 @@ def concat_crc32c(first: int, second: int, num_bytes: int) -> int:
     crc(A + B) = crc(A) * x^(8 * len B) + crc(B) over GF(2) modulo the polynomial, as in zlib's
     crc32_combine.
     """
+    if first == 0:  # Of nothing, as a rule.
+        return second
     for n in range(num_bytes.bit_length()):
         if num_bytes >> n & 1:
             lowest, low, high, highest = _shift_tables(n)

@@ -2,8 +2,9 @@
 
 import os
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
@@ -72,20 +73,41 @@ class Folder:
         path = self._path(key)
         return self._try("read", key, lambda: self._store.read(path, start, stop, num_expected))
 
-    def read_into(self, key: str, start: int, views: Sequence[memoryview]) -> None:
+    def read_into(
+        self,
+        key: str,
+        start: int,
+        views: Sequence[memoryview],
+        filled: Callable[[int], None] = lambda number: None,
+    ) -> None:
         """Fill the views, one after the other, from byte `start` on.
 
-        Local objects are read straight into the views. Raises IntegrityError if the object is
-        missing or ends too early.
+        Local objects are read straight into the views. `filled` is called with the number of each
+        view when it is full; from the first on again, where the store is asked again. Raises
+        IntegrityError if the object is missing or ends too early.
         """
         path = self._path(key)
-        if not self._try("read", key, lambda: self._store.read_into(path, start, views)):
+        if not self._try("read", key, lambda: self._store.read_into(path, start, views, filled)):
             raise IntegrityError(f"{self.where(key)} is truncated; {HOW_TO_REPAIR}")
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         """Write or replace an object, all or nothing."""
         path = self._path(key)
         self._try("write", key, lambda: self._store.write(path, data))
+
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        """A folder of this machine for files that are to be moved in; gone when it is left."""
+        beside = self._root if isinstance(self._store, LocalDisk) else None
+        if beside is not None:
+            self._try("make", TEMPORARY_PREFIX, lambda: os.makedirs(beside, exist_ok=True))
+        with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=beside) as scratch:
+            yield scratch
+
+    def move_in(self, key: str, source: str) -> None:
+        """Write or replace an object by a file in `scratch()`, all or nothing."""
+        path = self._path(key)
+        self._try("write", key, lambda: self._store.move_in(path, source))
 
     def create(self, key: str, data: bytes) -> bool:
         """Write an object unless there is one, all or nothing; False if there is one."""
@@ -114,10 +136,11 @@ class Folder:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Key and size in bytes of every object below the folder `prefix`, sorted by key."""
-        path = self._path(prefix) if prefix else self._root
-        sizes = self._try("list", prefix, lambda: self._store.sizes(path))
-        start = len(self._root) + 1
-        return {path[start:]: size for path, size in sorted(sizes.items())}
+        return self._sizes(prefix, temporary=False)
+
+    def leftovers(self) -> dict[str, int]:
+        """Key and size of what is half-written: by writers that were killed, or are at work."""
+        return self._sizes("", temporary=True)
 
     def list(self, prefix: str = "") -> "list[str]":
         """Keys of all objects below the folder `prefix`, sorted; half-written ones never."""
@@ -144,6 +167,12 @@ class Folder:
                 f"{self.url}: this store cannot create an object only if there is none (on S3: "
                 "If-None-Match), so two workers could replace each other's shards; use another"
             )
+
+    def _sizes(self, prefix: str, *, temporary: bool) -> dict[str, int]:
+        path = self._path(prefix) if prefix else self._root
+        sizes = self._try("list", prefix, lambda: self._store.sizes(path, temporary=temporary))
+        start = len(self._root) + 1
+        return {path[start:]: size for path, size in sorted(sizes.items())}
 
     def _path(self, key: str) -> str:
         if not key or any(part in ("", ".", "..") for part in key.split("/")):

@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from specpipe.stages.storage.store_faults import advice, is_transient_locally
@@ -27,19 +27,31 @@ class LocalDisk:
             file.seek(start)
             return file.read(-1 if stop is None else max(0, stop - start))
 
-    def read_into(self, path: str, start: int, views: Sequence[memoryview]) -> bool:
+    def read_into(
+        self, path: str, start: int, views: Sequence[memoryview], filled: Callable[[int], None]
+    ) -> bool:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            for view in views:
+            for number, view in enumerate(views):
                 while len(view):
                     num_read = file.readinto(view)
                     if not num_read:
                         return False
                     view = view[num_read:]
+                filled(number)
         return True
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         write_atomic(path, data)
+
+    def move_in(self, path: str, source: str) -> None:
+        descriptor = os.open(source, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(source, path)
+        _sync_folder(os.path.dirname(path))
 
     def create(self, path: str, data: bytes) -> bool:
         return create_atomic(path, data)
@@ -51,8 +63,8 @@ class LocalDisk:
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
-    def sizes(self, path: str) -> dict[str, int]:
-        return file_sizes(path or "/")
+    def sizes(self, path: str, *, temporary: bool = False) -> dict[str, int]:
+        return file_sizes(path or "/", temporary=temporary)
 
     def remove(self, path: str) -> None:
         while os.path.isdir(path) and not os.path.islink(path):
@@ -102,8 +114,11 @@ def create_atomic(path: str, data: bytes | memoryview) -> bool:
         return True
 
 
-def file_sizes(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> dict[str, int]:
-    """Path and size of every file below a folder, in no order; temporary ones left out.
+def file_sizes(
+    folder: str, above: frozenset[tuple[int, int]] = frozenset(), *, temporary: bool = False
+) -> dict[str, int]:
+    """Path and size of every file below a folder, in no order: all but the temporary ones, or those
+    alone.
 
     Links are followed, but not to a folder that is `above` (device and inode). Files that come
     and go meanwhile are no error. Raises OSError.
@@ -119,8 +134,8 @@ def file_sizes(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> 
         return sizes
     for entry in entries:
         if entry.is_dir():
-            sizes |= file_sizes(entry.path, above | {here})
-        elif not entry.name.startswith(TEMPORARY_PREFIX):
+            sizes |= file_sizes(entry.path, above | {here}, temporary=temporary)
+        elif entry.name.startswith(TEMPORARY_PREFIX) == temporary:
             with suppress(FileNotFoundError):
                 sizes[entry.path] = entry.stat().st_size
     return sizes

@@ -15,6 +15,8 @@ from specpipe.stages.storage.folder import HOW_TO_REPAIR
 
 _LEVEL = 1
 _PAGE_BYTES = 2**26
+_BATCH_BYTES = 2**21
+"""Rows that are decoded before they are copied: as many as stay in the cache."""
 _MARGIN = 2**16
 """Bytes of a file that are not rows: headers of pages and the footer."""
 _SCALARS = {"float32": pa.float32(), "int32": pa.int32()}
@@ -62,19 +64,14 @@ class ParquetChunks:
         try:
             file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
             # Before anything is decompressed: the counts may be of anything.
-            column = _fits(file, array, num_rows) and file.read(use_threads=False).column(0)
+            is_whole = _fits(file, array, num_rows) and _copy(file, array, rows) == len(rows)
         except (pa.ArrowException, OSError):
-            column = None
-        if not column or column.length() != num_rows or column.null_count:
+            is_whole = False
+        if not is_whole:
             raise IntegrityError(
                 f"{where} is no Parquet file of {num_rows} rows of {array.name}, as the manifest "
                 f"has it; {HOW_TO_REPAIR}"
             )
-        at = 0
-        for part in column.chunks:
-            start, size = part.offset * array.row_bytes, len(part) * array.row_bytes
-            rows[at : at + size] = np.frombuffer(part.buffers()[1], np.uint8)[start:][:size]
-            at += size
 
     def metadata(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
         return {}
@@ -88,6 +85,20 @@ def array_schema(array: ArrayLayout) -> Any:
         "specpipe_shape": ",".join(map(str, array.row_shape)),
     }
     return pa.schema([pa.field(array.name, values, nullable=False, metadata=about)])
+
+
+def _copy(file: Any, array: ArrayLayout, rows: Buffer) -> int:
+    """Copy the rows of a file to where they belong; returns their bytes."""
+    at = 0
+    batch_size = max(1, _BATCH_BYTES // array.row_bytes)
+    for batch in file.iter_batches(batch_size=batch_size, use_threads=False):
+        column = batch.column(0)
+        start, size = column.offset * array.row_bytes, len(column) * array.row_bytes
+        if column.null_count or at + size > len(rows):
+            return -1
+        rows[at : at + size] = np.frombuffer(column.buffers()[1], np.uint8)[start:][:size]
+        at += size
+    return at
 
 
 def _fits(file: Any, array: ArrayLayout, num_rows: int) -> bool:

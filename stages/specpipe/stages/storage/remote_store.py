@@ -1,6 +1,6 @@
 """Objects on any fsspec store but the local disk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import fsspec
@@ -34,19 +34,25 @@ class RemoteStore:
             self._check_torn(path, start + len(data))
         return data
 
-    def read_into(self, path: str, start: int, views: Sequence[memoryview]) -> bool:
+    def read_into(
+        self, path: str, start: int, views: Sequence[memoryview], filled: Callable[[int], None]
+    ) -> bool:
         num_bytes = sum(map(len, views))
         data = memoryview(self._read(path, start, start + num_bytes))
         if len(data) < num_bytes:
             self._check_torn(path, start + len(data))
             return False
-        for view in views:
+        for number, view in enumerate(views):
             view[:] = data[: len(view)]
             data = data[len(view) :]
+            filled(number)
         return True
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         self._filesystem.pipe_file(path, bytes(data))
+
+    def move_in(self, path: str, source: str) -> None:
+        self._filesystem.put_file(source, path)
 
     def create(self, path: str, data: bytes) -> bool:
         try:
@@ -66,12 +72,12 @@ class RemoteStore:
             return None
         return int(info["size"]) if info["type"] == "file" else None
 
-    def sizes(self, path: str) -> dict[str, int]:
+    def sizes(self, path: str, *, temporary: bool = False) -> dict[str, int]:
         found = self._filesystem.find(path or "/", detail=True, **self._find_options)
         return {
             name: int(info["size"])
             for name, info in found.items()
-            if not name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
+            if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX) == temporary
             # Consoles make "folders" that are empty objects.
             and not name.endswith("/")
         }

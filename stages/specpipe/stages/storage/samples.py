@@ -64,6 +64,7 @@ class PlannedSample:
             input_ids=sample.input_ids,
             loss_mask=sample.loss_mask,
             metadata=sample.metadata,
+            max_new_tokens=sample.max_new_tokens,
         )
 
     @property
@@ -79,6 +80,11 @@ class PlannedSample:
     def num_rows(self) -> int:
         """Verifier rows: positions whose next token is supervised."""
         return len(verifier_rows(self.loss_mask))
+
+    @property
+    def most_rows(self) -> int:
+        """Verifier rows that it has, or has at most once its text is generated."""
+        return self.num_rows + self.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +182,8 @@ def check_plan(
 ) -> None:
     """Raises IntegrityError unless the samples are planned ones, in the plan's order.
 
-    Planned samples that the dump refused are absent.
+    Planned samples that the dump refused are absent. Where the plan holds prompts, the samples
+    begin with them.
     """
     rest = iter(planned)
     for sample in samples:
@@ -186,13 +193,14 @@ def check_plan(
                 f"{where}: sample {sample.sample_id} is not in the shard's plan at this place"
             )
         if not (
-            np.array_equal(plan.input_ids, sample.input_ids)
-            and np.array_equal(plan.loss_mask, sample.loss_mask)
-            and plan.multiplicity == sample.multiplicity
+            np.array_equal(plan.input_ids, sample.input_ids[: plan.num_tokens])
+            and np.array_equal(plan.loss_mask, sample.loss_mask[: plan.num_tokens])
+            and sample.num_tokens <= plan.size
+            and (plan.prompt_id, plan.multiplicity) == (sample.prompt_id, sample.multiplicity)
         ):
             raise IntegrityError(
-                f"{where}: sample {sample.sample_id} does not have the token ids, the loss mask or "
-                "the multiplicity of the shard's plan"
+                f"{where}: sample {sample.sample_id} does not have the token ids, the loss mask, "
+                "the length or the multiplicity of the shard's plan"
             )
 
 

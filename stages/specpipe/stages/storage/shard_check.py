@@ -17,10 +17,11 @@ from specpipe.schemas.dump import (
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.storage.array_check import ArrayCheck, sample_spans
 from specpipe.stages.storage.arrays import ArrayLayout, array_names
-from specpipe.stages.storage.chunk_codec import ChunkCodec, chunk_codec
+from specpipe.stages.storage.chunk_codec import chunk_codec
 from specpipe.stages.storage.chunk_read import read_chunk
 from specpipe.stages.storage.findings import Findings
 from specpipe.stages.storage.listing import listed_arrays, shard_entries
+from specpipe.stages.storage.row_scan import RowScan
 from specpipe.stages.storage.samples import (
     StoredSample,
     check_plan,
@@ -60,31 +61,32 @@ def check_shard(
     samples = _check_samples(findings, identity, manifest)
     for name, array in arrays.items():
         spans = sample_spans(array, samples)
-        check = ArrayCheck(array, chunks[name], spans, identity.target.vocab_size)
-        _check_array(findings, codec, array, chunks[name], check)
+        check = ArrayCheck(array, chunks[name], spans)
+        _check_array(findings, identity, array, chunks[name], check)
     return _check_vocab(findings, identity, manifest)
 
 
 def _check_array(
     findings: Findings,
-    codec: ChunkCodec,
+    identity: DumpIdentity,
     array: ArrayLayout,
     chunks: Sequence[ObjectEntry],
     check: ArrayCheck,
 ) -> None:
+    codec, vocab_size = chunk_codec(identity), identity.target.vocab_size
     # Of a bounded size, whatever the manifest says: `listed_arrays` has seen to that.
     buffer = np.empty(array.bytes_in(0) if chunks else 0, np.uint8)
     for index, entry in enumerate(chunks):
-        rows = tail = None
+        chunk = None
         if findings.check_size(entry):
             rows = buffer[: array.bytes_in(index)]
+            scan = RowScan(array, rows, check.ends(index), vocab_size)
             try:
-                tail = read_chunk(findings.folder, codec, array, entry, rows)
+                chunk = read_chunk(findings.folder, codec, array, entry, scan)
             except IntegrityError as error:
                 findings.note(entry.key, error)
-                rows = None
             findings.advance(entry.size)
-        for key, problem in check.chunk(index, rows, tail):
+        for key, problem in check.chunk(index, chunk):
             findings.note(key, problem)
 
 

@@ -3,6 +3,7 @@
 Legend: T tokens, S verifier rows, L aux layers, H hidden.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -19,14 +20,15 @@ from specpipe.schemas.dump import (
 )
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.storage.array_check import ArrayCheck, sample_span, sample_spans
-from specpipe.stages.storage.arrays import ArrayLayout, values_problem
+from specpipe.stages.storage.arrays import ArrayLayout
 from specpipe.stages.storage.chunk_codec import Buffer, chunk_codec
-from specpipe.stages.storage.chunk_read import read_chunk
-from specpipe.stages.storage.crc import crc32c
+from specpipe.stages.storage.chunk_read import ReadChunk, read_chunk
+from specpipe.stages.storage.crc import concat_crc32c
 from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
 from specpipe.stages.storage.int8_states import Quantiser
 from specpipe.stages.storage.listing import listed_arrays, shard_entries
 from specpipe.stages.storage.objects import read_object
+from specpipe.stages.storage.row_scan import RowScan
 from specpipe.stages.storage.samples import StoredSample, check_samples, samples_from_parquet
 from specpipe.stages.storage.scales import read_scales
 from specpipe.stages.storage.states import SampleStates
@@ -115,13 +117,16 @@ class ShardReader:
         # Counted before anything is allocated: the manifest's counts may be of anything.
         samples = self._samples
         columns = {array.name: np.empty(array.shape, array.dtype) for array in arrays}
+        checks = {array.name: self._check(array, samples) for array in arrays}
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             try:
-                reads = {a.name: self._start_reading(pool, a, columns[a.name]) for a in arrays}
-                for array in arrays:
-                    check = self._check(array, samples)
-                    for index, (rows, tail) in enumerate(reads[array.name]):
-                        for key, problem in check.chunk(index, rows, tail.result()):
+                reads = {
+                    array.name: self._start_reading(pool, array, columns[array.name], check)
+                    for array, check in zip(arrays, checks.values(), strict=True)
+                }
+                for name, check in checks.items():
+                    for index, read in enumerate(reads[name]):
+                        for key, problem in check.chunk(index, read.result()):
                             where = self._folder.where(key)
                             raise IntegrityError(f"{where} {problem}; {HOW_TO_REPAIR}")
             except BaseException:
@@ -130,38 +135,50 @@ class ShardReader:
         return columns
 
     def _start_reading(
-        self, pool: ThreadPoolExecutor, array: ArrayLayout, values: npt.NDArray[Any]
-    ) -> list[tuple[Buffer, Future[Buffer | None]]]:
-        """Each chunk's rows, and what `read_chunk` will return of it."""
+        self,
+        pool: ThreadPoolExecutor,
+        array: ArrayLayout,
+        values: npt.NDArray[Any],
+        check: ArrayCheck,
+    ) -> list[Future[ReadChunk]]:
         data = values.reshape(-1).view(np.uint8)
         chunks = [data[at : at + array.payload_bytes] for at in array.chunk_starts]
         return [
-            (rows, pool.submit(self._read_chunk, array, index, rows))
+            pool.submit(self._read_chunk, array, index, rows, check.ends(index))
             for index, rows in enumerate(chunks)
         ]
 
-    def _read_chunk(self, array: ArrayLayout, index: int, rows: Buffer) -> Buffer | None:
+    def _read_chunk(
+        self, array: ArrayLayout, index: int, rows: Buffer, ends: Sequence[int]
+    ) -> ReadChunk:
         entry = self._entries[self._codec.chunk_name(array, index)]
-        return read_chunk(self._folder, self._codec, array, entry, rows)
+        return read_chunk(self._folder, self._codec, array, entry, self._scan(array, rows, ends))
+
+    def _scan(self, array: ArrayLayout, rows: Buffer, ends: Sequence[int]) -> RowScan:
+        return RowScan(array, rows, ends, self._identity.target.vocab_size)
 
     def _read_rows(self, array: ArrayLayout, sample: StoredSample) -> npt.NDArray[Any]:
         """A sample's rows of an array, checked against their own crc."""
         span = sample_span(array, sample)
         values = np.empty((span.stop - span.start, *array.row_shape), array.dtype)
         rest = values.reshape(-1).view(np.uint8)
+        crc, problem = 0, None
         for index, start, stop in array.chunks_of(span.start, span.stop):
             at = (start - index * array.chunk_rows) * array.row_bytes
             size = (stop - start) * array.row_bytes
+            scan = self._scan(array, rest[:size], [size])
             if self._codec.is_raw:
                 key = self._entries[self._codec.chunk_name(array, index)].key
-                self._folder.read_into(key, at, [rest[:size].data])
+                self._folder.read_into(key, at, scan.views, scan.filled)
             else:
                 rows = np.empty(array.bytes_in(index), np.uint8)
-                self._read_chunk(array, index, rows)
+                self._read_chunk(array, index, rows, [len(rows)])
                 rest[:size] = rows[at : at + size]
+                scan.fill()
+            crc = concat_crc32c(crc, scan.crcs[0], size)
+            problem = problem or scan.problem
             rest = rest[size:]
-        problem = values_problem(array, values, self._identity.target.vocab_size)
-        if crc32c(values.reshape(-1).view(np.uint8)) != span.crc:
+        if crc != span.crc:
             problem = f"is not what was written: its crc32c differs from the one in {SAMPLES_FILE}"
         if problem:
             keys = ", ".join(
@@ -176,9 +193,5 @@ class ShardReader:
 
     def _check(self, array: ArrayLayout, samples: list[StoredSample]) -> ArrayCheck:
         names = (self._codec.chunk_name(array, index) for index in range(array.num_chunks))
-        return ArrayCheck(
-            array,
-            [self._entries[name] for name in names],
-            sample_spans(array, samples),
-            self._identity.target.vocab_size,
-        )
+        entries = [self._entries[name] for name in names]
+        return ArrayCheck(array, entries, sample_spans(array, samples))

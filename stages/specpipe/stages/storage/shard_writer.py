@@ -14,13 +14,14 @@ from specpipe.schemas.dump import (
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpIdentity,
+    GenerationCounts,
     ShardManifest,
     manifest_key,
     shard_folder,
 )
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.storage.arrays import ArrayLayout, planned_chunks, shard_arrays
-from specpipe.stages.storage.chunk_codec import Buffer, chunk_codec
+from specpipe.stages.storage.chunk_codec import Buffer, buffer_bytes, chunk_codec
 from specpipe.stages.storage.crc import crc32c, extend_crc32c
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.int8_states import Quantiser
@@ -32,6 +33,7 @@ from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.vocab import VocabStatistics
 
 WRITE_BUFFER_BYTES = 256 * 2**20
+_BLOCK_BYTES = 2**18
 
 
 class ShardWriter:
@@ -55,6 +57,7 @@ class ShardWriter:
     ) -> None:
         """`folder` is the dump's root; `attempt` is random unless given (for fixed test data).
 
+        `planned_tokens` and `planned_rows` are those that are to come, or the most that may come.
         `scales` are the dump's, for int8 states; raises ConfigError without them.
         """
         self._folder = folder
@@ -66,12 +69,12 @@ class ShardWriter:
         if identity.states_dtype == "int8" and not self._scales:
             raise ConfigError("int8 states need the scales of the dump's channels")
         self._codec = chunk_codec(identity)
-        self._chunk_rows = planned_chunks(identity, planned_tokens, planned_rows)
+        chunk_rows = planned_chunks(identity, planned_tokens, planned_rows)
         prefix = shard_folder(shard_id, self._attempt)
         self._outbox = Outbox(folder, prefix, self._codec, write_buffer_bytes)
         self._arrays = {
             name: _ArrayWriter(layout, self._outbox)
-            for name, layout in shard_arrays(identity, 0, 0, self._chunk_rows).items()
+            for name, layout in shard_arrays(identity, 0, 0, chunk_rows).items()
         }
         self._samples: list[StoredSample] = []
         self._num_tokens = 0
@@ -126,15 +129,19 @@ class ShardWriter:
                     f"{list(expected)}"
                 )
 
-    def commit(self, vocab: VocabStatistics) -> ShardManifest:
+    def commit(
+        self, vocab: VocabStatistics, generation: GenerationCounts | None = None
+    ) -> ShardManifest:
         """Write what is left, then the manifest; returns the manifest that counts.
+
+        `generation` says what became of text that the target wrote.
 
         It is another attempt's if that one was committed first; ours then stays unlisted. Raises
         StoreError if anything did not get through, IntegrityError if the manifest that is there is
         damaged or belongs to another dump.
         """
         for array in self._arrays.values():
-            array.close()
+            array.finish()
         layouts = {
             name: replace(array.layout, num_rows=array.num_rows)
             for name, array in self._arrays.items()
@@ -150,9 +157,10 @@ class ShardWriter:
             num_samples=len(self._samples),
             num_tokens=self._num_tokens,
             num_rows=self._num_rows,
-            chunk_rows=self._chunk_rows,
+            chunk_rows={name: layout.chunk_rows for name, layout in layouts.items()},
             aux_scales_crc32c=self._scales.crc32c if self._scales else None,
             aux_error=self._quantiser.relative_error() if self._quantiser else None,
+            generation=generation,
             objects=tuple(self._outbox.close()),
         )
         key = manifest_key(self._shard_id)
@@ -181,14 +189,24 @@ class _ArrayWriter:
                 self._chunk = self._outbox.buffer(layout)
             piece = rows[(first - start) * layout.row_bytes : (stop - start) * layout.row_bytes]
             at = (first - index * layout.chunk_rows) * layout.row_bytes
-            self._chunk[at : at + len(piece)] = piece
-            piece_crc = crc32c(piece)
+            piece_crc = _copy(piece, self._chunk[at : at + len(piece)])
             crc = extend_crc32c(crc, piece, piece_crc)
             self._crc = extend_crc32c(self._crc, piece, piece_crc)
             self.num_rows = stop
             if stop == (index + 1) * layout.chunk_rows:
                 self.close()
         return crc
+
+    def finish(self) -> None:
+        """Send what there is of the last chunk.
+
+        Where it is the only one, chunks need no more rows than it has: fewer tokens may have come
+        than were planned, and Zarr fills chunks up with zeros.
+        """
+        if self._chunk is not None and self.num_rows < self.layout.chunk_rows:
+            self.layout = replace(self.layout, chunk_rows=self.num_rows)
+            self._chunk = self._chunk[: buffer_bytes(self.layout)]
+        self.close()
 
     def close(self) -> None:
         """Send what there is of the open chunk."""
@@ -198,3 +216,13 @@ class _ArrayWriter:
         num_bytes = (self.num_rows - index * self.layout.chunk_rows) * self.layout.row_bytes
         self._outbox.put_chunk(self.layout, index, self._chunk, num_bytes, self._crc)
         self._chunk, self._crc = None, 0
+
+
+def _copy(source: Buffer, target: Buffer) -> int:
+    """Copy bytes; returns their crc32c, computed while each block of them is in the cache."""
+    crc = 0
+    for start in range(0, len(source), _BLOCK_BYTES):
+        block = source[start : start + _BLOCK_BYTES]
+        target[start : start + len(block)] = block
+        crc = crc32c(block, crc)
+    return crc

@@ -1,6 +1,6 @@
 """What a folder needs of a store. Paths are absolute; errors are the store's own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -17,11 +17,22 @@ class Store(Protocol):
         Raises TornRead where fewer than `num_expected` come although the object has more.
         """
 
-    def read_into(self, path: str, start: int, views: Sequence[memoryview]) -> bool:
-        """Fill the views from byte `start` on; False if the object ends too early."""
+    def read_into(
+        self, path: str, start: int, views: Sequence[memoryview], filled: Callable[[int], None]
+    ) -> bool:
+        """Fill the views from byte `start` on; False if the object ends too early.
+
+        `filled` is called with the number of each view when it is full.
+        """
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         """Write or replace an object, all or nothing."""
+
+    def move_in(self, path: str, source: str) -> None:
+        """Write or replace an object by a file of this machine, all or nothing.
+
+        The file is beside `path` where the store is this machine's disk; it may be moved.
+        """
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object unless there is one, all or nothing; False if there is one."""
@@ -29,8 +40,9 @@ class Store(Protocol):
     def size(self, path: str) -> int | None:
         """Bytes of an object, None if it is missing or a folder."""
 
-    def sizes(self, path: str) -> dict[str, int]:
-        """Path and size of every object below a folder, in no order; temporary ones left out."""
+    def sizes(self, path: str, *, temporary: bool = False) -> dict[str, int]:
+        """Path and size of every object below a folder, in no order: those that are whole, or the
+        temporary ones alone."""
 
     def remove(self, path: str) -> None:
         """Remove an object, or a folder with all that is in it; a missing one is no error."""
