@@ -127,6 +127,8 @@ class DumpIdentity(Record):
     """Dtype in which the target ran."""
     backend: Literal["hf", "vllm"] = "hf"
     """What ran the target: their states agree within rounding, not bit by bit."""
+    engine: dict[str, Any] = {}
+    """Options of the engine that may change the states by more than rounding, by its own names."""
     shard_format: Literal["zarr", "parquet"] = "zarr"
     logits: str = Field("final", pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")
     compression: Literal["none", "zstd"] = "none"
@@ -211,6 +213,31 @@ class ObjectEntry(Record):
         return key
 
 
+class GenerationCounts(Record):
+    """What became of the turns that the target was to write."""
+
+    num_turns: int = Field(0, ge=0)
+    num_new_tokens: int = Field(0, ge=0)
+    """The tokens that ended turns included."""
+    num_stopped: int = Field(0, ge=0)
+    """Turns that the target, or a stop text, ended."""
+    num_max_tokens: int = Field(0, ge=0)
+    """Turns cut off at `max_tokens`."""
+    num_context_length: int = Field(0, ge=0)
+    """Turns cut off where the context was full."""
+    num_empty: int = Field(0, ge=0)
+    """Turns that hold nothing but the token that ended them."""
+    num_broken_off: int = Field(0, ge=0)
+    """Conversations without all of their turns, since one was cut off or the context was full."""
+    num_rewritten: int = Field(0, ge=0)
+    """Conversations without all of their turns, since the chat template writes an earlier turn
+    otherwise than the target did."""
+
+    def plus(self, other: "GenerationCounts") -> "GenerationCounts":
+        ours, theirs = self.model_dump(), other.model_dump()
+        return GenerationCounts(**{name: ours[name] + theirs[name] for name in ours})
+
+
 class ShardManifest(Sealed):
     """`shards/SSSSSS.manifest.json`: which attempt at a shard counts, and every object of it."""
 
@@ -228,6 +255,8 @@ class ShardManifest(Sealed):
     """int8 states only: of the aux_scales.safetensors that the states were divided by."""
     aux_error: tuple[float, ...] | None = None
     """int8 states only: norm of the rounding error over norm of the states, per layer."""
+    generation: GenerationCounts | None = None
+    """Text that the target wrote into the dump only."""
     objects: tuple[ObjectEntry, ...]
 
     @property
@@ -249,6 +278,8 @@ class DumpTotals(Record):
     num_rows: int
     num_rejected: int
     num_bytes: int
+    generation: GenerationCounts | None = None
+    """Text that the target wrote into the dump only."""
 
 
 class DumpIndex(Sealed):

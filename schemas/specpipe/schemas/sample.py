@@ -45,6 +45,8 @@ class Sample:
     source: Source
     multiplicity: int = 1
     metadata: dict[str, Any] = field(default_factory=dict)
+    max_new_tokens: int = 0
+    """Most tokens that the target is to add; 0 for text that is given."""
 
     @property
     def num_tokens(self) -> int:
@@ -57,7 +59,7 @@ class Sample:
     @property
     def sample_id(self) -> str:
         """Hash of the token ids and the mask."""
-        return _digest(self.input_ids, self.loss_mask)
+        return digest(self.input_ids, self.loss_mask)
 
     @property
     def prompt_id(self) -> str:
@@ -67,18 +69,19 @@ class Sample:
         of the split: then it is the hash of the whole sample.
         """
         start = first_supervised(self.loss_mask)
-        return _digest(self.input_ids[:start]) if start >= _SHORTEST_PROMPT else self.sample_id
+        return digest(self.input_ids[:start]) if start >= _SHORTEST_PROMPT else self.sample_id
 
     @property
     def verifier_rows(self) -> npt.NDArray[np.int64]:
         return verifier_rows(self.loss_mask)
 
 
-def _digest(*arrays: npt.NDArray[Any]) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:32]
+def digest(*parts: npt.NDArray[Any] | bytes) -> str:
+    """Hash of bytes and of arrays' values: 32 hexadecimal digits."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
+    return whole.hexdigest()[:32]
 
 
 def first_supervised(loss_mask: Mask) -> int:
@@ -104,10 +107,18 @@ def sample_from_pretokenized(row: dict[str, Any], source: Source, vocab_size: in
     """A sample from `input_ids`, `attention_mask` and `labels` as the spec-draft API defines them.
 
     The fields are lists of integers or int64 arrays. Trailing and leading padding (attention_mask
-    0) is cut. Raises InputError, naming file and
-    line, where a field is missing or of another type, lengths differ, the attention mask has a
-    hole, a token id is outside the vocabulary, or a label is neither its token nor -100.
+    0) is cut. Raises InputError, naming file and line, where a field is missing or of another type,
+    lengths differ, the attention mask has a hole, a token id is outside the vocabulary, or a label
+    is neither its token nor -100.
     """
+    ids, mask = attended(row, source)
+    return make_sample(ids, mask, source, vocab_size)
+
+
+def attended(
+    row: dict[str, Any], source: Source
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The token ids that are attended to, and which of them are supervised."""
     ids = _integers(row, "input_ids", source)
     labels = _integers(row, "labels", source)
     attention = _integers(row, "attention_mask", source)
@@ -118,11 +129,11 @@ def sample_from_pretokenized(row: dict[str, Any], source: Source, vocab_size: in
         )
     if not np.isin(attention, (0, 1)).all():
         raise InputError(f"{source}: attention_mask holds something other than 0 and 1")
-    attended = np.flatnonzero(attention)
-    if len(attended) == 0:
+    places = np.flatnonzero(attention)
+    if len(places) == 0:
         raise InputError(f"{source}: no token is attended to")
-    start, stop = int(attended[0]), int(attended[-1]) + 1
-    if len(attended) != stop - start:
+    start, stop = int(places[0]), int(places[-1]) + 1
+    if len(places) != stop - start:
         raise InputError(f"{source}: attention_mask has a hole; split the sample there")
     ids, labels = ids[start:stop], labels[start:stop]
     wrong = np.flatnonzero((labels != IGNORE_LABEL) & (labels != ids))
@@ -132,7 +143,7 @@ def sample_from_pretokenized(row: dict[str, Any], source: Source, vocab_size: in
             f"{source}: labels[{start + at}] is {labels[at]} but input_ids[{start + at}] is "
             f"{ids[at]}; a label is its own token, or {IGNORE_LABEL} (labels are not shifted)"
         )
-    return make_sample(ids, labels != IGNORE_LABEL, source, vocab_size)
+    return ids, labels != IGNORE_LABEL
 
 
 def make_sample(
@@ -143,6 +154,15 @@ def make_sample(
     metadata: dict[str, Any] | None = None,
 ) -> Sample:
     """A checked sample; raises InputError on ids outside [0, vocab_size) or nothing to learn."""
+    ids_T = checked_ids(ids, source, vocab_size)
+    mask_T = np.asarray(loss_mask).astype(np.uint8)
+    if not mask_T[1:].any():
+        raise InputError(f"{source}: no supervised token after the first; nothing to learn from it")
+    return Sample(ids_T, mask_T, source, metadata=metadata or {})
+
+
+def checked_ids(ids: Sequence[int] | npt.NDArray[Any], source: Source, vocab_size: int) -> Ids:
+    """The ids as int32 [T]; raises InputError on one outside [0, vocab_size)."""
     ids_T = np.asarray(ids, dtype=np.int64)
     if len(ids_T) and not (ids_T.min() >= 0 and ids_T.max() < vocab_size):
         at = int(np.flatnonzero((ids_T < 0) | (ids_T >= vocab_size))[0])
@@ -150,10 +170,7 @@ def make_sample(
             f"{source}: token id {ids_T[at]} at index {at} is outside the target's vocabulary "
             f"of {vocab_size}; was the data tokenised for another model?"
         )
-    mask_T = np.asarray(loss_mask).astype(np.uint8)
-    if not mask_T[1:].any():
-        raise InputError(f"{source}: no supervised token after the first; nothing to learn from it")
-    return Sample(ids_T.astype(np.int32), mask_T, source, metadata=metadata or {})
+    return ids_T.astype(np.int32)
 
 
 def _integers(row: dict[str, Any], key: str, source: Source) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """The last step, when every shard has its manifest: vocab.parquet, rejected.jsonl, index.json."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 from specpipe.schemas.dump import (
     AUX_SCALES_FILE,
@@ -12,13 +13,14 @@ from specpipe.schemas.dump import (
     DumpIdentity,
     DumpIndex,
     DumpTotals,
+    GenerationCounts,
     ShardManifest,
     manifest_key,
     plan_key,
 )
 from specpipe.stages.dump.plan import Plan
 from specpipe.stages.dump.rejected import Rejection, to_jsonl
-from specpipe.stages.dump.shard import NON_FINITE
+from specpipe.stages.dump.shard import NON_FINITE, NOT_WRITTEN
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.objects import measure_object, put_object
 from specpipe.stages.storage.records import parse_index
@@ -43,7 +45,8 @@ def finalise(
         vocab.add(reader.vocab())
     # Those of a run that was stopped may be damaged, or from before a shard was made again.
     put_object(folder, VOCAB_FILE, vocab.to_parquet())
-    rejected = [*rejections, *_non_finite(plan, manifests, readers)]
+    reason = NOT_WRITTEN if identity.text.is_planned else NON_FINITE
+    rejected = [*rejections, *_lost(plan, manifests, readers, reason)]
     put_object(folder, REJECTED_FILE, to_jsonl(rejected))
 
     keys = [
@@ -66,6 +69,7 @@ def finalise(
             num_rows=sum(manifest.num_rows for manifest in manifests),
             num_rejected=sum(rejection.kind == "refused" for rejection in rejected),
             num_bytes=sum(entry.size for entry in [*objects, *in_shards]),
+            generation=sum_generation(manifests),
         ),
         objects=objects,
     )
@@ -73,8 +77,17 @@ def finalise(
     return parse_index(folder.read(INDEX_FILE), folder.where(INDEX_FILE), identity.fingerprint)
 
 
-def _non_finite(
-    plan: Plan, manifests: Sequence[ShardManifest], readers: Sequence[ShardReader]
+def sum_generation(manifests: Iterable[ShardManifest]) -> GenerationCounts | None:
+    """What became of all turns that the target wrote; None where text is given."""
+    counts = [manifest.generation for manifest in manifests if manifest.generation is not None]
+    return reduce(GenerationCounts.plus, counts) if counts else None
+
+
+def _lost(
+    plan: Plan,
+    manifests: Sequence[ShardManifest],
+    readers: Sequence[ShardReader],
+    reason: str,
 ) -> list[Rejection]:
     """Samples that are planned but not stored: a shard leaves out those that are not finite."""
     rejections = []
@@ -83,7 +96,7 @@ def _non_finite(
             continue
         stored = {sample.sample_id for sample in reader.samples()}
         rejections += [
-            Rejection(sample.source, "refused", f"{sample.source}: {NON_FINITE}")
+            Rejection(sample.source, "refused", f"{sample.source}: {reason}")
             for sample in samples
             if sample.sample_id not in stored
         ]

@@ -9,7 +9,7 @@ from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import INDEX_FILE, REJECTED_FILE, DumpIndex, ShardManifest
 from specpipe.schemas.errors import ConfigError, InputError
 from specpipe.stages.dump.committed import committed_shards, finished_index, withdraw
-from specpipe.stages.dump.finalise import finalise
+from specpipe.stages.dump.finalise import finalise, sum_generation
 from specpipe.stages.dump.plan import Plan
 from specpipe.stages.dump.prepare import Prepared, prepare
 from specpipe.stages.dump.rejected import count_kinds
@@ -37,11 +37,13 @@ class DumpResult:
     num_truncated: int
     """Samples that were cut to the context length."""
     num_left_out: int
-    """Samples of which the context length left nothing supervised."""
+    """Samples of which the context length left nothing supervised, and prompts that fill it."""
     num_bytes: int
     seconds: float
     did_nothing: bool
     """The dump was complete already."""
+    generation: dict[str, int] | None = None
+    """What became of the turns that the target wrote (GenerationCounts); None for given text."""
 
 
 def run(
@@ -157,6 +159,7 @@ class _Count:
 
 def _unfinished(prepared: Prepared, done: dict[int, ShardManifest], started: float) -> DumpResult:
     manifests = done.values()
+    generation = sum_generation(manifests)
     kinds = [rejection.kind for rejection in prepared.rejections]
     return DumpResult(
         url=prepared.folder.url,
@@ -172,6 +175,7 @@ def _unfinished(prepared: Prepared, done: dict[int, ShardManifest], started: flo
         num_bytes=sum(entry.size for manifest in manifests for entry in manifest.objects),
         seconds=time.monotonic() - started,
         did_nothing=False,
+        generation=generation.model_dump() if generation else None,
     )
 
 
@@ -192,4 +196,5 @@ def _finished(folder: Folder, index: DumpIndex, started: float, *, did_nothing: 
         num_bytes=totals.num_bytes,
         seconds=time.monotonic() - started,
         did_nothing=did_nothing,
+        generation=totals.generation.model_dump() if totals.generation else None,
     )

@@ -3,25 +3,30 @@
 Legend: T tokens, S verifier rows, K kept logits, L aux layers, H hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import DumpIdentity, ShardManifest
+from specpipe.schemas.dump import DumpIdentity, GenerationCounts, ShardManifest
 from specpipe.schemas.sample import verifier_rows
+from specpipe.stages.dump.conversation import ChatTemplate
+from specpipe.stages.dump.generated import generated_texts
 from specpipe.stages.dump.score import score
+from specpipe.stages.dump.text import Text
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.samples import PlannedSample
 from specpipe.stages.storage.scales import AuxScales
 from specpipe.stages.storage.shard_writer import ShardWriter
 from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.target.backend import Backend, Captured, bfloat16_bits
+from specpipe.stages.target.backend import Backend, bfloat16_bits
 from specpipe.stages.target.head import VerifierHead
 
 NON_FINITE = "the target's states or logits are not finite"
+NOT_WRITTEN = "the target wrote nothing, or its states or logits are not finite"
+"""Of planned prompts, which of the two a sample is refused for is not kept."""
 
 
 def write_shard(
@@ -33,16 +38,18 @@ def write_shard(
     head: VerifierHead,
     config: DumpConfig,
     scales: AuxScales | None,
+    template: ChatTemplate,
     refuse: Callable[[PlannedSample, str], None],
     progress: Callable[[int], None],
 ) -> ShardManifest:
     """Capture, score and commit a shard; returns the manifest that counts.
 
-    `scales` are those of a dump of int8 states. Samples with states or logits that are not finite go to `refuse` instead, which may raise.
-    `progress` takes the tokens of each sample that is done.
+    `scales` are those of a dump of int8 states; `template` is for text that the target writes.
+    Samples with states or logits that are not finite go to `refuse` instead, which may raise.
+    `progress` takes the planned tokens of each sample that is done.
     """
     num_tokens = sum(sample.size for sample in samples)
-    num_rows = sum(sample.num_rows for sample in samples)
+    num_rows = sum(sample.most_rows for sample in samples)
     writer = ShardWriter(
         folder,
         identity,
@@ -53,11 +60,26 @@ def write_shard(
         write_buffer_bytes=config.write_buffer_mib * 2**20,
     )
     vocab = VocabStatistics.zeros(identity.target.vocab_size)
-    for sample, states in zip(samples, backend.capture(samples), strict=True):
-        if not _append(writer, vocab, identity, head, sample, states):
-            refuse(sample, NON_FINITE)
+    counts = GenerationCounts()
+    texts = _texts(backend, samples, config, template)
+    for sample, text in zip(samples, texts, strict=True):
+        if not _append(writer, vocab, identity, head, text):
+            refuse(sample, NOT_WRITTEN if identity.text.is_planned else NON_FINITE)
+        elif text.counts is not None:
+            counts = counts.plus(text.counts)
         progress(sample.size)
-    return writer.commit(vocab)
+    return writer.commit(vocab, counts if identity.text.is_planned else None)
+
+
+def _texts(
+    backend: Backend,
+    samples: Sequence[PlannedSample],
+    config: DumpConfig,
+    template: ChatTemplate,
+) -> Iterator[Text]:
+    if config.generate is not None:
+        return generated_texts(backend, samples, config.generate, template)
+    return map(Text, samples, backend.capture(samples))
 
 
 def _append(
@@ -65,10 +87,13 @@ def _append(
     vocab: VocabStatistics,
     identity: DumpIdentity,
     head: VerifierHead,
-    sample: PlannedSample,
-    states: Captured,
+    text: Text,
 ) -> bool:
-    """Add a sample to the shard; False, and nothing is added, where its states are not finite."""
+    """Add a text to the shard; False, and nothing is added, where its states are not finite or
+    none of it is supervised."""
+    sample, states = text.sample, text.states
+    if sample.num_rows == 0:
+        return False
     device = head.lm_head_VH.device
     rows_S = torch.from_numpy(verifier_rows(sample.loss_mask))
     next_S = torch.from_numpy(sample.input_ids).long()[rows_S + 1]

@@ -1,6 +1,6 @@
 """Samples into batches of a forward pass."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from specpipe.schemas.sample import Ids
@@ -14,18 +14,26 @@ class Tokens(Protocol):
 SomeTokens = TypeVar("SomeTokens", bound=Tokens)
 
 
-def batches(samples: Sequence[SomeTokens], batch_tokens: int) -> Iterator[list[SomeTokens]]:
+def _length(sample: Tokens) -> int:
+    return len(sample.input_ids)
+
+
+def batches(
+    samples: Sequence[SomeTokens],
+    batch_tokens: int,
+    length: Callable[[SomeTokens], int] = _length,
+) -> Iterator[list[SomeTokens]]:
     """Consecutive samples whose tokens, padded to the longest, are at most `batch_tokens`.
 
-    A sample that is longer has a batch of its own.
+    A sample that is longer has a batch of its own. `length` is a sample's number of tokens.
     """
     batch: list[SomeTokens] = []
     longest = 0
     for sample in samples:
-        longest = max(longest, len(sample.input_ids))
+        longest = max(longest, length(sample))
         if batch and (len(batch) + 1) * longest > batch_tokens:
             yield batch
-            batch, longest = [], len(sample.input_ids)
+            batch, longest = [], length(sample)
         batch.append(sample)
     if batch:
         yield batch

@@ -4,13 +4,14 @@ Legend: B samples of a batch, T tokens, L aux layers, H hidden size, S verifier 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig, GenerateConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
@@ -20,7 +21,8 @@ from specpipe.stages.target.batches import Tokens, batches
 from specpipe.stages.target.decoder import find_decoder
 from specpipe.stages.target.head import WideLinear, check_known, save_head
 from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.location import local_folder, weight_files
+from specpipe.stages.target.location import local_folder, tokenizer_files, weight_files
+from specpipe.stages.target.turn_end import TurnEnd, end_token_ids
 
 
 class HfBackend:
@@ -30,6 +32,8 @@ class HfBackend:
         self.layers = tuple(layers)
         self.device = choose_device(config.device)
         self.batch_tokens = config.batch_tokens
+        self._folder = local_folder(config.target, config.revision)
+        self._trust_remote_code = config.trust_remote_code
         self.model = _load_model(config, self.device)
         self.decoder = find_decoder(self.model)
         self._parameters = signature(self.model.forward).parameters
@@ -65,35 +69,57 @@ class HfBackend:
     def capture_batch(self, batch: Sequence[Tokens]) -> list[Captured]:
         """The states of samples that go through the target together. The lm_head does not run."""
         ids_BT, mask_BT = self._padded(batch)
-        try:
+        with _memory_of(mask_BT):
             self.decoder.module(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-        except torch.cuda.OutOfMemoryError as error:
-            raise ConfigError(
-                f"out of GPU memory with {len(batch)} samples of {ids_BT.shape[1]} tokens: "
-                "lower --batch-tokens"
-            ) from error
-        aux_BTLH = torch.stack([self._caught[layer] for layer in self.layers], dim=2).bfloat16()
-        final_BTH = self._caught[self.decoder.num_layers].bfloat16()
-        self._caught.clear()
+        aux_BTLH, final_BTH = self._take()
         lengths = [len(sample.input_ids) for sample in batch]
         return [Captured(aux_BTLH[i, :t], final_BTH[i, :t]) for i, t in enumerate(lengths)]
 
     @torch.no_grad()
+    def step(
+        self, ids_BN: Tensor, mask_BT: Tensor, cache: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Put N more tokens through the target, behind the T - N that are in `cache` (or None).
+
+        `mask_BT` is 0 at padding. To be called within `wide_logits`. Returns fp32 logits [B, V] behind the last token, the tokens'
+        states [B, N, L, H] and [B, N, H] in bfloat16, and the cache of all T.
+        """
+        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+        options = {
+            "position_ids": positions_BT[:, -ids_BN.shape[1] :],
+            "logits_to_keep": 1,
+        }
+        with _memory_of(mask_BT):
+            output = self.model(
+                input_ids=ids_BN,
+                attention_mask=mask_BT,
+                past_key_values=cache,
+                use_cache=True,
+                **{name: value for name, value in options.items() if name in self._parameters},
+            )
+        aux_BNLH, final_BNH = self._take()
+        return output.logits[:, -1].float(), aux_BNLH, final_BNH, output.past_key_values
+
+    def turn_end(self, texts: Sequence[str]) -> TurnEnd:
+        """Where turns end: the target's own end tokens, or one of the texts."""
+        tokenizer = None
+        if tokenizer_files(self._folder):
+            tokenizer = AutoTokenizer.from_pretrained(
+                self._folder, trust_remote_code=self._trust_remote_code
+            )
+        elif texts:
+            raise ConfigError(f"target {self._folder} has no tokenizer files: stop needs them")
+        return TurnEnd(end_token_ids(self._folder, tokenizer), texts, tokenizer)
+
+    @torch.no_grad()
     def own_logprobs(self, sample: Tokens, first: int) -> tuple[Tensor, dict[int, Tensor]]:
         """The whole model as transformers runs it, and its own `hidden_states` at the aux layer ids
-        below n.
-
-        The lm_head's products are summed in fp32, since bf16 logits carry an error of up to 0.06
-        each.
-        """
+        below n."""
         ids_BT, mask_BT = self._padded([sample])
-        lm_head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        wide = WideLinear(lm_head.weight, getattr(lm_head, "bias", None))
         last = ids_BT.shape[1] - first
         # Not every architecture can leave out the logits before `first`.
         keep = {"logits_to_keep": last} if "logits_to_keep" in self._parameters else {}
-        hook = lm_head.register_forward_hook(lambda _, args, __: wide(args[0]))
-        try:
+        with self.wide_logits():
             output = self.model(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
@@ -101,14 +127,31 @@ class HfBackend:
                 output_hidden_states=True,
                 **keep,
             )
-        finally:
-            hook.remove()
-            self._caught.clear()
+        self._caught.clear()
         below = [layer for layer in self.layers if layer < self.decoder.num_layers]
         states = {layer: output.hidden_states[layer][0] for layer in below}
         next_S = ids_BT[0, first + 1 :, None]
         logprobs_SV = output.logits[0, -last:-1].float().log_softmax(-1)
         return logprobs_SV.gather(1, next_S)[:, 0], states
+
+    @contextmanager
+    def wide_logits(self) -> Iterator[None]:
+        """Within, the lm_head's products are summed, and stay, in fp32: bf16 logits carry an error
+        of up to 0.06 each. What the architecture does to them afterwards is left to it."""
+        lm_head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        wide = WideLinear(lm_head.weight, getattr(lm_head, "bias", None))
+        hook = lm_head.register_forward_hook(lambda _, args, __: wide(args[0]))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _take(self) -> tuple[Tensor, Tensor]:
+        """The states that the last forward pass left, bfloat16 [B, T, L, H] and [B, T, H]."""
+        aux_BTLH = torch.stack([self._caught[layer] for layer in self.layers], dim=2).bfloat16()
+        final_BTH = self._caught[self.decoder.num_layers].bfloat16()
+        self._caught.clear()
+        return aux_BTLH, final_BTH
 
     def _padded(self, batch: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, padded on the right: no real position sees the padding."""
@@ -119,6 +162,18 @@ class HfBackend:
             ids_BT[i, : len(sample.input_ids)] = torch.tensor(sample.input_ids)
             mask_BT[i, : len(sample.input_ids)] = 1
         return ids_BT.to(self.device), mask_BT.to(self.device)
+
+
+@contextmanager
+def _memory_of(mask_BT: Tensor) -> Iterator[None]:
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        num_samples, num_tokens = mask_BT.shape
+        raise ConfigError(
+            f"out of GPU memory with {num_samples} samples of {num_tokens} tokens: "
+            "lower --batch-tokens"
+        ) from error
 
 
 def choose_device(device: str) -> torch.device:

@@ -1,0 +1,46 @@
+"""Where a turn ends that the target writes: at its own end tokens, or texts that are asked for."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from specpipe.stages.target.location import CONFIG_FILE
+
+_MARGIN = 8
+"""Tokens at the beginning of a piece of text that may decode otherwise than in the whole."""
+
+
+def end_token_ids(folder: Path, tokenizer: Any | None) -> frozenset[int]:
+    """What the target's settings, and its tokenizer if it has one, call an end of sequence."""
+    found = [] if tokenizer is None else [tokenizer.eos_token_id]
+    for name in (CONFIG_FILE, "generation_config.json"):
+        path = folder / name
+        ids = json.loads(path.read_bytes()).get("eos_token_id") if path.is_file() else None
+        found += ids if isinstance(ids, list) else [ids]
+    return frozenset(token_id for token_id in found if isinstance(token_id, int))
+
+
+class TurnEnd:
+    """Tells whether a turn ends with its last token."""
+
+    def __init__(self, end_ids: frozenset[int], stop: Sequence[str], tokenizer: Any | None) -> None:
+        """`tokenizer` may be None where no stop texts are given."""
+        self._end_ids = end_ids
+        self._stop = tuple(stop)
+        self._tokenizer: Any = tokenizer
+        # A token is at least a byte, so that a stop text lies in as many tokens as it has bytes.
+        self._num_tail = max((len(text.encode()) for text in stop), default=0) + _MARGIN
+
+    def reached(self, new_ids: Sequence[int]) -> bool:
+        """`new_ids` are the turn so far, whose beginnings did not end it."""
+        if new_ids[-1] in self._end_ids:
+            return True
+        if not self._stop:
+            return False
+        text = self._tokenizer.decode(
+            list(new_ids[-self._num_tail :]),
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        return any(stop in text for stop in self._stop)
