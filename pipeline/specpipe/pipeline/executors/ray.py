@@ -6,6 +6,7 @@ Actors take and give strings of JSON. Target and output must be where every node
 import json
 import os
 import signal
+import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ OBJECT_STORE_BYTES = 80 * 2**20
 """Of a cluster that is started here: only short strings go through it. Ray takes no less."""
 
 _WAIT_SECONDS = 30.0
+_REACH_SECONDS = 10.0
 
 
 def execute(
@@ -189,6 +191,8 @@ def _cluster() -> Iterator[Any]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_reachable(address)
     ours: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     in_main = threading.current_thread() is threading.main_thread()
     on_term = signal.getsignal(signal.SIGTERM)
@@ -206,6 +210,20 @@ def _cluster() -> Iterator[Any]:
     finally:
         with suppress(Exception):
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise StoreError where nobody listens: Ray itself would try for five minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # `auto`, or a name that Ray knows.
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except OSError as error:
+        raise StoreError(
+            f"cannot reach the Ray cluster {address} of RAY_ADDRESS: {error}; run the same command "
+            "again when it is up"
+        ) from error
 
 
 def _from_anywhere(config: DumpConfig) -> DumpConfig:
