@@ -1,11 +1,14 @@
 """What a conversation must look like, and the forms in which chat templates take it."""
 
 import json
+import reprlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Source
+from specpipe.stages.dump.json_rows import parse_json
 
 Message = dict[str, Any]
 
@@ -39,32 +42,51 @@ def reasoning_of(message: Message) -> str:
     return message.get(REASONING_FIELDS[0]) or ""
 
 
-def with_arguments(messages: list[Message], *, as_text: bool) -> list[Message]:
-    """The messages with the arguments of each tool call as JSON text, or as an object.
+def forms_of(messages: list[Message]) -> Iterator[list[Message]]:
+    """The forms in which a template may take the messages, the usual one first.
 
-    The API gives text, most templates want the object, and some can only take the text.
+    The API gives the arguments of a tool call as JSON text, most templates want the object, and
+    some can only take the text. Engines give a call without content an empty one, which some
+    templates take for an answer in place of the call.
     """
+    calls = [message for message in messages if message.get("tool_calls")]
+    if not calls:
+        yield messages
+        return
+    is_silent = any(message.get("content") is None for message in calls)
+    for as_text in (False, True):
+        for no_content in ("", None) if is_silent else ("",):
+            yield [_in_form(message, as_text, no_content) for message in messages]
+
+
+def without_calls(messages: list[Message]) -> list[Message]:
     return [
-        {**message, "tool_calls": [_converted(call, as_text) for call in message["tool_calls"]]}
-        if message.get("tool_calls")
-        else message
+        {key: value for key, value in message.items() if key != "tool_calls"}
         for message in messages
     ]
 
 
+def _in_form(message: Message, as_text: bool, no_content: str | None) -> Message:
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    content = message.get("content")
+    return {
+        **message,
+        "tool_calls": [_converted(call, as_text) for call in calls],
+        "content": no_content if content is None else content,
+    }
+
+
 def _converted(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
     function = call.get("function", call)
-    if not isinstance(function, dict) or "arguments" not in function:
-        return call
-    arguments = function["arguments"]
-    if as_text and not isinstance(arguments, str):
+    arguments = function.get("arguments")
+    if as_text and isinstance(arguments, dict):
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif not as_text and isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
-            parsed = None
-        arguments = parsed if isinstance(parsed, dict) else arguments
+        arguments = json.loads(arguments or "{}")
+    else:
+        return call
     function = {**function, "arguments": arguments}
     return {**call, "function": function} if "function" in call else function
 
@@ -77,8 +99,8 @@ def _checked(message: Any, where: str) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise InputError(f"{where} must be an object with a 'role'")
     role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
-    if calls and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise InputError(f"{where}: 'tool_calls' must be a list of objects")
+    if calls:
+        _check_calls(calls, where)
     if role == "assistant":
         message = _with_reasoning(message, where)
     if content is None:
@@ -92,6 +114,22 @@ def _checked(message: Any, where: str) -> Message:
         raise InputError(f"{where}: 'content' must be a string or a list of text parts")
     texts = [_text(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
     return {**message, "content": "".join(texts)}
+
+
+def _check_calls(calls: Any, where: str) -> None:
+    if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise InputError(f"{where}: 'tool_calls' must be a list of objects")
+    for at, call in enumerate(calls):
+        function = call.get("function", call)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InputError(f"{where}: tool_calls[{at}] has no function with a 'name'")
+        arguments = function.get("arguments")
+        if isinstance(arguments, str) and arguments:
+            arguments = parse_json(arguments, f"{where}: arguments of tool_calls[{at}]")
+        if not (arguments is None or arguments == "" or isinstance(arguments, dict)):
+            raise InputError(
+                f"{where}: arguments of tool_calls[{at}] must be an object, or its JSON text"
+            )
 
 
 def _with_reasoning(message: Message, where: str) -> Message:
@@ -110,7 +148,9 @@ def _with_reasoning(message: Message, where: str) -> Message:
 def _text(part: Any, where: str) -> str:
     if not isinstance(part, dict) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, dict) else part
-        raise InputError(f"{where} is of type {kind!r}; only parts of type 'text' can be dumped")
+        raise InputError(
+            f"{where} is of type {reprlib.repr(kind)}; only parts of type 'text' can be dumped"
+        )
     text = part.get("text")
     if not isinstance(text, str):
         raise InputError(f"{where}: 'text' must be a string")

@@ -3,7 +3,7 @@
 Legend: T tokens.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,11 @@ class Tokens:
             mask_T[self.within(span)] = 1
         return mask_T
 
-    def closing(self, special: Collection[int], within: range) -> range:
-        """The white space and special tokens at the end of `within`."""
-        start = within.stop
-        while start > within.start and self._closes(start - 1, special):
-            start -= 1
-        return range(start, within.stop)
+    def text_of(self, at: int) -> str:
+        return self.text[self.start_T[at] : self.stop_T[at]]
 
-    def _closes(self, at: int, special: Collection[int]) -> bool:
-        return self.ids[at] in special or self.text[self.start_T[at] : self.stop_T[at]].isspace()
+    def ids_from(self, start: int) -> list[int]:
+        """The ids from the token on that begins at this character; none if no token does."""
+        at = int(np.searchsorted(self.start_T, start))
+        begins = at < len(self.ids) and self.start_T[at] == start
+        return self.ids[at:] if begins else []
