@@ -9,8 +9,10 @@ import click
 
 from specpipe.pipeline.console import fail, json_error
 from specpipe.pipeline.dump_command import dump
-from specpipe.pipeline.dump_tools import inspect, verify
+from specpipe.pipeline.dump_tools import gc, verify
 from specpipe.pipeline.export_command import export
+from specpipe.pipeline.inspect_command import inspect
+from specpipe.pipeline.prepare_command import prepare
 from specpipe.pipeline.train_command import train
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 
@@ -42,7 +44,7 @@ def specpipe() -> None:
     """
 
 
-for command in (dump, train, export, verify, inspect):
+for command in (prepare, dump, train, export, verify, inspect, gc):
     specpipe.add_command(command)
 
 

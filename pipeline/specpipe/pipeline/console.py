@@ -110,6 +110,7 @@ def show_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     stderr.print(table, markup=False)
+    note("")
 
 
 def file_size(num_bytes: float) -> str:

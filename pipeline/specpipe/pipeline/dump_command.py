@@ -10,7 +10,7 @@ import click
 
 from specpipe.pipeline.console import file_size, progress, quiet_libraries, show
 from specpipe.pipeline.dump_options import dump_config, dump_options
-from specpipe.pipeline.options import GroupedCommand
+from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.worker_index import own_share
 from specpipe.schemas.checkpoint import PROVENANCE_FILE
@@ -18,7 +18,9 @@ from specpipe.schemas.config import DumpConfig
 
 
 @click.command(cls=GroupedCommand, short_help="Run the target once and write its states to a dump.")
+@config_option
 @dump_options
+@json_option
 def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Run the target once over the data and write what training needs of it to a dump.
 

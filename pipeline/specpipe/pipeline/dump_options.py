@@ -1,4 +1,4 @@
-"""The flags that describe a dump, which `dump` and `plan` share, and the configuration they make."""
+"""The flags that describe a dump, shared by `dump` and `plan`, and the settings they make."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,8 @@ from specpipe.pipeline.options import (
     Function,
     GroupedOption,
     comma_integers,
-    config_option,
-    json_option,
     named_values,
+    with_options,
 )
 from specpipe.pipeline.settings import load_config, read_settings
 from specpipe.schemas.config import DumpConfig, GenerateConfig
@@ -27,7 +26,7 @@ def _option(group: str, *arguments: str, **settings: Any) -> click.Option:
 _FROM, _TO, _HOW, _WHO = "What goes in", "What is stored", "How the target runs", "Who does it"
 _TEXT = "On-policy text (--generate)"
 
-_OPTIONS = (
+_INPUT_OPTIONS = (
     _option(_FROM, "--target", help="Local folder or hub id of the target."),
     _option(_FROM, "--revision", help="Revision of a hub target."),
     _option(
@@ -50,6 +49,14 @@ _OPTIONS = (
         " {% generation %} markers, or by rendering it with and without each turn."
         "  [default: markers where there are any]",
     ),
+    _option(_FROM, "--max-rejected", type=int, help="Malformed inputs to tolerate.  [default: 0]"),
+    _option(
+        _FROM, "--trust-remote-code", is_flag=True, default=None, help="Run the target's own code."
+    ),
+)
+
+_OPTIONS = (
+    *_INPUT_OPTIONS,
     _option(
         _FROM,
         "--text-temperature",
@@ -57,7 +64,6 @@ _OPTIONS = (
         help="Say that this target wrote the given answers, at this temperature (0: greedy): the"
         " replay is exact only then.",
     ),
-    _option(_FROM, "--max-rejected", type=int, help="Malformed inputs to tolerate.  [default: 0]"),
     _option(_TO, "--out", help="Root of the dump: a path or an fsspec URL."),
     _option(
         _TO,
@@ -135,7 +141,10 @@ _OPTIONS = (
         help="Most MiB of states that wait for the store.  [default: 256]",
     ),
     _option(
-        _HOW, "--trust-remote-code", is_flag=True, default=None, help="Run the target's own code."
+        _HOW,
+        "--staging-mib",
+        type=int,
+        help="Most MiB of states between vLLM's engine and the writer.  [default: 1024]",
     ),
     _option(
         _TEXT,
@@ -193,15 +202,13 @@ _OPTIONS = (
 
 
 def dump_options(function: Function) -> Function:
-    """--config, all that describes a dump, and --json."""
+    """All that describes a dump."""
+    return with_options(_OPTIONS, function)
 
-    def with_options(decorated: Any) -> Any:
-        parameters = getattr(decorated, "__click_params__", [])
-        decorated.__click_params__ = [*parameters, *reversed(_OPTIONS)]
-        return decorated
 
-    decorated: Function = config_option(with_options(json_option(function)))
-    return decorated
+def input_options(function: Function) -> Function:
+    """The part of it that says what text there is, and how it becomes tokens."""
+    return with_options(_INPUT_OPTIONS, function)
 
 
 def dump_config(

@@ -1,28 +1,16 @@
-"""`specpipe verify` and `specpipe inspect`: a dump, finished or not."""
+"""`specpipe verify` and `specpipe gc`: a dump, read and cleaned up."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
 
 import click
-from rich.text import Text
 
-from specpipe.pipeline.console import (
-    file_size,
-    note,
-    progress,
-    quiet_libraries,
-    show,
-    show_columns,
-    stderr,
-)
+from specpipe.pipeline.console import file_size, note, progress, quiet_libraries, show
 from specpipe.pipeline.options import json_option
 from specpipe.schemas.errors import IntegrityError, UnfinishedError
 from specpipe.schemas.location import without_credentials
 
-if TYPE_CHECKING:
-    from specpipe.stages.dump.inspect import Inspection
-
 SHOWN_DAMAGES = 50
+SHOWN_GARBAGE = 50
 
 
 @click.command(short_help="Read a whole dump and name what is damaged.")
@@ -61,73 +49,37 @@ def verify(url: str, as_json: bool) -> None:
         raise click.exceptions.Exit(UnfinishedError.exit_code)
 
 
-@click.command(short_help="Show a dump to a person.")
+@click.command(short_help="Remove what aborted attempts left in a dump.")
 @click.argument("url")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--force", is_flag=True, help="Also in an unfinished dump; say so only if nobody works on it."
+)
 @json_option
-def inspect(url: str, as_json: bool) -> None:
-    """Show what the dump at URL is and holds, finished or not.
+def gc(url: str, dry_run: bool, force: bool, as_json: bool) -> None:
+    """Remove what attempts that were killed or lost, and half-written files, left in a dump.
 
-    Identity, progress, the size of the states of each layer, the attainable mass m for each size of
-    the draft vocabulary (the ceiling of the acceptance), and one sample with its supervised tokens
-    in colour, or in brackets where there is none.
+    What a manifest or the index names is never removed, and a manifest that cannot be read stops
+    the command with exit code 4. An unfinished dump is left alone (exit code 5) unless --force says
+    that no worker is at work: nothing in the store tells an attempt that was given up from one that
+    is just being written.
     """
     quiet_libraries()
-    from specpipe.stages.dump.inspect import inspect as look
+    from specpipe.stages.dump.gc import gc as collect
 
-    found = look(url)
-    if found.layers:
-        show_columns(
-            "States",
-            ["layer", "rms", "largest"],
-            [(x.name, f"{x.rms:.3f}", f"{x.largest:.2f}") for x in found.layers],
-        )
-    if found.attainable:
-        show_columns(
-            "Draft vocabulary",
-            ["size D", "attainable mass m"],
-            [(f"{size:,}", f"{mass:.4f}") for size, mass in found.attainable.items()],
-        )
-    _show_sample(found)
-    show("Dump", _rows(found), _result(found), as_json=as_json)
-
-
-def _rows(found: "Inspection") -> list[tuple[str, str]]:
-    identity = found.identity
-    target = identity.target
-    text = identity.text
-    origin = text.kind if text.temperature is None else f"{text.kind} at {text.temperature:g}"
-    rejected = "not known yet" if found.num_rejected is None else f"{found.num_rejected:,}"
-    return [
+    found = collect(url, dry_run=dry_run, force=force)
+    for piece in found.garbage[:SHOWN_GARBAGE]:
+        note(f"{piece.key}: {piece.num_objects:,} objects, {file_size(piece.num_bytes)}")
+    if len(found.garbage) > SHOWN_GARBAGE:
+        note(f"... and {len(found.garbage) - SHOWN_GARBAGE:,} more")
+    rows = [
         ("dump", found.url),
         ("state", "complete" if found.complete else "unfinished"),
-        ("shards", f"{found.num_shards:,} of {found.num_planned_shards:,}"),
-        ("samples", f"{found.num_samples:,} (refused: {rejected})"),
-        ("tokens", f"{found.num_tokens:,}, of which {found.num_rows:,} are verifier rows"),
-        ("size", file_size(found.num_bytes)),
-        ("target", f"{target.name} ({target.architecture})"),
-        ("layers", f"{', '.join(map(str, identity.layers))} of {target.num_layers}"),
-        ("text", origin),
-        ("fingerprint", found.fingerprint),
+        (
+            "would free" if dry_run else "freed",
+            f"{found.num_objects:,} objects, {file_size(found.num_bytes)}",
+        ),
     ]
-
-
-def _show_sample(found: "Inspection") -> None:
-    sample = found.sample
-    if sample is None:
-        return
-    note(
-        f"Sample {sample.sample_id} from {sample.source}: {sample.num_supervised} of"
-        f" {sample.num_tokens} tokens are supervised, mean log-probability"
-        f" {sample.mean_logprob:.3f}"
-    )
-    text = Text()
-    for piece, supervised in sample.pieces:
-        if stderr.is_terminal:
-            text.append(piece, style="green" if supervised else "dim")
-        else:
-            text.append(f"[{piece}]" if supervised else piece)
-    stderr.print(text)
-
-
-def _result(found: "Inspection") -> dict[str, Any]:
-    return {**asdict(found), "identity": found.identity.model_dump(mode="json")}
+    show("Garbage", rows, asdict(found), as_json=as_json)
+    if dry_run and found.garbage and not found.complete:
+        note("specpipe: unfinished, so only --force removes it, and only if no worker is at work")

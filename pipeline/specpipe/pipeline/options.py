@@ -1,6 +1,6 @@
 """Options that several commands share, and options whose help stands under headings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,14 @@ class GroupedCommand(click.Command):
         for heading in sorted(sections, key=lambda heading: heading == _OTHERS):
             with formatter.section(heading):
                 formatter.write_dl(sections[heading], col_max=26)
+
+
+def with_options(options: Sequence[click.Option], function: Function) -> Function:
+    """Give a command ready-made options, in their order, above those that it has already."""
+    above: Any = function
+    # click collects a command's options from below, as decorators run.
+    above.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(options)]
+    return function
 
 
 def config_option(function: Function) -> Function:
@@ -67,7 +75,7 @@ def comma_words(_context: click.Context, _option: click.Parameter, value: str | 
 def named_values(
     _context: click.Context, _option: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, Any] | None:
-    """`("a=1", "b=true")` as {"a": 1, "b": True}: values are read as YAML; None if there are none."""
+    """`("a=1", "b=true")` as {"a": 1, "b": True}, values read as YAML; None if there are none."""
     import yaml
 
     found: dict[str, Any] = {}

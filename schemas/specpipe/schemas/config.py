@@ -127,6 +127,9 @@ class DumpConfig(InputConfig):
     """Most rows of one chunk; default: the power of two nearest 48 MiB."""
     write_buffer_mib: int = Field(256, gt=0)
     """Most MiB of chunks that wait for the store while the target goes on."""
+    staging_mib: int = Field(1024, gt=0)
+    """Most MiB of states between the vLLM engine and the writer, or one text where that is more;
+    the engine works ahead as far as they go."""
     executor: Literal["local", "ray"] = "local"
     """Where the workers run: processes of this machine, or actors of a Ray cluster."""
     workers: int = Field(1, gt=0)

@@ -1,6 +1,7 @@
 """Which files the input consists of: paths, globs and folders, on any fsspec store."""
 
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import fsspec
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import infer_compression
+from fsspec.utils import glob_translate, infer_compression
 
 from specpipe.schemas.errors import ConfigError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
@@ -69,6 +70,19 @@ def input_files(urls: Sequence[str]) -> list[InputFile]:
             raise StoreError(f"data {shown}: {without_credentials(str(error))}") from error
         files += [InputFile(filesystem, path, _name(filesystem, path)) for path in found]
     return files
+
+
+def is_input(out: str, urls: Sequence[str]) -> bool:
+    """Whether a file that is to be written at `out` is, or would become, one of the input files."""
+    place, path = fsspec.url_to_fs(out)
+    for url in urls:
+        filesystem, given = fsspec.url_to_fs(url)
+        if type(filesystem) is not type(place):
+            continue
+        below = path.startswith(given.rstrip("/") + "/") and filesystem.isdir(given)
+        if path == given or below or (has_magic(given) and re.match(glob_translate(given), path)):
+            return True
+    return False
 
 
 def _matching(filesystem: Any, pattern: str, shown: str) -> list[str]:

@@ -4,23 +4,25 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden size, V vocabulary, D 
 """
 
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specpipe.schemas.dump import TARGET_FOLDER, DumpIdentity
+from specpipe.schemas.dump import TARGET_FOLDER, DumpIdentity, ShardManifest
+from specpipe.stages.dump.masked_text import Decode, Pieces, masked_text
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.int8_states import widened
 from specpipe.stages.storage.samples import StoredSample
-from specpipe.stages.storage.states import U16, SampleStates
+from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.location import CONFIG_FILE, TOKENIZER_FILES
 
-_NUM_SAMPLES = 4
+_NUM_MEASURED = 4
+"""Samples over which the size of the states is taken, or more where more are shown."""
 _SMALLEST_VOCAB = 256
-_MOST_TOKENS_SHOWN = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class LayerSize:
     name: str
     rms: float
     largest: float
+    error: float | None
+    """int8 states: norm of the rounding error over norm of the states, as measured in the dump."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class ShownSample:
     multiplicity: int
     mean_logprob: float
     """The verifier's mean log-probability of the supervised tokens."""
-    pieces: tuple[tuple[str, bool], ...]
+    pieces: Pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +70,18 @@ class Inspection:
     """Of the first few samples; empty where no shard is committed."""
     attainable: dict[int, float]
     """Draft vocabulary size D -> m, the verifier's probability on the D most probable tokens."""
-    sample: ShownSample | None
+    samples: tuple[ShownSample, ...]
 
 
-def inspect(url: str) -> Inspection:
-    """Look into a dump, finished or not; raises what `Dump.open` raises."""
+def inspect(url: str, num_samples: int = 1) -> Inspection:
+    """Look into a dump, finished or not; raises what `Dump.open` raises.
+
+    `num_samples` of its samples are shown, as far as there are so many.
+    """
     dump = Dump.open(url, allow_unfinished=True)
     manifests = dump.manifests.values()
-    loaded = _first_samples(dump)
+    loaded = _some_samples(dump, max(num_samples, _NUM_MEASURED))
+    decode = _decoder(dump) if num_samples else None
     return Inspection(
         url=dump.folder.url,
         identity=dump.identity,
@@ -87,9 +95,11 @@ def inspect(url: str) -> Inspection:
         num_rows=sum(manifest.num_rows for manifest in manifests),
         num_rejected=dump.index.totals.num_rejected if dump.index else None,
         num_bytes=dump.num_bytes,
-        layers=_layer_sizes(dump.identity, [states for _, states in loaded]),
+        layers=_layer_sizes(dump.identity, [states for _, states in loaded], manifests),
         attainable=attainable_mass(dump.vocab()),
-        sample=_show(*loaded[-1], _tokenizer(dump)) if loaded else None,
+        samples=tuple(_show(*pair, decode) for pair in loaded[len(loaded) - num_samples :])
+        if num_samples
+        else (),
     )
 
 
@@ -104,51 +114,67 @@ def attainable_mass(vocab: VocabStatistics) -> dict[int, float]:
     return {size: float(mass_V[:size].sum() / total) for size in sizes}
 
 
-def _first_samples(dump: Dump) -> list[tuple[StoredSample, SampleStates]]:
-    """The longest few samples of the first shard that has any, ascending by length."""
+def _some_samples(dump: Dump, number: int) -> list[tuple[StoredSample, SampleStates]]:
+    """The longest few samples of the first shards that have any, the longest of a shard last."""
+    found: list[tuple[StoredSample, SampleStates]] = []
     for shard_id, manifest in dump.manifests.items():
+        if len(found) >= number:
+            break
         if manifest.num_samples:
             reader = dump.shard(shard_id)
-            samples = reader.samples()[-_NUM_SAMPLES:]
-            return [(sample, reader.read_sample(sample)) for sample in samples]
-    return []
+            samples = reader.samples()[-(number - len(found)) :]
+            found += [(sample, reader.read_sample(sample)) for sample in samples]
+    return found
 
 
-def _layer_sizes(identity: DumpIdentity, states: list[SampleStates]) -> tuple[LayerSize, ...]:
+def _layer_sizes(
+    identity: DumpIdentity, states: list[SampleStates], manifests: Collection[ShardManifest]
+) -> tuple[LayerSize, ...]:
     if not states:
         return ()
-    aux_TLH = np.concatenate([_widened(s.aux_TLH) for s in states])
-    final_SH = np.concatenate([_widened(s.final_SH) for s in states])
-    named = [(f"layer {layer}", aux_TLH[:, at]) for at, layer in enumerate(identity.layers)]
-    return tuple(
-        LayerSize(name, float(np.sqrt(np.square(values).mean())), float(np.abs(values).max()))
-        for name, values in [*named, ("final", final_SH)]
-    )
+    aux_TLH = np.concatenate([widened(s.aux_TLH) for s in states])
+    sizes = [
+        _layer_size(f"layer {layer}", aux_TLH[:, at], _error(manifests, at))
+        for at, layer in enumerate(identity.layers)
+    ]
+    finals = [widened(s.final_SH) for s in states if s.final_SH is not None]
+    return (*sizes, *([_layer_size("final", np.concatenate(finals), None)] if finals else []))
 
 
-def _widened(bits: U16) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """bfloat16 is the upper half of a float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def _layer_size(
+    name: str, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], error: float | None
+) -> LayerSize:
+    if not values.size:
+        return LayerSize(name, 0.0, 0.0, error)
+    rms = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
+    return LayerSize(name, rms, float(np.abs(values).max()), error)
 
 
-def _show(
-    sample: StoredSample, states: SampleStates, tokenizer: PreTrainedTokenizerBase | None
-) -> ShownSample:
-    tokens = zip(sample.input_ids.tolist(), sample.loss_mask.tolist(), strict=True)
-    pieces = []
-    for supervised, run in groupby(islice(tokens, _MOST_TOKENS_SHOWN), key=lambda token: token[1]):
-        ids = [token_id for token_id, _ in run]
-        text = " ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(ids))
-        pieces.append((text, bool(supervised)))
+def _error(manifests: Collection[ShardManifest], layer: int) -> float | None:
+    """Root mean square over the shards of a layer's relative error, weighted by tokens."""
+    measured = [(m.num_tokens, m.aux_error[layer]) for m in manifests if m.aux_error]
+    num_tokens = sum(tokens for tokens, _ in measured)
+    if not num_tokens:
+        return None
+    return float(np.sqrt(sum(tokens * error**2 for tokens, error in measured) / num_tokens))
+
+
+def _show(sample: StoredSample, states: SampleStates, decode: Decode | None) -> ShownSample:
     return ShownSample(
         sample_id=sample.sample_id,
         source=str(sample.source),
         num_tokens=sample.num_tokens,
         num_supervised=int(sample.loss_mask.sum()),
         multiplicity=sample.multiplicity,
-        mean_logprob=float(states.token_logprob_S.mean()),
-        pieces=tuple(pieces),
+        mean_logprob=float(states.token_logprob_S.mean()) if sample.num_rows else 0.0,
+        pieces=masked_text(sample.input_ids, sample.loss_mask, decode),
     )
+
+
+def _decoder(dump: Dump) -> Decode | None:
+    """What decodes the dump's tokens; None without a tokenizer, or one that needs its own code."""
+    tokenizer = _tokenizer(dump)
+    return None if tokenizer is None else lambda ids: str(tokenizer.decode(ids))
 
 
 def _tokenizer(dump: Dump) -> PreTrainedTokenizerBase | None:

@@ -6,7 +6,7 @@ file and target file. It is no part of the dump's identity: where it differs, th
 
 from collections.abc import Sequence
 
-from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.config import InputConfig
 from specpipe.schemas.dump import Sealed, canonical_sha256
 from specpipe.stages.dump.input_files import input_files
 from specpipe.stages.dump.plan import Plan, plan_sha256
@@ -23,6 +23,7 @@ _FREE_FIELDS = {
     "batch_tokens",
     "trust_remote_code",
     "write_buffer_mib",
+    "staging_mib",
     "executor",
     "workers",
     "worker_index",
@@ -40,9 +41,11 @@ class PlanStamp(Sealed):
     """Inputs that were refused or truncated, as in rejected.jsonl."""
 
 
-def make_stamp(config: DumpConfig) -> str:
-    folder = local_folder(config.target, config.revision)
-    paths = [folder / CONFIG_FILE, *tokenizer_files(folder), *weight_files(folder)]
+def make_stamp(config: InputConfig, *, with_weights: bool = True) -> str:
+    """The stamp of settings, input files and the target's files, its weights where they matter."""
+    folder = local_folder(config.target, config.revision, with_weights=with_weights)
+    paths = [folder / CONFIG_FILE, *tokenizer_files(folder)]
+    paths += weight_files(folder) if with_weights else []
     target = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     return canonical_sha256(
         {

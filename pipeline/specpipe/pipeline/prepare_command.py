@@ -1,0 +1,75 @@
+"""`specpipe prepare`."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specpipe.pipeline.console import LOG_SECONDS, file_size, note, quiet_libraries, show
+from specpipe.pipeline.dump_options import input_options
+from specpipe.pipeline.masked import show_masked
+from specpipe.pipeline.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.settings import load_config
+from specpipe.schemas.config import PrepareConfig
+
+
+@click.command(cls=GroupedCommand, short_help="Tokenise once, into a file, and show the loss mask.")
+@config_option
+@input_options
+@click.option(
+    "--out", help="The file, a path or an fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst or .parquet."
+)
+@json_option
+def prepare(config_file: Path | None, as_json: bool, **flags: Any) -> None:
+    """Tokenise conversations and texts into a file of pretokenised samples.
+
+    \b
+      specpipe prepare --target sample_data/target \\
+        --data sample_data/train/conversations.jsonl --out runs/train.parquet
+
+    Look at the example that it shows: what is supervised must be what the assistant wrote. A dump
+    of the file holds the same samples as a dump of the data. Refused inputs are listed beside it, in
+    FILE.rejected.jsonl. Run again, it does nothing unless the data, the target's tokenizer or the
+    settings have changed.
+    """
+    config = load_config(PrepareConfig, config_file, flags)
+    quiet_libraries()
+    from specpipe.stages.dump.prepare_data import prepare_data
+
+    about = json.loads(provenance(config.model_dump(mode="json")))
+    result = prepare_data(config, about, _Log())
+    example, counts = result.example, result.counts
+    if example is not None:
+        show_masked(
+            f"The first sample, from {example.source}",
+            f"{example.num_supervised:,} of {example.num_tokens:,} tokens are supervised",
+            example.pieces,
+        )
+    masked = counts.num_partly_masked
+    rows = [
+        ("file", result.out),
+        ("samples", f"{counts.num_samples:,}, of which {counts.num_truncated:,} truncated"),
+        ("not in it", f"{counts.num_rejected:,} refused, {counts.num_left_out:,} too long"),
+        *([("partly masked", f"{masked:,}, see {result.rejected}")] if masked else []),
+        ("tokens", f"{counts.num_tokens:,}, of which {counts.num_supervised:,} supervised"),
+        ("size", file_size(result.num_bytes)),
+        ("seconds", "nothing to do" if result.did_nothing else f"{result.seconds:.1f}"),
+    ]
+    record = asdict(result) | {"counts": counts.model_dump(mode="json")}
+    show("Prepared", rows, record, as_json=as_json)
+
+
+class _Log:
+    """A line now and then: how many samples there are is not known before the end."""
+
+    def __init__(self) -> None:
+        self._logged = time.monotonic()
+
+    def __call__(self, num_samples: int) -> None:
+        if time.monotonic() - self._logged >= LOG_SECONDS:
+            self._logged = time.monotonic()
+            note(f"prepare: {num_samples:,} samples")

@@ -1,0 +1,55 @@
+"""FILE.provenance.json: what `specpipe prepare` made a file of, and how."""
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from specpipe.schemas.dump import Record
+from specpipe.stages.dump.input_files import PROVENANCE_SUFFIX
+from specpipe.stages.storage.folder import Folder
+
+_PREPARED = "prepared"
+
+
+class PreparedCounts(Record):
+    """What is in a prepared file, and what is not."""
+
+    num_samples: int
+    num_tokens: int
+    num_supervised: int
+    num_rejected: int
+    """Inputs that were refused."""
+    num_truncated: int
+    """Samples that were cut to the context length."""
+    num_left_out: int
+    """Samples of which the context length left nothing supervised."""
+    num_partly_masked: int
+    """Conversations of which some assistant turns are not supervised."""
+
+
+class PreparedRecord(Record):
+    """By which a later run knows the file and its inputs again."""
+
+    stamp: str
+    """Of the settings, the target's files and the input files; see stamp.py."""
+    num_bytes: int
+    """Of the file."""
+    counts: PreparedCounts
+
+
+def write_record(folder: Folder, name: str, record: PreparedRecord, about: dict[str, Any]) -> None:
+    """The record, and beside it `about`: settings, versions, command line."""
+    values = {_PREPARED: record.model_dump(mode="json"), **about}
+    folder.write(name + PROVENANCE_SUFFIX, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def read_record(folder: Folder, name: str) -> PreparedRecord | None:
+    """None where there is none, or one that cannot be read."""
+    if not folder.exists(name + PROVENANCE_SUFFIX):
+        return None
+    try:
+        values = json.loads(folder.read(name + PROVENANCE_SUFFIX))
+        return PreparedRecord.model_validate(values[_PREPARED])
+    except (ValueError, ValidationError, KeyError, TypeError):
+        return None
