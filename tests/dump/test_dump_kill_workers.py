@@ -85,7 +85,7 @@ def test_killed_and_run_again(alone: DumpConfig, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_workers_that_keep_dying_end_the_command(alone: DumpConfig, tmp_path: Path) -> None:
     """Exit code 5 with advice; what they had finished stays, and another run completes it."""
-    config = alone.model_copy(update={"out": str(tmp_path / "dump"), "workers": 2})
+    config = alone.model_copy(update={"out": str(tmp_path / "again"), "workers": 2})
     command = Command(config, tmp_path / "command")
     while command.process.poll() is None:
         for pid in command.workers():

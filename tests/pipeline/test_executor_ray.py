@@ -1,7 +1,10 @@
 """Actors of a real Ray cluster: the same dump, deaths survived, errors reported."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from tests.dump.conftest import rows, save_target, small_config, write_lines
 from tests.dump.test_dump_kill import contents
 from tests.dump.test_dump_not_finite import poison
 from tests.pipeline.ray_cluster import RayCluster, two_nodes
+
+JOB_SCRIPT = Path(__file__).parents[2] / "docs" / "operations" / "ray_job.sh"
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +53,32 @@ def test_the_shard_of_an_actor_that_is_killed_is_done_by_another(
     assert command.result["complete"]
     assert contents(command.result["url"]) == contents(alone.out)
     assert cluster.engines() == []
+
+
+def test_the_job_script(
+    cluster: RayCluster, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_lines(tmp_path / "data.jsonl", rows(6))
+    alone = small_config(target, data, tmp_path / "alone", shard_tokens=10)
+    run(alone)
+    config = alone.model_copy(update={"out": str(tmp_path / "dump")})
+    (tmp_path / "my dump.yaml").write_text(config.model_dump_json(exclude_none=True))
+    submit = tmp_path / "bin" / "ray"
+    submit.parent.mkdir()
+    submit.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.pipeline.ray_job_submit "$@"\n')
+    submit.chmod(0o755)
+    path = [str(submit.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("EXPECTED_ADDRESS", "http://head:8265")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    arguments = ["http://head:8265", "2", str(tmp_path / "my dump.yaml")]
+    done = subprocess.run(
+        ["bash", str(JOB_SCRIPT), *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["complete"]
+    assert contents(config.out) == contents(alone.out)
 
 
 def test_an_error_of_an_actor_is_the_commands(target: Path, tmp_path: Path) -> None:
