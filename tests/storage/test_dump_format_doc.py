@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,17 +11,31 @@ from specpipe.schemas.dump import (
     DumpIdentity,
     DumpIndex,
     DumpTotals,
+    GenerationCounts,
     ObjectEntry,
     ShardManifest,
     TargetIdentity,
+    TextOrigin,
 )
-from specpipe.stages.storage.arrays import shard_arrays
+from specpipe.stages.storage.arrays import array_names, planned_chunks, shard_arrays
+from specpipe.stages.storage.chunk_codec import chunk_codec
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.samples import _STORED
+from specpipe.stages.storage.samples import stored_schema
 from tests.storage.tiny import make_identity
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (REPOSITORY / "docs" / "dump-format.md").read_text()
+MODES: list[dict[str, Any]] = [
+    {},
+    {"logits": "topk:5", "states_dtype": "int8"},
+    {"logits": "full", "shard_format": "parquet"},
+]
+
+
+def rows_of(name: str) -> list[list[str]]:
+    """The cells of the table rows about a name."""
+    rows = [line.strip("| ").split(" | ") for line in TEXT.splitlines() if line.startswith("|")]
+    return [row for row in rows if f"`{name}`" in row[0]]
 
 
 def test_the_snippet_runs(
@@ -45,9 +60,11 @@ def test_the_snippet_runs(
         DumpIdentity,
         DumpIndex,
         DumpTotals,
+        GenerationCounts,
         ObjectEntry,
         ShardManifest,
         TargetIdentity,
+        TextOrigin,
     ],
 )
 def test_every_field_of_every_record_is_described(record: type[DumpHeader]) -> None:
@@ -55,9 +72,49 @@ def test_every_field_of_every_record_is_described(record: type[DumpHeader]) -> N
     assert missing == []
 
 
-def test_every_column_and_every_array_is_described() -> None:
-    assert [name for name in _STORED.names if f"`{name}`" not in TEXT] == []
-    for array in shard_arrays(make_identity(), 1, 1, 1, 1).values():
-        row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{array.name}` |"))
-        assert f"| {', '.join(array.dimensions)} |" in row
-        assert array.dtype.name in row
+def test_every_column_is_described() -> None:
+    for name in stored_schema([]).names:
+        kind = re.sub(r"list<\w+: (\w+)>", r"list of \1", str(stored_schema([]).field(name).type))
+        assert any(kind in cells[1] for cells in rows_of(name)), name
+
+
+def test_every_choice_of_a_format_is_described() -> None:
+    for field in ("shard_format", "states_dtype", "compression", "backend"):
+        choices = DumpIdentity.model_fields[field].annotation.__args__  # type: ignore[union-attr]
+        assert all(f'`"{choice}"`' in rows_of(field)[0][1] for choice in choices), field
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_array_is_described(mode: dict[str, Any]) -> None:
+    identity = make_identity(**mode)
+    arrays = shard_arrays(identity, 1, 1, planned_chunks(identity, 1, 1))
+    letters = {"token": "T", "row": "S", "layer": "L", "hidden": "H", "rank": "K", "token_id": "V"}
+    for array in arrays.values():
+        [(_, shape, dtype, dimensions, where, _)] = [
+            row for row in rows_of(array.name) if len(row) == 6
+        ]
+        assert dimensions == ", ".join(array.dimensions)
+        assert shape == f"[{', '.join(letters[name] for name in array.dimensions)}]"
+        assert array.dtype.name in dtype
+        assert ("bfloat16" in dtype) == array.is_bfloat16 or array.name == "aux"
+        in_mode = f"mode `{identity.logits.replace('5', 'K')}`"
+        assert where in ("every dump", in_mode, f"{identity.states_dtype} states")
+    # The columns of crcs stand in the order of the table.
+    described = re.findall(r"^\| `(\w+)` \| \[", TEXT, re.MULTILINE)
+    assert [name for name in described if name in arrays] == [*array_names(identity)]
+
+
+def test_the_keys_of_chunks_are_described() -> None:
+    identity = make_identity(states_dtype="int8")
+    arrays = shard_arrays(identity, 9, 9, planned_chunks(identity, 9, 9))
+    zarr = chunk_codec(identity)
+    names = [zarr.chunk_name(arrays[name], 1) for name in ("logz", "aux_scale", "aux")]
+    assert names == [
+        "states.zarr/logz/c/1",
+        "states.zarr/aux_scale/c/1/0",
+        "states.zarr/aux/c/1/0/0",
+    ]
+    parquet = chunk_codec(make_identity(shard_format="parquet"))
+    assert parquet.chunk_name(arrays["aux"], 12) == "states.parquet/aux/000012.parquet"
+    assert "ARRAY/c/I, ARRAY/c/I/0, ARRAY/c/I/0/0" in TEXT
+    assert "ARRAY/IIIIII.parquet" in TEXT

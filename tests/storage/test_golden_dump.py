@@ -1,6 +1,6 @@
-"""A dump that was written once and stays: whoever changes the format by accident learns it here.
+"""Dumps that were written once and stay: whoever changes the format by accident learns it here.
 
-Its values are formulas, so nothing but this file says what it holds.
+Their values are formulas (golden.py), so nothing but this file says what they hold.
 """
 
 from pathlib import Path
@@ -8,99 +8,118 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specpipe.schemas.dump import DumpIdentity
-from specpipe.schemas.sample import Sample, Source
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.samples import PlannedSample
-from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.storage.verify import verify
-from tests.storage.tiny import Pair, equal_states, make_identity, vocab_of, write_dump
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "dump-v1"
+from tests.storage.golden import (
+    COUNTS,
+    GOLDEN,
+    IDENTITIES,
+    golden_identity,
+    golden_shards,
+    stated,
+    write_golden,
+)
+from tests.storage.tiny import concatenated, equal_states, vocab_of
 
 SAMPLE_IDS = ["bd80bdaf5663942151c73557d9a3489c", "96a2df2ca3aeea44927affdf4430671c"]
 PROMPT_IDS = ["e116a3f102926711de8d8644f7b941e5", SAMPLE_IDS[1]]
-AUX_CRCS = [1395788391, 159109982]
+
+SCALARS = {"logz": 2715564224, "token_logprob": 4250718327, "argmax": 2045384038}
+STATED: dict[str, tuple[str, dict[str, int]]] = {
+    "dump-v1": ("f40401a08e425b27", {"aux": 3091914084, "final": 1591381041} | SCALARS),
+    "dump-v1-zarr-full-int8-zstd": (
+        "da77266870250e23",
+        {"aux": 393214416, "logits": 2930844888} | SCALARS,
+    ),
+    "dump-v1-parquet": ("394183487c11afcf", {"aux": 3091914084, "final": 1591381041} | SCALARS),
+    "dump-v1-parquet-topk-int8-zstd": (
+        "264e901f03bc1382",
+        {"aux": 393214416, "topk_ids": 2168070609, "topk_logits": 2937772725} | SCALARS,
+    ),
+    "dump-v1-topk-generated": (
+        "f8f7c42468a6133b",
+        {"aux": 3091914084, "topk_ids": 1786495088, "topk_logits": 1867383561} | SCALARS,
+    ),
+}
+"""Fingerprint, and crc32c of what is read of each array."""
 
 
-def golden_pair(number: int, num_tokens: int, mask: list[int]) -> Pair:
-    ids_T = np.arange(num_tokens, dtype=np.int32) * 3 % 23
-    sample = PlannedSample.of(
-        Sample(
-            ids_T,
-            np.array(mask, np.uint8),
-            Source("golden.jsonl", number),
-            multiplicity=number,
-            metadata={"name": f"sample {number}, with ü"},
-        )
-    )
-    num_rows = sample.num_rows
-    start = 1000 * number
-    return sample, SampleStates(
-        # 0x3C00 + n and 0xBC00 + n: small positive and negative bfloat16 values.
-        aux_TLH=(0x3C00 + start + np.arange(num_tokens * 8)).astype("u2").reshape(-1, 2, 4),
-        final_SH=(0xBC00 + start + np.arange(num_rows * 4)).astype("u2").reshape(-1, 4),
-        logz_S=(np.arange(num_rows) / 4 + number).astype(np.float32),
-        token_logprob_S=(-np.arange(num_rows) / 8 - number).astype(np.float32),
-        argmax_S=np.arange(num_rows, dtype=np.int32) + number,
-    )
+@pytest.fixture(params=IDENTITIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def golden_identity() -> DumpIdentity:
-    return make_identity(chunk_tokens=4, hidden=4, num_layers=2)
+@pytest.fixture
+def dump(name: str) -> Dump:
+    return Dump.open(str(GOLDEN / name))
 
 
-def golden_shards() -> list[list[Pair]]:
-    return [
-        [
-            golden_pair(1, 7, [0, 0, 0, 1, 1, 1, 1]),
-            golden_pair(2, 6, [0, 1, 1, 0, 0, 1]),
-        ]
-    ]
-
-
-@pytest.fixture(scope="module")
-def dump() -> Dump:
-    return Dump.open(str(GOLDEN))
-
-
-def test_it_is_sound() -> None:
-    report = verify(str(GOLDEN))
+def test_it_is_sound_and_small(name: str) -> None:
+    report = verify(str(GOLDEN / name))
     assert report.damages == ()
     assert report.complete
-    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 40_000
+    files = [path for path in (GOLDEN / name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 30_000
+    assert {path.relative_to(GOLDEN).parts[0] for path in GOLDEN.rglob("*")} == IDENTITIES.keys()
 
 
-def test_its_identity(dump: Dump) -> None:
-    assert dump.identity == golden_identity()
-    assert dump.header.fingerprint == golden_identity().fingerprint
-    assert dump.header.fingerprint.startswith("bb96568e700d0121")
+def test_its_identity_and_what_is_read(name: str, dump: Dump) -> None:
+    assert dump.identity == golden_identity(name)
+    fingerprint, sample_ids, crcs = stated(name)
+    assert (fingerprint, crcs) == STATED[name]
+    assert sample_ids == SAMPLE_IDS
 
 
-def test_its_samples_and_states_bit_for_bit(dump: Dump) -> None:
-    [pairs] = golden_shards()
-    reader = dump.shard(0)
-    samples = reader.samples()
-    assert [sample.sample_id for sample in samples] == SAMPLE_IDS
+def test_its_samples(name: str, dump: Dump) -> None:
+    [pairs] = golden_shards(name)
+    samples = dump.shard(0).samples()
     assert [sample.prompt_id for sample in samples] == PROMPT_IDS
-    assert [sample.aux_crc32c for sample in samples] == AUX_CRCS
-    for stored, (planned, states) in zip(samples, pairs, strict=True):
-        assert stored.source == planned.source
-        assert stored.multiplicity == planned.multiplicity
-        assert stored.metadata == planned.metadata
+    for stored, (planned, _) in zip(samples, pairs, strict=True):
+        for field in ("source", "multiplicity", "metadata", "max_new_tokens"):
+            assert getattr(stored, field) == getattr(planned, field)
         assert stored.input_ids.tolist() == planned.input_ids.tolist()
         assert stored.loss_mask.tolist() == planned.loss_mask.tolist()
-        assert equal_states(reader.read_sample(stored), states)
     assert dump.vocab().count_V.tolist() == vocab_of(pairs).count_V.tolist()
     assert dump.vocab().mass_V.tolist() == vocab_of(pairs).mass_V.tolist()
+    counts = COUNTS if dump.identity.text.is_planned else None
+    assert dump.manifests[0].generation == counts
+    assert dump.index is not None
+    assert dump.index.totals.generation == counts
 
 
-def test_the_same_chunks_are_written_today(dump: Dump, tmp_path: Path) -> None:
-    """All objects but Parquet files (which name their writer's version), byte for byte."""
-    write_dump(str(tmp_path), golden_identity(), golden_shards())
-    fresh = Dump.open(str(tmp_path)).folder
-    assert fresh.list() == dump.folder.list()
-    for key in fresh.list():
+def test_its_states_bit_for_bit(name: str, dump: Dump) -> None:
+    [pairs] = golden_shards(name)
+    reader = dump.shard(0)
+    written = concatenated([states for _, states in pairs])
+    one_by_one = concatenated([reader.read_sample(sample) for sample in reader.samples()])
+    states = reader.read_all()
+    assert equal_states(states, one_by_one)
+    if dump.identity.states_dtype == "int8":  # Rounded: STATED says to what.
+        crcs = [sample.crc32c for sample in reader.samples()]
+        assert all(crc.keys() >= {"aux", "aux_scale"} for crc in crcs)
+        assert states.aux_TLH.shape == written.aux_TLH.shape
+    else:
+        assert states.aux_TLH.tobytes() == written.aux_TLH.tobytes()
+    for array, values in written.columns().items():
+        if array != "aux":
+            assert np.array_equal(states.columns()[array], values)
+
+
+def test_the_same_is_written_today(name: str, dump: Dump, tmp_path: Path) -> None:
+    """Byte for byte, but for Parquet files and Blosc frames, which are of their writers' versions;
+    of those, the crc32c of each sample's rows."""
+    write_golden(name, tmp_path)
+    fresh = Dump.open(str(tmp_path))
+    assert fresh.folder.list() == dump.folder.list()
+    is_packed = dump.identity.compression != "none"
+    for key in fresh.folder.list():
         derived = key in ("index.json", "shards/000000.manifest.json")
-        if not derived and not key.endswith((".parquet", "zarr.json")):
-            assert fresh.read(key) == dump.folder.read(key), key
+        packed = is_packed and "/c/" in key
+        if not (derived or packed or key.endswith((".parquet", "zarr.json"))):
+            assert fresh.folder.read(key) == dump.folder.read(key), key
+    crcs = [[sample.crc32c for sample in d.shard(0).samples()] for d in (dump, fresh)]
+    assert crcs[0] == crcs[1]
+    manifests = [d.manifests[0].model_copy(update={"objects": ()}) for d in (dump, fresh)]
+    assert manifests[0].model_dump(exclude={"content_sha256"}) == manifests[1].model_dump(
+        exclude={"content_sha256"}
+    )

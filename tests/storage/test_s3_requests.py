@@ -6,13 +6,28 @@ from tests.s3 import S3Server
 
 def test_a(s3_server: S3Server, s3_root: str) -> None:
     folder = Folder.open(s3_root)
+
     def show(what, f):
         s3_server.requests.clear()
         try:
             r = f()
         except Exception as e:
             r = repr(e)
-        print(what, [(q.method, q.path.split("/",2)[-1], q.query, q.headers.get("range"), q.headers.get("if-none-match")) for q in s3_server.requests], str(r)[:200])
+        print(
+            what,
+            [
+                (
+                    q.method,
+                    q.path.split("/", 2)[-1],
+                    q.query,
+                    q.headers.get("range"),
+                    q.headers.get("if-none-match"),
+                )
+                for q in s3_server.requests
+            ],
+            str(r)[:200],
+        )
+
     show("write", lambda: folder.write("a/b", b"0123456789"))
     show("create", lambda: folder.create("a/c", b"0123456789"))
     show("create again", lambda: folder.create("a/c", b"0123456789"))

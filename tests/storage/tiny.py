@@ -4,6 +4,7 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden, K kept logits, V voca
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -19,13 +20,14 @@ from specpipe.schemas.dump import (
     DumpIdentity,
     DumpIndex,
     DumpTotals,
+    GenerationCounts,
     ShardManifest,
     TargetIdentity,
     canonical_sha256,
     manifest_key,
     plan_key,
 )
-from specpipe.schemas.sample import Sample, Source
+from specpipe.schemas.sample import Sample, Source, first_supervised
 from specpipe.stages.storage.crc import chunk_entry, crc32c, object_entry
 from specpipe.stages.storage.dump import Dump, manifest_keys
 from specpipe.stages.storage.folder import Folder
@@ -139,6 +141,7 @@ def write_shard(
     shard_id: int,
     pairs: Sequence[Pair],
     attempt: str | None = None,
+    generation: GenerationCounts | None = None,
 ) -> ShardManifest:
     num_tokens = sum(sample.num_tokens for sample, _ in pairs)
     num_rows = sum(sample.num_rows for sample, _ in pairs)
@@ -153,11 +156,16 @@ def write_shard(
     )
     for sample, states in pairs:
         writer.append(sample, states)
-    return writer.commit(vocab_of(pairs))
+    return writer.commit(vocab_of(pairs), generation)
 
 
 def write_dump(
-    url: str, identity: DumpIdentity, shards: Sequence[Sequence[Pair]], *, complete: bool = True
+    url: str,
+    identity: DumpIdentity,
+    shards: Sequence[Sequence[Pair]],
+    *,
+    complete: bool = True,
+    generation: GenerationCounts | None = None,
 ) -> Folder:
     """A dump with every kind of object; attempts have fixed ids."""
     folder = Folder.open(url)
@@ -169,12 +177,21 @@ def write_dump(
     folder.create("target/head.safetensors", bytes(range(200)))
     folder.create(REJECTED_FILE, b'{"source": "data.jsonl:9", "reason": "empty"}\n')
     for shard_id, pairs in enumerate(shards):
-        folder.create(plan_key(shard_id), plan_to_parquet([sample for sample, _ in pairs]))
-        write_shard(folder, identity, shard_id, pairs, f"{shard_id + 1:016x}")
+        folder.create(plan_key(shard_id), plan_to_parquet([_planned(sample) for sample, _ in pairs]))
+        write_shard(folder, identity, shard_id, pairs, f"{shard_id + 1:016x}", generation)
     if complete:
         folder.create(VOCAB_FILE, Dump.open(url, allow_unfinished=True).vocab().to_parquet())
         write_index(folder, identity)
     return folder
+
+
+def _planned(sample: PlannedSample) -> PlannedSample:
+    """What the plan holds of a sample: of one that the target is to write, the prompt."""
+    if sample.max_new_tokens == 0:
+        return sample
+    end = first_supervised(sample.loss_mask)
+    ids_T, mask_T = sample.input_ids[:end], sample.loss_mask[:end]
+    return replace(sample, input_ids=ids_T, loss_mask=mask_T)
 
 
 def write_index(folder: Folder, identity: DumpIdentity) -> None:
@@ -195,6 +212,7 @@ def write_index(folder: Folder, identity: DumpIdentity) -> None:
             num_rejected=1,
             num_bytes=sum(e.size for m in manifests for e in m.objects)
             + sum(entry.size for entry in objects),
+            generation=manifests[0].generation if manifests else None,
         ),
         objects=objects,
     )
