@@ -7,6 +7,7 @@
     ├── IntegrityError (ValueError)       4   a damaged, missing or foreign object
     │   └── ValidationError               4   an artifact or a dump that fails its own proof
     ├── UnfinishedError (RuntimeError)    5   stopped early; run again to continue
+    │   └── EngineLostError               5   an engine's process died
     ├── StoreError (OSError)              6   the store or the disk failed
     └── DivergedError (ArithmeticError)   6   training produced a non-finite loss
 
@@ -52,6 +53,10 @@ class UnfinishedError(SpecpipeError, RuntimeError):
     """Stopped early or not finished yet: run the same command again to continue."""
 
     exit_code = 5
+
+
+class EngineLostError(UnfinishedError):
+    """A process of the engine that runs the target died."""
 
 
 class StoreError(SpecpipeError, OSError):

@@ -1,6 +1,6 @@
 """A loaded target that makes shards; any number of workers may share a dump."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -11,15 +11,17 @@ from specpipe.schemas.dump import TARGET_FOLDER, ShardManifest
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.dump.calibrate import dump_scales
 from specpipe.stages.dump.committed import committed_shard
+from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.prepare import Prepared
 from specpipe.stages.dump.rejected import Rejections
 from specpipe.stages.dump.shard import write_shard
+from specpipe.stages.dump.talk import Talk
 from specpipe.stages.storage.objects import put_object
 from specpipe.stages.storage.samples import PlannedSample
 from specpipe.stages.target.head import VerifierHead
 from specpipe.stages.target.location import CONFIG_FILE, tokenizer_files
 from specpipe.stages.target.open_backend import open_backend
-from specpipe.stages.target.proof import ProofSample, prove
+from specpipe.stages.target.proof import ProofSample, prove, prove_generation
 
 CHECK_SAMPLES = 4
 """Samples of each worker that are compared with the target's own word."""
@@ -43,12 +45,21 @@ class Worker:
         self._config = config
         self._prepared = prepared
         self._rejections = Rejections(config.max_rejected)
-        self._backend = open_backend(config, prepared.identity)
+        self._template = ChatTemplate(
+            prepared.target_folder, trust_remote_code=config.trust_remote_code
+        )
+        longest = max(sample.size for shard in prepared.plan for sample in shard)
+        self._backend = open_backend(config, prepared.identity, longest)
         try:
             self._head = self._open_head()
             self._scales = dump_scales(prepared, self._backend)
             samples = prepared.plan[first][: max(1, check_samples)]
-            prove(self._backend, self._head, [_to_prove(sample) for sample in samples])
+            prove(self._backend, self._head, list(_to_prove(samples)))
+            if config.generate is not None:
+                prompts = [
+                    Talk(sample, config.generate, self._template).prompt for sample in samples
+                ]
+                prove_generation(self._backend, prompts, config.generate)
         except BaseException:
             self._backend.close()
             raise
@@ -88,6 +99,7 @@ class Worker:
             self._head,
             self._config,
             self._scales,
+            self._template,
             refuse=lambda sample, reason: self._rejections.lose(sample.source, reason),
             progress=advance,
         )
@@ -109,7 +121,9 @@ class Worker:
         return head
 
 
-def _to_prove(sample: PlannedSample) -> ProofSample:
-    # Of a prompt whose answer is not written yet, any token will do.
-    mask = sample.loss_mask if sample.num_rows else np.ones_like(sample.loss_mask)
-    return ProofSample.cut(sample.sample_id, sample.input_ids, mask)
+def _to_prove(samples: Sequence[PlannedSample]) -> Iterator[ProofSample]:
+    for sample in samples:
+        # Of a prompt whose answer is not written yet, any token will do.
+        mask = sample.loss_mask if sample.num_rows else np.ones_like(sample.loss_mask)
+        if mask[1:].any():
+            yield ProofSample.cut(sample.sample_id, sample.input_ids, mask)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
-from specpipe.stages.export.vllm_cpu_fix import ENVIRONMENT
+from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
 
 LOG_TAIL = 4000
 
@@ -48,7 +48,7 @@ class EngineRequest(Exchange):
     kv_cache_bytes: int = 256 * 2**20
     trust_remote_code: bool = False
     fix_cpu: bool = True
-    """Repair the CPU build's expand kernel (see vllm_cpu_fix.py)."""
+    """Repair the CPU build's expand kernel (see target/vllm/cpu_fix.py)."""
 
 
 class Counters(Exchange):
@@ -229,7 +229,7 @@ def _counters(llm: Any) -> Counters:
 
 
 def _cpu_fix_applied() -> bool:
-    from specpipe.stages.export.vllm_cpu_fix import expand
+    from specpipe.stages.target.vllm.cpu_fix import expand
 
     module = sys.modules.get("vllm.utils.cpu_triton_utils")
     return module is not None and module._expand_kernel_impl is expand

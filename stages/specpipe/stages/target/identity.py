@@ -75,6 +75,13 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
     return config
 
 
+def head_size(config: PreTrainedConfig) -> int:
+    """Width of one attention head of the decoder."""
+    model = config.get_text_config(decoder=True)
+    given: int | None = getattr(model, "head_dim", None)
+    return given or model.hidden_size // model.num_attention_heads
+
+
 def weights_sha256(folder: Path) -> str:
     """Hash over name, dtype, shape and bytes of every tensor, however they are split into files."""
     tensors = sorted(

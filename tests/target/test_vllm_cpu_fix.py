@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.stages.export.vllm_cpu_fix import ENVIRONMENT, expand, expands_wrongly, register
+from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT, expand, expands_wrongly, register
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.int64])
@@ -33,7 +33,7 @@ def test_vllm_finds_the_plugin() -> None:
 
 def test_nothing_happens_unless_asked_for() -> None:
     code = (
-        "import sys; from specpipe.stages.export.vllm_cpu_fix import register; register();"
+        "import sys; from specpipe.stages.target.vllm.cpu_fix import register; register();"
         "sys.exit(any(m in sys.modules for m in ('vllm', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -43,7 +43,7 @@ def test_nothing_happens_unless_asked_for() -> None:
 def test_register_leaves_a_right_kernel() -> None:
     """In a process of its own: registered, vLLM's kernel writes its output."""
     code = (
-        "from specpipe.stages.export import vllm_cpu_fix as fix; fix.register();"
+        "from specpipe.stages.target.vllm import cpu_fix as fix; fix.register();"
         "from vllm.utils import cpu_triton_utils as kernels;"
         "assert not fix.expands_wrongly(kernels._expand_kernel_impl)"
     )

@@ -1,0 +1,54 @@
+"""A target without its decoder layers: what its head is saved from where another engine runs it."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.target.head import check_known
+from specpipe.stages.target.identity import load_config
+from specpipe.stages.target.location import local_folder
+
+_PER_LAYER = ("layer_types", "mlp_layer_types")
+"""Lists in the config with an entry for each layer."""
+
+
+def load_head_model(config: DumpConfig, dtype: str) -> PreTrainedModel:
+    """Embedding, final norm and lm_head, in the architecture's own modules, on the CPU.
+
+    The other weights are not read. Raises ConfigError where transformers cannot load it,
+    IntegrityError where the checkpoint lacks one of the three.
+    """
+    folder = local_folder(config.target, config.revision)
+    model_config = load_config(folder, trust_remote_code=config.trust_remote_code)
+    check_known(model_config.model_type)
+    text_config = model_config.get_text_config(decoder=True)
+    text_config.num_hidden_layers = 0
+    for name in _PER_LAYER:
+        if getattr(text_config, name, None):
+            setattr(text_config, name, [])
+    # The head is not quantised; the layers are left out.
+    if getattr(model_config, "quantization_config", None) is not None:
+        del model_config.quantization_config
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=model_config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, RuntimeError, IndexError) as error:
+        raise ConfigError(
+            f"target {config.target}: transformers cannot load its head: {error}"
+        ) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise IntegrityError(
+            f"target {config.target}: the checkpoint lacks {missing[0]} of {type(model).__name__}"
+        )
+    head_model: PreTrainedModel = model.eval()
+    return head_model

@@ -1,0 +1,140 @@
+"""Start a vLLM engine that captures hidden states, in processes of its own."""
+
+import os
+from typing import Any
+
+import torch
+
+from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.dump import DumpIdentity
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.target.identity import head_size, load_config, read_config
+from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.vllm.arena import ArenaAddress
+from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT as CPU_FIX
+from specpipe.stages.target.vllm.hooked_models import HOOKED
+from specpipe.stages.target.vllm.plugin import CAPTURE
+
+_SMALLEST_CACHE = 256 * 2**20
+_CACHE_SLACK = 3
+"""Requests end in blocks that are not full; finished ones wait until their states are copied."""
+_GPU_SHARE = 0.85
+"""Of the GPU's memory; the verifier's head and its logits need some beside the engine."""
+_ROPES_BY_LENGTH = ("dynamic", "longrope", "su")
+"""Ropes of these kinds depend on the longest text that the engine is made for."""
+
+
+def start_engine(
+    config: DumpConfig,
+    identity: DumpIdentity,
+    captured: tuple[int, ...],
+    longest: int,
+    arena: ArenaAddress,
+) -> Any:
+    """A vllm.LLMEngine whose connector writes the states of the layers `captured` to the arena.
+
+    `longest` is the most tokens of one text. Raises ConfigError where vLLM does not start.
+    """
+    _set_environment()
+    from vllm import LLMEngine
+    from vllm.engine.arg_utils import EngineArgs
+
+    ours = _arguments(config, identity, captured, longest, arena)
+    try:
+        arguments = EngineArgs(**ours)
+        return LLMEngine.from_engine_args(arguments, enable_multiprocessing=True)
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"vLLM does not start with target {config.target}: {text} (its own log, above, has the "
+            "reason; --backend hf runs the target in transformers)"
+        ) from error
+
+
+def _arguments(
+    config: DumpConfig,
+    identity: DumpIdentity,
+    captured: tuple[int, ...],
+    longest: int,
+    arena: ArenaAddress,
+) -> dict[str, Any]:
+    folder = local_folder(config.target, config.revision)
+    is_cpu = not torch.cuda.is_available()
+    on_device = (
+        {"kv_cache_memory_bytes": _cache_bytes(config, identity, captured, longest)}
+        if is_cpu
+        else {"gpu_memory_utilization": _GPU_SHARE}
+    )
+    is_hooked = identity.target.architecture in HOOKED
+    return {
+        "max_model_len": _max_model_len(config, identity, longest),
+        "max_num_batched_tokens": max(config.batch_tokens, 2),
+        "enforce_eager": is_cpu or is_hooked,
+        **on_device,
+        **config.engine,
+        "model": str(folder),
+        "dtype": identity.compute_dtype,
+        "trust_remote_code": config.trust_remote_code,
+        # Stop texts need the tokenizer, nothing else does.
+        "skip_tokenizer_init": not (config.generate and config.generate.stop),
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "enable_prefix_caching": False,
+        "speculative_config": {
+            "method": "extract_hidden_states",
+            "num_speculative_tokens": 1,
+            "draft_model_config": {
+                "hf_config": {"eagle_aux_hidden_state_layer_ids": list(captured)}
+            },
+        },
+        "kv_transfer_config": {
+            "kv_connector": "StatesConnector",
+            "kv_connector_module_path": "specpipe.stages.target.vllm.connector",
+            "kv_role": "kv_producer",
+            "kv_connector_extra_config": {"arena": arena.to_dict()},
+        },
+    }
+
+
+def _max_model_len(config: DumpConfig, identity: DumpIdentity, longest: int) -> int:
+    """vLLM takes no text without room for a token behind it."""
+    raw = read_config(local_folder(config.target, config.revision))
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+    return (identity.context_length if kind in _ROPES_BY_LENGTH else longest) + 1
+
+
+def _cache_bytes(
+    config: DumpConfig, identity: DumpIdentity, captured: tuple[int, ...], longest: int
+) -> int:
+    """Room for two batches, or the longest text, of keys, values and states on a CPU."""
+    whole = load_config(
+        local_folder(config.target, config.revision), trust_remote_code=config.trust_remote_code
+    )
+    model = whole.get_text_config(decoder=True)
+    kv_heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
+    numbers = 2 * identity.target.num_layers * kv_heads * head_size(whole)
+    numbers += len(captured) * identity.target.hidden_size
+    itemsize = getattr(torch, identity.compute_dtype).itemsize
+    tokens = max(2 * config.batch_tokens, longest + 1)
+    return max(_SMALLEST_CACHE, _CACHE_SLACK * tokens * numbers * itemsize)
+
+
+def _set_environment() -> None:
+    """What the engine's processes go by, for which vLLM has no argument."""
+    os.environ.update(
+        {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+            # A fork would take over the threads' locks, but not the threads.
+            "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+            # Standard output is for the command's result.
+            "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+            CAPTURE: "1",
+            CPU_FIX: "1",
+        }
+    )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # GNU OpenMP's spinning threads starve each other where cores are shared: measured 5x slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,56 @@
+"""Whether vLLM can run a target for its hidden states."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from specpipe.stages.target.identity import head_size, load_config, read_config
+
+
+def is_installed() -> bool:
+    return find_spec("vllm") is not None
+
+
+def why_not(folder: Path, device: str, *, trust_remote_code: bool = False) -> str | None:
+    """Why vLLM cannot dump this target on this device; None where it can.
+
+    Imports vLLM, but starts nothing.
+    """
+    from vllm.platforms import current_platform
+
+    from specpipe.stages.target.vllm import hooked_models
+
+    if ":" in device:
+        return f"device {device}: vLLM takes all GPUs it sees; choose by CUDA_VISIBLE_DEVICES"
+    if device != "auto" and device != current_platform.device_type:
+        return f"device {device}: the vLLM that is installed runs on {current_platform.device_type}"
+    architectures = read_config(folder).get("architectures") or []
+    if len(architectures) != 1:
+        return "the target's config does not name its architecture"
+    (architecture,) = architectures
+    if architecture not in hooked_models.HOOKED and (reason := _without_states(architecture)):
+        return reason
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    return _without_kernel(config) if current_platform.is_cpu() else None
+
+
+def _without_states(architecture: str) -> str | None:
+    from vllm.model_executor.models.interfaces import supports_eagle3
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    if architecture not in ModelRegistry.get_supported_archs():
+        return f"vLLM does not know {architecture}"
+    model = ModelRegistry._try_load_model_cls(architecture)
+    if model is None or not supports_eagle3(model):
+        return f"vLLM gives no hidden states of {architecture}"
+    return None
+
+
+def _without_kernel(config: PreTrainedConfig) -> str | None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    size, sizes = head_size(config), CPUAttentionBackend.get_supported_head_sizes()
+    if size in sizes:
+        return None
+    return f"vLLM's CPU attention has no heads of size {size}, only {', '.join(map(str, sizes))}"
