@@ -92,6 +92,10 @@ def run_killed(config: DumpConfig, kill: Kill) -> tuple[bool, list[int]]:
     return in_time, workers
 
 
+def wait_for_end(workers: list[int]) -> None:
+    until(lambda: not any(b"dump_worker" in command_line(pid) for pid in workers))
+
+
 def main() -> None:
     config_file, out, kills_file = map(Path, sys.argv[1:])
     config = DumpConfig.model_validate_json(config_file.read_bytes())
@@ -103,7 +107,7 @@ def main() -> None:
         # At once: workers of the command that was killed may still be at their shards.
         if outcome(start(here.model_copy(update={"workers": kill.workers_then}))):
             raise SystemExit(f"the run after {kill} failed")
-        until(lambda pids=orphans: not any(b"dump_worker" in command_line(pid) for pid in pids))
+        wait_for_end(orphans)
     print(num_in_time)
 
 

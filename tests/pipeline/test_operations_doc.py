@@ -21,7 +21,7 @@ COMMANDS = [
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     for line in block.splitlines()
 ]
-CRON = re.findall(r"^(?:\S+ ){5} *(.*)$", PAGE, re.MULTILINE)
+CRON = re.findall(r"^(?:[\d*]+ ){5} *(.*)$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture

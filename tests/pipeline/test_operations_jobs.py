@@ -164,10 +164,11 @@ def test_the_kubernetes_job_says_what_the_dump_needs() -> None:
 
 
 @pytest.mark.slow
-def test_the_indexes_of_a_kubernetes_job(
-    alone: DumpConfig, config_file: Path, tmp_path: Path
-) -> None:
+def test_the_indexes_of_a_kubernetes_job(alone: DumpConfig, s3_root: str, tmp_path: Path) -> None:
     """The manifest's own command, its ConfigMap mounted elsewhere, with two completions."""
+    config = alone.model_copy(update={"out": f"{s3_root}/dump"})
+    config_file = tmp_path / "dump.yaml"
+    config_file.write_text(config.model_dump_json(exclude_none=True))
     job = kubernetes_objects()["Job"]["spec"]
     [container] = job["template"]["spec"]["containers"]
     command = [
@@ -179,7 +180,7 @@ def test_the_indexes_of_a_kubernetes_job(
     pods = [environment(tmp_path, {"JOB_COMPLETION_INDEX": str(index)}) for index in range(2)]
     done = start_all([command] * 2, pods)
     assert [code for code, _, _ in done] == [0, 0], done
-    assert contents(str(tmp_path / "dump")) == contents(alone.out)
+    assert contents(config.out) == contents(alone.out)
 
 
 def test_the_configurations_are_valid_and_the_same(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from specpipe.pipeline.executors.devices import gpus_per_engine
 from specpipe.pipeline.executors.exchange import Job, error_record, raise_reported
 from specpipe.pipeline.executors.shard_queue import ShardQueue
 from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.errors import ConfigError, SpecpipeError, StoreError
+from specpipe.schemas.errors import ConfigError, EngineLostError, SpecpipeError, StoreError
 from specpipe.stages.dump.prepare import Prepared
 
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -68,6 +68,10 @@ class Engine:
         """Commit a shard; {} or an error, as JSON."""
         try:
             self._maker.make(shard_id, lambda num_tokens: None)
+        except EngineLostError as error:
+            # The actor goes with its engine: the command starts another one, and says so.
+            print(f"specpipe: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)
         except SpecpipeError as error:
             return json.dumps(error_record(error))
         except Exception as error:
@@ -135,6 +139,11 @@ class _Crew:
         except self._ray.exceptions.RayTaskError:
             raise
         except self._ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                raise ConfigError(
+                    f"{name} cannot start on its node: {str(error).strip().splitlines()[-1]}; "
+                    "every node of the Ray cluster needs the specpipe of this command"
+                ) from None
             reason = str(error).splitlines()[0]
             queue.lose(name, shard_id, f"{type(error).__name__}: {reason}")
             self._hire(name)
