@@ -12,6 +12,7 @@ from specpipe.pipeline.dump_command import dump
 from specpipe.pipeline.dump_tools import gc, verify
 from specpipe.pipeline.export_command import export
 from specpipe.pipeline.inspect_command import inspect
+from specpipe.pipeline.plan_command import plan
 from specpipe.pipeline.prepare_command import prepare
 from specpipe.pipeline.train_command import train
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
@@ -44,7 +45,7 @@ def specpipe() -> None:
     """
 
 
-for command in (prepare, dump, train, export, verify, inspect, gc):
+for command in (prepare, plan, dump, train, export, verify, inspect, gc):
     specpipe.add_command(command)
 
 

@@ -32,9 +32,9 @@ def prepare(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         --data sample_data/train/conversations.jsonl --out runs/train.parquet
 
     Look at the example that it shows: what is supervised must be what the assistant wrote. A dump
-    of the file holds the same samples as a dump of the data. Refused inputs are listed beside it, in
-    FILE.rejected.jsonl. Run again, it does nothing unless the data, the target's tokenizer or the
-    settings have changed.
+    of the file holds the same samples as a dump of the data. Refused inputs are listed beside it,
+    in FILE.rejected.jsonl. Run again, it does nothing unless the data, the target's tokenizer or
+    the settings have changed.
     """
     config = load_config(PrepareConfig, config_file, flags)
     quiet_libraries()

@@ -66,6 +66,16 @@ class VocabMap:
         return vocab
 
 
+def default_size(size: int | None, vocab_size: int) -> int:
+    """D as it is asked for, or its default; raises ConfigError where it is more than there is."""
+    size = min(32_000, vocab_size) if size is None else size
+    if size > vocab_size:
+        raise ConfigError(
+            f"draft_vocab_size {size} is larger than the target's vocabulary of {vocab_size}"
+        )
+    return size
+
+
 def choose_vocab(
     statistics: VocabStatistics, size: int | None, by: Literal["mass", "count"]
 ) -> VocabMap:
@@ -75,11 +85,7 @@ def choose_vocab(
     smaller token id. `size` None means 32,000 or the whole vocabulary.
     """
     vocab_size = len(statistics.mass_V)
-    size = min(32_000, vocab_size) if size is None else size
-    if size > vocab_size:
-        raise ConfigError(
-            f"draft_vocab_size {size} is larger than the target's vocabulary of {vocab_size}"
-        )
+    size = default_size(size, vocab_size)
     score_V = statistics.mass_V if by == "mass" else statistics.count_V.astype(np.float64)
     chosen = np.argsort(-score_V, kind="stable")[:size]
     return VocabMap(torch.from_numpy(np.sort(chosen).astype(np.int64)), vocab_size)

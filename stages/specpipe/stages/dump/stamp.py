@@ -63,13 +63,18 @@ def _data_stamps(urls: Sequence[str]) -> list[list[str]]:
 
 def read_stamp(folder: Folder, stamp: str) -> PlanStamp | None:
     """What was planned of the same configuration and input, if anything was; None if damaged."""
+    found = last_stamp(folder)
+    return found if found is not None and found.stamp == stamp else None
+
+
+def last_stamp(folder: Folder) -> PlanStamp | None:
+    """What was planned last, of whatever input; None if nothing was, or if it is damaged."""
     if not folder.exists(STAMP_FILE):
         return None
     try:
-        found = PlanStamp.model_validate_json(folder.read(STAMP_FILE))
+        return PlanStamp.model_validate_json(folder.read(STAMP_FILE))
     except ValueError:
         return None
-    return found if found.stamp == stamp else None
 
 
 def write_stamp(folder: Folder, stamp: str, plan: Plan, rejections: Sequence[Rejection]) -> None:

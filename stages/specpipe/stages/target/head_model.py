@@ -1,12 +1,14 @@
 """A target without its decoder layers: what its head is saved from where another engine runs it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.target.decoder import find_decoder
 from specpipe.stages.target.head import check_known
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder
@@ -22,16 +24,7 @@ def load_head_model(config: DumpConfig, dtype: str) -> PreTrainedModel:
     IntegrityError where the checkpoint lacks one of the three.
     """
     folder = local_folder(config.target, config.revision)
-    model_config = load_config(folder, trust_remote_code=config.trust_remote_code)
-    check_known(model_config.model_type)
-    text_config = model_config.get_text_config(decoder=True)
-    text_config.num_hidden_layers = 0
-    for name in _PER_LAYER:
-        if getattr(text_config, name, None):
-            setattr(text_config, name, [])
-    # The head is not quantised; the layers are left out.
-    if getattr(model_config, "quantization_config", None) is not None:
-        del model_config.quantization_config
+    model_config = _without_layers(folder, trust_remote_code=config.trust_remote_code)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -52,3 +45,43 @@ def load_head_model(config: DumpConfig, dtype: str) -> PreTrainedModel:
         )
     head_model: PreTrainedModel = model.eval()
     return head_model
+
+
+def head_numbers(folder: Path, *, trust_remote_code: bool = False) -> int:
+    """How many numbers `save_head` stores of the target whose config is in a folder.
+
+    Nothing else of it is read. Raises ConfigError where transformers cannot build it.
+    """
+    config = _without_layers(folder, trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
+        embedding, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
+        norm = find_decoder(model).norm
+    except (ValueError, RuntimeError, IndexError, AttributeError) as error:
+        raise ConfigError(
+            f"target {folder}: transformers cannot build its head: {error}"
+        ) from error
+    tensors = [embedding.weight, *norm.state_dict().values()]
+    if lm_head.weight is not embedding.weight:
+        tensors.append(lm_head.weight)
+    if getattr(lm_head, "bias", None) is not None:
+        tensors.append(lm_head.bias)
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _without_layers(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
+    """The target's config with no decoder layers, so that nothing but the head is left."""
+    model_config = load_config(folder, trust_remote_code=trust_remote_code)
+    check_known(model_config.model_type)
+    text_config = model_config.get_text_config(decoder=True)
+    text_config.num_hidden_layers = 0
+    for name in _PER_LAYER:
+        if getattr(text_config, name, None):
+            setattr(text_config, name, [])
+    # The head is not quantised; the layers are left out.
+    if getattr(model_config, "quantization_config", None) is not None:
+        del model_config.quantization_config
+    return model_config

@@ -1,0 +1,139 @@
+"""`specpipe plan`: what a dump will hold and take, before anything is spent."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specpipe.pipeline.console import file_size, quiet_libraries, show, show_columns
+from specpipe.pipeline.dump_options import dump_config, dump_options
+from specpipe.pipeline.options import GroupedCommand, config_option, json_option
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.location import without_credentials
+
+if TYPE_CHECKING:
+    from specpipe.stages.dump.survey import Lengths, Survey
+
+_BAR_WIDTH = 40
+_NOWHERE = "-"
+"""A dump that is only planned need not have a place."""
+
+
+@click.command(cls=GroupedCommand, short_help="Say what a dump will take, before it is made.")
+@click.argument("url", required=False)
+@config_option
+@dump_options
+@json_option
+def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any) -> None:
+    """Say what a dump will hold and take, before anything is spent.
+
+    \b
+      specpipe plan --target sample_data/target \\
+        --data sample_data/train/conversations.jsonl
+
+    Takes the flags of `specpipe dump`, or the URL of a dump that is there. Samples, tokens and
+    their lengths; bytes and objects for each way to keep the logits and each format; memory of a
+    trainer with default settings. Of the target only config and tokenizer are read, and nothing is
+    written. The figures of --generate are the most that it may be.
+    """
+    given = [name for name, value in flags.items() if value not in (None, ())]
+    if url is not None and (given or config_file is not None):
+        raise ConfigError(
+            f"plan takes a dump ({without_credentials(url)}) or the flags of one, not both"
+        )
+    config = None if url is not None else dump_config(config_file, flags, default_out=_NOWHERE)
+    quiet_libraries()
+    from specpipe.stages.dump import survey
+
+    found = survey.survey(config) if config else survey.survey_dump(str(url))
+    _show_lengths(found)
+    _show_sizes(found)
+    _show_memory(found)
+    show("Plan", _rows(found), _result(found), as_json=as_json)
+
+
+def _rows(found: "Survey") -> list[tuple[str, str]]:
+    target, most = found.identity.target, "at most " if found.is_generated else ""
+    repeated = f", {found.num_repeated:,} more are repeated" if found.num_repeated else ""
+    masked = found.num_partly_masked
+    return [
+        ("target", f"{target.name} ({target.architecture})"),
+        ("layers", f"{', '.join(map(str, found.identity.layers))} of {target.num_layers}"),
+        ("samples", f"{found.num_samples:,}, of which {found.num_truncated:,} truncated{repeated}"),
+        ("not dumped", f"{found.num_rejected:,} refused, {found.num_left_out:,} too long"),
+        *([("partly masked", f"{masked:,} conversations")] if masked else []),
+        ("tokens", f"{most}{found.num_tokens:,} in {found.num_shards:,} shards"),
+        ("supervised", f"{most}{found.num_supervised:,} ({_percent(found)} % of the tokens)"),
+        ("size", f"{most}{file_size(found.chosen.num_bytes)}"),
+        ("objects", f"{most}{found.chosen.num_objects:,}"),
+        ("trainer memory", f"about {file_size(found.trainer.total)}"),
+    ]
+
+
+def _percent(found: "Survey") -> int:
+    return round(100 * found.num_supervised / found.num_tokens)
+
+
+def _show_lengths(found: "Survey") -> None:
+    most = max(lengths.num_samples for lengths in found.lengths)
+    rows = [
+        (
+            f"{lengths.first:,} to {lengths.last:,}",
+            f"{lengths.num_samples:,}",
+            _bar(lengths, most).ljust(_BAR_WIDTH),
+        )
+        for lengths in found.lengths
+    ]
+    show_columns("Lengths", ["tokens", "samples", ""], rows)
+
+
+def _bar(lengths: "Lengths", most: int) -> str:
+    """A bar in proportion; what is not nothing is seen."""
+    width = round(_BAR_WIDTH * lengths.num_samples / most)
+    return "#" * max(width, 1 if lengths.num_samples else 0)
+
+
+def _show_sizes(found: "Survey") -> None:
+    by_mode = {
+        (size.logits, size.shard_format): (file_size(size.num_bytes), f"{size.num_objects:,}")
+        for size in found.sizes
+    }
+    chosen = found.identity.logits
+    modes = dict.fromkeys(size.logits for size in found.sizes)
+    rows = [
+        (f"{mode} *" if mode == chosen else mode, *by_mode[mode, "zarr"], *by_mode[mode, "parquet"])
+        for mode in modes
+    ]
+    header = ["logits", "zarr size", "objects", "parquet size", "objects"]
+    kind = f"{found.identity.states_dtype} states"
+    if found.identity.compression != "none":
+        kind += ", before compression"
+    show_columns(f"Size ({kind}; * as configured)", header, rows)
+
+
+def _show_memory(found: "Survey") -> None:
+    memory = found.trainer
+    parts = [
+        (f"weights, {memory.num_trained:,} float32", memory.weights),
+        ("gradients", memory.gradients),
+        ("AdamW's moments", memory.optimizer),
+        ("target's embedding and lm_head", memory.frozen),
+        (f"states of {memory.batch_tokens:,} tokens", memory.batch),
+        (f"activations of {memory.num_heads} heads", memory.activations),
+        (f"loss, {memory.draft_vocab_size:,} draft tokens", memory.loss),
+        ("together", memory.total),
+    ]
+    show_columns(
+        "Trainer memory (defaults of specpipe train)",
+        ["what", "size"],
+        [(name, file_size(size)) for name, size in parts],
+    )
+
+
+def _result(found: "Survey") -> dict[str, Any]:
+    values = asdict(found)
+    values["identity"] = found.identity.model_dump(mode="json")
+    values["chosen"] = asdict(found.chosen)
+    values["trainer"]["total"] = found.trainer.total
+    return values

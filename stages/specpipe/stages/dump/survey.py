@@ -1,0 +1,173 @@
+"""`specpipe plan`: what a dump holds and takes, before anything is spent. Nothing is written."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from specpipe.schemas.config import DumpConfig, TrainConfig
+from specpipe.schemas.dump import DUMP_FILE, HEAD_FILE, TARGET_FOLDER, DumpIdentity
+from specpipe.schemas.errors import ConfigError, UnfinishedError
+from specpipe.stages.dump.claim import read_claim
+from specpipe.stages.dump.plan import Plan, read_plan
+from specpipe.stages.dump.prepare import plan_of
+from specpipe.stages.dump.rejected import Rejection, Rejections, from_jsonl, to_jsonl
+from specpipe.stages.dump.stamp import last_stamp
+from specpipe.stages.dump.survey_size import DumpSize, TargetFiles, dump_sizes
+from specpipe.stages.dump.survey_trainer import TrainerMemory, trainer_memory
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.target.head_model import head_numbers
+from specpipe.stages.target.location import CONFIG_FILE, local_folder, tokenizer_files
+
+TOPK_SHOWN = (16, 64, 256)
+
+_HEAD_OVERHEAD = 1024
+"""head.json, and the header of head.safetensors, take about so many bytes."""
+
+_TRAINING = TrainConfig(dump="-", out="-")
+"""The trainer's default settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Samples whose number of tokens is in [first, last]."""
+
+    first: int
+    last: int
+    num_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    identity: DumpIdentity
+    is_generated: bool
+    """The text is yet to be written: tokens, rows and sizes are the most that it may be."""
+    num_shards: int
+    num_samples: int
+    num_repeated: int
+    """Samples that stand in the input again and are dumped once."""
+    num_tokens: int
+    num_supervised: int
+    """Supervised tokens that something precedes: the verifier rows."""
+    lengths: tuple[Lengths, ...]
+    """By powers of two, from the shortest to the longest."""
+    num_rejected: int
+    num_truncated: int
+    num_left_out: int
+    num_partly_masked: int
+    sizes: tuple[DumpSize, ...]
+    """Of each logits mode in each format."""
+    trainer: TrainerMemory
+
+    @property
+    def chosen(self) -> DumpSize:
+        """The size of the dump as it is configured."""
+        wanted = (self.identity.logits, self.identity.shard_format)
+        return next(size for size in self.sizes if (size.logits, size.shard_format) == wanted)
+
+
+def survey(config: DumpConfig) -> Survey:
+    """What a dump of this configuration would hold and take.
+
+    Of the target, config and tokenizer are read. Raises InputError and ConfigError as the dump
+    would.
+    """
+    folder = local_folder(config.target, config.revision, with_weights=False)
+    rejections = Rejections(config.max_rejected)
+    plan, identity = plan_of(config, folder, rejections, to_run=False)
+    target = _target_to_come(folder, identity, trust_remote_code=config.trust_remote_code)
+    memory = trainer_memory(folder, identity, _TRAINING, trust_remote_code=config.trust_remote_code)
+    return _survey(identity, plan, rejections.of_input, target, memory)
+
+
+def survey_dump(url: str) -> Survey:
+    """What the dump at a URL holds and takes, however much of it is there.
+
+    Raises ConfigError where there is none, UnfinishedError where its plan is not written yet,
+    IntegrityError where that is damaged.
+    """
+    folder = Folder.open(url)
+    identity = read_claim(folder)
+    if identity is None:
+        raise ConfigError(f"there is no dump at {folder.url}: it has no {DUMP_FILE}")
+    stamp = last_stamp(folder)
+    if stamp is None:
+        raise UnfinishedError(
+            f"the plan of the dump at {folder.url} is not written yet: run `specpipe dump` again, "
+            "or `specpipe plan` with the flags of the dump"
+        )
+    plan = read_plan(folder, stamp.num_shards, stamp.plan_sha256)
+    sizes = folder.sizes(TARGET_FOLDER)
+    if f"{TARGET_FOLDER}/{HEAD_FILE}" not in sizes:
+        # No worker has begun: all there is to know is where the target was.
+        source = local_folder(identity.target.name, identity.target.revision, with_weights=False)
+        target = _target_to_come(source, identity, trust_remote_code=False)
+        memory = trainer_memory(source, identity, _TRAINING, trust_remote_code=False)
+    else:
+        target = TargetFiles(len(sizes), sum(sizes.values()))
+        with tempfile.TemporaryDirectory() as local:
+            config = folder.read(f"{TARGET_FOLDER}/{CONFIG_FILE}")
+            (Path(local) / CONFIG_FILE).write_bytes(config)
+            memory = trainer_memory(Path(local), identity, _TRAINING, trust_remote_code=False)
+    return _survey(identity, plan, from_jsonl(stamp.rejected), target, memory)
+
+
+def _survey(
+    identity: DumpIdentity,
+    plan: Plan,
+    rejections: Sequence[Rejection],
+    target: TargetFiles,
+    memory: TrainerMemory,
+) -> Survey:
+    samples = [sample for shard in plan for sample in shard]
+    kinds = Counter(rejection.kind for rejection in rejections)
+    return Survey(
+        identity=identity,
+        is_generated=identity.text.is_planned,
+        num_shards=len(plan),
+        num_samples=len(samples),
+        num_repeated=sum(sample.multiplicity - 1 for sample in samples),
+        num_tokens=sum(sample.size for sample in samples),
+        num_supervised=sum(sample.most_rows for sample in samples),
+        lengths=length_histogram([sample.size for sample in samples]),
+        num_rejected=kinds["refused"],
+        num_truncated=kinds["truncated"],
+        num_left_out=kinds["left_out"],
+        num_partly_masked=kinds["partly_masked"],
+        sizes=dump_sizes(_variants(identity), plan, target, len(to_jsonl(rejections))),
+        trainer=memory,
+    )
+
+
+def length_histogram(lengths: Sequence[int]) -> tuple[Lengths, ...]:
+    """Lengths from one power of two to below the next, without gaps; `lengths` are positive."""
+    counted = Counter(length.bit_length() for length in lengths)
+    return tuple(
+        Lengths(1 << (bits - 1), (1 << bits) - 1, counted[bits])
+        for bits in range(min(counted), max(counted) + 1)
+    )
+
+
+def _variants(identity: DumpIdentity) -> list[DumpIdentity]:
+    """The same dump in each logits mode and format, the chosen mode among them."""
+    vocab_size = identity.target.vocab_size
+    kept = {topk for topk in TOPK_SHOWN if topk < vocab_size} | {identity.topk or 0} - {0}
+    modes = ["final", *(f"topk:{topk}" for topk in sorted(kept)), "full"]
+    return [
+        identity.model_copy(update={"logits": mode, "shard_format": shard_format})
+        for mode in modes
+        for shard_format in ("zarr", "parquet")
+    ]
+
+
+def _target_to_come(
+    folder: Path, identity: DumpIdentity, *, trust_remote_code: bool
+) -> TargetFiles:
+    """What the dump's workers will write to `target/`."""
+    copied = [folder / CONFIG_FILE, *tokenizer_files(folder)]
+    itemsize = getattr(torch, identity.compute_dtype).itemsize
+    head = head_numbers(folder, trust_remote_code=trust_remote_code) * itemsize + _HEAD_OVERHEAD
+    return TargetFiles(len(copied) + 2, sum(path.stat().st_size for path in copied) + head)

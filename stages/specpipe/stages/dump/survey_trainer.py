@@ -1,0 +1,100 @@
+"""How much memory `specpipe train` will take with its default settings, by the shapes alone.
+
+Legend: T tokens of a batch, N starts, K heads, L aux layers, H hidden size, I width of the MLP,
+q and g widths of queries and of keys, D draft vocabulary, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.dump import DumpIdentity
+from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafter.shape import drafter_shape
+from specpipe.stages.drafter.vocab import default_size
+from specpipe.stages.target.identity import load_config
+
+_FLOAT = 4
+_CHUNK_COPIES = 6
+"""Of [rows, D] at a time: log p, logits and log q of a head, its gradient, and two in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerMemory:
+    """Bytes on the trainer's device, for one process with float32 weights.
+
+    P numbers are trained: `fc`, the layer, the norms and the lm_head of D rows.
+    """
+
+    num_heads: int
+    batch_tokens: int
+    draft_vocab_size: int
+    num_trained: int
+    """P."""
+    weights: int
+    """4 P."""
+    gradients: int
+    """4 P."""
+    optimizer: int
+    """8 P: AdamW's two moments."""
+    frozen: int
+    """The embedding V H and the verifier's rows of the lm_head D H, in the target's dtype."""
+    batch: int
+    """2 T H (L + 1): auxiliary and final states of a batch, bfloat16."""
+    activations: int
+    """4 (T H (L + 4) + K N (10 H + 4 I + 2 q + 2 g)), kept for the backward pass; N = T at most."""
+    loss: int
+    """6 chunks of `loss_chunk_mib`, or of all T rows where that is less, and gradients of the
+    heads' outputs and of the lm_head: 4 (K T H + D H)."""
+
+    @property
+    def total(self) -> int:
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.frozen
+            + self.batch
+            + self.activations
+            + self.loss
+        )
+
+
+def trainer_memory(
+    target_folder: Path, identity: DumpIdentity, settings: TrainConfig, *, trust_remote_code: bool
+) -> TrainerMemory:
+    """By the target's config; raises ConfigError where it cannot be read."""
+    config = load_config(target_folder, trust_remote_code=trust_remote_code)
+    vocab_size = identity.target.vocab_size
+    draft_vocab_size = default_size(settings.draft_vocab_size, vocab_size)
+    shape = drafter_shape(config, settings, identity.layers, vocab_size, draft_vocab_size)
+    H, L, K, T = shape.hidden_size, shape.num_aux, settings.num_heads, settings.batch_tokens
+    with torch.device("meta"):
+        model = Eagle3(shape, torch.empty(vocab_size, H))
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    chunk = min(settings.loss_chunk_mib * 2**20, _FLOAT * T * draft_vocab_size)
+    itemsize = getattr(torch, identity.compute_dtype).itemsize
+    return TrainerMemory(
+        num_heads=K,
+        batch_tokens=T,
+        draft_vocab_size=draft_vocab_size,
+        num_trained=trained,
+        weights=_FLOAT * trained,
+        gradients=_FLOAT * trained,
+        optimizer=2 * _FLOAT * trained,
+        frozen=itemsize * (vocab_size + draft_vocab_size) * H,
+        batch=2 * T * H * (L + 1),
+        activations=_FLOAT * activation_numbers(shape, T, K),
+        loss=_CHUNK_COPIES * chunk + _FLOAT * (K * T * H + draft_vocab_size * H),
+    )
+
+
+def activation_numbers(shape: DrafterShape, num_tokens: int, num_heads: int) -> int:
+    """What autograd keeps of a pass over so many tokens, each of them a start, in float32."""
+    H, queries = shape.hidden_size, shape.num_attention_heads * shape.head_dim
+    keys = shape.num_key_value_heads * shape.head_dim
+    per_start = 10 * H + 4 * shape.intermediate_size + 2 * queries + 2 * keys
+    return num_tokens * (H * (shape.num_aux + 4) + num_heads * per_start)
