@@ -101,7 +101,8 @@ def make_config(target: Path, tmp_path: Path) -> Callable[..., DumpConfig]:
     """A configuration that makes several shards of several batches and chunks."""
 
     def make(data: Path, **changes: Any) -> DumpConfig:
-        return small_config(target, data, tmp_path / "dump", **changes)
+        places: dict[str, Any] = {"target": target, "data": data, "out": tmp_path / "dump"}
+        return small_config(**(places | changes))
 
     return make
 

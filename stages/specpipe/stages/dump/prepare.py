@@ -4,6 +4,7 @@ Whoever comes later, or is another worker of the same dump, takes the plan from 
 of reading and tokenising the input again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,17 +17,19 @@ from specpipe.schemas.dump import (
     default_layers,
 )
 from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
+from specpipe.schemas.sample import Sample
 from specpipe.stages.dump.claim import claim, claimed_identity, read_claim
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.inputs import read_samples
 from specpipe.stages.dump.plan import Plan, input_sha256, make_plan, read_plan, write_plan
+from specpipe.stages.dump.prompts import read_prompts
 from specpipe.stages.dump.rejected import Rejection, Rejections, from_jsonl
 from specpipe.stages.dump.stamp import read_stamp, write_stamp
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.target.hf import choose_device, compute_dtype
 from specpipe.stages.target.identity import load_config, target_identity
 from specpipe.stages.target.location import local_folder
-from specpipe.stages.target.open_backend import choose_backend
+from specpipe.stages.target.open_backend import choose_backend, engine_identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +103,22 @@ def plan_of(
         config.context_length, getattr(model, "max_position_embeddings", None)
     )
     template = ChatTemplate(target_folder, loss_mask=config.loss_mask, trust_remote_code=trust)
-    samples = read_samples(config.data, template, model.vocab_size, context_length, rejections)
+    samples: Sequence[Sample] = (
+        read_samples(config.data, template, model.vocab_size, context_length, rejections)
+        if config.generate is None
+        else read_prompts(
+            config.data, template, model.vocab_size, context_length, config.generate, rejections
+        )
+    )
+    backend = _backend(config, claimed, to_run=to_run)
     identity = DumpIdentity(
         target=target_identity(
             config.target, config.revision, trust_remote_code=trust, with_weights=to_run
         ),
         layers=layers,
         compute_dtype=str(compute_dtype(config.dtype, model, target_folder)).removeprefix("torch."),
-        backend=_backend(config, claimed, to_run=to_run),
+        backend=backend,
+        engine=engine_identity(config, backend),
         shard_format=config.format,
         logits=config.logits,
         states_dtype=config.states,

@@ -70,10 +70,11 @@ def run(
     if finished is None:
         folder.check_writable()
     prepared = prepare(config, folder, stamp)
-    # Another worker may have finished it meanwhile.
+    was_finished = finished is not None
+    # Another worker may have finished it meanwhile, or nothing but the plan was missing.
     finished = finished or finished_index(config.out)
     if finished is not None:
-        return _finished(folder, finished, started, did_nothing=True)
+        return _finished(folder, finished, started, did_nothing=was_finished)
     if folder.exists(INDEX_FILE):
         folder.remove(INDEX_FILE)
 

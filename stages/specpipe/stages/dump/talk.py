@@ -5,7 +5,7 @@ Legend: T tokens, L aux layers, H hidden size.
 
 import hashlib
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch.nn.functional import pad
@@ -146,7 +146,8 @@ class Talk:
         return between_ids
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._template.tokenizer.decode(
+        tokenizer: Any = self._template.tokenizer  # its decode also takes several texts
+        text: str = tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return text

@@ -81,8 +81,9 @@ class HfBackend:
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
         """Put N more tokens through the target, behind the T - N that are in `cache` (or None).
 
-        `mask_BT` is 0 at padding. To be called within `wide_logits`. Returns fp32 logits [B, V] behind the last token, the tokens'
-        states [B, N, L, H] and [B, N, H] in bfloat16, and the cache of all T.
+        `mask_BT` is 0 at padding. Returns fp32 logits [B, V] behind the last token, the tokens'
+        states [B, N, L, H] and [B, N, H] in bfloat16, and the cache of all T. To be called within
+        `wide_logits`.
         """
         positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
         options = {

@@ -70,7 +70,7 @@ def _write(backend: "HfBackend", turns: "_Turns") -> Captured:
 
 def _can_shrink(cache: Any) -> bool:
     """Whether rows can be taken out of the cache: not every kind of layer lets them go."""
-    layers = getattr(cache, "layers", None)
+    layers: Any = getattr(cache, "layers", ())
     return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
 
 

@@ -4,13 +4,15 @@ Legend: T tokens, L aux layers, H hidden size, S verifier rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
+from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import ValidationError
 from specpipe.schemas.sample import Ids, Mask, verifier_rows
-from specpipe.stages.target.backend import Backend
+from specpipe.stages.target.backend import Backend, Prompt
 from specpipe.stages.target.head import VerifierHead
 
 MEAN_TOLERANCE = 2e-2
@@ -21,6 +23,7 @@ AUX_TOLERANCE = 2e-2
 """Norm of the difference over norm of the states."""
 
 _MOST_ROWS = 64
+_MOST_NEW_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,51 @@ def prove(backend: Backend, head: VerifierHead, samples: Sequence[ProofSample]) 
         )
 
 
+def prove_generation(backend: Backend, prompts: Sequence[Prompt], settings: GenerateConfig) -> None:
+    """Compare the states that come with a generated text with those of the text when it is given.
+
+    They differ where an architecture does not bear what generation does to it: prompts of several
+    lengths in one batch, a cache. Raises ValidationError there.
+    """
+    short = [
+        replace(prompt, max_new_tokens=min(prompt.max_new_tokens, _MOST_NEW_TOKENS))
+        for prompt in prompts
+    ]
+    turns = list(backend.generate(short, settings))
+    texts = [
+        _Whole(np.concatenate([prompt.input_ids, turn.new_ids]))
+        for prompt, turn in zip(short, turns, strict=True)
+    ]
+    for turn, given in zip(turns, backend.capture(texts), strict=True):
+        num_tokens = len(turn.states.aux_TLH)
+        for ours, own in (
+            (turn.states.aux_TLH, given.aux_TLH),
+            (turn.states.final_TH, given.final_TH),
+        ):
+            difference = _relative(ours, own[:num_tokens])
+            if bool(own.isfinite().all()) and not difference <= AUX_TOLERANCE:
+                raise ValidationError(
+                    "the states that the target has when it generates a text differ by "
+                    f"{difference:.3g} of their norm (at most {AUX_TOLERANCE}) from those of the "
+                    "same text when it is given: this backend cannot generate with this target. "
+                    "Nothing of this run was committed"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    input_ids: Ids
+
+
+def _relative(ours: torch.Tensor, own: torch.Tensor) -> float:
+    ours, own = ours.float(), own.to(ours.device).float()
+    return float((ours - own).norm() / own.norm().clamp_min(1e-30))
+
+
 def _check_aux(
     sample: ProofSample, layer: int, ours_TH: torch.Tensor, own_TH: torch.Tensor
 ) -> None:
-    difference = float((ours_TH - own_TH).norm() / own_TH.norm().clamp_min(1e-30))
+    difference = _relative(ours_TH, own_TH)
     if not difference <= AUX_TOLERANCE:
         raise ValidationError(
             f"sample {sample.sample_id}: the states captured at layer id {layer} differ from the "
