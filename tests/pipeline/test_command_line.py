@@ -101,6 +101,42 @@ def test_exit_codes(folder: Path, tmp_path: Path) -> None:
     assert last_json(specpipe("dump", "--taget", target, "--json"))["kind"] == "UsageError"
 
 
+def test_exit_codes_of_what_surrounds_a_dump(folder: Path, tmp_path: Path) -> None:
+    data = ("--target", folder / "target", "--data", folder / "data.jsonl")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{")
+    out, prepared = tmp_path / "dump", tmp_path / "prepared.jsonl"
+    cases: list[tuple[int, str, tuple[str | Path, ...]]] = [
+        (0, "", ("plan", *data)),
+        (2, "--data is missing", ("plan", "--target", folder / "target")),
+        (3, "bad.jsonl:1", ("plan", "--target", folder / "target", "--data", bad)),
+        (2, "--top-p: only with --generate", ("dump", *data, "--out", out, "--top-p", "0.9")),
+        (2, "is not like", ("dump", *data, "--out", out, "--engine", "x")),
+        (2, "must end in", ("prepare", *data, "--out", out)),
+        (3, "bad.jsonl:1", ("prepare", "--target", folder / "target", "--data", bad,
+                            "--out", prepared)),
+        (0, "", ("prepare", *data, "--out", prepared)),
+        (0, "", ("dump", *data[:2], "--data", prepared, "--out", out, "--backend", "hf")),
+        (0, "", ("gc", out)),
+        (0, "", ("plan", out)),
+        (0, "", ("inspect", out, "--samples", "2")),
+        (2, "no dump", ("gc", tmp_path)),
+        (2, "--samples", ("inspect", out, "--samples", "-1")),
+    ]  # fmt: skip
+    for code, words, arguments in cases:
+        done = specpipe(*arguments, "--json")
+        assert done.returncode == code, (arguments, done.stderr)
+        assert words.lower() in done.stderr.lower(), (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert ("kind" in last_json(done)) == (code != 0)
+    (out / "index.json").unlink()
+    assert specpipe("gc", out).returncode == 5
+    manifest = out / "shards" / "000000.manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    assert specpipe("gc", out, "--force").returncode == 4
+    assert specpipe("inspect", out).returncode == 4
+
+
 def test_damage_and_unfinished_have_their_own_codes(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "dump"
     assert specpipe("dump", "--target", folder / "target", "--data", folder / "data.jsonl",

@@ -10,6 +10,7 @@ import click
 
 from specpipe.pipeline.console import file_size, progress, quiet_libraries, show
 from specpipe.pipeline.dump_options import dump_config, dump_options
+from specpipe.pipeline.generation_rows import generation_rows
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.worker_index import own_share
@@ -59,6 +60,7 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         ("samples", f"{result.num_samples:,}, of which {result.num_truncated:,} truncated"),
         ("not dumped", f"{result.num_rejected:,} refused, {result.num_left_out:,} too long"),
         ("tokens", f"{result.num_tokens:,}, of which {result.num_rows:,} are verifier rows"),
+        *generation_rows(result.generation),
         ("size", file_size(result.num_bytes)),
         ("seconds", "nothing to do" if result.did_nothing else f"{result.seconds:.1f}"),
     ]

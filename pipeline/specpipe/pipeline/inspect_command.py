@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specpipe.pipeline.console import file_size, quiet_libraries, show, show_columns
+from specpipe.pipeline.generation_rows import generation_rows
 from specpipe.pipeline.masked import show_masked
 from specpipe.pipeline.options import json_option
 
@@ -96,6 +97,7 @@ def _rows(found: "Inspection") -> list[tuple[str, str]]:
         ("logits", identity.logits),
         ("compression", identity.compression),
         ("text", text_origin(identity.text)),
+        *generation_rows(found.generation),
         ("fingerprint", found.fingerprint),
     ]
 

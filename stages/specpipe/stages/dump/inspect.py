@@ -6,12 +6,13 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden size, V vocabulary, D 
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specpipe.schemas.dump import TARGET_FOLDER, DumpIdentity, ShardManifest
+from specpipe.schemas.dump import TARGET_FOLDER, DumpIdentity, GenerationCounts, ShardManifest
 from specpipe.stages.dump.masked_text import Decode, Pieces, masked_text
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.int8_states import widened
@@ -66,6 +67,8 @@ class Inspection:
     num_rejected: int | None
     """None while the dump is unfinished."""
     num_bytes: int
+    generation: dict[str, int] | None
+    """What became of the turns that the target wrote (GenerationCounts); None for given text."""
     layers: tuple[LayerSize, ...]
     """Of the first few samples; empty where no shard is committed."""
     attainable: dict[int, float]
@@ -95,12 +98,18 @@ def inspect(url: str, num_samples: int = 1) -> Inspection:
         num_rows=sum(manifest.num_rows for manifest in manifests),
         num_rejected=dump.index.totals.num_rejected if dump.index else None,
         num_bytes=dump.num_bytes,
+        generation=_generation(manifests),
         layers=_layer_sizes(dump.identity, [states for _, states in loaded], manifests),
         attainable=attainable_mass(dump.vocab()),
         samples=tuple(_show(*pair, decode) for pair in loaded[len(loaded) - num_samples :])
         if num_samples
         else (),
     )
+
+
+def _generation(manifests: Collection[ShardManifest]) -> dict[str, int] | None:
+    counted = [manifest.generation for manifest in manifests if manifest.generation is not None]
+    return reduce(GenerationCounts.plus, counted).model_dump() if counted else None
 
 
 def attainable_mass(vocab: VocabStatistics) -> dict[int, float]:
