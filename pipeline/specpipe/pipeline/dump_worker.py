@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from specpipe.pipeline.console import quiet_libraries
 from specpipe.pipeline.executors.exchange import Job, as_line, error_record
-from specpipe.schemas.errors import SpecpipeError, UnfinishedError
+from specpipe.schemas.errors import EngineLostError, SpecpipeError, UnfinishedError
 
 if TYPE_CHECKING:
     from specpipe.stages.dump.worker import Worker
@@ -76,6 +76,10 @@ def main() -> None:
             shard_id = order["shard"]
             maker.make(shard_id, lambda num_tokens: answer(tokens=num_tokens))
             answer(finished=shard_id)
+    except EngineLostError as error:
+        # As if the worker had died with it: the command starts another one, and says so.
+        print(f"specpipe: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except SpecpipeError as error:
         answer(**error_record(error))
         sys.exit(error.exit_code)
