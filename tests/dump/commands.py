@@ -11,7 +11,7 @@ from typing import Any
 
 from specpipe.schemas.config import DumpConfig
 
-DEADLINE = 120.0
+DEADLINE = 400.0
 """Seconds after which something that does not happen is a failure."""
 
 
@@ -48,7 +48,11 @@ class Command:
 
     def wait(self) -> int:
         """The exit code."""
-        return self.process.wait(DEADLINE)
+        try:
+            return self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"the command does not end; it says:\n{self.stderr}") from None
 
     @property
     def stderr(self) -> str:

@@ -26,23 +26,20 @@ from tests.dump.commands import Command
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-ALL = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "mistral",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "qwen3_moe",
-    "mixtral",
-    "olmoe",
-    "granite",
-)
-SOME = ("llama", "gemma2", "qwen3_moe")
-"""Captured by vLLM itself and untied, through our hooks with soft-caps and 1 + w, experts."""
-ARCHITECTURES = ALL if os.environ.get("SPECPIPE_ALL_ARCHITECTURES") else SOME
+DENSE = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "granite")
+EXPERTS = ("qwen3_moe", "mixtral", "olmoe")
 
+SOME = (("llama", "bfloat16"), ("gemma2", "float32"), ("qwen3_moe", "bfloat16"))
+"""Captured by vLLM itself and untied; through our hooks, with soft-caps and 1 + w; experts."""
+ALL = (
+    *((name, "float32") for name in (*DENSE, *EXPERTS)),
+    # In Mixtral and OLMoE, rounding sends a token to other experts here and there: more than noise.
+    *((name, "bfloat16") for name in (*DENSE, "qwen3_moe")),
+)
+CASES = ALL if os.environ.get("SPECPIPE_ALL_ARCHITECTURES") else SOME
+
+EXACT = 1e-3
+"""In float32: norm of the difference over norm of the states, which are stored in bfloat16."""
 NOISE = 1.5
 """How much further from the exact states than those of transformers in bfloat16 vLLM's may be."""
 LOGPROB_TOLERANCE = 2e-2
@@ -114,17 +111,16 @@ def _relative(ours: list[U16 | None], theirs: list[U16 | None]) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "dtype"), CASES)
 def test_vllm_gives_the_dump_of_transformers(
-    architecture: str, tmp_path: Path, write_rows: Callable[..., Path]
+    architecture: str, dtype: str, tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
     target = tmp_path / "target"
-    build(architecture, layers=6, dtype=torch.bfloat16, head_dim=32).save_pretrained(target)
+    model = build(architecture, layers=6, dtype=getattr(torch, dtype), head_dim=32)
+    model.save_pretrained(target)
     data = write_rows(rows(40))
     hf = dump_config(target, data, tmp_path / "hf", backend="hf", device="cpu")
     run(hf)
-    exact = dump_config(target, data, tmp_path / "exact", backend="hf", dtype="float32")
-    run(exact)
     in_vllm = dump_config(target, data, tmp_path / "vllm", backend="vllm")
     command = Command(in_vllm, tmp_path / "command")
     assert command.wait() == 0, command.stderr
@@ -137,12 +133,14 @@ def test_vllm_gives_the_dump_of_transformers(
         assert one.folder.read(key) == other.folder.read(key)
     assert verify(in_vllm.out).damages == ()
     found = compare(one, other)
-    noise, ours = (compare(Dump.open(exact.out), dump) for dump in (one, other))
-    print(
-        f"\n| {architecture} | "
-        + " | ".join(f"{100 * value:.2f} %" for value in found.per_layer.values())
-        + f" | {100 * noise.per_layer['final']:.2f} % | {found.logprob:.4f} |"
-    )
-    for name, value in ours.per_layer.items():
-        assert value <= NOISE * noise.per_layer[name], (name, ours, noise)
+    shares = " | ".join(f"{100 * value:.2f} %" for value in found.per_layer.values())
+    print(f"\n| {architecture} | {dtype} | {shares} | {found.logprob:.4f} |")
+    if dtype == "float32":
+        assert max(found.per_layer.values()) <= EXACT, found
+    else:
+        exact = dump_config(target, data, tmp_path / "exact", backend="hf", dtype="float32")
+        run(exact)
+        noise, ours = (compare(Dump.open(exact.out), dump) for dump in (one, other))
+        for name, value in ours.per_layer.items():
+            assert value <= NOISE * noise.per_layer[name], (name, ours, noise)
     assert found.logprob <= LOGPROB_TOLERANCE, found

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from specpipe.schemas.dump import HEAD_FILE, HEAD_WEIGHTS_FILE, TARGET_FOLDER, HeadRecord
 from specpipe.schemas.errors import ConfigError, IntegrityError
@@ -124,8 +124,9 @@ class _FinalNorm(nn.Module):
         super().__init__()
         self.norm = norm
 
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(inputs_embeds))
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> MoeModelOutputWithPast:
+        # Models of experts look for router logits, which other models' outputs lack.
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(inputs_embeds))
 
 
 def load_embedding(read: Read) -> Tensor:
