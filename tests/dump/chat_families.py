@@ -51,7 +51,7 @@ LLAMA3 = Family(
     ("<|eot_id|>", "<|eom_id|>"),
 )
 
-# Reasoning is dropped from the turns before the last question, and the markers take the new line in.
+# Turns before the last question lose their reasoning. The markers take the last new line in.
 QWEN = Family(
     "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}{{ tool | tojson }}"
     "{% endfor %}</tools><|im_end|>\n{% endif %}"
@@ -162,7 +162,8 @@ DEEPSEEK = Family(
     "{% else %}{% if not (messages[loop.index0 - 1].role == 'tool') %}<|Assistant|>{% endif %}"
     "{% generation %}{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endgeneration %}"
     "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt and messages[-1].role != 'tool' %}<|Assistant|><think>\n{% endif %}",
+    "{% if add_generation_prompt and messages[-1].role != 'tool' %}<|Assistant|><think>\n"
+    "{% endif %}",
     (
         "<|begin|>",
         "<|end|>",

@@ -127,7 +127,7 @@ def test_a_token_across_the_boundary_is_supervised(tmp_path: Path) -> None:
 
 def test_arguments_as_text_and_as_objects_are_one_sample(tmp_path: Path) -> None:
     function = {"name": "f", "arguments": {"a": "é"}}
-    forms = [
+    forms: list[Row] = [
         CALL,
         {**CALL, "tool_calls": [{"function": function}]},
         {**CALL, "tool_calls": [function]},

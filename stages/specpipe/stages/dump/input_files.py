@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,22 +53,23 @@ def input_files(urls: Sequence[str]) -> list[InputFile]:
         try:
             # Other processes write to the same store, so listings must be fresh.
             filesystem, path = fsspec.url_to_fs(url, use_listings_cache=False)
-            if has_magic(path) and not filesystem.exists(path):
+            kind = _kind(filesystem, path)
+            if kind is None and has_magic(path):
                 found = _matching(filesystem, path, shown)
-            elif filesystem.isdir(path):
-                found = _below(filesystem, path, shown)
-            elif filesystem.exists(path):
-                files.append(InputFile(filesystem, path, shown))
-                continue
-            else:
+            elif kind is None:
                 raise ConfigError(f"data {shown}: no such file")
+            elif kind == "directory":
+                found = _below(filesystem, path, shown)
+            else:
+                files.append(_file(filesystem, path, shown))
+                continue
         except SpecpipeError:
             raise
         except (ImportError, ValueError) as error:
             raise ConfigError(f"data {shown}: {without_credentials(str(error))}") from error
         except Exception as error:  # a store's client raises errors of its own
             raise StoreError(f"data {shown}: {without_credentials(str(error))}") from error
-        files += [InputFile(filesystem, path, _name(filesystem, path)) for path in found]
+        files += [_file(filesystem, path, _name(filesystem, path)) for path in found]
     return files
 
 
@@ -85,22 +86,30 @@ def is_input(out: str, urls: Sequence[str]) -> bool:
     return False
 
 
+def _kind(filesystem: Any, path: str) -> str | None:
+    """What stands there; None for nothing.
+
+    Unlike fsspec's own `exists`, it raises where the store fails.
+    """
+    try:
+        return str(filesystem.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def _matching(filesystem: Any, pattern: str, shown: str) -> list[str]:
-    found = filesystem.glob(pattern, detail=True)
-    paths = [path for path, info in found.items() if info["type"] == "file"]
-    paths = [path for path in paths if not _is_aside(posixpath.basename(path))]
+    start = min(pattern.find(sign) for sign in "*?[" if sign in pattern)
+    folder, _, _ = pattern[:start].rpartition("/")
+    depth = None if "**" in pattern else pattern.count("/", start) + 1
+    is_match = re.compile(glob_translate(pattern)).match
+    paths = [path for path in _files_below(filesystem, folder, depth) if is_match(path)]
     if not paths:
         raise ConfigError(f"data {shown}: nothing matches")
     return sorted(paths)
 
 
 def _below(filesystem: Any, folder: str, shown: str) -> list[str]:
-    root = folder.rstrip("/")
-    inside: list[str] = [
-        path
-        for path in sorted(filesystem.find(folder))
-        if not any(_is_aside(part) for part in path.removeprefix(root).split("/"))
-    ]
+    inside = sorted(_files_below(filesystem, folder))
     paths = [path for path in inside if _suffix(path) in (*JSON_SUFFIXES, *PARQUET_SUFFIXES)]
     if not paths:
         others = ", ".join(posixpath.basename(path) for path in inside[:3])
@@ -109,6 +118,45 @@ def _below(filesystem: Any, folder: str, shown: str) -> list[str]:
             + (f" (it holds {others}{', ...' if len(inside) > 3 else ''})" if others else "")
         )
     return paths
+
+
+def _files_below(filesystem: Any, folder: str, depth: int | None = None) -> Iterator[str]:
+    """The files in a folder and below, `depth` levels of them, without those that are no input.
+
+    fsspec's own glob and find leave out, without a word, what they cannot list, and links.
+    """
+    try:
+        entries = filesystem.ls(folder, detail=True)
+    except FileNotFoundError:  # It is none, or vanished meanwhile.
+        return
+    for entry in entries:
+        path = entry["name"].rstrip("/")
+        if _is_aside(posixpath.basename(path)) or path == folder.rstrip("/"):
+            continue
+        if not _is_folder(filesystem, entry):
+            yield path
+        elif depth != 1:
+            yield from _files_below(filesystem, path, None if depth is None else depth - 1)
+
+
+def _is_folder(filesystem: Any, entry: dict[str, Any]) -> bool:
+    path = entry["name"]
+    if entry["type"] in ("directory", "file"):
+        return bool(entry["type"] == "directory")
+    if not filesystem.isdir(path):
+        return False
+    parent, target = posixpath.realpath(posixpath.dirname(path)), posixpath.realpath(path)
+    if f"{parent}/".startswith(f"{target}/"):
+        raise ConfigError(f"data {path}: the link leads back to a folder that it is in")
+    return True
+
+
+def _file(filesystem: Any, path: str, name: str) -> InputFile:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"data {name!r}: the file's name is no text; rename it") from error
+    return InputFile(filesystem, path, name)
 
 
 def _is_aside(name: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import zstandard
+import pyarrow as pa
 from fsspec.compression import compr
 
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError, StoreError
@@ -16,19 +16,20 @@ from specpipe.schemas.location import without_credentials
 from specpipe.stages.dump.input_files import InputFile
 
 _BUFFER_BYTES = 1 << 20
-_ZSTD_BYTES = 1 << 14
-"""Compressed bytes that are expanded at a time: few, since they may expand ten-thousandfold."""
 
 _DAMAGE = (
-    OSError,  # gzip and bz2; what the store raises is a StoreError already
+    OSError,  # gzip, bz2 and zstd; what the store raises is a StoreError already
     EOFError,
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
-    zstandard.ZstdError,
     NotImplementedError,  # a zip's method
     RuntimeError,  # a zip with a password
 )
+
+
+class DamagedError(InputError):
+    """A file that cannot be decompressed, or not further than it was read."""
 
 
 class StoreFile(io.RawIOBase):
@@ -78,7 +79,7 @@ class StoreFile(io.RawIOBase):
 def open_stream(file: InputFile) -> Iterator[Any]:
     """A binary stream of the file's contents, decompressed as its suffix says.
 
-    Raises StoreError where the store fails, InputError where the compressed file is truncated or
+    Raises StoreError where the store fails, DamagedError where the compressed file is truncated or
     damaged, both also while the stream is read inside the context.
     """
     compression = file.compression
@@ -92,15 +93,19 @@ def open_stream(file: InputFile) -> Iterator[Any]:
         except SpecpipeError:
             raise
         except _DAMAGE as error:
-            raise InputError(
+            # zipfile takes any error that it meets for the archive's.
+            if isinstance(error.__context__, StoreError):
+                raise error.__context__ from None
+            raise DamagedError(
                 f"{file.name}: not a readable {compression} file: it is truncated or damaged "
                 f"({error})"
             ) from error
 
 
-def _decompressed(raw: io.BufferedReader, compression: str, name: str) -> Any:
+def _decompressed(raw: Any, compression: str, name: str) -> Any:
     if compression == "zstd":
-        return io.BufferedReader(_ZstdFile(raw), _BUFFER_BYTES)
+        # zstandard's own reader takes a truncated frame for whole, and a frame for the file.
+        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"), _BUFFER_BYTES)
     if compression == "zip":
         return _only_member(raw, name)
     if compression not in compr:
@@ -108,7 +113,7 @@ def _decompressed(raw: io.BufferedReader, compression: str, name: str) -> Any:
     return compr[compression](raw, mode="rb")
 
 
-def _only_member(raw: io.BufferedReader, name: str) -> Any:
+def _only_member(raw: Any, name: str) -> Any:
     archive = zipfile.ZipFile(raw)
     members = [info for info in archive.infolist() if not info.is_dir()]
     if len(members) != 1:
@@ -116,35 +121,3 @@ def _only_member(raw: io.BufferedReader, name: str) -> Any:
             f"{name}: not a readable zip file: it holds {len(members)} files; zip one, or unpack it"
         )
     return archive.open(members[0])
-
-
-class _ZstdFile(io.RawIOBase):
-    """All frames of a zstd file; EOFError where the last one has no end.
-
-    zstandard's own reader stops after the first frame, and takes a truncated one for whole.
-    """
-
-    def __init__(self, compressed: io.BufferedReader) -> None:
-        self._compressed = compressed
-        self._frame: Any = None
-        self._ahead = b""
-        self._text = memoryview(b"")
-
-    def readinto(self, view: Any) -> int:
-        while not self._text:
-            data = self._ahead or self._compressed.read(_ZSTD_BYTES)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the last frame has no end")
-                return 0
-            frame = self._frame or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-            self._text = memoryview(frame.decompress(data))
-            self._frame = None if frame.eof else frame
-            self._ahead = frame.unused_data if frame.eof else b""
-        num_bytes = min(len(view), len(self._text))
-        view[:num_bytes] = self._text[:num_bytes]
-        self._text = self._text[num_bytes:]
-        return num_bytes
-
-    def readable(self) -> bool:
-        return True

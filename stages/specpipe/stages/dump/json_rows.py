@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Source
 from specpipe.stages.dump.input_files import InputFile
-from specpipe.stages.dump.input_stream import open_stream
+from specpipe.stages.dump.input_stream import DamagedError, open_stream
 
 LONGEST_LINE = 256 * 2**20
-"""Bytes; a longer line is refused without being held in memory."""
+"""Bytes with the line's end; of a longer line no more than that is held, and it is refused."""
+
+_SKIPPED_BYTES = 1 << 20
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -19,20 +21,26 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def json_rows(
     file: InputFile, longest: int = LONGEST_LINE
 ) -> Iterator[tuple[Source, Callable[[], dict[str, Any]]]]:
-    """Where each row stands, and what reads it or raises InputError."""
-    with open_stream(file) as stream:
-        number = 0
-        while line := stream.readline(longest + 1):
-            number += 1
-            source = Source(file.name, number)
-            if number == 1:
-                line = line.removeprefix(_BYTE_ORDER_MARK)
-            if len(line.rstrip(b"\r\n")) <= longest:
+    """Where each row stands, and what reads it or raises InputError.
+
+    Raises InputError where a compressed file is truncated or damaged.
+    """
+    number = 0
+    try:
+        with open_stream(file) as stream:
+            while line := stream.readline(longest + 1):
+                number += 1
+                source = Source(file.name, number)
+                if len(line) > longest:
+                    while line and not line.endswith(b"\n"):
+                        line = stream.readline(_SKIPPED_BYTES)
+                    yield source, partial(_too_long, source, longest)
+                    continue
+                if number == 1:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)
                 yield source, partial(_parse, line, source)
-                continue
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(longest)
-            yield source, partial(_too_long, source, longest)
+    except DamagedError as error:
+        raise InputError(f"{error} after line {number}") from error
 
 
 def parse_json(text: str, where: str) -> Any:

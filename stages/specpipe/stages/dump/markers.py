@@ -1,7 +1,7 @@
 """Whether a chat template marks what the assistant generates, in a way that can be relied on."""
 
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jinja2
 import jinja2.ext
@@ -20,7 +20,7 @@ _RENDERED_APART = (nodes.Macro, nodes.AssignBlock, nodes.FilterBlock, nodes.Call
 class _Generation(jinja2.ext.Extension):
     """Lets `{% generation %} ... {% endgeneration %}` be parsed."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = frozenset({"generation"})  # type: ignore[assignment]  # declared as a set, which changes
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

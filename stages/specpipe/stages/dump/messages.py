@@ -79,7 +79,7 @@ def _in_form(message: Message, as_text: bool, no_content: str | None) -> Message
 
 
 def _converted(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
-    function = call.get("function", call)
+    function: dict[str, Any] = call.get("function", call)
     arguments = function.get("arguments")
     if as_text and isinstance(arguments, dict):
         arguments = json.dumps(arguments, ensure_ascii=False)
@@ -91,13 +91,14 @@ def _converted(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
     return {**call, "function": function} if "function" in call else function
 
 
-def _checked(message: Any, where: str) -> Message:
+def _checked(given: Any, where: str) -> Message:
     """The message with its content as one string and its reasoning in every field that is read.
 
     Templates render a missing content as nothing and one of another type as Python prints it.
     """
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
         raise InputError(f"{where} must be an object with a 'role'")
+    message: Message = given
     role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
     if calls:
         _check_calls(calls, where)

@@ -18,6 +18,7 @@ OBJECTS = ("messages", "tools")
 TEXT = "text"
 
 _ROWS_AT_A_TIME = 64
+_BUFFER_BYTES = 1 << 20
 
 
 def parquet_rows(file: InputFile) -> Iterator[tuple[Source, Callable[[], dict[str, Any]]]]:
@@ -31,11 +32,18 @@ def parquet_rows(file: InputFile) -> Iterator[tuple[Source, Callable[[], dict[st
     number = 0
     try:
         with StoreFile(file) as stored:
-            # Pages that carry a checksum are checked against it.
-            parquet = pq.ParquetFile(stored, page_checksum_verification=True)
+            # By default pyarrow reads all that is asked for ahead: the whole file.
+            parquet = pq.ParquetFile(
+                stored,
+                pre_buffer=False,
+                buffer_size=_BUFFER_BYTES,
+                page_checksum_verification=True,
+            )
             columns = [
                 name for name in parquet.schema_arrow.names if name in (*INTEGERS, *OBJECTS, TEXT)
             ]
+            if len(set(columns)) < len(columns):
+                raise InputError(f"{file.name}: two columns have the same name: {columns}")
             if not columns:
                 raise InputError(
                     f"{file.name}: no column is named messages, text or input_ids, but: "
@@ -93,9 +101,11 @@ def _objects(cell: Any, where: str) -> Any:
 
 def _python(cell: Any, where: str) -> Any:
     try:
-        return cell.as_py()
+        return cell.as_py(maps_as_pydicts="strict")
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not UTF-8") from error
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{where} holds a map with a key that stands twice ({error})") from error
 
 
 def _without_nulls(value: Any) -> Any:

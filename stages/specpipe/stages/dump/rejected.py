@@ -70,7 +70,8 @@ class Rejections:
 
 
 def from_jsonl(text: str) -> list[Rejection]:
-    rows = map(json.loads, text.splitlines())
+    # Not splitlines, which also cuts at the other line ends that a reason may hold (U+2028).
+    rows = [json.loads(line) for line in text.split("\n") if line]
     return [Rejection(Source(**row["source"]), row["kind"], row["reason"]) for row in rows]
 
 

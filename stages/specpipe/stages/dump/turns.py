@@ -7,7 +7,7 @@ for by its looks, so any template will do.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Protocol
 
 from specpipe.schemas.errors import InputError
@@ -119,7 +119,10 @@ class TurnFinder:
             )
             for content in ("0", "1")
         ]
-        return commonprefix([prompt, *answers])
+        alike = takewhile(
+            lambda letters: len(set(letters)) == 1, zip(prompt, *answers, strict=False)
+        )
+        return prompt[: sum(1 for _ in alike)]
 
     def _places(self, header: str, turn: str, whole: str, after: int) -> Iterator[int]:
         """Where else the turn may begin, when the template writes what is before it otherwise.
