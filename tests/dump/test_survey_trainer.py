@@ -37,7 +37,7 @@ def test_what_is_kept_for_the_backward_pass(
     changes: dict[str, int], num_aux: int, num_heads: int
 ) -> None:
     shape = DrafterShape(
-        **(SHAPE | changes),  # type: ignore[arg-type]
+        **(SHAPE | changes),
         rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4},
         max_position_embeddings=512,

@@ -113,6 +113,11 @@ def show_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
     note("")
 
 
+def counted(number: int, noun: str) -> str:
+    """1 object, 2,000 objects."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def file_size(num_bytes: float) -> str:
     """A size in binary units: 1.5 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from specpipe.pipeline.console import file_size, note, progress, quiet_libraries, show
+from specpipe.pipeline.console import counted, file_size, note, progress, quiet_libraries, show
 from specpipe.pipeline.options import json_option
 from specpipe.schemas.errors import IntegrityError, UnfinishedError
 from specpipe.schemas.location import without_credentials
@@ -69,7 +69,7 @@ def gc(url: str, dry_run: bool, force: bool, as_json: bool) -> None:
 
     found = collect(url, dry_run=dry_run, force=force)
     for piece in found.garbage[:SHOWN_GARBAGE]:
-        note(f"{piece.key}: {piece.num_objects:,} objects, {file_size(piece.num_bytes)}")
+        note(f"{piece.key}: {counted(piece.num_objects, 'object')}, {file_size(piece.num_bytes)}")
     if len(found.garbage) > SHOWN_GARBAGE:
         note(f"... and {len(found.garbage) - SHOWN_GARBAGE:,} more")
     rows = [
@@ -77,7 +77,7 @@ def gc(url: str, dry_run: bool, force: bool, as_json: bool) -> None:
         ("state", "complete" if found.complete else "unfinished"),
         (
             "would free" if dry_run else "freed",
-            f"{found.num_objects:,} objects, {file_size(found.num_bytes)}",
+            f"{counted(found.num_objects, 'object')}, {file_size(found.num_bytes)}",
         ),
     ]
     show("Garbage", rows, asdict(found), as_json=as_json)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specpipe.pipeline.console import file_size, quiet_libraries, show, show_columns
+from specpipe.pipeline.console import counted, file_size, quiet_libraries, show, show_columns
 from specpipe.pipeline.dump_options import dump_config, dump_options
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.schemas.errors import ConfigError
@@ -63,7 +63,7 @@ def _rows(found: "Survey") -> list[tuple[str, str]]:
         ("samples", f"{found.num_samples:,}, of which {found.num_truncated:,} truncated{repeated}"),
         ("not dumped", f"{found.num_rejected:,} refused, {found.num_left_out:,} too long"),
         *([("partly masked", f"{masked:,} conversations")] if masked else []),
-        ("tokens", f"{most}{found.num_tokens:,} in {found.num_shards:,} shards"),
+        ("tokens", f"{most}{found.num_tokens:,} in {counted(found.num_shards, 'shard')}"),
         ("supervised", f"{most}{found.num_supervised:,} ({_percent(found)} % of the tokens)"),
         ("size", f"{most}{file_size(found.chosen.num_bytes)}"),
         ("objects", f"{most}{found.chosen.num_objects:,}"),

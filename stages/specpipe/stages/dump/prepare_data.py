@@ -103,7 +103,7 @@ def prepare_data(
         # A file with this one beside it is known as ours, also after a kill.
         folder.write(name + REJECTED_SUFFIX, to_jsonl(rejections.of_input))
         folder.move_in(name, str(made))
-    kinds = Counter(rejection.kind for rejection in rejections.of_input)
+    kinds: Counter[str] = Counter(rejection.kind for rejection in rejections.of_input)
     record = PreparedRecord(stamp=stamp, num_bytes=num_bytes, counts=counting.counts(kinds))
     write_record(folder, name, record, about)
     example = _example(counting.first, template if tokenizer_files(target_folder) else None)
