@@ -1,0 +1,257 @@
+"""Part c: readers, which check every crc, against raw reading of the same files."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from scripts.bench.counting_disk import CountingDisk
+from scripts.bench.material import ShardSize, identity_of, write_shards
+from scripts.bench.table import heading, note, table, verdict
+from scripts.bench.timing import over, rates, rounds, with_spread
+from scripts.bench.variants import VARIANTS
+from specpipe.schemas.config import PREFETCH_MIB
+from specpipe.schemas.dump import DumpIdentity
+from specpipe.stages.drafter.batch import DrafterSample
+from specpipe.stages.drafter.read_ahead import ReadAhead, read_samples
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.shard_window import Read
+from specpipe.stages.storage.arrays import array_names, shard_arrays
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.retry import DEFAULT_POLICY
+from specpipe.stages.train.order import epoch_batches
+
+SPEED = 0.8
+AMPLIFICATION = 1.2
+_THREADS = 4
+"""As many as read the chunks of a shard."""
+_BATCH_TOKENS = 8192
+
+
+@dataclass
+class _Reads:
+    """One dump, read in several ways."""
+
+    root: Path
+    dump: Dump
+    is_cold: bool = False
+
+    def by_shard(self) -> float:
+        """ShardReader.read_all of each shard: all states, every crc checked."""
+
+        def read() -> None:
+            for shard_id in self.dump.manifests:
+                self.dump.shard(shard_id).read_all()
+
+        return self._timed(read)
+
+    def by_stream(self) -> float:
+        """The trainer's order of one epoch, samples copied out of their shards."""
+        reader = SampleReader(self.dump, None)
+        batches = epoch_batches(reader.refs(), 0, 0, _BATCH_TOKENS, None)
+        plan = [Read(reader, batch, False) for batch in batches]
+
+        def read() -> None:
+            num_tokens = 0
+            with ReadAhead(plan, list, PREFETCH_MIB) as ahead:
+                for _, samples in ahead:
+                    num_tokens += sum(len(sample.input_ids) for sample in samples)
+            assert num_tokens == sum(m.num_tokens for m in self.dump.manifests.values())
+
+        return self._timed(read)
+
+    def raw(self) -> float:
+        """Each file into new memory, one after the other; a shard's stay until the next."""
+
+        def read() -> None:
+            for paths in self._files():
+                kept = [_read(path) for path in paths]
+                del kept
+
+        return self._timed(read)
+
+    def raw_parallel(self) -> float:
+        """The same on as many threads as the reader has."""
+
+        def read() -> None:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                for paths in self._files():
+                    kept = list(pool.map(_read, paths))
+                    del kept
+
+        return self._timed(read)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(e.size for m in self.dump.manifests.values() for e in m.objects)
+
+    def drop_cache(self) -> None:
+        for path in self.root.rglob("*"):
+            if path.is_file():
+                file = os.open(path, os.O_RDONLY)
+                os.fsync(file)
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(file)
+
+    def _timed(self, read: Callable[[], None]) -> float:
+        if self.is_cold:
+            self.drop_cache()
+        began = time.perf_counter()
+        read()
+        return time.perf_counter() - began
+
+    def _files(self) -> list[list[Path]]:
+        manifests = self.dump.manifests.values()
+        return [[self.root / entry.key for entry in manifest.objects] for manifest in manifests]
+
+
+def bench(work: Path, size: ShardSize, num_shards: int, repeats: int, num_random: int) -> None:
+    heading("c. Readers with crc checks against raw reading")
+    rows: list[Sequence[str]] = []
+    random_rows = []
+    met: dict[str, float] = {}
+    for name, format in VARIANTS.items():
+        root = work / "dump"
+        identity = identity_of(size, **format)
+        dump = write_shards(Folder.open(str(root)), identity, size, num_shards)
+        reads = _Reads(root, dump)
+        ways = {"read_all": reads.by_shard}
+        # Training reads the mode `final`.
+        if identity.logits == "final":
+            ways["stream of the trainer"] = reads.by_stream
+        rows += _sequential(name, reads, ways, "warm", repeats, met)
+        if name == next(iter(VARIANTS)):
+            reads.is_cold = True
+            if _reaches_disk(reads):
+                rows += _sequential(name, reads, ways, "cold", repeats, met)
+            else:
+                rows.append((name, "read_all", "cold: cannot be had here", *["-"] * 5))
+        if identity.logits == "final":
+            random_rows.append(_random(root, dump, name, num_random, met))
+        shutil.rmtree(root)
+    note(
+        f"{num_shards} shards of {size.shard_tokens} tokens, three layers and final states of "
+        f"{size.hidden}. Raw: the same files, whole, into new memory, one after the other. The "
+        f"readers read a shard's chunks on {_THREADS} threads; raw reading on as many stands "
+        "beside it. Warm: all of it in the page cache, for both. Cold: put out of it by "
+        f"posix_fadvise before each. {repeats} interleaved rounds; median (least to most)."
+    )
+    table(
+        (
+            "shards",
+            "reader",
+            "page cache",
+            "MB",
+            "reader, MB/s",
+            "raw, MB/s",
+            "reader / raw",
+            f"reader / raw on {_THREADS} threads",
+        ),
+        rows,
+    )
+    first = next(iter(VARIANTS))
+    for way in ("read_all", "stream of the trainer"):
+        ratio = met[f"{first}, {way}, warm"]
+        note(verdict(f"{way} / raw, {first}: {ratio:.2f}, to be {SPEED} or more", ratio >= SPEED))
+    note(
+        f"Random samples: {num_random} of the dump's, as the trainer reads a few samples of many "
+        "(`is_sparse`). Bytes read are counted where the store is asked for them, samples.parquet "
+        "and the arrays of one number a row, which are read once a shard, included. Used are the "
+        "samples' states, ids and masks. Only raw chunks can be read in part."
+    )
+    table(
+        ("shards", "samples", "MB used", "MB read", "read / used", "requests / sample"), random_rows
+    )
+    ratio = met[f"{first}, random"]
+    text = f"read / used, {first}: {ratio:.2f}, to be {AMPLIFICATION} or less"
+    note(verdict(text, ratio <= AMPLIFICATION))
+
+
+def _sequential(
+    name: str,
+    reads: _Reads,
+    ways: dict[str, Callable[[], float]],
+    cache: str,
+    repeats: int,
+    met: dict[str, float],
+) -> list[Sequence[str]]:
+    *all_ours, raw, parallel = rounds(repeats, *ways.values(), reads.raw, reads.raw_parallel)
+    rows = []
+    for way, ours in zip(ways, all_ours, strict=True):
+        met[f"{name}, {way}, {cache}"] = median(over(raw, ours))
+        rows.append(
+            (
+                name,
+                way,
+                cache,
+                f"{reads.num_bytes / 1e6:.1f}",
+                rates(reads.num_bytes, ours),
+                rates(reads.num_bytes, raw),
+                with_spread(over(raw, ours)),
+                with_spread(over(parallel, ours)),
+            )
+        )
+    return rows
+
+
+def _random(
+    root: Path, dump: Dump, name: str, number: int, met: dict[str, float]
+) -> Sequence[str]:
+    disk = CountingDisk()
+    counted = Dump(
+        Folder(str(root), disk, str(root), DEFAULT_POLICY), dump.header, dump.manifests, None
+    )
+    refs = SampleReader(dump, None).refs()
+    chosen = np.random.default_rng(1).choice(len(refs), min(number, len(refs)), replace=False)
+    wanted: list[SampleRef] = [refs[at] for at in chosen]
+    reader = SampleReader(counted, None)
+    assert reader.is_sparse(wanted), "so many samples that whole shards are read"
+    used = sum(_used_bytes(dump.identity, s) for s in read_samples(reader, wanted))
+    met[f"{name}, random"] = disk.num_bytes / used
+    return (
+        name,
+        f"{len(wanted)} of {len(refs)}",
+        f"{used / 1e6:.2f}",
+        f"{disk.num_bytes / 1e6:.2f}",
+        f"{disk.num_bytes / used:.3f}",
+        f"{disk.num_requests / len(wanted):.1f}",
+    )
+
+
+def _used_bytes(identity: DumpIdentity, sample: DrafterSample) -> int:
+    """A sample's states as they are stored, its ids (int32) and its mask (uint8)."""
+    num_tokens, num_rows = len(sample.input_ids), len(sample.states.logz_S)
+    arrays = shard_arrays(identity, num_tokens, num_rows, dict.fromkeys(array_names(identity), 1))
+    return sum(a.num_rows * a.row_bytes for a in arrays.values()) + 5 * num_tokens
+
+
+def _read(path: Path) -> object:
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        values = np.empty(size, np.uint8)
+        view = memoryview(values)
+        while len(view):
+            view = view[file.readinto(view) or size :]
+    return values
+
+
+def _reaches_disk(reads: _Reads) -> bool:
+    """Whether a dropped cache is really empty: by what the kernel says it fetched."""
+    before = _fetched()
+    reads.raw()
+    return _fetched() - before > 0.9 * reads.num_bytes
+
+
+def _fetched() -> int:
+    try:
+        text = Path("/proc/self/io").read_text()
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("read_bytes"))
