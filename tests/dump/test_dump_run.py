@@ -123,7 +123,7 @@ def test_the_logits_chunk_does_not_matter(
 ) -> None:
     data = write_rows(make_rows(6))
     run(make_config(data, out="memory://chunks/large"))
-    monkeypatch.setattr(score_module, "_LOGITS_BYTES", 3 * 4 * 260)
+    monkeypatch.setattr(score_module, "LOGITS_BYTES", 3 * 4 * 260)
     run(make_config(data, out="memory://chunks/small"))
     large, small = (Dump.open(f"memory://chunks/{size}") for size in ("large", "small"))
     for shard_id in large.manifests:

@@ -11,7 +11,7 @@ from torch import Tensor
 from specpipe.schemas.dump import DumpIdentity
 from specpipe.stages.target.head import VerifierHead
 
-_LOGITS_BYTES = 64 * 2**20
+LOGITS_BYTES = 64 * 2**20
 """Most bytes of one [C, V] chunk of fp32 logits; two or three of them live at a time."""
 
 
@@ -43,7 +43,7 @@ def score(head: VerifierHead, final_SH: Tensor, next_S: Tensor, identity: DumpId
     `final_SH` holds states before the final norm, `next_S` the tokens that follow (int64).
     """
     vocab_size = len(head.lm_head_VH)
-    chunk = max(1, _LOGITS_BYTES // (4 * vocab_size))
+    chunk = max(1, LOGITS_BYTES // (4 * vocab_size))
     mass_V = torch.zeros(vocab_size, dtype=torch.float64, device=final_SH.device)
     columns: dict[str, list[Tensor]] = {}
     for final_CH, next_C in zip(final_SH.split(chunk), next_S.split(chunk), strict=True):

@@ -29,13 +29,14 @@ def start_engine(
     identity: DumpIdentity,
     captured: tuple[int, ...],
     longest: int,
-    arena: ArenaAddress,
+    arena: ArenaAddress | None,
 ) -> Any:
     """A vllm.LLMEngine whose connector writes the states of the layers `captured` to the arena.
 
-    `longest` is the most tokens of one text. Raises ConfigError where vLLM does not start.
+    Without an arena it is the same engine, but captures nothing: what a dump's speed is held
+    against. `longest` is the most tokens of one text. Raises ConfigError where vLLM does not start.
     """
-    _set_environment()
+    _set_environment(captures=arena is not None)
     from vllm import LLMEngine
     from vllm.engine.arg_utils import EngineArgs
 
@@ -56,7 +57,7 @@ def _arguments(
     identity: DumpIdentity,
     captured: tuple[int, ...],
     longest: int,
-    arena: ArenaAddress,
+    arena: ArenaAddress | None,
 ) -> dict[str, Any]:
     folder = local_folder(config.target, config.revision)
     is_cpu = not torch.cuda.is_available()
@@ -80,6 +81,12 @@ def _arguments(
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "enable_prefix_caching": False,
+        **(_capture(captured, arena) if arena else {}),
+    }
+
+
+def _capture(captured: tuple[int, ...], arena: ArenaAddress) -> dict[str, Any]:
+    return {
         "speculative_config": {
             "method": "extract_hidden_states",
             "num_speculative_tokens": 1,
@@ -120,7 +127,7 @@ def _cache_bytes(
     return max(_SMALLEST_CACHE, _CACHE_SLACK * tokens * numbers * itemsize)
 
 
-def _set_environment() -> None:
+def _set_environment(*, captures: bool) -> None:
     """What the engine's processes go by, for which vLLM has no argument."""
     os.environ.update(
         {
@@ -131,7 +138,7 @@ def _set_environment() -> None:
             "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
             # Standard output is for the command's result.
             "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-            CAPTURE: "1",
+            CAPTURE: "1" if captures else "0",
             CPU_FIX: "1",
         }
     )
