@@ -177,9 +177,9 @@ def test_a_person_sees_the_mask(folder: Path, tmp_path: Path) -> None:
     record = json.loads(Folder.open(str(tmp_path)).read("out.jsonl.provenance.json"))
     assert record["config"]["out"] == str(out)
     assert "specpipe" in record["versions"]
-    write_lines(tmp_path / "hostile.jsonl", [{"text": "a\x1b[2Jb\n\tc"}])
+    write_lines(tmp_path / "hostile.jsonl", [{"text": "a\x1b[2Jb\nc"}])
     hostile = prepare(*arguments[:3], tmp_path / "hostile.jsonl", "--out", tmp_path / "h.parquet")
-    assert "\\x1b[2Jb\n\tc]" in hostile.stderr
+    assert "\\x1b[2Jb\nc]" in hostile.stderr
     assert "\x1b" not in hostile.stderr
     again = prepare(*arguments, "--out", out, "--json")
     values = json.loads(again.stdout.splitlines()[-1])
