@@ -14,13 +14,20 @@ from typing import Any, Literal
 import pytest
 
 # Real servers answer so, and cut connections so. `lost`: it is done, but the answer is an error.
-Fault = Literal["500", "503", "cut", "lost"]
+Fault = Literal["403", "404", "500", "503", "cut", "lost"]
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "very-secret",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
+}
+_ANSWERS = {
+    "403": (b"AccessDenied", "403 Forbidden"),
+    "404": (b"NoSuchBucket", "404 Not Found"),
+    "500": (b"InternalError", "500 Internal Server Error"),
+    "503": (b"SlowDown", "503 Slow Down"),
+    "lost": (b"InternalError", "500 Internal Server Error"),
 }
 _ERROR = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>%s</Message></Error>'
@@ -76,22 +83,18 @@ class S3Server:
         )
         self.requests.append(request)
         fault = self.fault(request)
-        if fault in ("500", "503"):
-            # A client that still sends its body would take the closed connection for the fault.
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        elif fault == "lost":
-            list(app(environ, lambda status, headers, *rest: None))
-        elif fault == "cut":
+        if fault == "cut":
             body = b"".join(app(environ, start_response))
             return [body[: len(body) // 2]]
-        else:
+        if fault is None:
             answer: Iterable[bytes] = app(environ, start_response)
             return answer
-        code, status = (
-            (b"SlowDown", "503 Slow Down")
-            if fault == "503"
-            else (b"InternalError", "500 Internal Server Error")
-        )
+        if fault == "lost":
+            list(app(environ, lambda status, headers, *rest: None))
+        else:
+            # A client that still sends its body would take the closed connection for the fault.
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        code, status = _ANSWERS[fault]
         body = _ERROR % (code, b"injected")
         start_response(
             status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]

@@ -177,7 +177,9 @@ def write_dump(
     folder.create("target/head.safetensors", bytes(range(200)))
     folder.create(REJECTED_FILE, b'{"source": "data.jsonl:9", "reason": "empty"}\n')
     for shard_id, pairs in enumerate(shards):
-        folder.create(plan_key(shard_id), plan_to_parquet([_planned(sample) for sample, _ in pairs]))
+        folder.create(
+            plan_key(shard_id), plan_to_parquet([_planned(sample) for sample, _ in pairs])
+        )
         write_shard(folder, identity, shard_id, pairs, f"{shard_id + 1:016x}", generation)
     if complete:
         folder.create(VOCAB_FILE, Dump.open(url, allow_unfinished=True).vocab().to_parquet())

@@ -45,8 +45,9 @@ class Outbox:
         with self._changed:
             while True:
                 self._raise_failure()
-                for at, free in enumerate(self._free):
-                    if len(free) == size:
+                # By number: a variable would keep a buffer alive that is counted as let go of.
+                for at in range(len(self._free)):
+                    if len(self._free[at]) == size:
                         return self._free.pop(at)
                 if self._has_room(size):
                     self._num_bytes += size
@@ -75,15 +76,18 @@ class Outbox:
         codec = self._codec
         key = f"{self._prefix}/{codec.chunk_name(array, index)}"
         extra = codec.extra_bytes(array)
+        # Not in the function's closure, which lives until the store has answered.
+        held = [chunk]
+        del chunk
 
         def send() -> ObjectEntry:
-            encoded = codec.encode(array, chunk, num_bytes, crc)
+            encoded = codec.encode(array, held[0], num_bytes, crc)
             is_copied = extra > 0
             if is_copied:
-                self._take_back(chunk)
+                self._take_back(held.pop())
             self._folder.write(key, encoded.data)
             if not is_copied:
-                self._take_back(chunk)
+                self._take_back(held.pop())
             if encoded.trailer_bytes:
                 return chunk_entry(key, len(encoded.data), encoded.crc32c)
             return ObjectEntry(key=key, size=len(encoded.data), crc32c=encoded.crc32c)

@@ -214,8 +214,9 @@ class _ArrayWriter:
             return
         index = (self.num_rows - 1) // self.layout.chunk_rows
         num_bytes = (self.num_rows - index * self.layout.chunk_rows) * self.layout.row_bytes
-        self._outbox.put_chunk(self.layout, index, self._chunk, num_bytes, self._crc)
+        chunk, crc = self._chunk, self._crc
         self._chunk, self._crc = None, 0
+        self._outbox.put_chunk(self.layout, index, chunk, num_bytes, crc)
 
 
 def _copy(source: Buffer, target: Buffer) -> int:
