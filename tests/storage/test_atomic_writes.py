@@ -1,6 +1,5 @@
 """Crashes, races and full disks: a name holds a whole object or none, and one writer wins."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -19,13 +18,17 @@ from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX
 from specpipe.stages.storage.shard_reader import ShardReader
 from specpipe.stages.storage.shard_writer import ShardWriter
+from tests.storage.damages import FORMATS
 from tests.storage.tiny import (
+    Pair,
     concatenated,
     equal_states,
     make_identity,
     make_pair,
     make_shards,
+    vocab_of,
     write_shard,
+    write_tiny_scales,
 )
 
 ROUNDS = 40
@@ -190,27 +193,70 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(path)], check=True)
 
 
-def append_for_ever(writer: ShardWriter, identity: DumpIdentity) -> None:
-    for seed in itertools.count():
-        writer.append(*make_pair(identity, seed, 60, [(1, 60)]))
+def append_many(writer: ShardWriter, identity: DumpIdentity) -> list[Pair]:
+    """Half of what fits on the small disk."""
+    pairs = [make_pair(identity, seed, 60, [(1, 60)]) for seed in range(8)]
+    for pair in pairs:
+        writer.append(*pair)
+    return pairs
 
 
-def test_a_full_disk_loses_nothing_committed(small_disk: Path) -> None:
-    identity = make_identity(hidden=256)
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_loses_nothing_committed(format: str, small_disk: Path) -> None:
+    identity = make_identity(hidden=256, **FORMATS[format])
+    folder = Folder.open(str(small_disk))
+    scales = write_tiny_scales(folder, identity)
+    committed = make_shards(identity)[0]
+    manifest = write_shard(folder, identity, 0, committed)
+    before = ShardReader(folder, identity, manifest).read_all()
+    filler = small_disk / "somebody else's"
+    filler.write_bytes(bytes(free_bytes(small_disk) - 2**17))
+
+    def shard() -> ShardReader:
+        writer = ShardWriter(folder, identity, 1, 480, 472, scales=scales)
+        pairs = append_many(writer, identity)
+        return ShardReader(folder, identity, writer.commit(vocab_of(pairs)))
+
+    with pytest.raises(StoreError) as raised:
+        shard()
+    text = str(raised.value)
+    assert f"cannot write {small_disk}/shards/000001-" in text
+    assert "No space left" in text
+    assert f"free some space on the disk that is mounted at {small_disk} and run the same" in text
+    assert not folder.exists("shards/000001.manifest.json")
+    assert not [*small_disk.rglob(f"{TEMPORARY_PREFIX}*")]
+    assert equal_states(ShardReader(folder, identity, manifest).read_all(), before)
+
+    filler.unlink()
+    assert len(shard().samples()) == 8
+    assert equal_states(ShardReader(folder, identity, manifest).read_all(), before)
+
+
+def free_bytes(disk: Path) -> int:
+    status = os.statvfs(disk)
+    return status.f_bavail * status.f_bsize
+
+
+def test_a_disk_that_can_only_be_read(small_disk: Path) -> None:
+    """Root goes by no modes, but by how a disk is mounted."""
+    identity = make_identity()
     folder = Folder.open(str(small_disk))
     pairs = make_shards(identity)[0]
     manifest = write_shard(folder, identity, 0, pairs)
-    writer = ShardWriter(folder, identity, 1, 6000, 6000)
-    with pytest.raises(StoreError, match=r"cannot write .*No space left"):
-        append_for_ever(writer, identity)
-    assert not folder.exists("shards/000001.manifest.json")
-    assert not [*small_disk.rglob(f"{TEMPORARY_PREFIX}*")]
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(remount, check=True)
+    with pytest.raises(StoreError) as raised:
+        write_shard(folder, identity, 1, pairs)
+    text = str(raised.value)
+    assert f"cannot write {small_disk}/shards/000001-" in text
+    assert "Read-only file system" in text
+    assert f"get the right to do that on the disk that is mounted at {small_disk}" in text
+    for action in (folder.check_writable, lambda: folder.remove("shards")):
+        with pytest.raises(StoreError, match="Read-only file system"):
+            action()
     states = ShardReader(folder, identity, manifest).read_all()
     assert equal_states(states, concatenated([states for _, states in pairs]))
 
-    # With room again, the shard is made by another attempt.
-    for key in folder.list("shards"):
-        if key.startswith("shards/000001-"):
-            folder.remove(key)
-    again = write_shard(folder, identity, 1, pairs)
-    assert len(ShardReader(folder, identity, again).samples()) == len(pairs)
+    subprocess.run([*remount[:2], "remount,rw", str(small_disk)], check=True)
+    write_shard(folder, identity, 1, pairs)
+    assert folder.exists("shards/000001.manifest.json")
