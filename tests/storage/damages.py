@@ -4,6 +4,7 @@ Everything goes through a Folder, so that one matrix serves local disks and obje
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ from specpipe.stages.storage.verify import verify
 from tests.storage.tiny import replace_object, use_everything
 
 Damage = Callable[[Folder, str], None]
+
+SHARD = "shards/000000-0000000000000001"
+AUX = f"{SHARD}/states.zarr/aux/c/0/0/0"
+"""Of the dumps that write_dump writes: the folder of shard 0, and its first chunk of `aux`."""
 
 FORMATS: dict[str, dict[str, Any]] = {
     "zarr": {},
@@ -157,3 +162,8 @@ def _chunk(
     manifest, codec = manifest_of(folder, identity), chunk_codec(identity)
     array = listed_arrays(identity, codec, manifest, manifest.folder)[name]
     return array, shard_entries(manifest)[codec.chunk_name(array, index)]
+
+
+def named(dump: Path) -> dict[str, str]:
+    """The damages that verify finds, by key."""
+    return {damage.key: damage.problem for damage in verify(str(dump)).damages}

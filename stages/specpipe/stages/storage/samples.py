@@ -1,6 +1,6 @@
 """The rows of plan/SSSSSS.parquet and of a shard's samples.parquet.
 
-Legend: T tokens.
+Legend: T tokens, V vocabulary.
 """
 
 import io
@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specpipe.schemas.dump import DumpIdentity, ShardManifest
 from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.sample import Ids, Mask, Sample, Source, verifier_rows
+
+Counts = npt.NDArray[np.int64]
 
 _PLANNED = pa.schema(
     [
@@ -202,6 +205,15 @@ def check_plan(
                 f"{where}: sample {sample.sample_id} does not have the token ids, the loss mask, "
                 "the length or the multiplicity of the shard's plan"
             )
+
+
+def supervised_counts(samples: Sequence[PlannedSample], vocab_size: int) -> Counts:
+    """int64 [V]: verifier rows whose next token each is, weighted by multiplicity."""
+    count_V = np.zeros(vocab_size, np.int64)
+    for sample in samples:
+        following = sample.input_ids[1:][sample.loss_mask[1:] == 1]
+        np.add.at(count_V, following, sample.multiplicity)
+    return count_V
 
 
 def check_identity(sample: PlannedSample, where: str) -> None:
