@@ -63,7 +63,10 @@ def config_of(name: str, layers: int, head_dim: int = 8) -> PreTrainedConfig:
                 head_dim=head_dim,
                 query_pre_attn_scalar=8,
                 sliding_window=16,
-                sliding_window_pattern=3,
+                layer_types=[
+                    "sliding_attention" if layer % 3 < 2 else "full_attention"
+                    for layer in range(layers)
+                ],
             )
         case "phi3":
             return Phi3Config(**gqa, tie_word_embeddings=False)
@@ -74,7 +77,7 @@ def config_of(name: str, layers: int, head_dim: int = 8) -> PreTrainedConfig:
         case "gpt_neox":
             return GPTNeoXConfig(**shape, tie_word_embeddings=False)
         case "qwen3_moe":
-            return Qwen3MoeConfig(
+            return Qwen3MoeConfig(  # type: ignore[call-arg]  # no field, but read all the same
                 **gqa,
                 head_dim=head_dim,
                 moe_intermediate_size=2 * head_dim,

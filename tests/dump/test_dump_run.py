@@ -55,6 +55,7 @@ def test_stored_states_are_the_targets(
             states = reader.read_sample(sample)
             rows_S = np.flatnonzero(sample.loss_mask[1:])
             assert np.array_equal(states.aux_TLH, bits(of.aux_TLH))
+            assert states.final_SH is not None
             assert np.array_equal(states.final_SH, bits(of.final_TH)[rows_S])
             ids = torch.tensor(sample.input_ids)[None].long()
             with torch.no_grad():

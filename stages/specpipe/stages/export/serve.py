@@ -68,7 +68,7 @@ class ServeFindings(BaseModel):
     passed: bool
     vllm_version: str
     cpu_fix_applied: bool
-    """Whether vLLM's CPU build had to be repaired in these processes (see target/vllm/cpu_fix.py)."""
+    """Whether vLLM's CPU build had to be repaired here (see target/vllm/cpu_fix.py)."""
     target: str
     num_prompts: int
     max_tokens: int

@@ -66,6 +66,10 @@ class Backend(Protocol):
     def device(self) -> torch.device:
         """Where the head is best computed."""
 
+    @property
+    def logits_rounding(self) -> float:
+        """By how much of itself a logit behind `own_logprobs` may be off; 0 for fp32 logits."""
+
     def save_head(self, folder: Folder) -> None:
         """Write head.safetensors and head.json into a dump's `target/` folder."""
 

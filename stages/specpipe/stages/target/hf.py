@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig, GenerateConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
@@ -21,12 +21,14 @@ from specpipe.stages.target.batches import Tokens, batches
 from specpipe.stages.target.decoder import find_decoder
 from specpipe.stages.target.head import WideLinear, check_known, save_head
 from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.location import local_folder, tokenizer_files, weight_files
-from specpipe.stages.target.turn_end import TurnEnd, end_token_ids
+from specpipe.stages.target.location import local_folder, weight_files
+from specpipe.stages.target.turn_end import TurnEnd
 
 
 class HfBackend:
     """The target in transformers, run for its hidden states only."""
+
+    logits_rounding = 0.0
 
     def __init__(self, config: DumpConfig, layers: Sequence[int]) -> None:
         self.layers = tuple(layers)
@@ -103,14 +105,7 @@ class HfBackend:
 
     def turn_end(self, texts: Sequence[str]) -> TurnEnd:
         """Where turns end: the target's own end tokens, or one of the texts."""
-        tokenizer = None
-        if tokenizer_files(self._folder):
-            tokenizer = AutoTokenizer.from_pretrained(
-                self._folder, trust_remote_code=self._trust_remote_code
-            )
-        elif texts:
-            raise ConfigError(f"target {self._folder} has no tokenizer files: stop needs them")
-        return TurnEnd(end_token_ids(self._folder, tokenizer), texts, tokenizer)
+        return TurnEnd.of_target(self._folder, texts, trust_remote_code=self._trust_remote_code)
 
     @torch.no_grad()
     def own_logprobs(self, sample: Tokens, first: int) -> tuple[Tensor, dict[int, Tensor]]:

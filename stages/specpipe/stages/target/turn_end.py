@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specpipe.stages.target.location import CONFIG_FILE
+from transformers import AutoTokenizer
+
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.target.location import CONFIG_FILE, tokenizer_files
 
 _MARGIN = 8
 """Tokens at the beginning of a piece of text that may decode otherwise than in the whole."""
@@ -26,15 +29,30 @@ class TurnEnd:
 
     def __init__(self, end_ids: frozenset[int], stop: Sequence[str], tokenizer: Any | None) -> None:
         """`tokenizer` may be None where no stop texts are given."""
-        self._end_ids = end_ids
+        self.end_ids = end_ids
         self._stop = tuple(stop)
         self._tokenizer: Any = tokenizer
         # A token is at least a byte, so that a stop text lies in as many tokens as it has bytes.
         self._num_tail = max((len(text.encode()) for text in stop), default=0) + _MARGIN
 
+    @classmethod
+    def of_target(
+        cls, folder: Path, stop: Sequence[str], *, trust_remote_code: bool = False
+    ) -> "TurnEnd":
+        """At the end tokens of the target in a folder, or one of the texts.
+
+        Raises ConfigError for texts where the target has no tokenizer.
+        """
+        tokenizer = None
+        if tokenizer_files(folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        elif stop:
+            raise ConfigError(f"target {folder} has no tokenizer files: stop needs them")
+        return cls(end_token_ids(folder, tokenizer), stop, tokenizer)
+
     def reached(self, new_ids: Sequence[int]) -> bool:
         """`new_ids` are the turn so far, whose beginnings did not end it."""
-        if new_ids[-1] in self._end_ids:
+        if new_ids[-1] in self.end_ids:
             return True
         if not self._stop:
             return False

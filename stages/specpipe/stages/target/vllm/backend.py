@@ -22,6 +22,8 @@ from specpipe.stages.target.batches import Tokens
 from specpipe.stages.target.head import save_head
 from specpipe.stages.target.head_model import load_head_model
 from specpipe.stages.target.hf import choose_device
+from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.turn_end import TurnEnd
 from specpipe.stages.target.vllm.arena import REQUEST_FIELD, Arena, Extent
 from specpipe.stages.target.vllm.start import start_engine
 
@@ -80,6 +82,13 @@ class VllmBackend:
         # Asked for after the engine has started: a process that uses the GPU can not be forked.
         return choose_device(self._config.device)
 
+    @property
+    def logits_rounding(self) -> float:
+        """vLLM's logits have the dtype of its weights."""
+        if self._identity.compute_dtype == "float32":
+            return 0.0
+        return torch.finfo(getattr(torch, self._identity.compute_dtype)).eps / 2
+
     def save_head(self, folder: Folder) -> None:
         """From the checkpoint: the engine keeps its weights in an order of its own."""
         save_head(load_head_model(self._config, self._identity.compute_dtype), folder)
@@ -94,6 +103,10 @@ class VllmBackend:
             yield states
 
     def generate(self, prompts: Sequence[Prompt], settings: GenerateConfig) -> Iterator[Generation]:
+        folder = local_folder(self._config.target, self._config.revision)
+        turn_end = TurnEnd.of_target(
+            folder, settings.stop, trust_remote_code=self._config.trust_remote_code
+        )
         requests = (
             Request(
                 prompt.input_ids.tolist(),
@@ -102,8 +115,11 @@ class VllmBackend:
                     "temperature": settings.temperature,
                     "top_p": settings.top_p,
                     "seed": prompt.seed,
+                    # vLLM knows them itself only where it has loaded the tokenizer.
+                    "stop_token_ids": sorted(turn_end.end_ids),
                     "stop": list(settings.stop),
                     "include_stop_str_in_output": True,
+                    "skip_special_tokens": False,
                 },
             )
             for prompt in prompts

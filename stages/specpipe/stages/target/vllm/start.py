@@ -20,6 +20,9 @@ _CACHE_SLACK = 3
 """Requests end in blocks that are not full; finished ones wait until their states are copied."""
 _GPU_SHARE = 0.85
 """Of the GPU's memory; the verifier's head and its logits need some beside the engine."""
+_WHOLE_PROMPTS = {"enable_chunked_prefill": False}
+"""vLLM turns a request's random generator back after a part of a prompt, which those of a CPU
+cannot do: with a seed of its own, a prompt must be read in one step."""
 _ROPES_BY_LENGTH = ("dynamic", "longrope", "su")
 """Ropes of these kinds depend on the longest text that the engine is made for."""
 
@@ -69,9 +72,10 @@ def _arguments(
     is_hooked = identity.target.architecture in HOOKED
     return {
         "max_model_len": _max_model_len(config, identity, longest),
-        "max_num_batched_tokens": max(config.batch_tokens, 2),
+        "max_num_batched_tokens": max(config.batch_tokens, longest + 1 if is_cpu else 2),
         "enforce_eager": is_cpu or is_hooked,
         **on_device,
+        **(_WHOLE_PROMPTS if is_cpu and config.generate else {}),
         **config.engine,
         "model": str(folder),
         "dtype": identity.compute_dtype,
@@ -124,7 +128,7 @@ def _cache_bytes(
     numbers += len(captured) * identity.target.hidden_size
     itemsize = getattr(torch, identity.compute_dtype).itemsize
     tokens = max(2 * config.batch_tokens, longest + 1)
-    return max(_SMALLEST_CACHE, _CACHE_SLACK * tokens * numbers * itemsize)
+    return max(_SMALLEST_CACHE, int(_CACHE_SLACK * tokens * numbers * itemsize))
 
 
 def _set_environment(*, captures: bool) -> None:
