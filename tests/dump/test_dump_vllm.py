@@ -26,7 +26,7 @@ from tests.dump.commands import Command
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-DENSE = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "granite")
+DENSE = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "granite", "gpt_neox")
 EXPERTS = ("qwen3_moe", "mixtral", "olmoe")
 
 SOME = (("llama", "bfloat16"), ("gemma2", "float32"), ("qwen3_moe", "bfloat16"))

@@ -17,7 +17,12 @@ from tests.dump.commands import Command, children, until
 from tests.dump.test_dump_vllm import dump_config, rows
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    # Importing vLLM warns of what is deprecated in torch and in itself.
+    pytest.mark.filterwarnings("default"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,7 @@ def test_auto_takes_vllm_where_it_can_run_the_target(target: Path, tmp_path: Pat
         return choose_backend(dump_config(folder, tmp_path / "data", tmp_path / "dump"))
 
     assert chosen(target) == "vllm"
-    for name, head_dim in (("llama", 8), ("gpt_neox", 32)):
+    for name, head_dim in (("llama", 8), ("cohere", 32)):
         folder = tmp_path / f"{name}-{head_dim}"
         build(name, layers=4, head_dim=head_dim).save_pretrained(folder)
         assert chosen(folder) == "hf"
