@@ -55,6 +55,16 @@ class _Case:
 
 def bench(work: Path, num_conversations: int, turns: int) -> None:
     heading("d. Bytes per token on disk, beside speculators' layout")
+    # Only sizes are wanted, of a target so small that threads would wait for each other.
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _bench(work, num_conversations, turns)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _bench(work: Path, num_conversations: int, turns: int) -> None:
     lines = (SAMPLE_DATA / "train" / "conversations.jsonl").read_text().splitlines()
     single: list[Messages] = [json.loads(line)["messages"] for line in lines[:num_conversations]]
     several = [

@@ -115,9 +115,7 @@ def write_shards(folder: Folder, identity: DumpIdentity, size: ShardSize, number
 
 
 def header_of(identity: DumpIdentity) -> DumpHeader:
-    return DumpHeader(
-        identity=identity, fingerprint=identity.fingerprint, specpipe_version="bench"
-    )
+    return DumpHeader(identity=identity, fingerprint=identity.fingerprint, specpipe_version="bench")
 
 
 def state_bytes(shard: Sequence[Pair]) -> int:

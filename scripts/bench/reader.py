@@ -201,9 +201,7 @@ def _sequential(
     return rows
 
 
-def _random(
-    root: Path, dump: Dump, name: str, number: int, met: dict[str, float]
-) -> Sequence[str]:
+def _random(root: Path, dump: Dump, name: str, number: int, met: dict[str, float]) -> Sequence[str]:
     disk = CountingDisk()
     counted = Dump(
         Folder(str(root), disk, str(root), DEFAULT_POLICY), dump.header, dump.manifests, None

@@ -120,4 +120,8 @@ def bench(work: Path, size: ShardSize, repeats: int) -> None:
         ),
         rows,
     )
-    note(verdict(f"writer / raw of zarr, final: {plain:.2f}, to be {TARGET} or more", plain >= TARGET))
+    note(
+        verdict(
+            f"writer / raw of zarr, final: {plain:.2f}, to be {TARGET} or more", plain >= TARGET
+        )
+    )
