@@ -17,6 +17,8 @@ from scripts.bench import dump_speed, layout, machine, memory, reader, s3_traini
 from scripts.bench.material import ShardSize
 
 PARTS = "abcdef"
+_MOST_RUNS = 3
+"""Of training on each side, which take minutes."""
 
 Size = click.IntRange(min=1)
 
@@ -42,7 +44,7 @@ Size = click.IntRange(min=1)
 @click.option("--conversations", type=Size, default=500, help="d: of sample_data/train.")
 @click.option("--turns", type=Size, default=4, help="d: turns of the multi-turn variant.")
 @click.option("--memory-mib", nargs=2, type=Size, default=(128, 512), help="e: two settings.")
-@click.option("--epochs", type=Size, default=10, help="f: epochs of each training run.")
+@click.option("--epochs", type=Size, default=4, help="f: epochs of each training run.")
 @click.option("--prefetch-mib", type=Size, default=4096, help="f: as that of train.")
 def main(parts: str, quick: bool, work: Path | None, **options: Any) -> None:
     chosen = [part.strip() for part in parts.split(",")]
@@ -100,7 +102,8 @@ def _run(part: str, work: Path, options: dict[str, Any]) -> None:
         case "e":
             memory.bench(work, size, options["memory_mib"])
         case "f":
-            s3_training.bench(work, options["epochs"], options["prefetch_mib"], repeats)
+            runs = min(repeats, _MOST_RUNS)
+            s3_training.bench(work, options["epochs"], options["prefetch_mib"], runs)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def _sequential(
     met: dict[str, float],
 ) -> list[Sequence[str]]:
     *all_ours, raw, parallel = rounds(repeats, *ways.values(), reads.raw, reads.raw_parallel)
-    rows = []
+    rows: list[Sequence[str]] = []
     for way, ours in zip(ways, all_ours, strict=True):
         met[f"{name}, {way}, {cache}"] = median(over(raw, ours))
         rows.append(
@@ -234,7 +234,7 @@ def _read(path: Path) -> object:
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         values = np.empty(size, np.uint8)
-        view = memoryview(values)
+        view = values.data
         while len(view):
             view = view[file.readinto(view) or size :]
     return values

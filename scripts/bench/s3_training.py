@@ -58,8 +58,9 @@ def bench(work: Path, num_epochs: int, prefetch_mib: int, repeats: int) -> None:
         f"The conversations of sample_data/train ({dump.num_bytes / 1e6:.0f} MB in "
         f"{len(dump.manifests)} shards), {num_epochs} epochs, {steps} steps, --prefetch-mib "
         f"{prefetch_mib}. The S3 server is moto, a process of its own on this machine, which takes "
-        "from the same cores what it serves. Seconds are the training loop's, evaluations and "
-        "checkpoints included; every crc is checked on both sides, when a chunk is read. "
+        "from the same cores what it serves. Seconds are the training loop's, two small "
+        "evaluations and the checkpoints included; every crc is checked on both sides, when a "
+        "chunk is read. "
         f"{repeats} runs of each, in turn; median (least to most)."
     )
     table(("dump on", "seconds", "tokens/s", "waiting for data, % of the time"), rows)
@@ -83,6 +84,9 @@ def _alternate(
                 prefetch_mib=prefetch_mib,
                 # Reading it all before the first step would make both runs wait for that.
                 preverify="metadata",
+                # Evaluations before the first step and after the last, and small.
+                eval_every=10**6,
+                eval_tokens=4096,
             )
             result = in_child("scripts.bench.train_side", config.model_dump())
             shutil.rmtree(work / "run")

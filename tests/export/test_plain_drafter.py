@@ -67,9 +67,10 @@ def test_plain_drafter_equals_the_trained_one(changes: dict[str, object], tmp_pa
     shape = make_shape(**changes)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     draft_size = shape.draft_vocab_size
-    # Values that bfloat16 holds, so that the file loses nothing.
+    # Values that bfloat16 holds, so that the file loses nothing; half the size, since K steps of
+    # larger weights blow float32's rounding up, on some processors beyond the tolerance.
     model = {
-        name: torch.randn(size, generator=generator).bfloat16().float()
+        name: (0.5 * torch.randn(size, generator=generator)).bfloat16().float()
         for name, (size, kind) in expected_tensors(shape).items()
         if kind == "float"
     }
@@ -106,4 +107,4 @@ def test_plain_drafter_equals_the_trained_one(changes: dict[str, object], tmp_pa
     assert used_KN.sum() > 3 * K
     # `Eagle3` gives what the lm_head takes; the plain drafter norms inside `logits`.
     expected = expected_KNH[used_KN] @ model["lm_head.weight"].T
-    torch.testing.assert_close(plain.logits(hidden_KNH[used_KN]), expected, rtol=2e-4, atol=2e-3)
+    torch.testing.assert_close(plain.logits(hidden_KNH[used_KN]), expected, rtol=2e-4, atol=1e-3)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT, expand, expands_wrongly, register
+from specpipe.stages.target.vllm import plugin
+from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT, expand, expands_wrongly
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.int64])
@@ -27,8 +28,8 @@ def test_right_and_wrong_kernels_are_told_apart() -> None:
 
 
 def test_vllm_finds_the_plugin() -> None:
-    found = entry_points(group="vllm.general_plugins", name="specpipe_cpu_fix")
-    assert [point.load() for point in found] == [register]
+    found = entry_points(group="vllm.general_plugins", name="specpipe")
+    assert [point.load() for point in found] == [plugin.register]
 
 
 def test_nothing_happens_unless_asked_for() -> None:

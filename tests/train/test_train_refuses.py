@@ -222,7 +222,9 @@ def test_damaged_checkpoints_are_refused(file: str, damage: str, make_config: Ma
         run(config)
     path = Path(config.out) / "checkpoints" / "step-00000001" / file
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    # Of a JSON file a byte that says something: the last digit of a number may not.
+    at = data.index(b"fingerprint") + 20 if file.endswith(".json") else len(data) // 2
+    data[at] ^= 1
     if damage == "remove":
         path.unlink()
     else:
