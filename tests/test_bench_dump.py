@@ -75,9 +75,13 @@ def test_sizes_of_both_layouts_add_up(report: str) -> None:
         supervised = first(row["supervised"].rstrip("%")) / 100
         assert first(stored["final states"]["ours"]) == pytest.approx(384 * supervised, abs=3)
     for row in (single, whole):
-        of_case = {p["what"]: p for p in parts if p["conversations"] == row["conversations"]}
-        assert first(of_case["auxiliary states"]["theirs"]) == 3 * 2 * 192
-        assert first(of_case["final states"]["theirs"]) == 2 * 192
+        theirs = {
+            part["what"]: first(part["theirs"])
+            for part in parts
+            if part["conversations"] == row["conversations"]
+        }
+        assert theirs["auxiliary states"] == 3 * 2 * 192
+        assert theirs["final states"] == 2 * 192
     # History again and again: about (1 + 2 + 3) / 3 times as much.
     assert first(by_turn["theirs, bytes/token"]) > 1.7 * first(whole["theirs, bytes/token"])
 
