@@ -6,6 +6,8 @@ sizes, counts and peaks of memory on any.
 
 import json
 import shutil
+import signal
+import sys
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -41,10 +43,10 @@ Size = click.IntRange(min=1)
 @click.option("--sample-tokens", type=Size, default=512, help="b, c, e: tokens of a sample.")
 @click.option("--shards", type=Size, default=3, help="c: shards that are read.")
 @click.option("--random-samples", type=Size, default=8, help="c: samples read at random.")
-@click.option("--conversations", type=Size, default=500, help="d: of sample_data/train.")
+@click.option("--conversations", type=Size, default=500, help="d, f: of sample_data/train.")
 @click.option("--turns", type=Size, default=4, help="d: turns of the multi-turn variant.")
 @click.option("--memory-mib", nargs=2, type=Size, default=(128, 512), help="e: two settings.")
-@click.option("--epochs", type=Size, default=4, help="f: epochs of each training run.")
+@click.option("--epochs", type=Size, default=2, help="f: epochs of each training run.")
 @click.option("--prefetch-mib", type=Size, default=4096, help="f: as that of train.")
 def main(parts: str, quick: bool, work: Path | None, **options: Any) -> None:
     chosen = [part.strip() for part in parts.split(",")]
@@ -52,6 +54,8 @@ def main(parts: str, quick: bool, work: Path | None, **options: Any) -> None:
         raise click.UsageError(f"--parts {','.join(unknown)}: there are {', '.join(PARTS)}")
     if quick:
         options |= _QUICK
+    # Servers and files go with us.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     folder = Path(mkdtemp(prefix="bench-", dir=work))
     try:
         print("# Speed and size of dumps\n\nscripts/bench_dump" + " --quick" * quick + "\n")
@@ -103,7 +107,9 @@ def _run(part: str, work: Path, options: dict[str, Any]) -> None:
             memory.bench(work, size, options["memory_mib"])
         case "f":
             runs = min(repeats, _MOST_RUNS)
-            s3_training.bench(work, options["epochs"], options["prefetch_mib"], runs)
+            s3_training.bench(
+                work, options["conversations"], options["epochs"], options["prefetch_mib"], runs
+            )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from scripts.bench.table import heading, note, table, verdict
+from scripts.bench.threads import one_thread
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.sample import Ids, Mask, first_supervised
 from specpipe.stages.dump.run import run as run_dump
@@ -32,6 +33,7 @@ from specpipe.stages.target.hf import HfBackend
 
 TARGET = 0.75
 SAMPLE_DATA = Path("sample_data")
+CONVERSATIONS = SAMPLE_DATA / "train" / "conversations.jsonl"
 
 Messages = list[dict[str, str]]
 Parts = dict[str, int]
@@ -55,17 +57,12 @@ class _Case:
 
 def bench(work: Path, num_conversations: int, turns: int) -> None:
     heading("d. Bytes per token on disk, beside speculators' layout")
-    # Only sizes are wanted, of a target so small that threads would wait for each other.
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         _bench(work, num_conversations, turns)
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _bench(work: Path, num_conversations: int, turns: int) -> None:
-    lines = (SAMPLE_DATA / "train" / "conversations.jsonl").read_text().splitlines()
+    lines = CONVERSATIONS.read_text().splitlines()
     single: list[Messages] = [json.loads(line)["messages"] for line in lines[:num_conversations]]
     several = [
         [message for conversation in single[at : at + turns] for message in conversation]

@@ -13,8 +13,10 @@ from pathlib import Path
 from statistics import median
 
 from scripts.bench.child import in_child
-from scripts.bench.layout import SAMPLE_DATA
+from scripts.bench.layout import CONVERSATIONS, SAMPLE_DATA
 from scripts.bench.table import heading, note, table
+from scripts.bench.threads import ENVIRONMENT as ONE_THREAD
+from scripts.bench.threads import one_thread
 from scripts.bench.timing import over, with_spread
 from specpipe.schemas.config import DumpConfig, TrainConfig
 from specpipe.stages.dump.run import run as run_dump
@@ -25,18 +27,22 @@ from tests.s3 import ENVIRONMENT, S3Server
 _START_SECONDS = 60
 
 
-def bench(work: Path, num_epochs: int, prefetch_mib: int, repeats: int) -> None:
+def bench(
+    work: Path, num_conversations: int, num_epochs: int, prefetch_mib: int, repeats: int
+) -> None:
     heading("f. Training from S3 against training from local files")
     local = work / "dump"
-    run_dump(
-        DumpConfig(
-            target=str(SAMPLE_DATA / "target"),
-            data=(str(SAMPLE_DATA / "train" / "conversations.jsonl"),),
-            out=str(local),
-            backend="hf",
-            shard_tokens=8192,
-        )
+    data = work / "conversations.jsonl"
+    data.write_text("".join(CONVERSATIONS.read_text().splitlines(True)[:num_conversations]))
+    config = DumpConfig(
+        target=str(SAMPLE_DATA / "target"),
+        data=(str(data),),
+        out=str(local),
+        backend="hf",
+        shard_tokens=8192,
     )
+    with one_thread():
+        run_dump(config)
     dump = Dump.open(str(local))
     with _server() as server:
         remote = f"{server.make_bucket()}/dump"
@@ -55,11 +61,11 @@ def bench(work: Path, num_epochs: int, prefetch_mib: int, repeats: int) -> None:
     ]
     steps = found["local"][0]["steps"]
     note(
-        f"The conversations of sample_data/train ({dump.num_bytes / 1e6:.0f} MB in "
+        f"{num_conversations} conversations of sample_data/train ({dump.num_bytes / 1e6:.0f} MB in "
         f"{len(dump.manifests)} shards), {num_epochs} epochs, {steps} steps, --prefetch-mib "
-        f"{prefetch_mib}. The S3 server is moto, a process of its own on this machine, which takes "
-        "from the same cores what it serves. Seconds are the training loop's, two small "
-        "evaluations and the checkpoints included; every crc is checked on both sides, when a "
+        f"{prefetch_mib}, on one thread. The S3 server is moto, a process of its own on this "
+        "machine, which takes from the same cores what it serves. Seconds are the training "
+        "loop's, two small evaluations and the checkpoints included; every crc is checked on both sides, when a "
         "chunk is read. "
         f"{repeats} runs of each, in turn; median (least to most)."
     )
@@ -82,13 +88,14 @@ def _alternate(
                 out=str(work / "run"),
                 num_epochs=num_epochs,
                 prefetch_mib=prefetch_mib,
+                held_out_fraction=0.2,
                 # Reading it all before the first step would make both runs wait for that.
                 preverify="metadata",
                 # Evaluations before the first step and after the last, and small.
                 eval_every=10**6,
                 eval_tokens=4096,
             )
-            result = in_child("scripts.bench.train_side", config.model_dump())
+            result = in_child("scripts.bench.train_side", config.model_dump(), ONE_THREAD)
             shutil.rmtree(work / "run")
             if number:  # The first of each warms up the page cache.
                 found[place].append(result)
