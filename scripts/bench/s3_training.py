@@ -65,8 +65,8 @@ def bench(
         f"{len(dump.manifests)} shards), {num_epochs} epochs, {steps} steps, --prefetch-mib "
         f"{prefetch_mib}, on one thread. The S3 server is moto, a process of its own on this "
         "machine, which takes from the same cores what it serves. Seconds are the training "
-        "loop's, two small evaluations and the checkpoints included; every crc is checked on both sides, when a "
-        "chunk is read. "
+        "loop's, two small evaluations and the checkpoints included; every crc is "
+        "checked on both sides, when a chunk is read. "
         f"{repeats} runs of each, in turn; median (least to most)."
     )
     table(("dump on", "seconds", "tokens/s", "waiting for data, % of the time"), rows)
