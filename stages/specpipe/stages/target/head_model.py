@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.target.causal_lm import load_causal_lm
 from specpipe.stages.target.decoder import find_decoder
 from specpipe.stages.target.head import check_known
 from specpipe.stages.target.identity import load_config
@@ -25,26 +26,7 @@ def load_head_model(config: DumpConfig, dtype: str) -> PreTrainedModel:
     """
     folder = local_folder(config.target, config.revision)
     model_config = _without_layers(folder, trust_remote_code=config.trust_remote_code)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=model_config,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
-    except (ValueError, OSError, RuntimeError, IndexError) as error:
-        raise ConfigError(
-            f"target {config.target}: transformers cannot load its head: {error}"
-        ) from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise IntegrityError(
-            f"target {config.target}: the checkpoint lacks {missing[0]} of {type(model).__name__}"
-        )
-    head_model: PreTrainedModel = model.eval()
-    return head_model
+    return load_causal_lm(config, getattr(torch, dtype), config=model_config)
 
 
 def head_numbers(folder: Path, *, trust_remote_code: bool = False) -> int:

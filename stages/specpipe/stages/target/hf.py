@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig, GenerateConfig
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.target.backend import Captured, Generation, Prompt
 from specpipe.stages.target.batches import Tokens, batches
+from specpipe.stages.target.causal_lm import load_causal_lm
 from specpipe.stages.target.decoder import find_decoder
 from specpipe.stages.target.head import WideLinear, check_known, save_head
 from specpipe.stages.target.identity import load_config
@@ -211,25 +212,10 @@ def _load_model(config: DumpConfig, device: torch.device) -> PreTrainedModel:
     # torch's SDPA has no soft-cap on attention scores, and transformers' wrapper around it drops
     # the cap without a word.
     capped = getattr(text_config, "attn_logit_softcapping", None) is not None
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=compute_dtype(config.dtype, text_config, folder),
-            attn_implementation="eager" if capped else "sdpa",
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"target {config.target}: transformers cannot load it: {error}"
-        ) from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        # transformers fills them with random numbers and goes on.
-        raise IntegrityError(
-            f"target {config.target}: the checkpoint lacks {len(missing)} weights of "
-            f"{type(model).__name__}, {missing[0]} among them"
-        )
-    on_device: PreTrainedModel = model.to(device).eval()
+    model: Any = load_causal_lm(
+        config,
+        compute_dtype(config.dtype, text_config, folder),
+        attn_implementation="eager" if capped else "sdpa",
+    )
+    on_device: PreTrainedModel = model.to(device)
     return on_device

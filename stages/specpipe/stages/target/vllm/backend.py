@@ -3,10 +3,8 @@
 Legend: T tokens, L aux layers, C captured layers, H hidden size, N generated tokens.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -67,7 +65,6 @@ class VllmBackend:
         self._final = self._captured.index(num_layers)
         self._aux = [self._captured.index(layer) for layer in identity.layers]
         self._arena = Arena(config.staging_mib * 2**20)
-        self._ids = count()
         self._is_lost = False
         try:
             self._engine = start_engine(
@@ -150,35 +147,31 @@ class VllmBackend:
         while the caller is busy.
         """
         waiting = iter(requests)
-        flights: dict[str, _Flight] = {}
-        order: deque[str] = deque()
+        # By ticket, which is the request's name in the engine too; in order.
+        flights: dict[int, _Flight] = {}
         held: Request | None = None
         try:
             while True:
                 held = held or next(waiting, None)
                 while held is not None and (extent := self._lend(held)) is not None:
-                    request_id = str(next(self._ids))
-                    self._submit(request_id, held, extent)
-                    flights[request_id] = _Flight(extent)
-                    order.append(request_id)
+                    self._submit(held, extent)
+                    flights[extent.ticket] = _Flight(extent)
                     held = next(waiting, None)
-                if not order:
+                if not flights:
                     return
-                self._wait_for(flights, order[0])
-                flight = flights.pop(order.popleft())
+                flight = self._land_first(flights)
                 states = self._take(flight)
                 yield flight.output, states
         finally:
             # Whoever stops early leaves requests behind, whose extents would be written to later.
-            while order and not self._is_lost:
-                self._wait_for(flights, order[0])
-                self._arena.take_back(flights.pop(order.popleft()).extent)
+            while flights and not self._is_lost:
+                self._arena.take_back(self._land_first(flights).extent)
 
     def _lend(self, request: Request) -> Extent | None:
         hidden = self._identity.target.hidden_size
         return self._arena.lend(2 * request.most_tokens * len(self._captured) * hidden)
 
-    def _submit(self, request_id: str, request: Request, extent: Extent) -> None:
+    def _submit(self, request: Request, extent: Extent) -> None:
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -190,21 +183,21 @@ class VllmBackend:
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={"kv_transfer_params": {REQUEST_FIELD: place}},
         )
-        self._engine.add_request(request_id, tokens_input(request.input_ids), sampling)
+        self._engine.add_request(str(extent.ticket), tokens_input(request.input_ids), sampling)
 
-    def _wait_for(self, flights: dict[str, _Flight], request_id: str) -> None:
-        """Until a request is finished and its states are in the arena."""
-        flight = flights[request_id]
-        by_ticket = {other.extent.ticket: other for other in flights.values()}
+    def _land_first(self, flights: dict[int, _Flight]) -> _Flight:
+        """Take out the oldest request once it is finished and its states are in the arena."""
+        ticket, flight = next(iter(flights.items()))
         while flight.output is None or not flight.has_landed:
             is_idle = not self._engine.has_unfinished_requests()
-            for ticket in self._arena.landed(_LOOK_SECONDS if is_idle else 0.0):
-                by_ticket[ticket].has_landed = True
+            for landed in self._arena.landed(_LOOK_SECONDS if is_idle else 0.0):
+                flights[landed].has_landed = True
             if not is_idle:
                 for output in self._step():
-                    flights[output.request_id].output = output
+                    flights[int(output.request_id)].output = output
             elif not flight.has_landed:
                 self._check_alive()
+        return flights.pop(ticket)
 
     def _step(self) -> Sequence[Any]:
         from vllm.v1.engine.exceptions import EngineDeadError

@@ -1,0 +1,38 @@
+"""Load a target, or a part of it, from its checkpoint by transformers."""
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.target.location import local_folder
+
+
+def load_causal_lm(of: DumpConfig, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """The causal language model of a configuration's target, on the CPU, for inference.
+
+    `options` go to transformers' from_pretrained. Raises ConfigError where transformers cannot
+    load it, IntegrityError where the checkpoint lacks weights.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            local_folder(of.target, of.revision),
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=of.trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    except (ValueError, OSError, RuntimeError, IndexError) as error:
+        raise ConfigError(f"target {of.target}: transformers cannot load it: {error}") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        # transformers fills them with random numbers and goes on.
+        raise IntegrityError(
+            f"target {of.target}: the checkpoint lacks {len(missing)} weights of "
+            f"{type(model).__name__}, {missing[0]} among them"
+        )
+    for_inference: PreTrainedModel = model.eval()
+    return for_inference
