@@ -16,8 +16,8 @@ from scripts.bench.material import ShardSize, identity_of, write_shards
 from scripts.bench.table import heading, note, table, verdict
 from scripts.bench.timing import over, rates, rounds, with_spread
 from scripts.bench.variants import VARIANTS
-from specpipe.schemas.config import PREFETCH_MIB
 from specpipe.schemas.dump import DumpIdentity
+from specpipe.schemas.train_config import PREFETCH_MIB
 from specpipe.stages.drafter.batch import DrafterSample
 from specpipe.stages.drafter.read_ahead import ReadAhead, read_samples
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef

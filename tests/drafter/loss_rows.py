@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import LossName
+from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import Batch
 from specpipe.stages.drafter.loss import (
     MEASURES,

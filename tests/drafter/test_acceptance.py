@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import LossName
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
+from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.drafter.loss import (

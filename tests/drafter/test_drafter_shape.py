@@ -2,7 +2,7 @@
 
 from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config, Qwen3Config
 
-from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.shape import drafter_shape
 
 SETTINGS = TrainConfig(dump="d", out="o")

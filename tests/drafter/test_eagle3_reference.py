@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specpipe.schemas.config import LossName
+from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import make_batch
 from specpipe.stages.drafter.eagle3 import Rotary
 from specpipe.stages.drafter.loss import LossSettings, head_losses, hybrid_lambda, mean_alpha

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import LossName
+from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import Batch, make_batch
 from specpipe.stages.drafter.loss import (
     MEASURES,

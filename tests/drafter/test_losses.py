@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specpipe.schemas.config import LossName
+from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.loss import (
     LossSettings,
     Verifier,

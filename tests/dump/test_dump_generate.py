@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.states import U16

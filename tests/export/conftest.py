@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.config import DumpConfig, ExportConfig, TrainConfig
+from specpipe.schemas.config import DumpConfig, ExportConfig
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.dump.run import run as dump
 from specpipe.stages.export.run import run as export
 from specpipe.stages.train.run import run as train

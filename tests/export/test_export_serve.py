@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from specpipe.schemas.config import ExportConfig, TrainConfig
+from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import IdentityError, ValidationError
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import replay_check, serve
 from specpipe.stages.export.engine import EngineRequest, decode

@@ -11,8 +11,9 @@ import yaml
 
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.settings import load_config
-from specpipe.schemas.config import DumpConfig, ExportConfig, TrainConfig
+from specpipe.schemas.config import DumpConfig, ExportConfig
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.train_config import TrainConfig
 from tests.train.conftest import save_target, write_data
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.schemas.config import DumpConfig, TrainConfig
+from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, InputError, UnfinishedError
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.dump.survey import length_histogram, survey, survey_dump
 from specpipe.stages.dump.survey_trainer import trainer_memory

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specpipe.schemas.config import DumpConfig, TrainConfig
+from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.dump.run import run as run_dump
 from tests.tiny_llama import save_tiny_llama
 

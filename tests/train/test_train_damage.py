@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.dump import AUX_SCALES_FILE
 from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.storage.arrays import array_names
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.config import LossName
 from specpipe.schemas.metrics import EvalMetrics
+from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import make_batch
 from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import (
     ConfigError,
     DivergedError,
@@ -19,6 +18,7 @@ from specpipe.schemas.errors import (
     StoreError,
     UnfinishedError,
 )
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run
@@ -247,7 +247,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(make_config: MakeConfig, tmp_p
     # Files may not grow over 40 kB in this process: the model alone is larger.
     program = (
         "import resource, signal, sys; from pathlib import Path;"
-        "from specpipe.schemas.config import TrainConfig;"
+        "from specpipe.schemas.train_config import TrainConfig;"
         "from specpipe.stages.train.run import run;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"

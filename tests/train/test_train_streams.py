@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import StoreError, UnfinishedError
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint
 from specpipe.stages.storage import retry
 from specpipe.stages.storage.folder import Folder

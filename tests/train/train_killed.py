@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.train.loop import Loop
 from specpipe.stages.train.run import run
 

@@ -1,63 +1,23 @@
 """`specpipe train`."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from specpipe.pipeline.console import progress, quiet_libraries, show, show_columns
-from specpipe.pipeline.options import config_option, json_option
+from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.settings import load_config
+from specpipe.pipeline.train_options import train_options
 from specpipe.schemas.checkpoint import PROVENANCE_FILE, TrainResult
-from specpipe.schemas.config import LossName, TrainConfig
 from specpipe.schemas.metrics import EvalMetrics
+from specpipe.schemas.train_config import TrainConfig
 
 
-@click.command(short_help="Train a drafter from a dump, without the target.")
+@click.command(cls=GroupedCommand, short_help="Train a drafter from a dump, without the target.")
 @config_option
-@click.option("--dump", help="Root of the dump: a path or an fsspec URL.")
-@click.option("--out", help="Run directory, on a local disk.")
-@click.option("--drafter", type=click.Choice(["eagle3"]), help="Architecture.  [default: eagle3]")
-@click.option("--loss", type=click.Choice(get_args(LossName)), help="[default: lk_hybrid]")
-@click.option("--eta", type=float, help="lk_hybrid: how fast KL gives way.  [default: 3]")
-@click.option(
-    "--lambda-source",
-    type=click.Choice(["exact", "previous_step"]),
-    help="lk_hybrid: alpha of this batch, or of the last step (cheaper).  [default: exact]",
-)
-@click.option("--num-heads", type=int, help="K, draft steps unrolled, 1 to 7.  [default: 3]")
-@click.option("--draft-vocab-size", type=int, help="D.  [default: 32000 or the whole vocabulary]")
-@click.option("--draft-vocab-by", type=click.Choice(["mass", "count"]), help="[default: mass]")
-@click.option("--intermediate-size", type=int, help="Width of the MLP.  [default: the target's]")
-@click.option("--learning-rate", type=float, help="Peak rate of AdamW.  [default: 4e-4]")
-@click.option("--warmup-ratio", type=float, help="[default: 0.04]")
-@click.option("--max-grad-norm", type=float, help="[default: 0.5]")
-@click.option("--num-epochs", type=int, help="[default: 10]")
-@click.option("--max-steps", type=int, help="Optimiser steps; overrides --num-epochs.")
-@click.option("--batch-tokens", type=int, help="Token budget of a step.  [default: 8192]")
-@click.option("--batch-size", type=int, help="Samples of a step, instead of --batch-tokens.")
-@click.option("--context-length", type=int, help="Cut longer samples here.")
-@click.option("--held-out-fraction", type=float, help="Share of the prompts.  [default: 0.05]")
-@click.option("--eval-dump", help="Evaluate on this dump instead of held-out prompts.")
-@click.option("--eval-every", type=int, help="Steps between evaluations.  [default: a tenth]")
-@click.option("--eval-tokens", type=int, help="Most tokens of one evaluation.  [default: 100000]")
-@click.option(
-    "--checkpoint-every", type=int, help="Steps.  [default: as --eval-every, at most 500]"
-)
-@click.option("--keep-checkpoints", type=int, help="Besides the best.  [default: 2]")
-@click.option(
-    "--preverify",
-    type=click.Choice(["auto", "full", "metadata"]),
-    help="Read the whole dump before the first step.  [default: auto: if under 16 GiB]",
-)
-@click.option(
-    "--prefetch-mib", type=int, help="Most MiB of shards read ahead of their use.  [default: 4096]"
-)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="[default: float32]")
-@click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
-@click.option("--seed", type=int, help="[default: 0]")
-@click.option("--time-limit", type=float, help="Seconds; then save and leave with exit code 5.")
+@train_options
 @json_option
 def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Train an EAGLE-3 drafter from a dump. The target is never loaded.

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
-from specpipe.schemas.config import DumpConfig, TrainConfig
+from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.train_config import TrainConfig
 
 Text = Annotated[str, Field(min_length=1)]
 

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import LossName
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics, SamplingMetrics, sampling_metrics
+from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import Batch
 from specpipe.stages.drafter.loss import MEASURES
 from specpipe.stages.drafter.replay import ReplaySpan, replay

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import LossName
+from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import Batch
 
 MEASURES = (

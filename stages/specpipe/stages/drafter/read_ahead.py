@@ -7,7 +7,7 @@ from itertools import groupby
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from specpipe.schemas.config import PREFETCH_MIB
+from specpipe.schemas.train_config import PREFETCH_MIB
 from specpipe.stages.drafter.batch import DrafterSample
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.shard_window import R, Read, ShardWindow

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.sample import is_held_out
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.train_config import TrainConfig
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 DEPENDS_ON_LENGTH = frozenset({"dynamic", "longrope"})

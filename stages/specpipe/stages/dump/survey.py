@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from specpipe.schemas.config import DumpConfig, TrainConfig
+from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import DUMP_FILE, HEAD_FILE, TARGET_FOLDER, DumpIdentity
 from specpipe.schemas.errors import ConfigError, UnfinishedError
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.dump.claim import read_claim
 from specpipe.stages.dump.plan import Plan, read_plan
 from specpipe.stages.dump.prepare import plan_of

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.dump import DumpIdentity
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.shape import drafter_shape
 from specpipe.stages.drafter.vocab import default_size

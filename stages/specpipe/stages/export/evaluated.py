@@ -5,8 +5,8 @@ from pathlib import Path
 from pydantic import ValidationError as PydanticError
 
 from specpipe.schemas.checkpoint import CONFIG_FILE
-from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.selection import by_prompt, evaluated
 from specpipe.stages.storage.dump import Dump

@@ -16,10 +16,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.checkpoint import METRICS_FILE, TrainState
-from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
 from specpipe.schemas.sample import verifier_rows
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.batch import DrafterSample, make_batch, supervised_spans
 from specpipe.stages.drafter.checkpoint import Checkpoint

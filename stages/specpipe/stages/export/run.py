@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specpipe.schemas.artifact import CONFIG_FILE, MODEL_TENSORS_FILE, VALIDATION_FILE
 from specpipe.schemas.checkpoint import STATE_FILE, TargetReference, TrainState
-from specpipe.schemas.config import ExportConfig, TrainConfig
+from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import (
     ConfigError,
     IdentityError,
@@ -19,6 +19,7 @@ from specpipe.schemas.errors import (
     ValidationError,
 )
 from specpipe.schemas.location import without_credentials
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import prompts, replay_check, serve, speculators, structure

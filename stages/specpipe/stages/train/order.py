@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specpipe.schemas.checkpoint import TrainState
-from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.shard_window import Read
 

@@ -7,8 +7,8 @@ from specpipe.schemas.checkpoint import (
     TrainResult,
     TrainState,
 )
-from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import InputError, StoreError
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.selection import evaluated, split

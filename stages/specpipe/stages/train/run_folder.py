@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.checkpoint import CONFIG_FILE, METRICS_FILE
-from specpipe.schemas.config import TrainConfig
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
+from specpipe.schemas.train_config import TrainConfig
 
 MAY_CHANGE = frozenset(
     {

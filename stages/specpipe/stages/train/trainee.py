@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.config import TrainConfig
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.batch import Batch
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.loss import (

@@ -1,0 +1,94 @@
+"""The flags of `specpipe train`."""
+
+from typing import Any, get_args
+
+import click
+
+from specpipe.pipeline.options import Function, GroupedOption, with_options
+from specpipe.schemas.train_config import LossName
+
+
+def _option(group: str, *arguments: str, **settings: Any) -> click.Option:
+    return GroupedOption(arguments, group=group, **settings)
+
+
+_DATA, _DRAFTER, _LOSS = "What is read", "The drafter", "The loss"
+_STEPS, _EVAL = "Steps and optimiser", "Evaluation"
+_RUN, _MACHINE = "The run", "The machine"
+
+_OPTIONS = (
+    _option(_DATA, "--dump", help="Root of the dump: a path or an fsspec URL."),
+    _option(_DATA, "--context-length", type=int, help="Cut longer samples here."),
+    _option(
+        _DATA,
+        "--preverify",
+        type=click.Choice(["auto", "full", "metadata"]),
+        help="Read the whole dump before the first step.  [default: auto: if under 16 GiB]",
+    ),
+    _option(
+        _DATA,
+        "--prefetch-mib",
+        type=int,
+        help="Most MiB of shards read ahead of their use.  [default: 4096]",
+    ),
+    _option(
+        _DRAFTER,
+        "--drafter",
+        type=click.Choice(["eagle3"]),
+        help="Architecture.  [default: eagle3]",
+    ),
+    _option(
+        _DRAFTER,
+        "--draft-vocab-size",
+        type=int,
+        help="D.  [default: 32000 or the whole vocabulary]",
+    ),
+    _option(
+        _DRAFTER, "--draft-vocab-by", type=click.Choice(["mass", "count"]), help="[default: mass]"
+    ),
+    _option(
+        _DRAFTER, "--intermediate-size", type=int, help="Width of the MLP.  [default: the target's]"
+    ),
+    _option(_LOSS, "--loss", type=click.Choice(get_args(LossName)), help="[default: lk_hybrid]"),
+    _option(_LOSS, "--eta", type=float, help="lk_hybrid: how fast KL gives way.  [default: 3]"),
+    _option(
+        _LOSS,
+        "--lambda-source",
+        type=click.Choice(["exact", "previous_step"]),
+        help="lk_hybrid: alpha of this batch, or of the last step (cheaper).  [default: exact]",
+    ),
+    _option(_LOSS, "--num-heads", type=int, help="K, draft steps unrolled, 1 to 7.  [default: 3]"),
+    _option(_STEPS, "--learning-rate", type=float, help="Peak rate of AdamW.  [default: 4e-4]"),
+    _option(_STEPS, "--warmup-ratio", type=float, help="[default: 0.04]"),
+    _option(_STEPS, "--max-grad-norm", type=float, help="[default: 0.5]"),
+    _option(_STEPS, "--num-epochs", type=int, help="[default: 10]"),
+    _option(_STEPS, "--max-steps", type=int, help="Optimiser steps; overrides --num-epochs."),
+    _option(_STEPS, "--batch-tokens", type=int, help="Token budget of a step.  [default: 8192]"),
+    _option(_STEPS, "--batch-size", type=int, help="Samples of a step, instead of --batch-tokens."),
+    _option(_STEPS, "--seed", type=int, help="[default: 0]"),
+    _option(
+        _EVAL, "--held-out-fraction", type=float, help="Share of the prompts.  [default: 0.05]"
+    ),
+    _option(_EVAL, "--eval-dump", help="Evaluate on this dump instead of held-out prompts."),
+    _option(_EVAL, "--eval-every", type=int, help="Steps between evaluations.  [default: a tenth]"),
+    _option(
+        _EVAL, "--eval-tokens", type=int, help="Most tokens of one evaluation.  [default: 100000]"
+    ),
+    _option(_RUN, "--out", help="Run directory, on a local disk."),
+    _option(
+        _RUN, "--checkpoint-every", type=int, help="Steps.  [default: as --eval-every, at most 500]"
+    ),
+    _option(_RUN, "--keep-checkpoints", type=int, help="Besides the best.  [default: 2]"),
+    _option(
+        _RUN, "--time-limit", type=float, help="Seconds; then save and leave with exit code 5."
+    ),
+    _option(
+        _MACHINE, "--dtype", type=click.Choice(["float32", "bfloat16"]), help="[default: float32]"
+    ),
+    _option(_MACHINE, "--device", help="cpu, cuda, ...  [default: a GPU if there is one]"),
+)
+
+
+def train_options(function: Function) -> Function:
+    """Every setting of TrainConfig as a flag, under headings."""
+    return with_options(_OPTIONS, function)

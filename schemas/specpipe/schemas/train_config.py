@@ -1,0 +1,101 @@
+"""The configuration of `specpipe train`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from specpipe.schemas.config import Config, Location
+from specpipe.schemas.sample import SplitFraction
+
+PREFETCH_MIB = 4096
+"""Most MiB of shards that a reader of a dump keeps in memory; one of an 8B target takes 1024."""
+
+LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainConfig(Config):
+    """`specpipe train`: train a drafter from a dump, without the target."""
+
+    dump: Location
+    """Root of the dump, an fsspec URL."""
+    out: Location
+    """Run directory: checkpoints, metrics.jsonl, the resolved configuration."""
+    drafter: Literal["eagle3"] = "eagle3"
+    """Architecture of the drafter."""
+    loss: LossName = "lk_hybrid"
+    """What is minimised; every loss is reported whichever is chosen."""
+    eta: float = Field(3.0, gt=0)
+    """lk_hybrid: lambda = exp(-eta * mean alpha)."""
+    lambda_source: Literal["exact", "previous_step"] = "exact"
+    """lk_hybrid: alpha of the same batch (one more pass over the loss), or of the last step."""
+    num_heads: int = Field(3, ge=1, le=7)
+    """K: draft steps that are unrolled in training."""
+    head_decay: float = Field(0.8, gt=0, le=1)
+    """Head k's loss weighs head_decay**(k-1)."""
+    draft_vocab_size: int | None = Field(None, gt=0)
+    """D; default: 32,000, or the whole vocabulary where that is smaller."""
+    draft_vocab_by: Literal["mass", "count"] = "mass"
+    """Choose the draft vocabulary by the verifier's summed probability, or by token counts."""
+    intermediate_size: int | None = Field(None, gt=0, le=2**20)
+    """Width of the drafter's MLP; default: the target's."""
+    norm_before_residual: bool = False
+    """Add the residual after the hidden norm instead of before it."""
+    norm_before_fc: bool = False
+    """RMSNorm on the concatenated auxiliary states."""
+    fc_norm: bool = False
+    """RMSNorm on each auxiliary state."""
+    norm_output: bool = False
+    """Feed the normed output to the next draft step."""
+    learning_rate: float = Field(4e-4, gt=0)
+    """Peak learning rate (AdamW)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """AdamW's exponential decay rates."""
+    warmup_ratio: float = Field(0.04, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises; then it falls along a cosine."""
+    max_grad_norm: float = Field(0.5, gt=0)
+    """Gradients are scaled down to this global norm."""
+    num_epochs: int = Field(10, gt=0)
+    """Passes over the dump."""
+    max_steps: int | None = Field(None, gt=0)
+    """Optimiser steps, over as many epochs as it takes; overrides num_epochs."""
+    batch_tokens: int = Field(8192, gt=0)
+    """Token budget of one optimiser step (whole samples are packed into it)."""
+    batch_size: int | None = Field(None, gt=0)
+    """Samples of one optimiser step, instead of batch_tokens."""
+    context_length: int | None = Field(None, gt=1)
+    """Longer samples are cut here."""
+    loss_chunk_mib: int = Field(64, gt=0)
+    """Size of one [rows, draft vocabulary] chunk of the loss."""
+    held_out_fraction: SplitFraction = 0.05
+    """Share of the prompts held out for evaluation (none when eval_dump is given)."""
+    eval_dump: Location | None = None
+    """Evaluate on all of this dump instead of a held-out share."""
+    eval_every: int | None = Field(None, gt=0)
+    """Steps between evaluations; default: a tenth of the run."""
+    eval_tokens: int = Field(100_000, gt=0)
+    """Most tokens of one evaluation during training."""
+    checkpoint_every: int | None = Field(None, gt=0)
+    """Steps between checkpoints; default: as eval_every, at most 500."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Latest checkpoints that are kept, besides the best."""
+    preverify: Literal["auto", "full", "metadata"] = "auto"
+    """Read the whole dump before the first step (auto: when it is under 16 GiB)."""
+    prefetch_mib: int = Field(PREFETCH_MIB, ge=0)
+    """Most MiB of shards in memory, read ahead of their use; 0: read when it is needed."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast with float32 master weights."""
+    device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto`: the GPU if there is one."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Initial weights and order of the samples."""
+    time_limit: float | None = Field(None, gt=0)
+    """Seconds after which a checkpoint is saved and the run leaves with exit code 5."""
+
+    @model_validator(mode="after")
+    def _one_norm(self) -> "TrainConfig":
+        if self.norm_before_fc and self.fc_norm:
+            raise ValueError("norm_before_fc and fc_norm exclude each other")
+        return self
