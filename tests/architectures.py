@@ -101,7 +101,7 @@ def build(
     config = config_of(name, layers, head_dim)
     # Whatever the width, products of about the same size.
     spread = 0.15 * (8 / head_dim) ** 0.5
-    model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model: Any = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
             if "norm" in path:

@@ -30,9 +30,7 @@ def save_tiny_llama(
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    model: Any = LlamaForCausalLM(  # type: ignore[no-untyped-call]
-        LlamaConfig(vocab_size=vocab_size, **(shape | changes))
-    )
+    model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(shape | changes)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(spread * torch.randn_like(parameter))

@@ -278,7 +278,7 @@ def save_family(
 ) -> Path:
     """A target's folder, as far as its texts are concerned."""
     made = TOKENIZERS[tokenizer](family.special)
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=made,
         bos_token=family.special[0],
         eos_token=family.stops[0],

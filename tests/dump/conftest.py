@@ -34,7 +34,7 @@ def save_target(folder: Path, seed: int = 0) -> Path:
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", extra_special_tokens=list(SPECIAL[1:])
     )
     fast.chat_template = TEMPLATE

@@ -70,7 +70,7 @@ def test_embedding_and_lm_head_are_as_stored(
     embedding_VH, lm_head_VH = load_embedding(folder.read), load_lm_head(folder.read)
     assert embedding_VH.dtype == torch.bfloat16
     assert torch.equal(embedding_VH, backend.model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    assert torch.equal(lm_head_VH, backend.model.get_output_embeddings().weight)  # type: ignore[no-untyped-call]
+    assert torch.equal(lm_head_VH, backend.model.get_output_embeddings().weight)
 
 
 def test_tied_embeddings_are_stored_once(target: Callable[..., Path], tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Decoder:
 
 def find_decoder(model: PreTrainedModel) -> Decoder:
     """Raises ConfigError where the layers or the final norm cannot be told from the rest."""
-    module: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    module: nn.Module = model.get_decoder()
     path = next(name for name, child in model.named_modules() if child is module)
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     names = [name for name, _ in module.named_children()]

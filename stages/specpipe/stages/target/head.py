@@ -83,7 +83,7 @@ class VerifierHead:
         lm_head = WideLinear(weight_VH.to(device), None if bias_V is None else bias_V.to(device))
         model.set_submodule(decoder.path, _FinalNorm(norm))
         model.set_submodule(record.lm_head_path, lm_head)
-        model.eval()  # type: ignore[no-untyped-call]
+        model.eval()
         return cls(model, norm, lm_head)
 
     @torch.no_grad()
@@ -146,7 +146,7 @@ def save_head(model: PreTrainedModel, folder: Folder) -> None:
     """
     decoder = find_decoder(model)
     config = model.config.get_text_config(decoder=True)
-    lm_head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    lm_head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     if lm_head is None:
         raise ConfigError(f"{type(model).__name__} has no output embeddings: not a language model?")
@@ -221,7 +221,7 @@ def _config(read: Read) -> PreTrainedConfig:
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever an architecture makes of fields that do not fit
         raise _no_model(error) from error
     return model
@@ -239,7 +239,7 @@ def _check_fit(
     model: PreTrainedModel, record: HeadRecord, weight_VH: Tensor, bias_V: Tensor | None
 ) -> None:
     """Raises IntegrityError unless head.json and the lm_head are of this architecture."""
-    own: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    own: Any = model.get_output_embeddings()
     if record.lm_head_path not in {n for n, module in model.named_modules() if module is own}:
         raise IntegrityError(
             f"{HEAD_FILE} of the dump's target says that the output layer of "

@@ -37,7 +37,7 @@ def head_numbers(folder: Path, *, trust_remote_code: bool = False) -> int:
     config = _without_layers(folder, trust_remote_code=trust_remote_code)
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model: Any = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=trust_remote_code
             )
         embedding, lm_head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -135,7 +135,7 @@ class HfBackend:
     def wide_logits(self) -> Iterator[None]:
         """Within, the lm_head's products are summed, and stay, in fp32: bf16 logits carry an error
         of up to 0.06 each. What the architecture does to them afterwards is left to it."""
-        lm_head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        lm_head: Any = self.model.get_output_embeddings()
         wide = WideLinear(lm_head.weight, getattr(lm_head, "bias", None))
         hook = lm_head.register_forward_hook(lambda _, args, __: wide(args[0]))
         try:

@@ -1,0 +1,92 @@
+"""Do LK losses beat KL, and which choices pay? Trains every drafter of the matrix and tells.
+
+    python -m scripts.losses --out runs/losses [--code runs/code] [--max-steps 240]
+
+Every step does nothing where its result lies there already, so that it may be ended and run again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+
+from scripts.losses.matrix import Material, Training, trainings
+from scripts.losses.tables import print_tables, read_results
+
+_SAMPLE = Path("sample_data")
+
+
+def _specpipe(log: Path, *arguments: object) -> None:
+    command = [sys.executable, "-c", "from specpipe.pipeline.cli import main; main()"]
+    with log.open("a", encoding="utf-8") as file:
+        subprocess.run(
+            [*command, *map(str, arguments)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+
+def make_dumps(out: Path, material: Material, answers: int) -> None:
+    """What the target writes itself: to train on, and held out at temperature 1 and greedily."""
+    for name, data, more in (
+        ("train", material.train, ("--temperature", 1, "--samples-per-prompt", answers)),
+        ("held_out", material.held_out, ("--temperature", 1)),
+        ("greedy", material.held_out, ("--temperature", 0)),
+    ):
+        where = out / f"dump-{material.name}-{name}"
+        _specpipe(
+            out / "dumps.log", "dump", "--generate", "--backend", "hf", "--target", material.target,
+            "--data", data, "--out", where, "--max-tokens", 128, *more,
+        )  # fmt: skip
+
+
+def train(out: Path, training: Training) -> None:
+    run, dump = out / training.name, out / f"dump-{training.material}"
+    flags = [part for name, value in training.settings.items() for part in (f"--{name}", value)]
+    log = out / f"{training.name}.log"
+    _specpipe(
+        log, "train", "--dump", f"{dump}-train", "--eval-dump", f"{dump}-held_out",
+        "--out", run, "--eval-tokens", 10**9, "--keep-checkpoints", 1, *flags,
+    )  # fmt: skip
+    if not (run / "greedy.json").exists():
+        _specpipe(
+            log, "export", "--checkpoint", run, "--out", run / "artifact",
+            "--dump", f"{dump}-greedy", "--validate", "replay",
+        )  # fmt: skip
+        replayed = json.loads((run / "artifact" / "validation.json").read_text("utf-8"))["replay"]
+        (run / "greedy.json").write_text(json.dumps(replayed["artifact"]), encoding="utf-8")
+    click.echo(f"{training.name} done", err=True)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/prove/losses"))
+@click.option("--code", type=click.Path(path_type=Path), default=Path("runs/code"))
+@click.option("--max-steps", default=240, show_default=True)
+@click.option("--answers", default=3, show_default=True, help="Answers to each training prompt.")
+@click.option("--processes", default=2, show_default=True, help="Trainings at the same time.")
+@click.option("--tables-only", is_flag=True)
+def main(
+    out: Path, code: Path, max_steps: int, answers: int, processes: int, tables_only: bool
+) -> None:
+    """Train the matrix and print its tables."""
+    out.mkdir(parents=True, exist_ok=True)
+    train_file, held_out_file = "train/generated.jsonl", "held_out/generated.jsonl"
+    materials = [
+        Material("gsm8k", _SAMPLE / "target", _SAMPLE / train_file, _SAMPLE / held_out_file),
+        Material("code", code / "target", code / "train.jsonl", code / "held_out.jsonl"),
+    ]
+    if not tables_only:
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(lambda material: make_dumps(out, material, answers), materials))
+            list(pool.map(lambda training: train(out, training), trainings(materials, max_steps)))
+    print_tables(read_results(out), [material.name for material in materials])
+
+
+if __name__ == "__main__":
+    main()
