@@ -1,13 +1,9 @@
 """What is trained: the drafter, its optimiser, and the verifier's side of the loss."""
 
-import json
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
 
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.train_config import TrainConfig
@@ -20,11 +16,11 @@ from specpipe.stages.drafter.loss import (
     head_losses,
     hybrid_lambda,
 )
-from specpipe.stages.drafter.shape import drafter_shape
-from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
+from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import VerifierHead, load_embedding, load_lm_head
+from specpipe.stages.target.head import VerifierHead
 from specpipe.stages.target.hf import choose_device
+from specpipe.stages.train.start import fresh, of_checkpoint
 
 
 @dataclass(slots=True)
@@ -48,20 +44,11 @@ class Trainee:
         The lm_head starts from the target's rows.
         """
         device = choose_device(config.device)
-        identity = dump.identity
-        vocab = vocab or choose_vocab(dump.vocab(), config.draft_vocab_size, config.draft_vocab_by)
-        shape = shape or drafter_shape(
-            _target_config(dump),
-            config,
-            identity.layers,
-            identity.target.vocab_size,
-            vocab.size,
-        )
-        torch.manual_seed(config.seed)
-        model = Eagle3(shape, load_embedding(dump.target_file))
-        with torch.no_grad():
-            rows_DH = load_lm_head(dump.target_file)[vocab.target_ids_D]
-            model.lm_head.weight.copy_(rows_DH.float())
+        if vocab is None or shape is None:
+            start = fresh(config, dump, dump.identity.layers)
+        else:
+            start = of_checkpoint(config, dump, shape, vocab)
+        shape, vocab, model = start.shape, start.vocab, start.model
         model.to(device)
         head = VerifierHead.load(dump.target_file, device, rows=vocab.target_ids_D.to(device))
         verifier = Verifier(
@@ -122,12 +109,3 @@ class Trainee:
         return head_losses(
             hidden_KNH, self.model.lm_head.weight, batch, self.verifier, settings, self.chunk_rows
         )
-
-
-def _target_config(dump: Dump) -> PretrainedConfig:
-    """The target's configuration, from the dump; never runs code from it."""
-    with tempfile.TemporaryDirectory() as folder:
-        text = json.loads(dump.target_file("config.json"))
-        (Path(folder) / "config.json").write_text(json.dumps(text), encoding="utf-8")
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return config

@@ -1,0 +1,59 @@
+"""How a drafter begins: its shape, its draft vocabulary and its first weights."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafter.shape import drafter_shape
+from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.head import load_embedding, load_lm_head
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A drafter before its first step, float32 on the CPU."""
+
+    shape: DrafterShape
+    vocab: VocabMap
+    model: Eagle3
+
+
+def fresh(config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...]) -> Start:
+    """A drafter that takes the states of `aux_layers`; a function of the dump and the settings.
+
+    Weights are random (seeded), but the lm_head's, which are the target's rows. Raises ConfigError
+    where the settings do not fit each other or the target.
+    """
+    vocab = choose_vocab(dump.vocab(), config.draft_vocab_size, config.draft_vocab_by)
+    shape = drafter_shape(
+        _target_config(dump), config, aux_layers, dump.identity.target.vocab_size, vocab.size
+    )
+    torch.manual_seed(config.seed)
+    model = Eagle3(shape, load_embedding(dump.target_file))
+    rows_DH = load_lm_head(dump.target_file)[vocab.target_ids_D]
+    with torch.no_grad():
+        model.lm_head.weight.copy_(rows_DH.float())
+    return Start(shape, vocab, model)
+
+
+def of_checkpoint(config: TrainConfig, dump: Dump, shape: DrafterShape, vocab: VocabMap) -> Start:
+    """The drafter of a checkpoint, to load its weights into."""
+    torch.manual_seed(config.seed)
+    return Start(shape, vocab, Eagle3(shape, load_embedding(dump.target_file)))
+
+
+def _target_config(dump: Dump) -> PretrainedConfig:
+    """The target's configuration, from the dump; never runs code from it."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.loads(dump.target_file("config.json"))
+        (Path(folder) / "config.json").write_text(json.dumps(text), encoding="utf-8")
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return config
