@@ -17,7 +17,6 @@ from specpipe.stages.drafter.selection import limit_tokens, split
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.order import epoch_batches
 from specpipe.stages.train.run import run
-from specpipe.stages.train.schedule import learning_rate
 from specpipe.stages.train.trainee import Trainee
 from tests.train.conftest import MakeConfig, MakeDump, read_metrics
 
@@ -118,14 +117,6 @@ def test_evaluation_samples_are_chosen_by_prompt_not_by_place() -> None:
     refs = [SampleRef(i // 10, i % 10, 10, f"{(i * 7919) % 50:032x}") for i in range(50)]
     chosen = limit_tokens(refs, 100)
     assert sorted(r.prompt_id for r in chosen) == [f"{i:032x}" for i in range(10)]
-
-
-def test_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert rates[10] == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[-1] < 0.01
 
 
 def test_context_length_cuts_tokens_rows_and_states(dump: Path, make_config: MakeConfig) -> None:

@@ -58,8 +58,32 @@ _OPTIONS = (
         help="lk_hybrid: alpha of this batch, or of the last step (cheaper).  [default: exact]",
     ),
     _option(_LOSS, "--num-heads", type=int, help="K, draft steps unrolled, 1 to 7.  [default: 3]"),
-    _option(_STEPS, "--learning-rate", type=float, help="Peak rate of AdamW.  [default: 4e-4]"),
-    _option(_STEPS, "--warmup-ratio", type=float, help="[default: 0.04]"),
+    _option(_STEPS, "--learning-rate", type=float, help="Its peak.  [default: 4e-4]"),
+    _option(
+        _STEPS,
+        "--optimizer",
+        type=click.Choice(["adamw", "muon"]),
+        help="muon: for matrices; lm_head and norms keep AdamW.  [default: adamw]",
+    ),
+    _option(
+        _STEPS,
+        "--muon-learning-rate",
+        type=float,
+        help="Peak for Muon's matrices.  [default: as --learning-rate]",
+    ),
+    _option(
+        _STEPS,
+        "--schedule",
+        type=click.Choice(["cosine", "linear", "wsd", "constant"]),
+        help="Of the rate after its rise; wsd: flat, then down.  [default: cosine]",
+    ),
+    _option(
+        _STEPS, "--warmup-ratio", type=float, help="Share of steps of the rise.  [default: 0.04]"
+    ),
+    _option(
+        _STEPS, "--wsd-decay", type=float, help="wsd: share of steps of the fall.  [default: 0.2]"
+    ),
+    _option(_STEPS, "--weight-decay", type=float, help="[default: 0]"),
     _option(_STEPS, "--max-grad-norm", type=float, help="[default: 0.5]"),
     _option(_STEPS, "--num-epochs", type=int, help="[default: 10]"),
     _option(_STEPS, "--max-steps", type=int, help="Optimiser steps; overrides --num-epochs."),

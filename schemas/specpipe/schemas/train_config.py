@@ -48,13 +48,23 @@ class TrainConfig(Config):
     norm_output: bool = False
     """Feed the normed output to the next draft step."""
     learning_rate: float = Field(4e-4, gt=0)
-    """Peak learning rate (AdamW)."""
+    """Peak learning rate."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of fc and of the layers, AdamW for the lm_head and the norms."""
+    muon_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of Muon's matrices; default: learning_rate."""
+    muon_momentum: Beta = 0.95
+    """Muon's (Nesterov) momentum."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay, of both optimisers."""
     adam_betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's exponential decay rates."""
     warmup_ratio: float = Field(0.04, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises; then it falls along a cosine."""
+    """Share of the steps over which the learning rate rises."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """How the learning rate goes on after its rise; wsd: it stays, and falls at the end."""
+    wsd_decay: float = Field(0.2, gt=0, le=1)
+    """wsd: share of the steps over which the learning rate falls."""
     max_grad_norm: float = Field(0.5, gt=0)
     """Gradients are scaled down to this global norm."""
     num_epochs: int = Field(10, gt=0)
@@ -98,4 +108,14 @@ class TrainConfig(Config):
     def _one_norm(self) -> "TrainConfig":
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("norm_before_fc and fc_norm exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_of_what_there_is(self) -> "TrainConfig":
+        if self.muon_learning_rate is not None and self.optimizer != "muon":
+            raise ValueError("muon_learning_rate is for optimizer muon")
+        if self.schedule == "wsd" and self.warmup_ratio + self.wsd_decay > 1:
+            raise ValueError(
+                "warmup_ratio and wsd_decay are shares of the same steps: together at most 1"
+            )
         return self

@@ -8,7 +8,6 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -38,13 +37,7 @@ def restore(checkpoint: Checkpoint, trainee: Trainee) -> None:
     torch.set_rng_state(tensors.pop("rng.cpu"))
     if "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors.pop("rng.cuda"))
-    names = [name for name, _ in trainee.model.named_parameters()]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, slot = key.rsplit("/", 1)
-        state.setdefault(names.index(name), {})[slot] = tensor
-    groups = trainee.optimizer.state_dict()["param_groups"]
-    trainee.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    trainee.optimizer.load_state(tensors)
 
 
 def checkpoint_name(step: int) -> str:
@@ -99,13 +92,8 @@ def save_checkpoint(
 
 
 def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
-    names = [name for name, _ in trainee.model.named_parameters()]
-    state: dict[int, dict[str, Any]] = trainee.optimizer.state_dict()["state"]
-    tensors = {
-        f"{names[index]}/{slot}": value.detach().cpu().contiguous()
-        for index, slots in state.items()
-        for slot, value in slots.items()
-    }
+    state = trainee.optimizer.state()
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     if trainee.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state()

@@ -29,7 +29,7 @@ from specpipe.stages.train.order import (
     planned_reads,
 )
 from specpipe.stages.train.run_folder import RunFolder
-from specpipe.stages.train.schedule import learning_rate
+from specpipe.stages.train.schedule import rate_factor
 from specpipe.stages.train.trainee import Trainee
 
 MOST_STEPS_AT_RISK = 500
@@ -118,16 +118,13 @@ class Loop:
 
     def _step(self) -> None:
         trainee, config, step = self.trainee, self.trainee.config, self.state.step
-        rate = learning_rate(
-            step, self.state.total_steps, config.learning_rate, config.warmup_ratio
-        )
-        for group in trainee.optimizer.param_groups:
-            group["lr"] = rate
+        factor = rate_factor(step, self.state.total_steps, config)
+        trainee.optimizer.set_rates(factor)
         waited = self._batches.seconds_waited
         read, batch = self._next()
         waited = self._batches.seconds_waited - waited
         batch = batch.to(trainee.device)
-        trainee.optimizer.zero_grad(set_to_none=True)
+        trainee.optimizer.zero_grad()
         loss, measures_MKN = trainee.loss(trainee.hidden(batch), batch, self.state.previous_alpha)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), config.max_grad_norm)
@@ -166,7 +163,7 @@ class Loop:
             "alpha": sums.mean("alpha"),
             "temperature_1": sums.sampling(greedy=False).model_dump(),
             "greedy": sums.sampling(greedy=True).model_dump(),
-            "learning_rate": rate,
+            "learning_rate": config.learning_rate * factor,
             "grad_norm": norm.item(),
             "data_wait": waited,
         }

@@ -2,11 +2,25 @@
 
 import math
 
+from specpipe.schemas.train_config import TrainConfig
 
-def learning_rate(step: int, total_steps: int, peak: float, warmup_ratio: float) -> float:
-    """Rate of optimiser step `step` (0-based): a linear rise, then a cosine down to zero."""
-    warmup = round(total_steps * warmup_ratio)
+
+def rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at optimiser step `step` (0-based), in (0, 1].
+
+    A linear rise over the first `warmup_ratio` of the steps, then what `schedule` names: the first
+    step after the rise has the peak, and the last step is the one before zero.
+    """
+    warmup = round(total_steps * config.warmup_ratio)
     if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+        return (step + 1) / warmup
+    after = total_steps - warmup
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / after))
+    if config.schedule == "linear":
+        return 1 - (step - warmup) / after
+    if config.schedule == "wsd":
+        decay = min(after, max(1, round(total_steps * config.wsd_decay)))
+        # 1 - sqrt: the decay that arXiv 2405.18392 found best.
+        return 1 - math.sqrt(max(0, step - (total_steps - decay)) / decay)
+    return 1.0

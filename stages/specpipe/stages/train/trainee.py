@@ -20,6 +20,7 @@ from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import VerifierHead
 from specpipe.stages.target.hf import choose_device
+from specpipe.stages.train.optimizer import Optimizer
 from specpipe.stages.train.start import fresh, of_checkpoint
 
 
@@ -31,7 +32,7 @@ class Trainee:
     shape: DrafterShape
     vocab: VocabMap
     model: Eagle3
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     verifier: Verifier
     device: torch.device
 
@@ -56,13 +57,7 @@ class Trainee:
             draft_ids_V=vocab.draft_ids().to(device),
             target_ids_D=vocab.target_ids_D.to(device),
         )
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.learning_rate,
-            betas=config.adam_betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        optimizer = Optimizer(model.named_parameters(), config)
         return cls(config, shape, vocab, model, optimizer, verifier, device)
 
     @property
