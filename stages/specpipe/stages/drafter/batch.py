@@ -86,13 +86,19 @@ class Batch:
     def num_heads(self) -> int:
         return len(self.rows_KN)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
     def to(self, device: torch.device) -> "Batch":
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in self.__slots__
-            if name != "spans"
-        }
+        """On `device`; returns before the copies are done where the batch is pinned."""
+        moved = {name: t.to(device, non_blocking=True) for name, t in self.tensors().items()}
         return replace(self, **moved)
+
+    def pinned(self) -> "Batch":
+        """In memory that a GPU can copy from on its own."""
+        return replace(self, **{name: t.pin_memory() for name, t in self.tensors().items()})
 
 
 @dataclass(slots=True)
