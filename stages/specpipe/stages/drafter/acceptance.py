@@ -26,50 +26,63 @@ from specpipe.stages.drafter.replay import ReplaySpan, replay
 Array = npt.NDArray[np.float64]
 
 
+_ROWS = {"measures": len(MEASURES), "counts": 1, "survival": 2, "accepted": 2}
+"""Rows of K in the sums; survival and accepted are at temperature 1 and greedy."""
+
+
 @dataclass(slots=True)
 class MeasureSums:
-    """Running sums over batches, in float64."""
+    """Running sums over batches, in float64, on the device of the measures until they are read."""
 
     num_heads: int
     keep_spans: bool = False
     """Keep what the replay needs; off during training steps."""
     num_samples: int = 0
-    measures_MK: Array = field(init=False)
-    counts_K: Array = field(init=False)
-    survival_2K: Array = field(init=False)
-    """Denominators of the conditional rates: temperature 1, greedy."""
-    accepted_2K: Array = field(init=False)
-    token_logprob: float = 0.0
-    num_tokens: float = 0.0
+    sums: Tensor = field(init=False)
+    """Everything that is summed, [rows of K, then -log p of the text and its tokens], so that sums
+    of several processes add up."""
     sampled_spans: list[ReplaySpan] = field(default_factory=list)
     greedy_spans: list[ReplaySpan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.measures_MK = np.zeros((len(MEASURES), self.num_heads))
-        self.counts_K = np.zeros(self.num_heads)
-        self.survival_2K = np.zeros((2, self.num_heads))
-        self.accepted_2K = np.zeros((2, self.num_heads))
+        self.sums = torch.zeros(sum(_ROWS.values()) * self.num_heads + 2, dtype=torch.float64)
 
     def add(self, batch: Batch, measures_MKN: Tensor) -> None:
-        """Add the measures [M, K, N] of one batch."""
-        by_name = dict(zip(MEASURES, measures_MKN.double(), strict=True))
+        """Add the measures [M, K, N] of one batch; does not wait for the device."""
+        measures_MKN = measures_MKN.double()
+        by_name = dict(zip(MEASURES, measures_MKN, strict=True))
         valid_KN = ((batch.rows_KN >= 0) & batch.emitted_N) * batch.weights_N.double()
-        self.measures_MK += (measures_MKN.double() * valid_KN).sum(-1).cpu().numpy()
-        self.counts_K += valid_KN.sum(-1).cpu().numpy()
+        survival, accepted = [], []
         variants = (
             (by_name["accept"], by_name["alpha"]),
             # Along the text greedy drafting goes on only while the text is what both would choose.
             (by_name["greedy_text"] * by_name["greedy_match"], by_name["greedy_match"]),
         )
-        for i, (survives_KN, accepts_KN) in enumerate(variants):
+        for survives_KN, accepts_KN in variants:
             before_KN = torch.ones_like(survives_KN)
             before_KN[1:] = torch.cumprod(survives_KN, dim=0)[:-1]
-            self.survival_2K[i] += (valid_KN * before_KN).sum(-1).cpu().numpy()
-            self.accepted_2K[i] += (valid_KN * before_KN * accepts_KN).sum(-1).cpu().numpy()
-        self.token_logprob += float((batch.token_logprob_S * batch.row_weights_S).double().sum())
-        self.num_tokens += float(batch.row_weights_S.double().sum())
+            survival.append((valid_KN * before_KN).sum(-1))
+            accepted.append((valid_KN * before_KN * accepts_KN).sum(-1))
+        weights_S = batch.row_weights_S.double()
+        text = torch.stack([-(batch.token_logprob_S * weights_S).sum(), weights_S.sum()])
+        measured_MK = (measures_MKN * valid_KN).sum(-1)
+        parts = [measured_MK.flatten(), valid_KN.sum(-1), *survival, *accepted, text]
+        self.sums = self.sums.to(measures_MKN.device) + torch.cat(parts)
         if self.keep_spans:
             self._keep_spans(batch, by_name["accept"], by_name["greedy_text"])
+
+    def _rows(self, name: str) -> Array:
+        """Rows of the sums, [rows, K]."""
+        names = list(_ROWS)
+        begin = sum(_ROWS[before] for before in names[: names.index(name)])
+        table: Array = self.sums[:-2].view(-1, self.num_heads).cpu().numpy()
+        return table[begin : begin + _ROWS[name]]
+
+    @property
+    def counts_K(self) -> Array:
+        """Valid starts of each head, weighted by multiplicity."""
+        counts_K: Array = self._rows("counts")[0]
+        return counts_K
 
     def _keep_spans(self, batch: Batch, sampled_KN: Tensor, greedy_KN: Tensor) -> None:
         emitted_N, weights_N = batch.emitted_N.cpu().numpy(), batch.weights_N.cpu().numpy()
@@ -91,21 +104,25 @@ class MeasureSums:
 
     def mean(self, measure: str) -> list[float]:
         """Mean of a measure per head, over its valid starts."""
-        return _divide(self.measures_MK[MEASURES.index(measure)], self.counts_K)
+        return _divide(self._measure(measure), self.counts_K)
+
+    def _measure(self, measure: str) -> Array:
+        row_K: Array = self._rows("measures")[MEASURES.index(measure)]
+        return row_K
 
     @property
     def cross_entropy(self) -> list[float]:
         """Mean -log q(token) per head over the rows whose token is in the draft vocabulary."""
-        inside_K = self.measures_MK[MEASURES.index("in_vocabulary")]
-        return _divide(self.measures_MK[MEASURES.index("ce")], inside_K)
+        return _divide(self._measure("ce"), self._measure("in_vocabulary"))
 
     @property
     def target_model_loss(self) -> float:
-        return -self.token_logprob / max(self.num_tokens, 1.0)
+        loss, num_tokens = self.sums[-2:].tolist()
+        return float(loss / max(num_tokens, 1.0))
 
     def sampling(self, *, greedy: bool) -> SamplingMetrics:
         return sampling_metrics(
-            _divide(self.accepted_2K[int(greedy)], self.survival_2K[int(greedy)])
+            _divide(self._rows("accepted")[int(greedy)], self._rows("survival")[int(greedy)])
         )
 
     def draft_loss(self, loss: LossName, eta: float, head_decay: float) -> float:
