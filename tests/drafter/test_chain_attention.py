@@ -5,6 +5,7 @@ Legend: T packed positions, N starts, C chain length, h query heads, g key/value
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.attention import chain_attention
+from specpipe.stages.drafter.attention_kernel import AttentionName
+from specpipe.stages.drafter.attention_layout import Layout
 from specpipe.stages.drafter.batch import SpanOfStarts
 from tests.drafter.toys import Largest, bytes_saved
 
@@ -33,16 +37,18 @@ def dense(
     v_TgE: Tensor,
     chain: Sequence[tuple[Tensor, Tensor]],
     spans: Sequence[SpanOfStarts],
+    window: int | None = None,
 ) -> Tensor:
-    """One softmax per start and head, in loops."""
+    """One softmax per start and head, in loops; the query stands `len(chain)` beyond its start."""
     starts = [(span.sample, at) for span in spans for at in range(span.begin, span.end)]
     rows = []
     for n, (sample, at) in enumerate(starts):
+        first = sample if window is None else max(sample, at + len(chain) - window + 1)
         heads = []
         for head in range(q_NhE.shape[1]):
             kv = head // (q_NhE.shape[1] // k_TgE.shape[1])
-            keys = torch.stack([*k_TgE[sample : at + 1, kv], *[key[n, kv] for key, _ in chain]])
-            values = torch.stack([*v_TgE[sample : at + 1, kv], *[v[n, kv] for _, v in chain]])
+            keys = torch.stack([*k_TgE[first : at + 1, kv], *[key[n, kv] for key, _ in chain]])
+            values = torch.stack([*v_TgE[first : at + 1, kv], *[v[n, kv] for _, v in chain]])
             scores = keys @ q_NhE[n, head] / math.sqrt(q_NhE.shape[-1])
             heads.append(torch.softmax(scores, dim=0) @ values)
         rows.append(torch.stack(heads))
@@ -63,14 +69,22 @@ def tensors(
     return [torch.randn(*shape, 8, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
-def attend(leaves: Sequence[Tensor], spans: Sequence[SpanOfStarts]) -> Tensor:
+def attend(
+    leaves: Sequence[Tensor],
+    spans: Sequence[SpanOfStarts],
+    window: int | None = None,
+    attention: AttentionName = "auto",
+) -> Tensor:
     q, k, v, *chain = leaves
-    return chain_attention(q, k, v, list(zip(chain[::2], chain[1::2], strict=True)), spans)
+    pairs = list(zip(chain[::2], chain[1::2], strict=True))
+    return chain_attention(q, k, v, pairs, Layout.of_starts(spans), window, attention)
 
 
-def attend_densely(leaves: Sequence[Tensor], spans: Sequence[SpanOfStarts]) -> Tensor:
+def attend_densely(
+    leaves: Sequence[Tensor], spans: Sequence[SpanOfStarts], window: int | None
+) -> Tensor:
     q, k, v, *chain = leaves
-    return dense(q, k, v, list(zip(chain[::2], chain[1::2], strict=True)), spans)
+    return dense(q, k, v, list(zip(chain[::2], chain[1::2], strict=True)), spans, window)
 
 
 def compare(
@@ -82,12 +96,15 @@ def compare(
     dtype: torch.dtype = torch.float32,
     value_tolerance: float = 2e-6,
     gradient_tolerance: float = 1e-5,
+    window: int | None = None,
+    attention: AttentionName = "auto",
 ) -> None:
     exact = tensors(spans, num_positions, chain_length, heads, kv)
     # Both sides start from the same, already rounded, numbers.
     exact = [leaf.to(dtype).double().requires_grad_() for leaf in exact]
     leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in exact]
-    out, want = attend(leaves, spans), attend_densely(exact, spans)
+    out = attend(leaves, spans, window, attention)
+    want = attend_densely(exact, spans, window)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), want, rtol=0, atol=value_tolerance)
     upstream = torch.randn_like(want).to(dtype)
@@ -129,9 +146,36 @@ def test_bfloat16_accumulates_in_float32() -> None:
     )
 
 
-def test_blocks_larger_than_a_kernel_tile() -> None:
+@pytest.mark.parametrize("window", [None, 150])
+def test_blocks_larger_than_a_kernel_tile(window: int | None) -> None:
     spans = (SpanOfStarts(0, 290, 600), SpanOfStarts(601, 601, 700))
-    compare(spans, 701, 2, heads=1, kv=1, gradient_tolerance=2e-5)
+    compare(spans, 701, 2, heads=1, kv=1, gradient_tolerance=2e-5, window=window)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 4, 9, 1000])
+def test_every_kernel_equals_a_dense_softmax(dtype: torch.dtype, window: int | None) -> None:
+    value, gradient = {torch.bfloat16: (0.05, 0.2), torch.float64: (1e-12, 1e-12)}.get(
+        dtype, (2e-6, 1e-5)
+    )
+    for attention in get_args(AttentionName):
+        if attention == "flash" and dtype == torch.float64:
+            continue
+        compare(
+            SPANS,
+            NUM_POSITIONS,
+            3,
+            dtype=dtype,
+            value_tolerance=value,
+            gradient_tolerance=gradient,
+            window=window,
+            attention=attention,
+        )
+
+
+def test_a_dtype_without_a_flash_kernel_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no flash attention for torch.float64 .*reference"):
+        attend(tensors(SPANS, NUM_POSITIONS, 0, 2, 1), SPANS, attention="flash")
 
 
 @settings(max_examples=40, deadline=None)
@@ -142,8 +186,15 @@ def test_blocks_larger_than_a_kernel_tile() -> None:
         max_size=3,
     ),
     chain_length=st.integers(0, 6),
+    window=st.none() | st.integers(7, 12),
+    attention=st.sampled_from(get_args(AttentionName)),
 )
-def test_any_spans(samples: list[list[tuple[int, int]]], chain_length: int) -> None:
+def test_any_spans(
+    samples: list[list[tuple[int, int]]],
+    chain_length: int,
+    window: int | None,
+    attention: AttentionName,
+) -> None:
     spans, at = [], 0
     for gaps_and_lengths in samples:
         sample = at
@@ -152,7 +203,7 @@ def test_any_spans(samples: list[list[tuple[int, int]]], chain_length: int) -> N
             at += gap + length
         at += 1
     if spans:
-        compare(spans, at, chain_length)
+        compare(spans, at, chain_length, window=window, attention=attention)
 
 
 def test_no_starts() -> None:

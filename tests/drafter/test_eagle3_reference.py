@@ -15,8 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import make_batch
-from specpipe.stages.drafter.eagle3 import Rotary
 from specpipe.stages.drafter.loss import LossSettings, head_losses, hybrid_lambda, mean_alpha
+from specpipe.stages.drafter.rotary import Rotary
 from tests.drafter import reference
 from tests.drafter.toys import (
     DRAFT_IDS,
@@ -69,7 +69,7 @@ def check(
     batch = double_batch(samples, num_heads)
     parameters = dict(model.named_parameters())
     want = reference.expect(
-        parameters, shape, model.embed_tokens_VH, samples, LM_HEAD_VH, target_ids, num_heads
+        parameters, shape, model.embedding.table, samples, LM_HEAD_VH, target_ids, num_heads
     )
 
     hidden_KNH = model(batch)

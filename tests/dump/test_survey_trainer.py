@@ -56,7 +56,7 @@ def test_what_is_kept_for_the_backward_pass(
 def kept_numbers(shape: DrafterShape, num_heads: int) -> int:
     """Floating-point numbers that a forward pass keeps, each storage once, weights left out."""
     model = Eagle3(shape, torch.randn(shape.vocab_size, shape.hidden_size))
-    weights = {p.data_ptr() for p in [*model.parameters(), model.embed_tokens_VH]}
+    weights = {p.data_ptr() for p in [*model.parameters(), model.embedding.table]}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: Any) -> Any:

@@ -9,11 +9,12 @@ RUN/
                          drafter.json, state.json
   result.json            the TrainResult, once the run is complete
   latest, best           names of checkpoints
+  loggers.json           a LoggerRecord for each logger that the run has reported to
 """
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specpipe.schemas.dump import Record, Sealed, TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
@@ -30,6 +31,7 @@ METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 PROVENANCE_FILE = "provenance.json"
+LOGGERS_FILE = "loggers.json"
 
 
 class DrafterShape(Record):
@@ -37,7 +39,14 @@ class DrafterShape(Record):
 
     architecture: str = "eagle3"
     layer_type: str = "llama"
+    """`llama`, or `qwen3` (queries and keys are normed per head)."""
+    num_layers: int = 1
+    """The first takes [embedding; hidden], further ones the hidden state alone."""
+    sliding_window: int | None = None
+    """Most positions that a query sees, its own included; None: all before it."""
     hidden_size: int
+    target_hidden_size: int
+    """Width of the auxiliary states and of the target's embedding."""
     intermediate_size: int
     num_attention_heads: int
     num_key_value_heads: int
@@ -57,9 +66,21 @@ class DrafterShape(Record):
     fc_norm: bool
     norm_output: bool
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_wide_as_the_target(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "target_hidden_size" not in values:
+            return values | {"target_hidden_size": values.get("hidden_size")}
+        return values
+
     @property
     def num_aux(self) -> int:
         return len(self.aux_layers)
+
+    @property
+    def projects_embedding(self) -> bool:
+        """Whether the target's embedding is too wide or too narrow to be taken as it is."""
+        return self.hidden_size != self.target_hidden_size
 
 
 class TargetReference(Record):
@@ -103,6 +124,18 @@ class TrainState(Sealed):
     """sha256 of every other file of the checkpoint."""
 
 
+class LoggerRecord(Record):
+    """What a logger calls a run, and how far the run has been reported to it."""
+
+    run_id: str
+    step: int = -1
+    """The last step that it has a row of."""
+    evaluation: int = -1
+    """The last step that it has an evaluation of."""
+    is_open: bool = True
+    """Whether it is, or was at the last run's end, being reported to."""
+
+
 class TrainResult(Record):
     """`result.json`, written when a run is complete; what `specpipe train` reports."""
 
@@ -110,6 +143,8 @@ class TrainResult(Record):
     checkpoint: str
     """Folder of the best checkpoint."""
     steps: int
+    stopped_early: bool = False
+    """Training ended before its last step: so many evaluations brought no better tau."""
     best_step: int
     num_tokens: int
     """Tokens trained on, over all epochs."""

@@ -7,43 +7,25 @@ pass the flash kernel is given the *merged* output and log-sum-exp: its probabil
 exp(score - lse) and its row sum of dO*O are then those of the whole softmax, so its gradients are
 right for its keys, and the chain's part is elementwise.
 
-A span's starts are consecutive, so their step-1 keys are two blocks: everything of the sample
-before the span (not causal) and the span itself (causal and square).
+A sliding window counts positions, and step k stands k - 1 further than its start: its window
+reaches k - 1 fewer step-1 keys, and the whole chain.
 
 Legend: T keys (packed positions), N queries (starts), C chain length, h query heads,
-g key/value heads, E head size.
+g key/value heads, r query heads per key/value head, E head size.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.batch import SpanOfStarts
-from specpipe.stages.drafter.flash import flash_backward, flash_forward
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Queries [q0, q1) against keys [k0, k1)."""
-
-    q0: int
-    q1: int
-    k0: int
-    k1: int
-    causal: bool
-
-
-def _blocks(spans: Sequence[SpanOfStarts]) -> Iterator[_Block]:
-    at = 0
-    for span in spans:
-        q0, q1 = at, at + span.num_starts
-        if span.begin > span.sample:
-            yield _Block(q0, q1, span.sample, span.begin, causal=False)
-        yield _Block(q0, q1, span.begin, span.end, causal=True)
-        at = q1
+from specpipe.stages.drafter.attention_kernel import (
+    AttentionKernel,
+    AttentionName,
+    attention_kernel,
+)
+from specpipe.stages.drafter.attention_layout import Layout
 
 
 def chain_attention(
@@ -51,16 +33,22 @@ def chain_attention(
     k_TgE: Tensor,
     v_TgE: Tensor,
     chain: Sequence[tuple[Tensor, Tensor]],
-    spans: Sequence[SpanOfStarts],
+    layout: Layout,
+    window: int | None = None,
+    attention: AttentionName = "auto",
 ) -> Tensor:
     """Attention output [N, h, E] of one draft step; differentiable in q, k, v and the chain.
 
     `chain` holds the (key, value) of steps 2..k, each [N, g, E]. The scale is 1/sqrt(E); h is a
-    multiple of g (grouped queries).
+    multiple of g (grouped queries). With a `window`, which must hold the chain and the own key,
+    only that many last keys are seen. Rows that the layout does not cover are 0.
     """
+    assert window is None or window > len(chain), "the window holds the chain and the own key"
     flat = [tensor for pair in chain for tensor in pair]
+    kernel = attention_kernel(attention, q_NhE)
+    seen = None if window is None else window - len(chain)
     out: Tensor = _ChainAttention.apply(  # type: ignore[no-untyped-call]
-        q_NhE, k_TgE, v_TgE, tuple(spans), *flat
+        q_NhE, k_TgE, v_TgE, kernel, layout, seen, *flat
     )
     return out
 
@@ -68,89 +56,74 @@ def chain_attention(
 class _ChainAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q_NhE: Tensor, k_TgE: Tensor, v_TgE: Tensor, spans: Any, *chain: Tensor
+        ctx: Any,
+        q_NhE: Tensor,
+        k_TgE: Tensor,
+        v_TgE: Tensor,
+        kernel: AttentionKernel,
+        layout: Layout,
+        window: int | None,
+        *chain: Tensor,
     ) -> Tensor:
-        scale = q_NhE.shape[-1] ** -0.5
-        out_NhE = torch.zeros_like(q_NhE, dtype=_wide(q_NhE))
-        lse_Nh = out_NhE.new_full(q_NhE.shape[:2], -torch.inf)
-        for block in _blocks(spans):
-            part_out, part_lse = flash_forward(
-                q_NhE[block.q0 : block.q1],
-                k_TgE[block.k0 : block.k1],
-                v_TgE[block.k0 : block.k1],
-                block.causal,
-                scale,
-            )
-            _merge(out_NhE[block.q0 : block.q1], lse_Nh[block.q0 : block.q1], part_out, part_lse)
-        for key_NgE, value_NgE in zip(chain[::2], chain[1::2], strict=True):
-            score_Nh = _chain_scores(q_NhE, key_NgE) * scale
-            _merge(out_NhE, lse_Nh, _to_query_heads(value_NgE, q_NhE.shape[1]), score_Nh)
+        out_NhE, lse_Nh = kernel.forward(q_NhE, k_TgE, v_TgE, layout, window)
+        num_kv = k_TgE.shape[1]
+        if chain:
+            q_NgrE, out_NgrE = _grouped(q_NhE, num_kv), _grouped(out_NhE, num_kv)
+            scores_CNgr = torch.stack([_dot(q_NgrE, _spread(key)) for key in chain[::2]])
+            scores_CNgr *= q_NhE.shape[-1] ** -0.5
+            scores_CNh = scores_CNgr.flatten(2)
+            total_Nh = torch.logaddexp(lse_Nh, scores_CNh.logsumexp(0))
+            out_NhE.mul_(torch.exp(lse_Nh - total_Nh).unsqueeze(-1))
+            probs_CNgr = torch.exp(scores_CNh - total_Nh).view_as(scores_CNgr)
+            for prob_Ngr, value_NgE in zip(probs_CNgr, chain[1::2], strict=True):
+                out_NgrE.addcmul_(prob_Ngr.unsqueeze(-1), _spread(value_NgE).to(out_NhE.dtype))
+            lse_Nh = total_Nh
+        else:
+            probs_CNgr = lse_Nh.new_zeros(0, *lse_Nh.unflatten(1, (num_kv, -1)).shape)
         out_NhE = out_NhE.to(q_NhE.dtype)
-        ctx.spans = spans
-        ctx.scale = scale
-        ctx.save_for_backward(q_NhE, k_TgE, v_TgE, out_NhE, lse_Nh, *chain)
+        ctx.kernel, ctx.layout, ctx.window = kernel, layout, window
+        ctx.save_for_backward(q_NhE, k_TgE, v_TgE, out_NhE, lse_Nh, probs_CNgr, *chain)
         return out_NhE
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dout_NhE,) = grad_outputs
-        q_NhE, k_TgE, v_TgE, out_NhE, lse_Nh, *chain = ctx.saved_tensors
-        dout_NhE = dout_NhE.contiguous()
-        wide = _wide(q_NhE)
-        dq_NhE = torch.zeros_like(q_NhE, dtype=wide)
-        dk_TgE = torch.zeros_like(k_TgE, dtype=wide)
-        dv_TgE = torch.zeros_like(v_TgE, dtype=wide)
-        for block in _blocks(ctx.spans):
-            queries, keys = slice(block.q0, block.q1), slice(block.k0, block.k1)
-            dq, dk, dv = flash_backward(
-                dout_NhE[queries],
-                q_NhE[queries],
-                k_TgE[keys],
-                v_TgE[keys],
-                out_NhE[queries],
-                lse_Nh[queries],
-                block.causal,
-                ctx.scale,
-            )
-            dq_NhE[queries] += dq
-            dk_TgE[keys] += dk
-            dv_TgE[keys] += dv
-        dout = dout_NhE.to(wide)
-        delta_Nh = (dout * out_NhE).sum(-1)
+        q_NhE, k_TgE, v_TgE, out_NhE, lse_Nh, probs_CNgr, *chain = ctx.saved_tensors
+        dq_NhE, dk_TgE, dv_TgE = ctx.kernel.backward(
+            dout_NhE, q_NhE, k_TgE, v_TgE, out_NhE, lse_Nh, ctx.layout, ctx.window
+        )
+        num_kv, scale = k_TgE.shape[1], q_NhE.shape[-1] ** -0.5
         grads_chain: list[Tensor] = []
-        num_heads, num_kv = q_NhE.shape[1], k_TgE.shape[1]
-        for key_NgE, value_NgE in zip(chain[::2], chain[1::2], strict=True):
-            prob_Nh = torch.exp(_chain_scores(q_NhE, key_NgE) * ctx.scale - lse_Nh)
-            dprob_Nh = (dout * _to_query_heads(value_NgE, num_heads)).sum(-1)
-            dscore_Nh1 = (prob_Nh * (dprob_Nh - delta_Nh) * ctx.scale).unsqueeze(-1)
-            dq_NhE += dscore_Nh1 * _to_query_heads(key_NgE, num_heads)
-            dkey_NgE = _to_kv_heads(dscore_Nh1 * q_NhE, num_kv)
-            dvalue_NgE = _to_kv_heads(prob_Nh.unsqueeze(-1) * dout, num_kv)
-            grads_chain += [dkey_NgE.to(key_NgE.dtype), dvalue_NgE.to(value_NgE.dtype)]
+        if chain:
+            dq_NhE = dq_NhE.to(lse_Nh.dtype)
+            q_NgrE, dq_NgrE = _grouped(q_NhE, num_kv), _grouped(dq_NhE, num_kv)
+            dout_NgrE = _grouped(dout_NhE, num_kv)
+            delta_Ngr = _dot(dout_NgrE, _grouped(out_NhE, num_kv))
+            for prob_Ngr, key_NgE, value_NgE in zip(
+                probs_CNgr, chain[::2], chain[1::2], strict=True
+            ):
+                dprob_Ngr = _dot(dout_NgrE, _spread(value_NgE))
+                dscore_Ngr1 = (prob_Ngr * (dprob_Ngr - delta_Ngr) * scale).unsqueeze(-1)
+                dq_NgrE.addcmul_(dscore_Ngr1, _spread(key_NgE).to(dq_NhE.dtype))
+                dkey_NgE = (dscore_Ngr1 * q_NgrE).sum(2)
+                dvalue_NgE = (prob_Ngr.unsqueeze(-1) * dout_NgrE).sum(2)
+                grads_chain += [dkey_NgE.to(key_NgE.dtype), dvalue_NgE.to(value_NgE.dtype)]
         dtype = q_NhE.dtype
-        return (dq_NhE.to(dtype), dk_TgE.to(dtype), dv_TgE.to(dtype), None, *grads_chain)
+        gradients = dq_NhE.to(dtype), dk_TgE.to(dtype), dv_TgE.to(dtype)
+        return (*gradients, None, None, None, *grads_chain)
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _grouped(x_NhE: Tensor, num_kv: int) -> Tensor:
+    """View [N, g, r, E]."""
+    return x_NhE.unflatten(1, (num_kv, -1))
 
 
-def _merge(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """Fold one part of a softmax into the running (out, lse), in place."""
-    total = torch.logaddexp(lse, part_lse)
-    out.mul_(torch.exp(lse - total).unsqueeze(-1))
-    out.add_(torch.exp(part_lse - total).unsqueeze(-1) * part_out)
-    lse.copy_(total)
+def _spread(x_NgE: Tensor) -> Tensor:
+    """View [N, g, 1, E], for all query heads of a group."""
+    return x_NgE.unsqueeze(2)
 
 
-def _to_query_heads(x_NgE: Tensor, num_heads: int) -> Tensor:
-    return x_NgE.repeat_interleave(num_heads // x_NgE.shape[1], dim=1)
-
-
-def _to_kv_heads(x_NhE: Tensor, num_kv: int) -> Tensor:
-    N, h, E = x_NhE.shape
-    return x_NhE.view(N, num_kv, h // num_kv, E).sum(2)
-
-
-def _chain_scores(q_NhE: Tensor, key_NgE: Tensor) -> Tensor:
-    return (q_NhE.to(_wide(q_NhE)) * _to_query_heads(key_NgE, q_NhE.shape[1])).sum(-1)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over E of the product, in float32 (float64 for float64)."""
+    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+    return (a.to(wide) * b).sum(-1)

@@ -1,155 +1,67 @@
 """The EAGLE-3 drafter (arXiv 2503.01840), unrolled over its draft steps for training.
 
-Parameter names are those of the artifact. The embedding is the target's, frozen, and no parameter.
+Parameter names are those of the artifact. The embedding is the target's, frozen, and no parameter;
+a drafter of another width than the target's learns a projection of it (`embed_proj`).
 
-Legend: T tokens, N starts, L aux layers, H hidden size, h query heads, g key/value heads,
-E head size, K draft steps, D draft vocabulary.
+Legend: T tokens, N starts, F all auxiliary features, L aux layers, H hidden size, D draft
+vocabulary, V vocabulary.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from torch.utils.checkpoint import checkpoint
 
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.attention import chain_attention
+from specpipe.stages.drafter.attention_kernel import AttentionName
+from specpipe.stages.drafter.attention_layout import Layout
 from specpipe.stages.drafter.batch import Batch
+from specpipe.stages.drafter.embedding import FrozenEmbedding
+from specpipe.stages.drafter.layer import KeyValue, Layer
+from specpipe.stages.drafter.norm import RMSNorm
+from specpipe.stages.drafter.rotary import Rotary
 
-KeyValue = tuple[Tensor, Tensor]
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight in float32 (float64 for float64), whatever the dtype that comes in."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
-
-
-class Rotary(nn.Module):
-    """Rotary position embedding, the non-interleaved kind, from transformers' rope parameters."""
-
-    def __init__(self, shape: DrafterShape) -> None:
-        super().__init__()
-        config = LlamaConfig(
-            hidden_size=shape.hidden_size,
-            num_attention_heads=shape.num_attention_heads,
-            head_dim=shape.head_dim,
-            max_position_embeddings=shape.max_position_embeddings,
-            rope_parameters=dict(shape.rope_parameters),
-        )
-        self.rope = LlamaRotaryEmbedding(config)
-
-    def forward(self, positions_N: Tensor, dtype: torch.dtype) -> KeyValue:
-        """cos and sin, each [N, 1, E]."""
-        with torch.autocast(positions_N.device.type, enabled=False):
-            like = torch.empty(0, dtype=dtype, device=positions_N.device)
-            cos, sin = self.rope(like, positions_N.unsqueeze(0))
-        return cos[0].unsqueeze(1), sin[0].unsqueeze(1)
-
-
-def rotate(x_NhE: Tensor, cos_sin: KeyValue) -> Tensor:
-    cos, sin = cos_sin
-    first, second = x_NhE.chunk(2, dim=-1)
-    return (x_NhE * cos + torch.cat([-second, first], dim=-1) * sin).to(x_NhE.dtype)
-
-
-class Attention(nn.Module):
-    """Projections of the 2H-wide attention input."""
-
-    def __init__(self, shape: DrafterShape) -> None:
-        super().__init__()
-        self.head_dim = shape.head_dim
-        queries = shape.num_attention_heads * shape.head_dim
-        keys = shape.num_key_value_heads * shape.head_dim
-        self.q_proj = nn.Linear(2 * shape.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(2 * shape.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(2 * shape.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(queries, shape.hidden_size, bias=False)
-
-    def keys_values(self, x_N2H: Tensor, cos_sin: KeyValue) -> KeyValue:
-        keys = self._heads(self.k_proj(x_N2H))
-        return rotate(keys, cos_sin), self._heads(self.v_proj(x_N2H))
-
-    def queries(self, x_N2H: Tensor, cos_sin: KeyValue) -> Tensor:
-        return rotate(self._heads(self.q_proj(x_N2H)), cos_sin)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.view(len(x), x.shape[-1] // self.head_dim, self.head_dim)
-
-
-class Mlp(nn.Module):
-    """Gated MLP with SiLU."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-        return out
-
-
-class Layer(nn.Module):
-    """The one decoder layer: attention over [embedding; hidden], then an MLP."""
-
-    def __init__(self, shape: DrafterShape) -> None:
-        super().__init__()
-        H, eps = shape.hidden_size, shape.rms_norm_eps
-        self.input_layernorm = RMSNorm(H, eps)
-        self.hidden_norm = RMSNorm(H, eps)
-        self.self_attn = Attention(shape)
-        self.post_attention_layernorm = RMSNorm(H, eps)
-        self.mlp = Mlp(H, shape.intermediate_size)
-        self.norm_before_residual = shape.norm_before_residual
-
-    def attention_input(self, embedded_NH: Tensor, hidden_NH: Tensor) -> tuple[Tensor, Tensor]:
-        """The 2H-wide attention input, and the residual."""
-        normed_NH = self.hidden_norm(hidden_NH)
-        x_N2H = torch.cat([self.input_layernorm(embedded_NH), normed_NH], dim=-1)
-        return x_N2H, normed_NH if self.norm_before_residual else hidden_NH
-
-    def finish(self, attended_NhE: Tensor, residual_NH: Tensor) -> Tensor:
-        hidden_NH = residual_NH + self.self_attn.o_proj(attended_NhE.flatten(1))
-        out: Tensor = hidden_NH + self.mlp(self.post_attention_layernorm(hidden_NH))
-        return out
+Stepped = tuple[Tensor, KeyValue]
 
 
 class Eagle3(nn.Module):
     """EAGLE-3 over packed batches.
 
-    `embed_tokens_VH` is the target's embedding, frozen.
+    `embed_tokens_VH` is the target's embedding, as wide as the target. `recompute` keeps only the
+    inputs of each layer in each step for the backward pass, and computes the rest again.
     """
 
-    embed_tokens_VH: Tensor
-
-    def __init__(self, shape: DrafterShape, embed_tokens_VH: Tensor) -> None:
+    def __init__(
+        self,
+        shape: DrafterShape,
+        embed_tokens_VH: Tensor,
+        *,
+        attention: AttentionName = "auto",
+        recompute: bool = False,
+        embedding_on_cpu: bool = False,
+    ) -> None:
         super().__init__()
-        self.shape = shape
-        H, L, eps = shape.hidden_size, shape.num_aux, shape.rms_norm_eps
+        self.shape, self.recompute = shape, recompute
+        H, eps = shape.hidden_size, shape.rms_norm_eps
+        features = shape.num_aux * shape.target_hidden_size
         if shape.norm_before_fc:
-            self.input_norm = RMSNorm(L * H, eps)
+            self.input_norm = RMSNorm(features, eps)
         if shape.fc_norm:
-            self.fc_norm = nn.ModuleList(RMSNorm(H, eps) for _ in range(L))
-        self.fc = nn.Linear(L * H, H, bias=False)
-        self.layers = nn.ModuleList([Layer(shape)])
+            self.fc_norm = nn.ModuleList(
+                RMSNorm(shape.target_hidden_size, eps) for _ in range(shape.num_aux)
+            )
+        self.fc = nn.Linear(features, H, bias=False)
+        if shape.projects_embedding:
+            self.embed_proj = nn.Linear(shape.target_hidden_size, H, bias=False)
+        self.layers = nn.ModuleList(
+            Layer(shape, is_first=number == 0, attention=attention)
+            for number in range(shape.num_layers)
+        )
         self.norm = RMSNorm(H, eps)
         self.lm_head = nn.Linear(H, shape.draft_vocab_size, bias=False)
         self.rotary = Rotary(shape)
-        self.register_buffer("embed_tokens_VH", embed_tokens_VH, persistent=False)
-
-    @property
-    def layer(self) -> Layer:
-        layer = self.layers[0]
-        assert isinstance(layer, Layer)
-        return layer
+        self.embedding = FrozenEmbedding(embed_tokens_VH, on_cpu=embedding_on_cpu)
 
     def features(self, aux_TLH: Tensor) -> Tensor:
         """h0 [T, H] from the auxiliary states."""
@@ -164,42 +76,64 @@ class Eagle3(nn.Module):
         out: Tensor = self.fc(features_TF)
         return out
 
-    def embed(self, ids_N: Tensor) -> Tensor:
-        return self.embed_tokens_VH[ids_N].to(self.fc.weight.dtype)
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """[T, H]"""
+        embedded_T: Tensor = self.embedding(ids_T).to(self.fc.weight.dtype)
+        return self.embed_proj(embedded_T) if self.shape.projects_embedding else embedded_T
 
     def forward(self, batch: Batch) -> Tensor:
         """Input of the lm_head for every head and start: norm(o), [K, N, H].
 
         Head k is computed at every start, also where `batch.rows_KN` says that it is not used.
         """
-        layer, last = self.layer, batch.num_tokens - 1
-        attention = layer.self_attn
-        starts_N, positions_N = batch.starts_N, batch.positions_T[batch.starts_N]
-
-        # Step 1 at every position, for its keys: position i holds token x[i+1]. What the last
-        # position of a sample holds is never seen: no start reaches that far.
-        next_ids_T = batch.input_ids_T.roll(-1)
-        x_T2H, residual_TH = layer.attention_input(
-            self.embed(next_ids_T), self.features(batch.aux_TLH)
-        )
-        step_keys, step_values = attention.keys_values(
-            x_T2H, self.rotary(batch.positions_T, x_T2H.dtype)
-        )
-        x_N2H, residual_NH = x_T2H[starts_N], residual_TH[starts_N]
-
-        chain: list[KeyValue] = []
-        outputs: list[Tensor] = []
-        cos_sin = self.rotary(positions_N, x_N2H.dtype)
-        for k in range(1, batch.num_heads + 1):
-            attended_NhE = chain_attention(
-                attention.queries(x_N2H, cos_sin), step_keys, step_values, chain, batch.spans
-            )
-            output_NH = layer.finish(attended_NhE, residual_NH)
-            outputs.append(self.norm(output_NH))
-            if k < batch.num_heads:
-                fed_back_NH = outputs[-1] if self.shape.norm_output else output_NH
-                ids_N = batch.input_ids_T[(starts_N + k + 1).clamp(max=last)]
-                x_N2H, residual_NH = layer.attention_input(self.embed(ids_N), fed_back_NH)
-                cos_sin = self.rotary(positions_N + k, x_N2H.dtype)
-                chain.append(attention.keys_values(x_N2H, cos_sin))
+        starts_N, last = batch.starts_N, batch.num_tokens - 1
+        positions_N = batch.positions_T[starts_N]
+        layout = Layout.of_starts(batch.spans)
+        embedded_TH = self.embed(batch.input_ids_T)
+        hidden_NH, step_1 = self._first_step(batch, embedded_TH, layout)
+        outputs = [self.norm(hidden_NH)]
+        chains: list[list[KeyValue]] = [[] for _ in self.layers]
+        for k in range(2, batch.num_heads + 1):
+            hidden_NH = outputs[-1] if self.shape.norm_output else hidden_NH
+            embedded_NH = embedded_TH[(starts_N + k).clamp(max=last)]
+            cos_sin = self.rotary(positions_N + k - 1, hidden_NH.dtype)
+            for layer, keys, chain in zip(self._layers, step_1, chains, strict=True):
+                hidden_NH, own = self._run(
+                    layer.next_step, hidden_NH, embedded_NH, cos_sin, keys, tuple(chain), layout
+                )
+                chain.append(own)
+            outputs.append(self.norm(hidden_NH))
         return torch.stack(outputs)
+
+    def _first_step(
+        self, batch: Batch, embedded_TH: Tensor, layout: Layout
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Output [N, H] at the starts, and the keys and values of every layer at every position.
+
+        The keys of a layer come from the outputs of the one before it: only the last may leave out
+        the positions that are no starts. Position i holds token x[i+1]; what the last position of
+        a sample holds is never seen, as no start reaches that far.
+        """
+        hidden, next_TH = self.features(batch.aux_TLH), embedded_TH.roll(-1, 0)
+        cos_sin_T = self.rotary(batch.positions_T, hidden.dtype)
+        everywhere = Layout.of_positions(batch.spans)
+        *before, last = self._layers
+        step_1: list[KeyValue] = []
+        for layer in before:
+            hidden, keys = self._run(layer.first_step, hidden, next_TH, cos_sin_T, None, everywhere)
+            step_1.append(keys)
+        hidden_NH, keys = self._run(
+            last.first_step, hidden, next_TH, cos_sin_T, batch.starts_N, layout
+        )
+        return hidden_NH, [*step_1, keys]
+
+    @property
+    def _layers(self) -> list[Layer]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    def _run(self, step: Callable[..., Stepped], *inputs: object) -> Stepped:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return step(*inputs)
+        # Nothing in a step is random.
+        out: Stepped = checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return out

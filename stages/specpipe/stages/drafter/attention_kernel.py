@@ -1,0 +1,68 @@
+"""Attention over the step-1 keys, with its log-sum-exp: one signature, several kernels.
+
+CPU: torch's flash kernel, block by block. CUDA: torch's flash kernel for sequences of various
+lengths in half precision, its memory-efficient kernel, block by block, in float32. `reference` is
+written out; it serves every device and dtype, in memory that grows with the square of the length.
+
+Legend: T keys, N queries, h query heads, g key/value heads, E head size.
+"""
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.drafter.attention_layout import Layout
+from specpipe.stages.drafter.flash_blocks import FlashBlocks
+from specpipe.stages.drafter.flash_varlen import FlashVarlen
+from specpipe.stages.drafter.reference_attention import ReferenceAttention
+
+AttentionName = Literal["auto", "flash", "reference"]
+
+
+class AttentionKernel(Protocol):
+    """softmax(q k^T / sqrt(E)) v over the keys that `layout` and `window` let each query see."""
+
+    def forward(
+        self, q_NhE: Tensor, k_TgE: Tensor, v_TgE: Tensor, layout: Layout, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output [N, h, E] and log-sum-exp [N, h], both float32 (float64 for float64).
+
+        Rows that no span covers are 0, with a log-sum-exp of -inf.
+        """
+
+    def backward(
+        self,
+        dout_NhE: Tensor,
+        q_NhE: Tensor,
+        k_TgE: Tensor,
+        v_TgE: Tensor,
+        out_NhE: Tensor,
+        lse_Nh: Tensor,
+        layout: Layout,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v for a given output and log-sum-exp.
+
+        `out` and `lse` may be those of a larger softmax of which this attention is a part.
+        """
+
+
+def attention_kernel(name: AttentionName, q_NhE: Tensor) -> AttentionKernel:
+    """The kernel of that name for queries like these; `auto` is `flash` where there is one.
+
+    Raises ConfigError for `flash` where there is none.
+    """
+    has_flash = q_NhE.dtype != torch.float64 and (q_NhE.is_cpu or q_NhE.shape[-1] % 8 == 0)
+    if name == "reference" or (name == "auto" and not has_flash):
+        return ReferenceAttention()
+    if not has_flash:
+        raise ConfigError(
+            f"there is no flash attention for {q_NhE.dtype} and heads of {q_NhE.shape[-1]} on"
+            f" {q_NhE.device.type}: it takes half precision or float32, and on a GPU heads of a"
+            " multiple of 8; use --attention reference"
+        )
+    if q_NhE.is_cpu or q_NhE.dtype == torch.float32:
+        return FlashBlocks()
+    return FlashVarlen()

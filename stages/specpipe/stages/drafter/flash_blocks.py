@@ -1,0 +1,150 @@
+"""Flash attention block by block, by the device's own kernel.
+
+CPU: torch's flash kernel. CUDA: torch's memory-efficient kernel, in float32. Tensors are handed
+over as views, key/value heads as a batch whose queries are the heads of their group: the kernels
+take any strides, so nothing is copied or repeated.
+
+Legend: T keys, N queries, n queries and k keys of one block, h query heads, g key/value heads,
+r query heads per key/value head, E head size.
+"""
+
+import torch
+from torch import Tensor
+
+from specpipe.stages.drafter.attention_layout import Block, Layout
+
+_ops = torch.ops.aten
+
+
+class FlashBlocks:
+    """A block's part of a softmax is merged into the others' by their log-sum-exps."""
+
+    def forward(
+        self, q_NhE: Tensor, k_TgE: Tensor, v_TgE: Tensor, layout: Layout, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        num_kv = k_TgE.shape[1]
+        q_grNE, k_grTE, v_grTE = _grouped(q_NhE, num_kv), *_shared(q_NhE, k_TgE, v_TgE)
+        out_NhE = torch.zeros_like(q_NhE, dtype=torch.float32)
+        lse_Nh = out_NhE.new_full(q_NhE.shape[:2], -torch.inf)
+        out_grNE, lse_grN = _grouped(out_NhE, num_kv), _grouped_rows(lse_Nh, num_kv)
+        done = 0
+        for block in layout.blocks(window):
+            queries, keys = slice(block.q0, block.q1), slice(block.k0, block.k1)
+            out, lse = _forward(
+                q_grNE[:, :, queries], k_grTE[:, :, keys], v_grTE[:, :, keys], block
+            )
+            if block.q0 >= done:
+                out_grNE[:, :, queries], lse_grN[:, :, queries] = out, lse
+                done = block.q1
+            else:
+                _merge(out_grNE[:, :, queries], lse_grN[:, :, queries], out, lse)
+        return out_NhE, lse_Nh
+
+    def backward(
+        self,
+        dout_NhE: Tensor,
+        q_NhE: Tensor,
+        k_TgE: Tensor,
+        v_TgE: Tensor,
+        out_NhE: Tensor,
+        lse_Nh: Tensor,
+        layout: Layout,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        num_kv, dtype = k_TgE.shape[1], q_NhE.dtype
+        q_grNE, k_grTE, v_grTE = _grouped(q_NhE, num_kv), *_shared(q_NhE, k_TgE, v_TgE)
+        dout_grNE = _grouped(dout_NhE.to(dtype), num_kv)
+        out_grNE = _grouped(out_NhE.to(dtype), num_kv)
+        lse_grN = _grouped_rows(lse_Nh, num_kv)
+        dq_NhE, dk_TgE, dv_TgE = (
+            torch.zeros_like(x, dtype=torch.float32) for x in (q_NhE, k_TgE, v_TgE)
+        )
+        dq_grNE, dk_gTE, dv_gTE = (
+            _grouped(dq_NhE, num_kv), dk_TgE.transpose(0, 1), dv_TgE.transpose(0, 1)
+        )  # fmt: skip
+        for block in layout.blocks(window):
+            queries, keys = slice(block.q0, block.q1), slice(block.k0, block.k1)
+            dq, dk, dv = _backward(
+                dout_grNE[:, :, queries],
+                q_grNE[:, :, queries],
+                k_grTE[:, :, keys],
+                v_grTE[:, :, keys],
+                out_grNE[:, :, queries],
+                lse_grN[:, :, queries],
+                block,
+            )
+            dq_grNE[:, :, queries] += dq
+            dk_gTE[:, keys] += dk.sum(1)
+            dv_gTE[:, keys] += dv.sum(1)
+        return dq_NhE, dk_TgE, dv_TgE
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    """Output [g, r, n, E] and log-sum-exp float32 [g, r, n] of one block."""
+    scale, is_causal, mask = _masking(q, block)
+    if q.is_cpu:
+        out, lse = _ops._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, is_causal, attn_mask=mask, scale=scale
+        )
+        return out, lse
+    out, lse, _, _ = _ops._scaled_dot_product_efficient_attention(
+        q, k, v, mask, True, 0.0, is_causal, scale=scale
+    )
+    return out, lse[..., : q.shape[2]]  # padded to a multiple of 32 queries
+
+
+def _backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, block: Block
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients [g, r, ., E] of one block's queries, keys and values."""
+    scale, is_causal, mask = _masking(q, block)
+    if q.is_cpu:
+        dq, dk, dv = _ops._scaled_dot_product_flash_attention_for_cpu_backward(
+            dout, q, k, v, out, lse.contiguous(), 0.0, is_causal, attn_mask=mask, scale=scale
+        )
+        return dq, dk, dv
+    padding = -lse.shape[-1] % 32
+    lse = torch.nn.functional.pad(lse, (0, padding), value=torch.inf)
+    unused = torch.zeros((), dtype=torch.int64, device="cpu")
+    dq, dk, dv, _ = _ops._scaled_dot_product_efficient_attention_backward(
+        dout, q, k, v, mask, out, lse, unused, unused, 0.0,
+        [True, True, True, False], is_causal, scale=scale,
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def _masking(q: Tensor, block: Block) -> tuple[float, bool, Tensor | None]:
+    """Scale, the kernel's own causal flag, and the mask of what that flag cannot say."""
+    scale = q.shape[-1] ** -0.5
+    if not block.causal or (block.is_square and block.window is None):
+        return scale, block.causal, None
+    hidden = block.hidden(q.device)
+    num_queries, num_keys = hidden.shape
+    # CUDA's kernel wants aligned rows.
+    mask = q.new_zeros(num_queries, num_keys + -num_keys % 8)[:, :num_keys]
+    mask.masked_fill_(hidden, -torch.inf)
+    return scale, False, mask.expand(*q.shape[:2], -1, -1)
+
+
+def _merge(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
+    """Fold one part of a softmax into the running (out, lse), in place."""
+    total = torch.logaddexp(lse, part_lse)
+    out.mul_(torch.exp(lse - total).unsqueeze(-1))
+    out.addcmul_(torch.exp(part_lse - total).unsqueeze(-1), part_out.to(out.dtype))
+    lse.copy_(total)
+
+
+def _grouped(x_NhE: Tensor, num_kv: int) -> Tensor:
+    """View [g, r, N, E]."""
+    return x_NhE.unflatten(1, (num_kv, -1)).permute(1, 2, 0, 3)
+
+
+def _grouped_rows(x_Nh: Tensor, num_kv: int) -> Tensor:
+    """View [g, r, N]."""
+    return x_Nh.unflatten(1, (num_kv, -1)).permute(1, 2, 0)
+
+
+def _shared(q_NhE: Tensor, *xs_TgE: Tensor) -> tuple[Tensor, ...]:
+    """Views [g, r, T, E], the same for all r query heads of a group."""
+    group = q_NhE.shape[1] // xs_TgE[0].shape[1]
+    return tuple(x.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1) for x in xs_TgE)
