@@ -102,7 +102,8 @@ def read_metrics(run: Path | str, *, timings: bool = False) -> list[dict[str, An
     """metrics.jsonl; its timings, which no two runs share, only when asked for."""
     rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     for row in rows if not timings else ():
-        del row["data_wait"]
+        for name in ("seconds", "data_wait", "memory_mib"):
+            row.pop(name, None)
     return rows
 
 

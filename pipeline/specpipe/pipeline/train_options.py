@@ -5,7 +5,7 @@ from typing import Any, get_args
 import click
 
 from specpipe.pipeline.options import Function, GroupedOption, with_options
-from specpipe.schemas.train_config import LossName
+from specpipe.schemas.train_config import AttentionName, LossName
 
 
 def _option(group: str, *arguments: str, **settings: Any) -> click.Option:
@@ -46,8 +46,43 @@ _OPTIONS = (
     _option(
         _DRAFTER, "--draft-vocab-by", type=click.Choice(["mass", "count"]), help="[default: mass]"
     ),
+    _option(_DRAFTER, "--draft-vocab-file", help="A ready map: safetensors with d2t, or .npy."),
+    _option(_DRAFTER, "--init-from", help="Folder of an artifact to go on from."),
+    _option(
+        _DRAFTER,
+        "--warm-start",
+        help="The target's checkpoint: begin with its last layer's weights where they fit.",
+    ),
+    _option(
+        _DRAFTER,
+        "--layer-type",
+        type=click.Choice(["llama", "qwen3"]),
+        help="qwen3 norms queries and keys.  [default: llama]",
+    ),
+    _option(_DRAFTER, "--num-layers", type=int, help="Decoder layers.  [default: 1]"),
+    _option(_DRAFTER, "--sliding-window", type=int, help="Most positions that a query sees."),
+    _option(
+        _DRAFTER, "--hidden-size", type=int, help="Width of the drafter.  [default: the target's]"
+    ),
+    _option(
+        _DRAFTER, "--num-attention-heads", type=int, help="Query heads.  [default: the target's]"
+    ),
+    _option(
+        _DRAFTER, "--num-key-value-heads", type=int, help="Grouped heads.  [default: the target's]"
+    ),
+    _option(_DRAFTER, "--head-dim", type=int, help="Size of a head.  [default: the target's]"),
+    _option(_DRAFTER, "--rope-theta", type=float, help="Base of rope.  [default: the target's]"),
     _option(
         _DRAFTER, "--intermediate-size", type=int, help="Width of the MLP.  [default: the target's]"
+    ),
+    *(
+        _option(_DRAFTER, f"--{name}/--no-{name}", default=None, help=text)
+        for name, text in (
+            ("norm-before-residual", "Take the normed hidden state as the residual."),
+            ("norm-before-fc", "RMSNorm on the concatenated auxiliary states."),
+            ("fc-norm", "RMSNorm on each auxiliary state."),
+            ("norm-output", "Feed the normed output to the next draft step."),
+        )
     ),
     _option(_LOSS, "--loss", type=click.Choice(get_args(LossName)), help="[default: lk_hybrid]"),
     _option(_LOSS, "--eta", type=float, help="lk_hybrid: how fast KL gives way.  [default: 3]"),
@@ -89,6 +124,12 @@ _OPTIONS = (
     _option(_STEPS, "--max-steps", type=int, help="Optimiser steps; overrides --num-epochs."),
     _option(_STEPS, "--batch-tokens", type=int, help="Token budget of a step.  [default: 8192]"),
     _option(_STEPS, "--batch-size", type=int, help="Samples of a step, instead of --batch-tokens."),
+    _option(
+        _MACHINE,
+        "--pack-tokens",
+        type=int,
+        help="Token budget of one forward and backward pass.  [default: the whole step]",
+    ),
     _option(_STEPS, "--seed", type=int, help="[default: 0]"),
     _option(
         _EVAL, "--held-out-fraction", type=float, help="Share of the prompts.  [default: 0.05]"
@@ -108,6 +149,31 @@ _OPTIONS = (
     ),
     _option(
         _MACHINE, "--dtype", type=click.Choice(["float32", "bfloat16"]), help="[default: float32]"
+    ),
+    _option(
+        _MACHINE,
+        "--shard",
+        is_flag=True,
+        default=None,
+        help="Shard weights and optimiser over torchrun's processes (FSDP2).",
+    ),
+    _option(
+        _MACHINE,
+        "--attention",
+        type=click.Choice(get_args(AttentionName)),
+        help="Kernel; reference is plain and slow.  [default: auto]",
+    ),
+    _option(
+        _MACHINE,
+        "--activation-checkpointing/--no-activation-checkpointing",
+        default=None,
+        help="Less memory, more computing.",
+    ),
+    _option(
+        _MACHINE,
+        "--embedding-on-cpu/--no-embedding-on-cpu",
+        default=None,
+        help="Keep the target's embedding in the host's memory.",
     ),
     _option(_MACHINE, "--device", help="cpu, cuda, ...  [default: a GPU if there is one]"),
 )

@@ -24,7 +24,8 @@ def _no_blank(value: str) -> str:
     return value
 
 
-def _several(value: Any) -> Any:
+def several(value: Any) -> Any:
+    """A lone text where several may stand."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -64,7 +65,7 @@ class InputConfig(Config):
     """Local folder or hub id of the target."""
     revision: str | None = None
     """Revision of a hub target."""
-    data: Annotated[tuple[Location, ...], BeforeValidator(_several)] = Field(min_length=1)
+    data: Annotated[tuple[Location, ...], BeforeValidator(several)] = Field(min_length=1)
     """JSONL or Parquet files, folders or globs (fsspec URLs) of pretokenised samples (`input_ids`,
     ...), conversations (`messages`) or plain text (`text`)."""
     loss_mask: Literal["auto", "markers", "boundaries"] = "auto"

@@ -4,6 +4,9 @@ Per-head metrics are lists with one entry per head, head 1 first. Heads are cond
 measured where the drafts of heads 1..k-1 were accepted (weighted by their survival).
 """
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -87,3 +90,30 @@ def sampling_metrics(acceptance_rate: list[float]) -> SamplingMetrics:
         system_efficiency=[(1 + a) / k for k, a in enumerate(accepted, start=1)],
         draft_efficiency=[a / k for k, a in enumerate(accepted, start=1)],
     )
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row of metrics.jsonl by the names that loggers get.
+
+    A step's metrics stand under train/, an evaluation's under eval/; of a list, which has an entry
+    per head or per number of draft tokens, entry k ends in /head_k or /tokens_k:
+    train/kl/head_2, eval/temperature_1/acceptance_rate/head_1, eval/replay_greedy/tau/tokens_3.
+    """
+    evaluation = row.get("eval")
+    values = row if evaluation is None else evaluation
+    prefix = "train" if evaluation is None else "eval"
+    return dict(_scalars(prefix, values, "head"))
+
+
+def _scalars(prefix: str, values: Mapping[str, Any], entry: str) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        path = f"{prefix}/{name}"
+        if isinstance(value, Mapping):
+            yield from _scalars(path, value, "tokens" if name.startswith("replay") else entry)
+        elif isinstance(value, list):
+            # What has an entry per head and number of tokens stays in metrics.jsonl.
+            numbers = [v for v in value if not isinstance(v, list)]
+            for index, number in enumerate(numbers, start=1):
+                yield f"{path}/{entry}_{index}", float(number)
+        elif name != "step" and isinstance(value, int | float):
+            yield path, float(value)

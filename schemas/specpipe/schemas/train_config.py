@@ -2,15 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from specpipe.schemas.config import Config, Location
+from specpipe.schemas.config import Config, Location, several
 from specpipe.schemas.sample import SplitFraction
 
 PREFETCH_MIB = 4096
 """Most MiB of shards that a reader of a dump keeps in memory; one of an 8B target takes 1024."""
 
 LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
+AttentionName = Literal["auto", "flash", "reference"]
+LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -37,8 +39,30 @@ class TrainConfig(Config):
     """D; default: 32,000, or the whole vocabulary where that is smaller."""
     draft_vocab_by: Literal["mass", "count"] = "mass"
     """Choose the draft vocabulary by the verifier's summed probability, or by token counts."""
+    draft_vocab_file: str | None = None
+    """A ready draft vocabulary: safetensors with d2t (and t2d), or .npy with d2t, t2d or ids."""
+    init_from: str | None = None
+    """Folder of an artifact (config.json, model.safetensors) to go on from, vocabulary and all."""
+    warm_start: str | None = None
+    """The target's checkpoint: the first weights come from its last layer, where they fit."""
+    layer_type: Literal["llama", "qwen3"] = "llama"
+    """qwen3: queries and keys are normed per head."""
+    num_layers: int = Field(1, ge=1, le=8)
+    """Decoder layers; the first takes [embedding; hidden], further ones the hidden state alone."""
+    sliding_window: int | None = Field(None, gt=0)
+    """Most positions that a query sees, its own included; default: all before it."""
+    hidden_size: int | None = Field(None, gt=0, le=2**16)
+    """Width of the drafter; default: the target's. Another one learns a projected embedding."""
+    num_attention_heads: int | None = Field(None, gt=0, le=2**10)
+    """Query heads; default: the target's, or as many as hidden_size holds."""
+    num_key_value_heads: int | None = Field(None, gt=0, le=2**10)
+    """Key and value heads; default: the target's, or the most that divide the query heads."""
+    head_dim: int | None = Field(None, gt=0, le=2**10)
+    """Size of a head; default: the target's."""
+    rope_theta: float | None = Field(None, gt=0)
+    """Base of the rotary embedding; default: the target's."""
     intermediate_size: int | None = Field(None, gt=0, le=2**20)
-    """Width of the drafter's MLP; default: the target's."""
+    """Width of the drafter's MLP; default: the target's, scaled with hidden_size."""
     norm_before_residual: bool = False
     """Add the residual after the hidden norm instead of before it."""
     norm_before_fc: bool = False
@@ -75,6 +99,10 @@ class TrainConfig(Config):
     """Token budget of one optimiser step (whole samples are packed into it)."""
     batch_size: int | None = Field(None, gt=0)
     """Samples of one optimiser step, instead of batch_tokens."""
+    pack_tokens: int | None = Field(None, gt=0)
+    """Token budget of one forward and backward pass; default: the whole step in one."""
+    shard: bool = False
+    """Shard weights and optimiser over the ranks of torchrun (FSDP2), instead of a copy on each."""
     context_length: int | None = Field(None, gt=1)
     """Longer samples are cut here."""
     loss_chunk_mib: int = Field(64, gt=0)
@@ -97,17 +125,57 @@ class TrainConfig(Config):
     """Most MiB of shards in memory, read ahead of their use; 0: read when it is needed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast with float32 master weights."""
+    attention: AttentionName = "auto"
+    """Kernel of the attention; `reference` is plain and slow, for debugging."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of each layer and step for the backward pass; compute the rest again."""
+    embedding_on_cpu: bool = False
+    """Keep the target's embedding in the host's memory; only a batch's rows go to the device."""
     device: str = "auto"
     """`cpu`, `cuda`, ...; `auto`: the GPU if there is one."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Initial weights and order of the samples."""
+    log: Annotated[tuple[LoggerName, ...], BeforeValidator(several)] = ()
+    """Where metrics are sent to, besides metrics.jsonl; each needs its package."""
+    log_project: str = Field("specpipe", min_length=1)
+    """Project (for MLflow: experiment) that the run stands in."""
+    log_name: str | None = Field(None, min_length=1)
+    """Name of the run; default: that of the run directory."""
+    early_stop: int | None = Field(None, ge=1)
+    """Evaluations in a row without a better tau after which training ends."""
     time_limit: float | None = Field(None, gt=0)
     """Seconds after which a checkpoint is saved and the run leaves with exit code 5."""
+
+    @field_validator("log")
+    @classmethod
+    def _once(cls, names: tuple[LoggerName, ...]) -> tuple[LoggerName, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("a logger is named twice")
+        return names
 
     @model_validator(mode="after")
     def _one_norm(self) -> "TrainConfig":
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("norm_before_fc and fc_norm exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _window_holds_a_chain(self) -> "TrainConfig":
+        if self.sliding_window is not None and self.sliding_window < self.num_heads:
+            raise ValueError(
+                f"sliding_window {self.sliding_window} is smaller than num_heads {self.num_heads}:"
+                " a draft step sees its start and the steps between"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "TrainConfig":
+        if self.init_from is not None:
+            for name in ("warm_start", "draft_vocab_file", "draft_vocab_size"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"init_from brings its own weights and vocabulary: no {name}")
+        if self.draft_vocab_file is not None and self.draft_vocab_size is not None:
+            raise ValueError("draft_vocab_file says how large the vocabulary is: no draft_vocab_size")
         return self
 
     @model_validator(mode="after")

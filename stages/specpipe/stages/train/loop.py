@@ -20,7 +20,10 @@ from specpipe.stages.drafter.read_ahead import ReadAhead
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.shard_window import Read
 from specpipe.stages.train.checkpoint import save_checkpoint
+from specpipe.stages.train.early_stop import stops_early
 from specpipe.stages.train.evaluate import evaluate, selection_tau
+from specpipe.stages.train.loggers.reports import Reports
+from specpipe.stages.train.memory import memory_mib
 from specpipe.stages.train.order import (
     StepRead,
     eval_every,
@@ -54,6 +57,7 @@ class Loop:
     eval_text: TextOrigin
     folder: RunFolder
     state: TrainState
+    reports: Reports
     should_stop: Callable[[], str | None]
     """The reason to stop early, if there is one; asked after every step and while data is late."""
     progress: Progress
@@ -82,14 +86,15 @@ class Loop:
         if self.state.step == 0:
             metrics = self._evaluate(num_eval_batches)
             self.state = self.state.model_copy(update={"untrained": metrics})
-        while self.state.step < total:
+        while self.state.step < total and not stops_early(self.state, config):
             self._step()
             step = self.state.step
             best = False
             if evaluates_after(step, total, config):
                 best = self._keep_best(self._evaluate(num_eval_batches))
-            reason = None if step == total else self.should_stop()
-            if best or reason or step % checkpoint_every == 0 or step == total:
+            is_last = step == total or stops_early(self.state, config)
+            reason = None if is_last else self.should_stop()
+            if best or reason or step % checkpoint_every == 0 or is_last:
                 self._save(best)
             if reason:
                 raise self._stopped(reason)
@@ -120,6 +125,7 @@ class Loop:
         trainee, config, step = self.trainee, self.trainee.config, self.state.step
         factor = rate_factor(step, self.state.total_steps, config)
         trainee.optimizer.set_rates(factor)
+        began = time.monotonic()
         waited = self._batches.seconds_waited
         read, batch = self._next()
         waited = self._batches.seconds_waited - waited
@@ -160,22 +166,30 @@ class Loop:
             "lk": sums.mean("lk"),
             "kl": sums.mean("kl"),
             "cross_entropy": sums.cross_entropy,
+            "out_of_vocabulary": [1 - share for share in sums.mean("in_vocabulary")],
             "alpha": sums.mean("alpha"),
+            "attainable_mass": sums.mean("mass")[0],
             "temperature_1": sums.sampling(greedy=False).model_dump(),
             "greedy": sums.sampling(greedy=True).model_dump(),
             "learning_rate": config.learning_rate * factor,
             "grad_norm": norm.item(),
-            "data_wait": waited,
         }
-        self._report({"epoch": read.epoch, "tokens": batch.num_tokens, **figures})
-        self.progress(step + 1, self.state.total_steps, {"loss": loss.item(), "data_wait": waited})
+        speed = {
+            "tokens": batch.num_tokens,
+            "seconds": time.monotonic() - began,
+            "data_wait": waited,
+            "memory_mib": memory_mib(trainee.device),
+        }
+        self._report({"epoch": read.epoch, **figures, **speed})
+        self.progress(step + 1, self.state.total_steps, {"loss": loss.item(), **speed})
 
     def _evaluate(self, num_batches: int) -> EvalMetrics:
-        waited = self._batches.seconds_waited
+        began, waited = time.monotonic(), self._batches.seconds_waited
         held_out = (batch for _, batch in islice(self._batches, num_batches))
         metrics = evaluate(self.trainee, held_out, self.eval_text)
         waited = self._batches.seconds_waited - waited
-        self._report({"eval": metrics.model_dump(), "data_wait": waited})
+        seconds = time.monotonic() - began
+        self._report({"eval": metrics.model_dump(), "seconds": seconds, "data_wait": waited})
         tau = selection_tau(metrics, self.eval_text)
         self.progress(self.state.step, self.state.total_steps, {"tau": tau})
         return metrics
@@ -190,7 +204,9 @@ class Loop:
         return True
 
     def _report(self, row: dict[str, Any]) -> None:
-        self.folder.append_metrics({"step": self.state.step, **row})
+        row = {"step": self.state.step, **row}
+        self.folder.append_metrics(row)
+        self.reports.add(row)
 
     def _save(self, best: bool) -> None:
         seconds = self._before.seconds + time.monotonic() - self._began

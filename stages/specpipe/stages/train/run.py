@@ -20,6 +20,9 @@ from specpipe.stages.train.dumps import (
     check_still_of,
     open_dump,
 )
+from specpipe.stages.train.loggers.opening import check_loggers, open_loggers
+from specpipe.stages.train.loggers.records import read_records
+from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.loop import Loop, Progress
 from specpipe.stages.train.order import epoch_batches
 from specpipe.stages.train.run_folder import RunFolder, write_atomically
@@ -40,13 +43,17 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
         if (folder.path / RESULT_FILE).exists():
             return _finished(config, folder)
         try:
-            loop = _prepare(config, folder, should_stop, progress or (lambda *_: None))
+            check_loggers(config.log)
+            records = read_records(folder.path)
+            reports = Reports()
+            loop = _prepare(config, folder, reports, should_stop, progress or (lambda *_: None))
             # Only now: a first attempt that was refused must not bind the directory.
             located = {"dump": loop.reader.dump.folder.url}
             if config.eval_dump is not None:
                 located["eval_dump"] = loop.eval_reader.dump.folder.url
             folder.write_config(config.model_copy(update=located))
-            state = loop.run()
+            with open_loggers(config, folder.path, loop.state.step or -1, records, reports):
+                state = loop.run()
         except StoreError:
             raise
         except OSError as error:
@@ -57,7 +64,11 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
 
 
 def _prepare(
-    config: TrainConfig, folder: RunFolder, should_stop: StopQuestion, progress: Progress
+    config: TrainConfig,
+    folder: RunFolder,
+    reports: Reports,
+    should_stop: StopQuestion,
+    progress: Progress,
 ) -> Loop:
     dump = open_dump(config.dump, config.preverify)
     path = latest_checkpoint(folder.path)
@@ -94,6 +105,7 @@ def _prepare(
         eval_text=eval_dump.identity.text,
         folder=folder,
         state=state,
+        reports=reports,
         should_stop=should_stop,
         progress=progress,
     )
@@ -177,6 +189,7 @@ def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainR
         out=config.out,
         checkpoint=str(checkpoint),
         steps=state.step,
+        stopped_early=state.step < state.total_steps,
         best_step=state.best_step,
         num_tokens=state.num_tokens,
         num_left_out=state.num_left_out,

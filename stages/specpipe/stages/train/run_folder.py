@@ -18,11 +18,17 @@ MAY_CHANGE = frozenset(
         "eval_dump",
         "out",
         "device",
+        "attention",
+        "activation_checkpointing",
+        "embedding_on_cpu",
         "time_limit",
         "checkpoint_every",
         "keep_checkpoints",
         "preverify",
         "prefetch_mib",
+        "log",
+        "log_project",
+        "log_name",
     }
 )
 """Settings that a resume may have others of: they do not change what a run computes, or, for the

@@ -1,0 +1,37 @@
+"""What a logger is: a service that a run's metrics are sent to besides metrics.jsonl."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a logger is opened with: which run reports, and how far it had come."""
+
+    folder: Path
+    """The run directory."""
+    project: str
+    name: str
+    settings: Mapping[str, Any]
+    """The resolved configuration, without credentials."""
+    step: int
+    """Optimiser steps that stand; what comes is of later steps (-1: not even an evaluation)."""
+    run_id: str | None
+    """What the logger called this run when it was opened before."""
+
+
+class Logger(Protocol):
+    """Open: takes metrics until it is closed. Any call may fail, in any way of its library."""
+
+    run_id: str
+    """What the service calls the run, to continue it by."""
+    takes_back: bool
+    """Whether opening withdrew what had been reported of steps after `Session.step`."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Report values of a step; steps come in order, and a step may come twice."""
+
+    def close(self, *, finished: bool) -> None:
+        """Send what waits; `finished` unless the run is to go on later."""
