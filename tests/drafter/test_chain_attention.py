@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.train_config import AttentionName
 from specpipe.stages.drafter.attention import chain_attention
-from specpipe.stages.drafter.attention_kernel import AttentionName
 from specpipe.stages.drafter.attention_layout import Layout
 from specpipe.stages.drafter.batch import SpanOfStarts
 from tests.drafter.toys import Largest, bytes_saved

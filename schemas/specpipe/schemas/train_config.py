@@ -175,7 +175,7 @@ class TrainConfig(Config):
                 if getattr(self, name) is not None:
                     raise ValueError(f"init_from brings its own weights and vocabulary: no {name}")
         if self.draft_vocab_file is not None and self.draft_vocab_size is not None:
-            raise ValueError("draft_vocab_file says how large the vocabulary is: no draft_vocab_size")
+            raise ValueError("draft_vocab_file brings its own size: no draft_vocab_size")
         return self
 
     @model_validator(mode="after")

@@ -20,11 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.attention_kernel import (
-    AttentionKernel,
-    AttentionName,
-    attention_kernel,
-)
+from specpipe.schemas.train_config import AttentionName
+from specpipe.stages.drafter.attention_kernel import AttentionKernel, attention_kernel
 from specpipe.stages.drafter.attention_layout import Layout
 
 

@@ -7,18 +7,17 @@ written out; it serves every device and dtype, in memory that grows with the squ
 Legend: T keys, N queries, h query heads, g key/value heads, E head size.
 """
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.train_config import AttentionName
 from specpipe.stages.drafter.attention_layout import Layout
 from specpipe.stages.drafter.flash_blocks import FlashBlocks
 from specpipe.stages.drafter.flash_varlen import FlashVarlen
 from specpipe.stages.drafter.reference_attention import ReferenceAttention
-
-AttentionName = Literal["auto", "flash", "reference"]
 
 
 class AttentionKernel(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.attention_kernel import AttentionName
+from specpipe.schemas.train_config import AttentionName
 from specpipe.stages.drafter.attention_layout import Layout
 from specpipe.stages.drafter.batch import Batch
 from specpipe.stages.drafter.embedding import FrozenEmbedding

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.train_config import AttentionName
 from specpipe.stages.drafter.attention import chain_attention
-from specpipe.stages.drafter.attention_kernel import AttentionName
 from specpipe.stages.drafter.attention_layout import Layout
 from specpipe.stages.drafter.mlp import Mlp
 from specpipe.stages.drafter.norm import RMSNorm

@@ -37,9 +37,13 @@ def fresh(config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...]) -> Start
         _target_config(dump), config, aux_layers, dump.identity.target.vocab_size, vocab.size
     )
     torch.manual_seed(config.seed)
-    model = Eagle3(shape, load_embedding(dump.target_file))
+    model = _model(config, dump, shape)
     rows_DH = load_lm_head(dump.target_file)[vocab.target_ids_D]
     with torch.no_grad():
+        if shape.projects_embedding:
+            # Directions that stay apart in a narrower space; the lm_head's rows see the same ones.
+            torch.nn.init.orthogonal_(model.embed_proj.weight)
+            rows_DH = rows_DH.float() @ model.embed_proj.weight.T
         model.lm_head.weight.copy_(rows_DH.float())
     return Start(shape, vocab, model)
 
@@ -47,7 +51,17 @@ def fresh(config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...]) -> Start
 def of_checkpoint(config: TrainConfig, dump: Dump, shape: DrafterShape, vocab: VocabMap) -> Start:
     """The drafter of a checkpoint, to load its weights into."""
     torch.manual_seed(config.seed)
-    return Start(shape, vocab, Eagle3(shape, load_embedding(dump.target_file)))
+    return Start(shape, vocab, _model(config, dump, shape))
+
+
+def _model(config: TrainConfig, dump: Dump, shape: DrafterShape) -> Eagle3:
+    return Eagle3(
+        shape,
+        load_embedding(dump.target_file),
+        attention=config.attention,
+        recompute=config.activation_checkpointing,
+        embedding_on_cpu=config.embedding_on_cpu,
+    )
 
 
 def _target_config(dump: Dump) -> PretrainedConfig:
