@@ -39,13 +39,12 @@ def functions(library: Path) -> Iterator[tuple[str, str]]:
             continue
         try:
             source = path.read_text(encoding="utf-8")
-            tree = ast.parse(source)
+            tree, lines = ast.parse(source), source.splitlines()
         except (SyntaxError, UnicodeDecodeError):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                text = ast.get_source_segment(source, node, padded=True) or ""
-                text = textwrap.dedent(text)
+                text = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
                 if _FEWEST_CHARACTERS <= len(text) <= _MOST_CHARACTERS:
                     yield module.parts[0], text
 
@@ -74,8 +73,8 @@ def write_prompts(path: Path, samples: Samples, number: int) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/code"))
 @click.option("--vocab-size", default=3072, show_default=True)
 @click.option("--hidden-size", default=128, show_default=True)
-@click.option("--num-layers", default=8, show_default=True)
-@click.option("--num-epochs", default=4, show_default=True)
+@click.option("--num-layers", default=5, show_default=True)
+@click.option("--num-epochs", default=3, show_default=True)
 @click.option("--learning-rate", default=3e-3, show_default=True)
 @click.option("--batch-tokens", default=4096, show_default=True)
 @click.option("--train-prompts", default=1200, show_default=True)

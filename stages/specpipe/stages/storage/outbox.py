@@ -141,4 +141,6 @@ class Outbox:
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
+            # Whoever sees the error finds nothing half written: what waits is not sent any more.
+            self._changed.wait_for(lambda: self._num_sending == 0)
             raise self._failure
