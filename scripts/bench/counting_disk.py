@@ -1,9 +1,10 @@
 """A local disk that counts what it is asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Lock
 
 from specpipe.stages.storage.local_disk import LocalDisk
+from specpipe.stages.storage.store import TakeBlock
 
 
 class CountingDisk(LocalDisk):
@@ -19,11 +20,9 @@ class CountingDisk(LocalDisk):
         self._count(len(data))
         return data
 
-    def read_into(
-        self, path: str, start: int, views: Sequence[memoryview], filled: Callable[[int], None]
-    ) -> bool:
-        self._count(sum(map(len, views)))
-        return super().read_into(path, start, views, filled)
+    def read_blocks(self, path: str, start: int, sizes: Sequence[int], take: TakeBlock) -> bool:
+        self._count(sum(sizes))
+        return super().read_blocks(path, start, sizes, take)
 
     def _count(self, num_bytes: int) -> None:
         with self._lock:

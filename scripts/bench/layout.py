@@ -41,7 +41,7 @@ Parts = dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """A row of theirs."""
 
     input_ids: Ids
@@ -172,7 +172,7 @@ def _our_parts(dump: Dump) -> Parts:
 
 
 def _what(key: str) -> str:
-    if "/states.zarr/aux/" in key:
+    if "/states.zarr/aux_" in key:
         return "auxiliary states"
     if "/states.zarr/final/" in key:
         return "final states"
@@ -187,25 +187,25 @@ def _what(key: str) -> str:
     return "records, vocabulary statistics, headers of files"
 
 
-def _rows(dump: Dump, case: _Case) -> Iterator[_Row]:
+def _rows(dump: Dump, case: _Case) -> Iterator[Row]:
     for shard_id in dump.manifests:
         for sample in dump.shard(shard_id).samples():
             ids, mask = sample.input_ids, sample.loss_mask
             # Each row ends where a span of supervised tokens does, and supervises that span alone.
             edges = np.flatnonzero(np.diff(mask, append=np.uint8(0)) == 255) + 1
             if not case.one_row_a_turn:
-                yield _Row(ids, mask)
+                yield Row(ids, mask)
                 continue
             for number, end in enumerate(edges):
                 start = int(edges[number - 1]) if number else 0
                 row_mask = mask[:end].copy()
                 row_mask[:start] = 0
                 assert start <= first_supervised(row_mask) < end
-                yield _Row(ids[:end], row_mask)
+                yield Row(ids[:end], row_mask)
 
 
 def _write_theirs(
-    root: Path, config: DumpConfig, layers: Sequence[int], rows: Sequence[_Row]
+    root: Path, config: DumpConfig, layers: Sequence[int], rows: Sequence[Row]
 ) -> Parts:
     """Write the rows as speculators does; returns bytes by what they are for."""
     states = root / "hidden_states"
@@ -214,7 +214,7 @@ def _write_theirs(
     backend = HfBackend(config, layers)
     for number, (row, captured) in enumerate(zip(rows, backend.capture(rows), strict=True)):
         path = states / f"hs_{number}.safetensors"
-        aux, final = _write_states(path, row, captured)
+        aux, final = write_states(path, row, captured)
         ids = 8 * len(row.input_ids)
         parts["auxiliary states"] += aux
         parts["final states"] += final
@@ -236,7 +236,7 @@ def _write_theirs(
     return dict(parts)
 
 
-def _write_states(path: Path, row: _Row, captured: Captured) -> tuple[int, int]:
+def write_states(path: Path, row: Row, captured: Captured) -> tuple[int, int]:
     """One row's states; returns the bytes of the auxiliary and of the final ones."""
     states_TLH = torch.cat([captured.aux_TLH, captured.final_TH[:, None]], dim=1).cpu()
     token_ids = torch.from_numpy(row.input_ids).long()

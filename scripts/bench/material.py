@@ -54,7 +54,7 @@ def identity_of(size: ShardSize, chunk_tokens: int | None = None, **format: Any)
         ),
         layers=LAYERS,
         compute_dtype="bfloat16",
-        chunk_tokens=chunk_tokens or default_chunk_tokens(len(LAYERS), size.hidden),
+        chunk_tokens=chunk_tokens or default_chunk_tokens(size.hidden),
         shard_tokens=size.shard_tokens,
         context_length=4 * size.sample_tokens,
         input_sha256="f" * 64,

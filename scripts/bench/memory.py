@@ -65,4 +65,4 @@ def bench(work: Path, size: ShardSize, settings_mib: tuple[int, int]) -> None:
 
 def chunk_tokens_of(size: ShardSize, smallest_mib: int) -> int:
     """Chunks of an eighth of the smallest setting, so that the setting is the bound."""
-    return max(1, smallest_mib * 2**20 // 8 // (3 * size.hidden * 2))
+    return max(1, smallest_mib * 2**20 // 8 // (size.hidden * 2))

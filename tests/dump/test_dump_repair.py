@@ -37,7 +37,7 @@ KEYS = {
     "manifest": manifest_key(1),
     "samples": "SHARD/samples.parquet",
     "shard's vocab": "SHARD/vocab.parquet",
-    "chunk": "SHARD/states.zarr/aux/c/1/0/0",
+    "chunk": "SHARD/states.zarr/aux_1/c/1/0",
     "zarr.json": "SHARD/states.zarr/final/zarr.json",
 }
 

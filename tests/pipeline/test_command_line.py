@@ -146,7 +146,7 @@ def test_damage_and_unfinished_have_their_own_codes(folder: Path, tmp_path: Path
     (out / "index.json").unlink()
     assert specpipe("verify", out).returncode == 5
     (out / "index.json").write_bytes(index)
-    chunk = sorted(p for p in out.glob("shards/*/states.zarr/aux/c/**/*") if p.is_file())[0]
+    chunk = sorted(p for p in out.glob("shards/*/states.zarr/aux_*/c/**/*") if p.is_file())[0]
     chunk.write_bytes(chunk.read_bytes()[:-1])
     damaged = specpipe("verify", out, "--json")
     assert damaged.returncode == 4

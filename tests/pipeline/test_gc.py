@@ -35,8 +35,8 @@ def dump(request: pytest.FixtureRequest, source: Path, tmp_path: Path) -> Folder
     config = small_config(source / "target", source / "data.jsonl", tmp_path)
     run(config.model_copy(update={"out": out}))
     folder = Folder.open(out)
-    folder.write(f"{LOST}/states.zarr/aux/c/0/0/0", b"x" * 1000)
-    folder.write(f"{LOST}/states.zarr/aux/.tmp-abc-0", b"x" * 200)
+    folder.write(f"{LOST}/states.zarr/aux_2/c/0/0", b"x" * 1000)
+    folder.write(f"{LOST}/states.zarr/aux_2/.tmp-abc-0", b"x" * 200)
     folder.write("shards/.tmp-abc-000002.manifest.json", b"x" * 30)
     return folder
 

@@ -34,8 +34,8 @@ from tests.storage.tiny import replace_object, use_everything
 Damage = Callable[[Folder, str], None]
 
 SHARD = "shards/000000-0000000000000001"
-AUX = f"{SHARD}/states.zarr/aux/c/0/0/0"
-"""Of the dumps that write_dump writes: the folder of shard 0, and its first chunk of `aux`."""
+AUX = f"{SHARD}/states.zarr/aux_1/c/0/0"
+"""Of the dumps that write_dump writes: the folder of shard 0, and its first chunk of `aux_1`."""
 
 FORMATS: dict[str, dict[str, Any]] = {
     "zarr": {},
@@ -132,10 +132,10 @@ def chunk_key(folder: Folder, identity: DumpIdentity, name: str, index: int) -> 
 def stored_rows(folder: Folder, identity: DumpIdentity, name: str, index: int) -> npt.NDArray[Any]:
     """The rows of a chunk of shard 0, as they are stored but for compression."""
     array, entry = _chunk(folder, identity, name, index)
-    rows = np.empty(array.bytes_in(index), np.uint8)
-    scan = RowScan(array, rows, [len(rows)], identity.target.vocab_size)
+    rows = np.empty((array.bytes_in(index) // array.row_bytes, *array.row_shape), array.dtype)
+    scan = RowScan(array, [rows.nbytes], identity.target.vocab_size, rows)
     read_chunk(folder, chunk_codec(identity), array, entry, scan)
-    return rows.view(array.dtype).reshape(-1, *array.row_shape)
+    return rows
 
 
 def replace_rows(

@@ -67,7 +67,7 @@ from specpipe.stages.storage.folder import Folder
 from tests.storage.tiny import make_identity, make_pair, write_shard
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-identity = make_identity(hidden=256)
+identity = make_identity(24, hidden=256)
 try:
     write_shard(Folder.open(sys.argv[1]), identity, 1, [make_pair(identity, 9, 60, [(1, 60)])])
 except StoreError as error:
@@ -162,7 +162,7 @@ for action, key in (folder.write, "object"), (folder.create, "other"):
 
 
 def test_a_shard_that_does_not_fit_loses_nothing_committed(tmp_path: Path) -> None:
-    identity = make_identity(hidden=256)
+    identity = make_identity(24, hidden=256)
     folder = Folder.open(str(tmp_path))
     pairs = make_shards(identity)[0]
     manifest = write_shard(folder, identity, 0, pairs)
@@ -203,7 +203,7 @@ def append_many(writer: ShardWriter, identity: DumpIdentity) -> list[Pair]:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_full_disk_loses_nothing_committed(format: str, small_disk: Path) -> None:
-    identity = make_identity(hidden=256, **FORMATS[format])
+    identity = make_identity(24, hidden=256, **FORMATS[format])
     folder = Folder.open(str(small_disk))
     scales = write_tiny_scales(folder, identity)
     committed = make_shards(identity)[0]

@@ -120,20 +120,26 @@ def test_reading_at_random_uses_nothing_damaged(format: str, kind: str, tmp_path
 @pytest.mark.parametrize("format", FORMATS)
 def test_two_layers_swapped_with_every_crc_to_match(format: str, tmp_path: Path) -> None:
     identity, folder = dump_in(format, tmp_path)
-    rows = stored_rows(folder, identity, "aux", 0)
-    replace_rows(folder, identity, "aux", 0, rows[:, [1, 0, 2]])
+    first, second = (stored_rows(folder, identity, name, 0) for name in ("aux_1", "aux_2"))
+    replace_rows(folder, identity, "aux_1", 0, second)
+    replace_rows(folder, identity, "aux_2", 0, first)
     problems = named(tmp_path)
     # The first sample has 13 tokens; which of its chunks is wrong cannot be known.
-    touched = range(-(-13 // manifest_of(folder, identity).chunk_rows["aux"]))
-    assert [*problems] == [chunk_key(folder, identity, "aux", index) for index in touched]
-    first = problems[chunk_key(folder, identity, "aux", 0)]
-    assert "does not hold what was written of aux of sample" in first
-    reader = Dump.open(str(tmp_path)).shard(0)
-    with pytest.raises(IntegrityError, match="does not hold what was written of aux"):
+    touched = range(-(-13 // manifest_of(folder, identity).chunk_rows["aux_1"]))
+    assert [*problems] == [
+        chunk_key(folder, identity, name, index) for name in ("aux_1", "aux_2") for index in touched
+    ]
+    of_first = problems[chunk_key(folder, identity, "aux_1", 0)]
+    assert "does not hold what was written of aux_1 of sample" in of_first
+    dump = Dump.open(str(tmp_path))
+    reader = dump.shard(0)
+    with pytest.raises(IntegrityError, match="does not hold what was written of aux_1"):
         reader.read_all()
-    with pytest.raises(IntegrityError, match=r"aux of sample .* is not what was written"):
+    with pytest.raises(IntegrityError, match=r"aux_1 of sample .* is not what was written"):
         reader.read_sample(reader.samples()[0])
-    reader.read_sample(reader.samples()[1])
+    reader.read_sample(reader.samples()[-1])
+    # Who does not need them does not read them.
+    dump.shard(0, [3]).read_all()
 
 
 @pytest.mark.parametrize(
@@ -163,9 +169,9 @@ def test_two_chunks_swapped_with_every_crc_to_match(format: str, name: str, tmp_
     [
         (format, name)
         for format in ("zarr zstd int8 topk", "parquet zstd int8 full")
-        for name in ("aux", "aux_scale", "logz", "token_logprob", "argmax")
+        for name in ("aux_3", "aux_scale", "logz", "token_logprob", "argmax")
     ]
-    + [(format, name) for format in ("zarr", "parquet") for name in ("aux", "final")],
+    + [(format, name) for format in ("zarr", "parquet") for name in ("aux_3", "final")],
 )
 def test_rows_moved_with_every_crc_to_match(
     format: str, name: str, move: str, tmp_path: Path
@@ -222,9 +228,9 @@ def test_scales_of_another_dump(
 @pytest.mark.parametrize(
     ("name", "index", "value"),
     [
-        ("aux", 1, 0x7FC0),
-        ("aux", 1, 0xFF80),
-        ("final", 0, 0xFFC0),
+        ("aux_1", 1, 0x7FC0),
+        ("aux_1", 1, 0xFF80),
+        ("final", 1, 0xFFC0),
         ("logz", 0, np.inf),
         ("token_logprob", 0, np.nan),
         ("argmax", 0, 23),
@@ -237,7 +243,8 @@ def test_values_that_no_target_produces(
     """Written by a writer that did not look: every crc matches."""
     identity = make_identity(chunk_tokens=4, **FORMATS[format])
     shards = make_shards(identity)
-    shards[0][0][1].columns()[name][5] = value
+    columns = shards[0][0][1].columns()
+    (columns["aux"][:, 0] if name == "aux_1" else columns[name])[5] = value
     folder = write_dump(str(tmp_path), identity, shards)
     problems, key = named(tmp_path), chunk_key(folder, identity, name, index)
     assert [*problems] == [key]

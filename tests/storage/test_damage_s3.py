@@ -25,7 +25,7 @@ def test_each_kind_of_object(format: str, s3_root: str) -> None:
     damaged = set()
     for key in keys:
         written = folder.read(key)
-        is_aux = "/aux/" in key and not key.endswith("zarr.json")
+        is_aux = "/aux_1/" in key and not key.endswith("zarr.json")
         for damage in DAMAGES if is_aux else COMMON:
             DAMAGES[damage](folder, key)
             assert_damage_shows(s3_root, damage, key)
@@ -37,6 +37,6 @@ def test_each_kind_of_object(format: str, s3_root: str) -> None:
 def test_a_chunk_of_another_shard(s3_root: str) -> None:
     identity = make_identity(chunk_tokens=64)
     folder = write_dump(s3_root, identity, make_shards(identity))
-    first, second = (key for key in folder.list() if key.endswith("/aux/c/0/0/0"))
+    first, second = (key for key in folder.list() if key.endswith("/aux_1/c/0/0"))
     folder.write(first, folder.read(second))
     assert_damage_shows(s3_root, "replaced", first)

@@ -89,18 +89,22 @@ def test_every_array_is_described(mode: dict[str, Any]) -> None:
     identity = make_identity(**mode)
     arrays = shard_arrays(identity, 1, 1, planned_chunks(identity, 1, 1))
     letters = {"token": "T", "row": "S", "layer": "L", "hidden": "H", "rank": "K", "token_id": "V"}
+    described = re.findall(r"^\| `(\w+)` \| \[", TEXT, re.MULTILINE)
+    layers = [f"aux_{layer}" for layer in identity.layers]
     for array in arrays.values():
+        name = "aux_ID" if array.name in layers else array.name
         [(_, shape, dtype, dimensions, where, _)] = [
-            row for row in rows_of(array.name) if len(row) == 6
+            row for row in rows_of(name) if len(row) == 6
         ]
         assert dimensions == ", ".join(array.dimensions)
         assert shape == f"[{', '.join(letters[name] for name in array.dimensions)}]"
         assert array.dtype.name in dtype
-        assert ("bfloat16" in dtype) == array.is_bfloat16 or array.name == "aux"
+        assert ("bfloat16" in dtype) == array.is_bfloat16 or name == "aux_ID"
         in_mode = f"mode `{identity.logits.replace('5', 'K')}`"
         assert where in ("every dump", in_mode, f"{identity.states_dtype} states")
     # The columns of crcs stand in the order of the table.
-    described = re.findall(r"^\| `(\w+)` \| \[", TEXT, re.MULTILINE)
+    at = described.index("aux_ID")
+    described[at : at + 1] = layers
     assert [name for name in described if name in arrays] == [*array_names(identity)]
 
 
@@ -108,13 +112,13 @@ def test_the_keys_of_chunks_are_described() -> None:
     identity = make_identity(states_dtype="int8")
     arrays = shard_arrays(identity, 9, 9, planned_chunks(identity, 9, 9))
     zarr = chunk_codec(identity)
-    names = [zarr.chunk_name(arrays[name], 1) for name in ("logz", "aux_scale", "aux")]
+    names = [zarr.chunk_name(arrays[name], 1) for name in ("logz", "aux_scale", "aux_3")]
     assert names == [
         "states.zarr/logz/c/1",
         "states.zarr/aux_scale/c/1/0",
-        "states.zarr/aux/c/1/0/0",
+        "states.zarr/aux_3/c/1/0",
     ]
     parquet = chunk_codec(make_identity(shard_format="parquet"))
-    assert parquet.chunk_name(arrays["aux"], 12) == "states.parquet/aux/000012.parquet"
-    assert "ARRAY/c/I, ARRAY/c/I/0, ARRAY/c/I/0/0" in TEXT
+    assert parquet.chunk_name(arrays["aux_1"], 12) == "states.parquet/aux_1/000012.parquet"
+    assert "ARRAY/c/I, ARRAY/c/I/0 " in TEXT
     assert "ARRAY/IIIIII.parquet" in TEXT

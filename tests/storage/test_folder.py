@@ -24,14 +24,19 @@ def test_write_read_and_replace(root: str) -> None:
     assert folder.size("empty") == 0
 
 
-def test_read_into_fills_the_views_from_a_position(root: str) -> None:
+def test_blocks_are_handed_over_from_a_position(root: str) -> None:
     folder = Folder.open(root)
     folder.write("object", b"0123456789")
-    first, second = bytearray(3), bytearray(2)
-    folder.read_into("object", 4, [memoryview(first), memoryview(second)])
-    assert (bytes(first), bytes(second)) == (b"456", b"78")
+    taken: list[tuple[int, bytes]] = []
+
+    def take(number: int, block: memoryview) -> None:
+        taken.append((number, bytes(block)))
+
+    folder.read_blocks("object", 4, [3, 0, 2], take)
+    assert taken == [(0, b"456"), (1, b""), (2, b"78")]
     with pytest.raises(IntegrityError, match=r"object is truncated"):
-        folder.read_into("object", 8, [memoryview(first)])
+        folder.read_blocks("object", 8, [3], take)
+    assert len(taken) == 3
 
 
 def test_create_refuses_an_existing_object(root: str) -> None:
@@ -51,7 +56,7 @@ def test_a_missing_object(root: str) -> None:
         with pytest.raises(IntegrityError, match=r"a/b is missing"):
             folder.read("a/b")
         with pytest.raises(IntegrityError, match=r"a/b is missing"):
-            folder.read_into("a/b", 0, [memoryview(bytearray(1))])
+            folder.read_blocks("a/b", 0, [1], lambda number, block: None)
         folder.remove("a/b")
         folder.write("other", b"")  # The second time, the root exists.
 

@@ -31,8 +31,8 @@ def test_one_request_for_each_object(
     # Of a known size: without asking for it.
     assert cost(lambda: folder.read("a/b", 0, 11, num_expected=10)) == [("GET", "bytes=0-10")]
     assert cost(lambda: folder.read("a/b", 2, 5)) == [("GET", "bytes=2-4")]
-    views = [memoryview(bytearray(3)), memoryview(bytearray(2))]
-    assert cost(lambda: folder.read_into("a/b", 4, views)) == [("GET", "bytes=4-8")]
+    blocks = cost(lambda: folder.read_blocks("a/b", 4, [3, 2], lambda number, block: None))
+    assert blocks == [("GET", "bytes=4-8")]
     assert cost(lambda: folder.size("a/b")) == [("HEAD", None)]
     assert cost(lambda: folder.read("a/b")) == [("HEAD", None), ("GET", "bytes=0-9")]
     assert cost(folder.list) == [("GET", None)]

@@ -114,8 +114,16 @@ def test_a_shard_of_any_samples(
     assert_chunks(identity, folder, manifest, arrays, stored_columns)
     # To others, the values are what the reader gives; but for int8, which is steps there.
     columns = states.columns()
-    for name in columns.keys() - ({"aux"} if "aux_scale" in arrays else set()):
-        assert stored_columns[name].tobytes() == columns[name].tobytes()
+    aux_TLH = columns.pop("aux")
+    if "aux_scale" not in arrays:
+        for at, layer in enumerate(identity.layers):
+            assert stored_columns[f"aux_{layer}"].tobytes() == aux_TLH[:, at].tobytes()
+    for name, values in columns.items():
+        assert stored_columns[name].tobytes() == values.tobytes()
+    some = ShardReader(folder, identity, manifest, identity.layers[::-2])
+    for at, layer in enumerate(identity.layers[::-2]):
+        whole_TH = aux_TLH[:, identity.layers.index(layer)]
+        assert some.read_all().aux_TLH[:, at].tobytes() == whole_TH.tobytes()
     folder.remove("shards")
 
 
@@ -228,7 +236,7 @@ def assert_layouts(
     layers, hidden = len(identity.layers), identity.target.hidden_size
     is_int8 = identity.states_dtype == "int8"
     rows: dict[str, tuple[tuple[int, ...], str]] = {
-        "aux": ((layers, hidden), "int8" if is_int8 else "uint16"),
+        **{f"aux_{at + 1}": ((hidden,), "int8" if is_int8 else "uint16") for at in range(layers)},
         "logz": ((), "float32"),
         "token_logprob": ((), "float32"),
         "argmax": ((), "int32"),
@@ -254,7 +262,7 @@ def assert_chunks(
     """As many objects as there are chunks, none of more rows or bytes than a chunk may have; raw
     ones are rows, zeros and a crc32c."""
     codec, entries = chunk_codec(identity), shard_entries(manifest)
-    most_bytes = identity.chunk_tokens * arrays["aux"].row_bytes
+    most_bytes = identity.chunk_tokens * arrays["aux_1"].row_bytes
     num_chunks = 0
     for name, array in arrays.items():
         assert array.payload_bytes <= max(most_bytes, array.row_bytes)
@@ -298,7 +306,9 @@ def test_zarr_metadata(compression: str) -> None:
     group = open_with_zarr(folder, write(folder, identity, make_shards(identity)[0], 26, 14))
     codecs = ["BytesCodec", *(["BloscCodec"] if compression == "zstd" else []), "Crc32cCodec"]
     dimensions = {
-        "aux": ("token", "layer", "hidden"),
+        "aux_1": ("token", "hidden"),
+        "aux_2": ("token", "hidden"),
+        "aux_3": ("token", "hidden"),
         "aux_scale": ("token", "layer"),
         "logits": ("row", "token_id"),
         "logz": ("row",),

@@ -77,16 +77,16 @@ def test_a_store_that_dies_for_good(gone: Fault, s3_server: S3Server, s3_root: s
     identity = make_identity()
     folder = Folder.open(s3_root)
     pairs = make_shards(identity)[0]
-    s3_server.fault = lambda request: gone if "/aux/" in request.path else None
+    s3_server.fault = lambda request: gone if "/aux_1/" in request.path else None
     with pytest.raises(StoreError) as raised:
         write_shard(folder, identity, 0, pairs)
     assert raised.value.exit_code == 6
     text = str(raised.value)
     assert "cannot write s3://" in text
-    assert "/states.zarr/aux/" in text
+    assert "/states.zarr/aux_1/" in text
     assert f"tried {NUM_TRIES} times" in text
     assert "run the same command again when the store answers" in text
-    tries = Counter(request.key for request in s3_server.requests if "/aux/" in request.path)
+    tries = Counter(request.key for request in s3_server.requests if "/aux_1/" in request.path)
     assert max(tries.values()) == NUM_TRIES
     assert not folder.exists("shards/000000.manifest.json")
 

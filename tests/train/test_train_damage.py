@@ -98,14 +98,19 @@ def crude(kind: str, name: str) -> Damage:
     """A damage to the first chunk of an array."""
 
     def damage(dump: Dump) -> None:
-        DAMAGES[kind](dump.folder, chunk_key(dump.folder, dump.identity, name, 0))
+        DAMAGES[kind](dump.folder, chunk_key(dump.folder, dump.identity, stored(dump, name), 0))
 
     return damage
 
 
+def stored(dump: Dump, name: str) -> str:
+    """The array of that name; of `aux`, that of the first layer."""
+    return f"aux_{dump.identity.layers[0]}" if name == "aux" else name
+
+
 def of_another_shard(dump: Dump) -> None:
     first, second = (
-        next(entry.key for entry in dump.manifests[shard].objects if "/aux/" in entry.key)
+        next(entry.key for entry in dump.manifests[shard].objects if "/aux_" in entry.key and not entry.key.endswith("zarr.json"))
         for shard in (0, 1)
     )
     dump.folder.write(first, dump.folder.read(second))
@@ -115,10 +120,18 @@ def moved(name: str, move: Callable[[Any], Any]) -> Damage:
     """Other rows in the first chunk, with every crc to match but the samples' own."""
 
     def damage(dump: Dump) -> None:
-        rows = stored_rows(dump.folder, dump.identity, name, 0)
-        replace_rows(dump.folder, dump.identity, name, 0, move(rows.copy()))
+        rows = stored_rows(dump.folder, dump.identity, stored(dump, name), 0)
+        replace_rows(dump.folder, dump.identity, stored(dump, name), 0, move(rows.copy()))
 
     return damage
+
+
+def layers_swapped(dump: Dump) -> None:
+    """The first chunks of two layers, with every crc to match but the samples' own."""
+    first, second = (f"aux_{layer}" for layer in dump.identity.layers[:2])
+    rows = {name: stored_rows(dump.folder, dump.identity, name, 0) for name in (first, second)}
+    replace_rows(dump.folder, dump.identity, first, 0, rows[second])
+    replace_rows(dump.folder, dump.identity, second, 0, rows[first])
 
 
 def other_samples(change: Callable[[StoredSample], StoredSample]) -> Damage:
@@ -183,7 +196,7 @@ COMMON: dict[str, Damage] = {
     "chunk emptied": crude("emptied", "argmax"),
     "chunk removed": crude("removed", "aux"),
     "chunk of another shard": of_another_shard,
-    "layers swapped": moved("aux", lambda rows: rows[:, [1, 0, 2]]),
+    "layers swapped": layers_swapped,
     "rows shifted": moved("aux", last_first),
     "scalars shifted": moved("token_logprob", last_first),
     "logz not a number": moved("logz", not_a_number),

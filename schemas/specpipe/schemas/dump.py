@@ -122,7 +122,7 @@ class DumpIdentity(Record):
     layer_numbering: Literal["vllm"] = "vllm"
     final_state: Literal["pre_norm"] = "pre_norm"
     states_dtype: Literal["bfloat16", "int8"] = "bfloat16"
-    """How `aux` is stored; int8 goes with `aux_scale` and the scales of the channels."""
+    """How auxiliary layers are stored; int8 goes with `aux_scale` and the scales of the channels."""
     compute_dtype: str
     """Dtype in which the target ran."""
     backend: Literal["hf", "vllm"] = "hf"
@@ -133,8 +133,8 @@ class DumpIdentity(Record):
     logits: str = Field("final", pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")
     compression: Literal["none", "zstd"] = "none"
     chunk_tokens: int = Field(gt=0)
-    """Most rows of one chunk of `aux`; a chunk of another array has no more bytes than this one,
-    or one row."""
+    """Most rows of one chunk of an auxiliary layer; a chunk of another array has no more bytes than
+    this one, or one row."""
     shard_tokens: int = Field(gt=0)
     context_length: int = Field(gt=1)
     input_sha256: str
@@ -303,9 +303,9 @@ def shard_folder(shard_id: int, attempt: str) -> str:
     return f"shards/{shard_id:06d}-{attempt}"
 
 
-def chunk_tokens(num_layers: int, hidden_size: int, itemsize: int = 2) -> int:
+def chunk_tokens(hidden_size: int, itemsize: int = 2) -> int:
     """Rows of one chunk: the power of two nearest to 48 MiB over the bytes of one row."""
-    rows = CHUNK_TARGET_BYTES / (num_layers * hidden_size * itemsize)
+    rows = CHUNK_TARGET_BYTES / (hidden_size * itemsize)
     lower = 1 << max(0, int(rows).bit_length() - 1)
     return lower if rows - lower <= 2 * lower - rows else 2 * lower
 

@@ -123,7 +123,7 @@ def plan_of(
         logits=config.logits,
         states_dtype=config.states,
         compression=config.compression,
-        chunk_tokens=config.chunk_tokens or chunk_tokens(len(layers), model.hidden_size),
+        chunk_tokens=config.chunk_tokens or chunk_tokens(model.hidden_size),
         shard_tokens=config.shard_tokens,
         context_length=context_length,
         input_sha256=input_sha256(samples),

@@ -108,4 +108,4 @@ class ArrayCheck:
             crc = concat_crc32c(crc, piece_crc, piece.size)
         padding = chunk.tail[:-CHUNK_TRAILER_BYTES]
         trailer = chunk.tail[-CHUNK_TRAILER_BYTES:]
-        return crc32c(padding, crc) == written == int.from_bytes(trailer.tobytes(), "little")
+        return crc32c(padding, crc) == written == int.from_bytes(trailer, "little")

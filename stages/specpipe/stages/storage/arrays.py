@@ -14,6 +14,15 @@ from specpipe.schemas.dump import DumpIdentity, equal_chunks
 from specpipe.stages.storage.states import bfloat16_is_finite
 
 
+AUX_SCALE = "aux_scale"
+"""int8 states: the scale of each token in each layer."""
+
+
+def aux_array(layer: int) -> str:
+    """The array of one auxiliary layer: who needs some layers reads no others."""
+    return f"aux_{layer}"
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayLayout:
     """One array of a shard: `num_rows` rows along its first axis, in chunks of `chunk_rows`."""
@@ -82,9 +91,9 @@ def array_names(identity: DumpIdentity) -> tuple[str, ...]:
 
 
 def most_chunk_rows(identity: DumpIdentity) -> dict[str, int]:
-    """Most rows of a chunk of each array: as many bytes as `chunk_tokens` rows of `aux` have."""
+    """Most rows of a chunk of each array: as many bytes as `chunk_tokens` rows of a layer have."""
     unit = shard_arrays(identity, 0, 0, dict.fromkeys(array_names(identity), 1))
-    most_bytes = identity.chunk_tokens * unit["aux"].row_bytes
+    most_bytes = identity.chunk_tokens * unit[aux_array(identity.layers[0])].row_bytes
     return {name: max(1, most_bytes // array.row_bytes) for name, array in unit.items()}
 
 
@@ -119,11 +128,12 @@ Array = tuple[str, tuple[int, ...], str, tuple[str, ...]]
 
 def _arrays(identity: DumpIdentity) -> Iterator[Array]:
     """(name, shape of a row, dtype, dimensions) of each array that such a dump has."""
-    num_layers, hidden = len(identity.layers), identity.target.hidden_size
+    hidden = identity.target.hidden_size
     aux = "<i1" if identity.states_dtype == "int8" else "<u2"
-    yield "aux", (num_layers, hidden), aux, ("token", "layer", "hidden")
+    for layer in identity.layers:
+        yield aux_array(layer), (hidden,), aux, ("token", "hidden")
     if identity.states_dtype == "int8":
-        yield "aux_scale", (num_layers,), "<f4", ("token", "layer")
+        yield AUX_SCALE, (len(identity.layers),), "<f4", ("token", "layer")
     if identity.logits == "final":
         yield "final", (hidden,), "<u2", ("row", "hidden")
     elif identity.logits == "full":

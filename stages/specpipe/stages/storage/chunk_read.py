@@ -6,7 +6,7 @@ import numpy as np
 
 from specpipe.schemas.dump import ObjectEntry
 from specpipe.stages.storage.arrays import ArrayLayout
-from specpipe.stages.storage.chunk_codec import Buffer, ChunkCodec
+from specpipe.stages.storage.chunk_codec import ChunkCodec
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.objects import read_object
 from specpipe.stages.storage.row_scan import RowScan
@@ -18,7 +18,7 @@ class ReadChunk:
 
     crcs: list[int]
     """Of each piece of its rows."""
-    tail: Buffer | None
+    tail: bytes | None
     """Padding and trailer, if the object's crc32c is still to be compared."""
     problem: str | None
     """What is wrong with its values."""
@@ -27,16 +27,26 @@ class ReadChunk:
 def read_chunk(
     folder: Folder, codec: ChunkCodec, array: ArrayLayout, entry: ObjectEntry, scan: RowScan
 ) -> ReadChunk:
-    """Read a chunk's rows to where they belong: the memory that `scan` goes through.
+    """Read a chunk's rows through `scan`, which puts them where they belong.
 
     Raises IntegrityError if the object is missing, too short, damaged or no chunk.
     """
-    tail = None
     if codec.is_raw:
-        tail = np.empty(entry.size - scan.num_bytes, np.uint8)
-        folder.read_into(entry.key, 0, [*scan.views, tail.data], scan.filled)
-    else:
-        data = memoryview(read_object(folder, entry))
-        codec.decode(array, data, scan.rows, folder.where(entry.key))
-        scan.fill()
-    return ReadChunk(scan.crcs, tail, scan.problem)
+        sizes = [*scan.sizes, entry.size - scan.num_bytes]
+        tail = b""
+
+        def take(number: int, block: memoryview) -> None:
+            nonlocal tail
+            if number < len(scan.sizes):
+                scan.take(number, block)
+            else:
+                tail = bytes(block)
+
+        folder.read_blocks(entry.key, 0, sizes, take)
+        return ReadChunk(scan.crcs, tail, scan.problem)
+    data = memoryview(read_object(folder, entry))
+    rows = np.empty(scan.num_bytes, np.uint8)
+    codec.decode(array, data, rows, folder.where(entry.key))
+    del data
+    scan.take_all(rows.data)
+    return ReadChunk(scan.crcs, None, scan.problem)

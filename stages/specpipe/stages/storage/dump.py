@@ -1,7 +1,7 @@
 """A dump opened for reading."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from specpipe.schemas.dump import (
@@ -95,9 +95,12 @@ class Dump:
         """Size of all listed objects."""
         return sum(entry.size for entry in self.entries)
 
-    def shard(self, shard_id: int) -> ShardReader:
-        """A committed shard. Raises IntegrityError if its manifest does not list what it must."""
-        return ShardReader(self.folder, self.identity, self.manifests[shard_id])
+    def shard(self, shard_id: int, layers: Sequence[int] | None = None) -> ShardReader:
+        """A committed shard; of its auxiliary layers only those given are read.
+
+        Raises IntegrityError if its manifest does not list what it must.
+        """
+        return ShardReader(self.folder, self.identity, self.manifests[shard_id], layers)
 
     def vocab(self) -> VocabStatistics:
         """Vocabulary statistics of the dump; of an unfinished one, of its committed shards."""

@@ -15,7 +15,7 @@ from specpipe.stages.storage import retry
 from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, LocalDisk
 from specpipe.stages.storage.remote_store import S3_PROTOCOLS, RemoteStore, open_filesystem
 from specpipe.stages.storage.retry import GaveUp, RetryPolicy
-from specpipe.stages.storage.store import Store
+from specpipe.stages.storage.store import Store, TakeBlock
 
 T = TypeVar("T")
 
@@ -73,21 +73,15 @@ class Folder:
         path = self._path(key)
         return self._try("read", key, lambda: self._store.read(path, start, stop, num_expected))
 
-    def read_into(
-        self,
-        key: str,
-        start: int,
-        views: Sequence[memoryview],
-        filled: Callable[[int], None] = lambda number: None,
-    ) -> None:
-        """Fill the views, one after the other, from byte `start` on.
+    def read_blocks(self, key: str, start: int, sizes: Sequence[int], take: TakeBlock) -> None:
+        """Hand over blocks of these sizes, one after the other, from byte `start` on.
 
-        Local objects are read straight into the views. `filled` is called with the number of each
-        view when it is full; from the first on again, where the store is asked again. Raises
-        IntegrityError if the object is missing or ends too early.
+        `take` is called with the number of each block and its bytes, which are lent for the call
+        only; from the first on again, where the store is asked again. Raises IntegrityError if
+        the object is missing or ends too early.
         """
         path = self._path(key)
-        if not self._try("read", key, lambda: self._store.read_into(path, start, views, filled)):
+        if not self._try("read", key, lambda: self._store.read_blocks(path, start, sizes, take)):
             raise IntegrityError(f"{self.where(key)} is truncated; {HOW_TO_REPAIR}")
 
     def write(self, key: str, data: bytes | memoryview) -> None:

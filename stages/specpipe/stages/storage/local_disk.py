@@ -9,9 +9,10 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from specpipe.stages.storage.store import TakeBlock
 from specpipe.stages.storage.store_faults import advice, is_transient_locally
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -27,18 +28,20 @@ class LocalDisk:
             file.seek(start)
             return file.read(-1 if stop is None else max(0, stop - start))
 
-    def read_into(
-        self, path: str, start: int, views: Sequence[memoryview], filled: Callable[[int], None]
-    ) -> bool:
+    def read_blocks(self, path: str, start: int, sizes: Sequence[int], take: TakeBlock) -> bool:
+        # One buffer for all blocks: it stays in the cache, where whoever takes them works on them.
+        # The kernel fills memory that is not in the cache several times slower.
+        buffer = memoryview(bytearray(max(sizes, default=0)))
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            for number, view in enumerate(views):
-                while len(view):
-                    num_read = file.readinto(view)
+            for number, size in enumerate(sizes):
+                rest = block = buffer[:size]
+                while len(rest):
+                    num_read = file.readinto(rest)
                     if not num_read:
                         return False
-                    view = view[num_read:]
-                filled(number)
+                    rest = rest[num_read:]
+                take(number, block)
         return True
 
     def write(self, path: str, data: bytes | memoryview) -> None:

@@ -1,6 +1,6 @@
 """Objects on any fsspec store but the local disk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import fsspec
@@ -9,7 +9,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX
-from specpipe.stages.storage.store import TornRead
+from specpipe.stages.storage.store import TakeBlock, TornRead
 from specpipe.stages.storage.store_faults import advice, http_status, is_transient
 
 S3_PROTOCOLS = ("s3", "s3a")
@@ -34,18 +34,15 @@ class RemoteStore:
             self._check_torn(path, start + len(data))
         return data
 
-    def read_into(
-        self, path: str, start: int, views: Sequence[memoryview], filled: Callable[[int], None]
-    ) -> bool:
-        num_bytes = sum(map(len, views))
+    def read_blocks(self, path: str, start: int, sizes: Sequence[int], take: TakeBlock) -> bool:
+        num_bytes = sum(sizes)
         data = memoryview(self._read(path, start, start + num_bytes))
         if len(data) < num_bytes:
             self._check_torn(path, start + len(data))
             return False
-        for number, view in enumerate(views):
-            view[:] = data[: len(view)]
-            data = data[len(view) :]
-            filled(number)
+        for number, size in enumerate(sizes):
+            take(number, data[:size])
+            data = data[size:]
         return True
 
     def write(self, path: str, data: bytes | memoryview) -> None:

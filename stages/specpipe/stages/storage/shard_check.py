@@ -75,13 +75,10 @@ def _check_array(
     check: ArrayCheck,
 ) -> None:
     codec, vocab_size = chunk_codec(identity), identity.target.vocab_size
-    # Of a bounded size, whatever the manifest says: `listed_arrays` has seen to that.
-    buffer = np.empty(array.bytes_in(0) if chunks else 0, np.uint8)
     for index, entry in enumerate(chunks):
         chunk = None
         if findings.check_size(entry):
-            rows = buffer[: array.bytes_in(index)]
-            scan = RowScan(array, rows, check.ends(index), vocab_size)
+            scan = RowScan(array, check.ends(index), vocab_size)
             try:
                 chunk = read_chunk(findings.folder, codec, array, entry, scan)
             except IntegrityError as error:

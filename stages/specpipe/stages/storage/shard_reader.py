@@ -20,8 +20,8 @@ from specpipe.schemas.dump import (
 )
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.storage.array_check import ArrayCheck, sample_span, sample_spans
-from specpipe.stages.storage.arrays import ArrayLayout
-from specpipe.stages.storage.chunk_codec import Buffer, chunk_codec
+from specpipe.stages.storage.arrays import AUX_SCALE, ArrayLayout, aux_array
+from specpipe.stages.storage.chunk_codec import chunk_codec
 from specpipe.stages.storage.chunk_read import ReadChunk, read_chunk
 from specpipe.stages.storage.crc import concat_crc32c
 from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
@@ -46,8 +46,17 @@ class ShardReader:
     arrays of one number a row are kept once read.
     """
 
-    def __init__(self, folder: Folder, identity: DumpIdentity, manifest: ShardManifest) -> None:
-        """Raises IntegrityError if the manifest is another dump's, or lists too much or little."""
+    def __init__(
+        self,
+        folder: Folder,
+        identity: DumpIdentity,
+        manifest: ShardManifest,
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        """`layers` are those of the dump's whose states are read; None: all.
+
+        Raises IntegrityError if the manifest is another dump's, or lists too much or little.
+        """
         self._folder = folder
         self._identity = identity
         self._manifest = manifest
@@ -57,7 +66,13 @@ class ShardReader:
         self._codec = chunk_codec(identity)
         self._entries = shard_entries(manifest)
         self._arrays = listed_arrays(identity, self._codec, manifest, self._where)
-        self._wide = [array for array in self._arrays.values() if array.row_shape]
+        self._layers = identity.layers if layers is None else tuple(layers)
+        unread = {aux_array(layer) for layer in identity.layers if layer not in self._layers}
+        self._wide = [
+            array
+            for name, array in self._arrays.items()
+            if array.row_shape and name not in unread
+        ]
 
     def samples(self) -> list[StoredSample]:
         """All samples of the shard, in the order of its axes."""
@@ -70,7 +85,12 @@ class ShardReader:
 
     def read_all(self) -> SampleStates:
         """The states of all samples, concatenated; every chunk and every sample checked."""
-        return self._states(self._read_arrays(self._wide) | self._scalars)
+        manifest = self._manifest
+        # Counted before anything is allocated: the manifest's counts may be of anything.
+        samples = self._samples
+        columns = self._columns(manifest.num_tokens, manifest.num_rows)
+        self._read_arrays(self._wide, samples, self._places(columns))
+        return self._states(columns | self._scalars)
 
     def read_sample(self, sample: StoredSample) -> SampleStates:
         """The states of one of `samples()`, checked.
@@ -78,7 +98,10 @@ class ShardReader:
         Of raw chunks only the sample's own rows are read, of others the whole of each chunk that
         holds some of them; but for the arrays of one number a row, which are read once.
         """
-        columns = {array.name: self._read_rows(array, sample) for array in self._wide}
+        columns = self._columns(sample.num_tokens, sample.num_rows)
+        places = self._places(columns)
+        for array in self._wide:
+            self._read_rows(array, sample, places[array.name])
         rows = slice(sample.row_offset, sample.row_offset + sample.num_rows)
         return self._states(columns | {name: row[rows] for name, row in self._scalars.items()})
 
@@ -91,7 +114,11 @@ class ShardReader:
 
     @cached_property
     def _scalars(self) -> Columns:
-        return self._read_arrays([a for a in self._arrays.values() if not a.row_shape])
+        arrays = [array for array in self._arrays.values() if not array.row_shape]
+        samples = self._samples
+        columns = {array.name: np.empty(array.shape, array.dtype) for array in arrays}
+        self._read_arrays(arrays, samples, columns)
+        return columns
 
     @cached_property
     def _quantiser(self) -> Quantiser:
@@ -101,27 +128,49 @@ class ShardReader:
                 f"{self._folder.where(AUX_SCALES_FILE)} is not the one that {self._where} was "
                 f"written with; {HOW_TO_REPAIR}"
             )
-        return Quantiser(scales.channel_LH)
+        return Quantiser(scales.channel_LH[self._at_layers])
+
+    @property
+    def _at_layers(self) -> list[int]:
+        """Which of the dump's layers are read."""
+        return [self._identity.layers.index(layer) for layer in self._layers]
+
+    def _columns(self, num_tokens: int, num_rows: int) -> Columns:
+        """Memory for what is read of so many tokens and rows, the layers in one array."""
+        aux_dtype = self._arrays[aux_array(self._layers[0])].dtype
+        shape = (num_tokens, len(self._layers), self._identity.target.hidden_size)
+        columns: Columns = {"aux": np.empty(shape, aux_dtype)}
+        counts = {"token": num_tokens, "row": num_rows}
+        in_aux = {aux_array(layer) for layer in self._layers}
+        for array in self._wide:
+            if array.name not in in_aux:
+                shape = (counts[array.dimensions[0]], *array.row_shape)
+                columns[array.name] = np.empty(shape, array.dtype)
+        return columns
+
+    def _places(self, columns: Columns) -> Columns:
+        """Where the rows of each wide array go."""
+        aux = {aux_array(layer): columns["aux"][:, at] for at, layer in enumerate(self._layers)}
+        return columns | aux
 
     def _states(self, columns: Columns) -> SampleStates:
         if self._identity.states_dtype == "int8":
-            scale_TL = columns.pop("aux_scale")
+            scale_TL = columns.pop(AUX_SCALE)[:, self._at_layers]
             columns["aux"] = self._quantiser.dequantise(columns["aux"], scale_TL)
         return SampleStates.of_columns(columns)
 
     def _read(self, name: str) -> bytes:
         return read_object(self._folder, self._entries[name])
 
-    def _read_arrays(self, arrays: list[ArrayLayout]) -> Columns:
-        """Whole arrays, their chunks read in parallel and checked in order."""
-        # Counted before anything is allocated: the manifest's counts may be of anything.
-        samples = self._samples
-        columns = {array.name: np.empty(array.shape, array.dtype) for array in arrays}
+    def _read_arrays(
+        self, arrays: Sequence[ArrayLayout], samples: list[StoredSample], places: Columns
+    ) -> None:
+        """Whole arrays to their places, their chunks read in parallel and checked in order."""
         checks = {array.name: self._check(array, samples) for array in arrays}
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             try:
                 reads = {
-                    array.name: self._start_reading(pool, array, columns[array.name], check)
+                    array.name: self._start_reading(pool, array, places[array.name], check)
                     for array, check in zip(arrays, checks.values(), strict=True)
                 }
                 for name, check in checks.items():
@@ -132,52 +181,50 @@ class ShardReader:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return columns
 
     def _start_reading(
         self,
         pool: ThreadPoolExecutor,
         array: ArrayLayout,
-        values: npt.NDArray[Any],
+        place: npt.NDArray[Any],
         check: ArrayCheck,
     ) -> list[Future[ReadChunk]]:
-        data = values.reshape(-1).view(np.uint8)
-        chunks = [data[at : at + array.payload_bytes] for at in array.chunk_starts]
         return [
-            pool.submit(self._read_chunk, array, index, rows, check.ends(index))
-            for index, rows in enumerate(chunks)
+            pool.submit(
+                self._read_chunk,
+                array,
+                index,
+                self._scan(array, check.ends(index), place[index * array.chunk_rows :]),
+            )
+            for index in range(array.num_chunks)
         ]
 
-    def _read_chunk(
-        self, array: ArrayLayout, index: int, rows: Buffer, ends: Sequence[int]
-    ) -> ReadChunk:
+    def _read_chunk(self, array: ArrayLayout, index: int, scan: RowScan) -> ReadChunk:
         entry = self._entries[self._codec.chunk_name(array, index)]
-        return read_chunk(self._folder, self._codec, array, entry, self._scan(array, rows, ends))
+        return read_chunk(self._folder, self._codec, array, entry, scan)
 
-    def _scan(self, array: ArrayLayout, rows: Buffer, ends: Sequence[int]) -> RowScan:
-        return RowScan(array, rows, ends, self._identity.target.vocab_size)
+    def _scan(self, array: ArrayLayout, ends: Sequence[int], place: npt.NDArray[Any]) -> RowScan:
+        return RowScan(array, ends, self._identity.target.vocab_size, place)
 
-    def _read_rows(self, array: ArrayLayout, sample: StoredSample) -> npt.NDArray[Any]:
-        """A sample's rows of an array, checked against their own crc."""
+    def _read_rows(
+        self, array: ArrayLayout, sample: StoredSample, place: npt.NDArray[Any]
+    ) -> None:
+        """A sample's rows of an array to their place, checked against their own crc."""
         span = sample_span(array, sample)
-        values = np.empty((span.stop - span.start, *array.row_shape), array.dtype)
-        rest = values.reshape(-1).view(np.uint8)
         crc, problem = 0, None
         for index, start, stop in array.chunks_of(span.start, span.stop):
             at = (start - index * array.chunk_rows) * array.row_bytes
             size = (stop - start) * array.row_bytes
-            scan = self._scan(array, rest[:size], [size])
+            scan = self._scan(array, [size], place[start - span.start :])
             if self._codec.is_raw:
                 key = self._entries[self._codec.chunk_name(array, index)].key
-                self._folder.read_into(key, at, scan.views, scan.filled)
+                self._folder.read_blocks(key, at, scan.sizes, scan.take)
             else:
-                rows = np.empty(array.bytes_in(index), np.uint8)
-                self._read_chunk(array, index, rows, [len(rows)])
-                rest[:size] = rows[at : at + size]
-                scan.fill()
+                rows = np.empty((array.bytes_in(index) // array.row_bytes, *array.row_shape), array.dtype)
+                self._read_chunk(array, index, self._scan(array, [rows.nbytes], rows))
+                scan.take_all(rows.reshape(-1).view(np.uint8)[at : at + size].data)
             crc = concat_crc32c(crc, scan.crcs[0], size)
             problem = problem or scan.problem
-            rest = rest[size:]
         if crc != span.crc:
             problem = f"is not what was written: its crc32c differs from the one in {SAMPLES_FILE}"
         if problem:
@@ -189,7 +236,6 @@ class ShardReader:
                 f"{self._folder.url}: {array.name} of sample {span.sample_id} (in {keys}) "
                 f"{problem}; {HOW_TO_REPAIR}"
             )
-        return values
 
     def _check(self, array: ArrayLayout, samples: list[StoredSample]) -> ArrayCheck:
         names = (self._codec.chunk_name(array, index) for index in range(array.num_chunks))

@@ -20,7 +20,13 @@ from specpipe.schemas.dump import (
     shard_folder,
 )
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.storage.arrays import ArrayLayout, planned_chunks, shard_arrays
+from specpipe.stages.storage.arrays import (
+    AUX_SCALE,
+    ArrayLayout,
+    aux_array,
+    planned_chunks,
+    shard_arrays,
+)
 from specpipe.stages.storage.chunk_codec import Buffer, buffer_bytes, chunk_codec
 from specpipe.stages.storage.crc import crc32c, extend_crc32c
 from specpipe.stages.storage.folder import Folder
@@ -88,8 +94,11 @@ class ShardWriter:
         """
         columns = states.columns()
         self._check(sample, columns)
+        aux_TLH: npt.NDArray[Any] = columns.pop("aux")
         if self._quantiser:
-            columns["aux"], columns["aux_scale"] = self._quantiser.quantise(states.aux_TLH)
+            aux_TLH, columns[AUX_SCALE] = self._quantiser.quantise(states.aux_TLH)
+        for at, layer in enumerate(self._identity.layers):
+            columns[aux_array(layer)] = aux_TLH[:, at]
         crcs = {name: array.append(columns[name]) for name, array in self._arrays.items()}
         self._samples.append(
             StoredSample(
@@ -112,16 +121,19 @@ class ShardWriter:
     def _check(self, sample: PlannedSample, columns: dict[str, npt.NDArray[Any]]) -> None:
         """That the states have the dump's arrays, in their shapes and dtypes."""
         where = f"sample {sample.sample_id} ({sample.source})"
-        layouts = {name: a.layout for name, a in self._arrays.items() if name != "aux_scale"}
-        if wrong := sorted(layouts.keys() ^ columns.keys()):
+        layers, hidden = self._identity.layers, self._identity.target.hidden_size
+        shape: tuple[int, ...] = (sample.num_tokens, len(layers), hidden)
+        all_expected = {"aux": (shape, np.dtype(np.uint16))}
+        for name, array in self._arrays.items():
+            if array.layout.dimensions[0] == "row":
+                shape = (sample.num_rows, *array.layout.row_shape)
+                all_expected[name] = shape, array.layout.dtype
+        if wrong := sorted(all_expected.keys() ^ columns.keys()):
             raise IntegrityError(
-                f"{where}: {wrong[0]} is {'missing' if wrong[0] in layouts else 'not stored'} in "
-                f"logits mode {self._identity.logits}"
+                f"{where}: {wrong[0]} is {'missing' if wrong[0] in all_expected else 'not stored'} "
+                f"in logits mode {self._identity.logits}"
             )
-        counts = {"token": sample.num_tokens, "row": sample.num_rows}
-        for name, layout in layouts.items():
-            dtype = np.dtype(np.uint16) if name == "aux" else layout.dtype
-            expected = (counts[layout.dimensions[0]], *layout.row_shape)
+        for name, (expected, dtype) in all_expected.items():
             values = columns[name]
             if values.shape != expected or values.dtype != dtype:
                 raise IntegrityError(
@@ -182,14 +194,13 @@ class _ArrayWriter:
     def append(self, values: npt.NDArray[Any]) -> int:
         """Add rows; returns their crc32c."""
         layout = self.layout
-        rows = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         crc, start = 0, self.num_rows
         for index, first, stop in layout.chunks_of(start, start + len(values)):
             if self._chunk is None:
                 self._chunk = self._outbox.buffer(layout)
-            piece = rows[(first - start) * layout.row_bytes : (stop - start) * layout.row_bytes]
             at = (first - index * layout.chunk_rows) * layout.row_bytes
-            piece_crc = _copy(piece, self._chunk[at : at + len(piece)])
+            piece = self._chunk[at : at + (stop - first) * layout.row_bytes]
+            piece_crc = _copy(values[first - start : stop - start], piece, layout)
             crc = extend_crc32c(crc, piece, piece_crc)
             self._crc = extend_crc32c(self._crc, piece, piece_crc)
             self.num_rows = stop
@@ -219,11 +230,13 @@ class _ArrayWriter:
         self._outbox.put_chunk(self.layout, index, chunk, num_bytes, crc)
 
 
-def _copy(source: Buffer, target: Buffer) -> int:
-    """Copy bytes; returns their crc32c, computed while each block of them is in the cache."""
+def _copy(rows: npt.NDArray[Any], target: Buffer, layout: ArrayLayout) -> int:
+    """Copy rows; returns their crc32c, computed while each block of them is in the cache."""
     crc = 0
-    for start in range(0, len(source), _BLOCK_BYTES):
-        block = source[start : start + _BLOCK_BYTES]
-        target[start : start + len(block)] = block
-        crc = crc32c(block, crc)
+    target_rows = target.view(layout.dtype).reshape(-1, *layout.row_shape)
+    step = max(1, _BLOCK_BYTES // layout.row_bytes)
+    for start in range(0, len(rows), step):
+        block = target_rows[start : start + step]
+        block[...] = rows[start : start + step]
+        crc = crc32c(target[start * layout.row_bytes :][: block.nbytes], crc)
     return crc

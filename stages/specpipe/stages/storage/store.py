@@ -4,6 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
+TakeBlock = Callable[[int, memoryview], None]
+"""Called with the number of a block and its bytes, which are lent for the call only."""
+
+
 class TornRead(EOFError):
     """A store gave fewer bytes than it has: its answer broke off."""
 
@@ -17,13 +21,8 @@ class Store(Protocol):
         Raises TornRead where fewer than `num_expected` come although the object has more.
         """
 
-    def read_into(
-        self, path: str, start: int, views: Sequence[memoryview], filled: Callable[[int], None]
-    ) -> bool:
-        """Fill the views from byte `start` on; False if the object ends too early.
-
-        `filled` is called with the number of each view when it is full.
-        """
+    def read_blocks(self, path: str, start: int, sizes: Sequence[int], take: TakeBlock) -> bool:
+        """Hand over blocks of these sizes from byte `start` on; False if the object ends too early."""
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         """Write or replace an object, all or nothing."""
