@@ -12,15 +12,10 @@ from torch import Tensor
 
 from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import Batch
-from specpipe.stages.drafter.loss import (
-    MEASURES,
-    LossSettings,
-    Verifier,
-    batch_alpha,
-    head_losses,
-    hybrid_lambda,
-    mean_alpha,
-)
+from specpipe.stages.drafter.loss import alpha_sums, head_losses
+from specpipe.stages.drafter.loss_settings import LossSettings, hybrid_lambda
+from specpipe.stages.drafter.measures import MEASURES, alpha_sums_of
+from specpipe.stages.drafter.verifier import Verifier
 
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 ETA = 3.0
@@ -78,24 +73,32 @@ def evaluate(
     """Loss, gradient in the drafter's logits, and measures; lambda is the batch's own."""
     num_heads, _, draft_size = draft_KND.shape
     ids = torch.tensor(range(draft_size) if target_ids is None else target_ids)
+    assert batch.final_SH is not None
     draft_ids_V = torch.full((batch.final_SH.shape[1],), -1)
     draft_ids_V[ids] = torch.arange(draft_size)
     verifier = Verifier(lambda final_RV: final_RV[:, ids], draft_ids_V, ids)
     hidden_KND = draft_KND.detach().clone().requires_grad_()
     head = torch.eye(draft_size, dtype=draft_KND.dtype)
     _, measures = head_losses(hidden_KND, head, batch, verifier, None, chunk_rows)
-    alpha_K = mean_alpha(measures, batch)
-    torch.testing.assert_close(
-        batch_alpha(hidden_KND, head, batch, verifier, chunk_rows), alpha_K, rtol=1e-5, atol=1e-6
-    )
+    sums_K = alpha_sums_of(measures, batch)
+    alone_K = alpha_sums(hidden_KND, head, batch, verifier, chunk_rows)
+    torch.testing.assert_close(alone_K, sums_K, rtol=1e-5, atol=1e-6)
     if lambda_K is None:
-        lambda_K = hybrid_lambda(alpha_K, ETA)
+        lambda_K = hybrid_lambda(mean_alpha(measures, batch), ETA)
     weights_K = decay ** torch.arange(num_heads, dtype=draft_KND.dtype)
-    loss_settings = LossSettings(loss, weights_K, lambda_K if loss == "lk_hybrid" else None)
+    loss_settings = LossSettings({loss: 1.0}, weights_K, lambda_K)
     value, again = head_losses(hidden_KND, head, batch, verifier, loss_settings, chunk_rows)
     assert torch.equal(measures, again)
     [gradient] = torch.autograd.grad(value, hidden_KND)
     return Outcome(float(value.detach()), gradient, measures, lambda_K)
+
+
+def mean_alpha(measures_MKN: Tensor, batch: Batch) -> Tensor:
+    """Of each head, [K], over its valid starts, weighted by multiplicity."""
+    weights_KN = (batch.rows_KN >= 0) * batch.weights_N
+    alpha_KN = measures_MKN[MEASURES.index("alpha")]
+    mean_K: Tensor = (alpha_KN * weights_KN).sum(1) / weights_KN.sum(1)
+    return mean_K
 
 
 def one_row(

@@ -18,17 +18,14 @@ from specpipe.schemas.metrics import EvalMetrics
 from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.drafter.loss import (
-    MEASURES,
-    LossSettings,
-    Verifier,
-    head_losses,
-    hybrid_lambda,
-    mean_alpha,
-)
+from specpipe.stages.drafter.loss import head_losses
+from specpipe.stages.drafter.loss_settings import LossSettings, hybrid_lambda
+from specpipe.stages.drafter.measures import MEASURES
 from specpipe.stages.drafter.replay import ReplaySpan, replay
+from specpipe.stages.drafter.verifier import Verifier
 from specpipe.stages.storage.states import SampleStates
 from tests.drafter import reference
+from tests.drafter.loss_rows import mean_alpha
 from tests.drafter.markov import Markov, Tokens, decode, sticky_toy, write_texts
 from tests.drafter.toys import (
     DRAFT_IDS,
@@ -51,6 +48,10 @@ MASKS = [
     [0, 0, 1],
     [0, 1, 1, 1, 1, 0, 0, 0],
 ]
+
+
+def settings_of(loss: LossName, num_heads: int = K) -> LossSettings:
+    return LossSettings({loss: 1.0}, DECAY ** torch.arange(num_heads), torch.zeros(num_heads))
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def test_metrics_are_those_of_the_definitions() -> None:
     batch, measures, everything = measured(samples)
     sums = MeasureSums(K, keep_spans=True)
     sums.add(batch, measures)
-    metrics = sums.eval_metrics("kl", ETA, DECAY, GIVEN)
+    metrics = sums.eval_metrics(settings_of("kl"), GIVEN)
     entries = [entry for entry in everything if entry.emitted]
     assert len(entries) < len(everything)
     heads = [[entry for entry in entries if entry.head == head] for head in range(1, K + 1)]
@@ -187,7 +188,7 @@ def test_replays_see_every_decode_of_the_text() -> None:
     batch, measures, entries = measured(samples)
     sums = MeasureSums(K, keep_spans=True)
     sums.add(batch, measures)
-    metrics = sums.eval_metrics("kl", ETA, DECAY, GIVEN)
+    metrics = sums.eval_metrics(settings_of("kl"), GIVEN)
     sampled = replay(naive_spans(samples, entries, "accept"), K, exact=False)
     greedy = replay(naive_spans(samples, entries, "greedy_text"), K, exact=False)
     for got, want in (
@@ -211,7 +212,7 @@ def metrics_over(batches: Sequence[Sequence[DrafterSample]]) -> EvalMetrics:
     for samples in batches:
         batch, measures, _ = measured(samples)
         sums.add(batch, measures)
-    return sums.eval_metrics("lk_hybrid", ETA, DECAY, GIVEN)
+    return sums.eval_metrics(settings_of("lk_hybrid"), GIVEN)
 
 
 def flat(metrics: EvalMetrics) -> list[float]:
@@ -257,12 +258,12 @@ def test_draft_loss_is_the_training_loss(loss: LossName) -> None:
     with torch.no_grad():
         hidden = model(batch)
         _, measures = head_losses(hidden, head, batch, verifier, None, 100)
-        lambda_K = hybrid_lambda(mean_alpha(measures, batch), ETA) if loss == "lk_hybrid" else None
-        loss_settings = LossSettings(loss, DECAY ** torch.arange(K), lambda_K)
+        lambda_K = hybrid_lambda(mean_alpha(measures, batch), ETA)
+        loss_settings = LossSettings({loss: 1.0}, DECAY ** torch.arange(K), lambda_K, ETA)
         value, _ = head_losses(hidden, head, batch, verifier, loss_settings, 100)
     sums = MeasureSums(K)
     sums.add(batch, measures)
-    assert sums.draft_loss(loss, ETA, DECAY) == pytest.approx(float(value), abs=1e-5)
+    assert sums.draft_loss(loss_settings) == pytest.approx(float(value), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -282,13 +283,13 @@ def test_a_replay_is_exact_on_its_own_kind_of_text(
     batch, measures, _ = measured(some_samples())
     sums = MeasureSums(K, keep_spans=True)
     sums.add(batch, measures)
-    metrics = sums.eval_metrics("kl", ETA, DECAY, text)
+    metrics = sums.eval_metrics(settings_of("kl"), text)
     replays = (metrics.replay_temperature_1, metrics.replay_greedy, metrics.replay_greedy_draft)
     assert tuple(curve.exact for curve in replays) == exact
 
 
 def test_nothing_was_added() -> None:
-    metrics = MeasureSums(K, keep_spans=True).eval_metrics("lk_hybrid", ETA, DECAY, GIVEN)
+    metrics = MeasureSums(K, keep_spans=True).eval_metrics(settings_of("lk_hybrid"), GIVEN)
     assert metrics.num_samples == metrics.num_positions == 0
     assert all(math.isfinite(x) for x in flat(metrics))
 
@@ -339,7 +340,8 @@ def test_the_whole_path_is_real_decoding() -> None:
     _, measures = head_losses(hidden_KNV, head, batch, verifier, None, 10_000)
     sums = MeasureSums(num_heads, keep_spans=True)
     sums.add(batch, measures)
-    metrics = sums.eval_metrics("kl", ETA, DECAY, TextOrigin(kind="generated", temperature=1.0))
+    sampled = TextOrigin(kind="generated", temperature=1.0)
+    metrics = sums.eval_metrics(settings_of("kl", num_heads), sampled)
     assert metrics.num_samples == num_texts
     curve = metrics.replay_temperature_1
     for drafts in range(1, num_heads + 1):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from specpipe.stages.drafter.batch import make_batch
-from specpipe.stages.drafter.loss import LossSettings, head_losses
+from specpipe.stages.drafter.loss import head_losses
+from specpipe.stages.drafter.loss_settings import LossSettings
 from tests.drafter.toys import (
     DRAFT_IDS,
     H,
@@ -37,7 +38,7 @@ def train_pass(device: str, autocast: bool) -> tuple[Tensor, float, list[Tensor]
     with torch.autocast(device, torch.bfloat16, enabled=autocast):
         hidden = model(batch).float()
     loss_settings = LossSettings(
-        "lk_hybrid", torch.ones(3, device=device), torch.full((3,), 0.4, device=device)
+        {"lk_hybrid": 1.0}, torch.ones(3, device=device), torch.full((3,), 0.4, device=device)
     )
     loss, _ = head_losses(hidden, model.lm_head.weight, batch, verifier, loss_settings, 16)
     grads = torch.autograd.grad(loss, list(model.parameters()))

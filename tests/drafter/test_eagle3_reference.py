@@ -15,9 +15,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import make_batch
-from specpipe.stages.drafter.loss import LossSettings, head_losses, hybrid_lambda, mean_alpha
+from specpipe.stages.drafter.loss import head_losses
+from specpipe.stages.drafter.loss_settings import LossSettings, hybrid_lambda
 from specpipe.stages.drafter.rotary import Rotary
 from tests.drafter import reference
+from tests.drafter.loss_rows import mean_alpha
 from tests.drafter.toys import (
     DRAFT_IDS,
     ExactRotary,
@@ -59,7 +61,7 @@ def check(
     dtype: torch.dtype = torch.float64,
     tolerance: float = 1e-9,
     seed: int = 0,
-    switches: Mapping[str, bool] = MappingProxyType({}),
+    switches: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
     shape = shape_of(len(target_ids), **switches)
     model = random_drafter(shape, seed).to(dtype)
@@ -79,7 +81,7 @@ def check(
         for start in range(len(sample.input_ids))
         if reference.is_valid(sample.loss_mask.tolist(), start, 1)
     ]
-    assert hidden_KNH.shape == (num_heads, len(starts), H)
+    assert hidden_KNH.shape == (num_heads, len(starts), shape.hidden_size)
     used = {(row.sample, row.start, row.head) for row in want.rows}
     for n, (number, start) in enumerate(starts):
         for k in range(num_heads):
@@ -98,7 +100,7 @@ def check(
             model.lm_head.weight,
             batch,
             verifier,
-            LossSettings(loss, head_weights_K, lambda_K if loss == "lk_hybrid" else None),
+            LossSettings({loss: 1.0}, head_weights_K, lambda_K),
             5,
         )
         reference_value = reference.reference_loss(want.rows, num_heads, loss, DECAY, ETA)
@@ -133,6 +135,31 @@ def test_every_switch(on: tuple[bool, ...]) -> None:
     check(MASKS[:4], 3, ["lk_hybrid"], switches=dict(zip(SWITCHES, on, strict=True)))
 
 
+SHAPES: list[dict[str, object]] = [
+    {"num_layers": 2},
+    {"num_layers": 3, "norm_before_residual": True, "norm_output": True},
+    {"layer_type": "qwen3"},
+    {"layer_type": "qwen3", "num_layers": 2, "sliding_window": 5},
+    {"sliding_window": 4},
+    {"sliding_window": 9, "num_layers": 2, "fc_norm": True},
+    {"hidden_size": 10},
+    {"hidden_size": 18, "num_layers": 2, "norm_before_fc": True},
+    {"hidden_size": 10, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 6},
+    {"num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 2},
+]
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_every_shape(changes: dict[str, object]) -> None:
+    check(MASKS, 4, ["lk_hybrid"], switches=changes)
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_every_shape_in_float32_with_the_flash_kernel(changes: dict[str, object]) -> None:
+    masks = [*MASKS, [0] * 9 + [1] * 30 + [0] * 3 + [1] * 40]
+    check(masks, 4, ["kl"], dtype=torch.float32, tolerance=1e-5, switches=changes)
+
+
 def test_the_whole_vocabulary_as_draft_vocabulary() -> None:
     check(MASKS, 3, LOSSES, target_ids=range(V))
 
@@ -162,7 +189,7 @@ def test_no_start_no_loss_and_no_gradient() -> None:
     batch = make_batch(random_samples([[0, 0, 0], [1], [0, 1]], LM_HEAD_VH), 3)
     hidden_KNH = model(batch)
     assert hidden_KNH.shape == (3, 0, H)
-    settings_ = LossSettings("kl", torch.ones(3))
+    settings_ = LossSettings({"kl": 1.0}, torch.ones(3))
     value, measures = head_losses(
         hidden_KNH, model.lm_head.weight, batch, verifier_of(LM_HEAD_VH, DRAFT_IDS), settings_, 4
     )
@@ -185,7 +212,7 @@ def test_what_no_valid_row_depends_on_has_exactly_zero_gradient() -> None:
         model.lm_head.weight,
         batch,
         verifier_of(LM_HEAD_VH, DRAFT_IDS),
-        LossSettings("kl", torch.ones(4)),
+        LossSettings({"kl": 1.0}, torch.ones(4)),
         64,
     )
     value.backward()

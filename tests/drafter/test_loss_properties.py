@@ -11,12 +11,10 @@ from torch import Tensor
 
 from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import Batch, make_batch
-from specpipe.stages.drafter.loss import (
-    MEASURES,
-    LossSettings,
-    Verifier,
-    head_losses,
-)
+from specpipe.stages.drafter.loss import head_losses
+from specpipe.stages.drafter.loss_settings import LossSettings
+from specpipe.stages.drafter.measures import MEASURES
+from specpipe.stages.drafter.verifier import Verifier
 from tests.drafter.loss_rows import ETA, LOSSES, Outcome, close, evaluate, random_rows, rows_batch
 from tests.drafter.toys import DRAFT_IDS, H, Largest, V, random_samples, verifier_of
 
@@ -163,13 +161,13 @@ def test_gradcheck(loss: LossName) -> None:
     head = torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     ids = torch.arange(5)
     draft_ids_V = torch.tensor([0, 1, 2, 3, 4, -1])
-    verifier = Verifier(lambda final: final[:, :5], draft_ids_V, ids)
+    verifier = Verifier(lambda final: final[:, :5].clone(), draft_ids_V, ids)
     p = torch.softmax(target, -1)[:, :5]
     q = torch.softmax(hidden @ head.T, -1)
     used = batch.rows_KN >= 0
     assert (q - p[batch.rows_KN]).abs()[used].min() > 1e-4
     loss_settings = LossSettings(
-        loss,
+        {loss: 1.0},
         torch.tensor([1.0, 0.8], dtype=torch.float64),
         torch.tensor([0.3, 0.6], dtype=torch.float64) if loss == "lk_hybrid" else None,
     )
@@ -193,10 +191,10 @@ def test_chunk_size_changes_nothing(loss: LossName) -> None:
 
 def test_upstream_gradient_scales() -> None:
     _, draft, batch = random_rows(5, 6)
-    verifier = Verifier(lambda final: final, torch.arange(6), torch.arange(6))
+    verifier = Verifier(torch.clone, torch.arange(6), torch.arange(6))
     hidden = draft.clone().requires_grad_()
     head = torch.eye(6, dtype=torch.float64, requires_grad=True)
-    loss_settings = LossSettings("kl", torch.ones(2, dtype=torch.float64))
+    loss_settings = LossSettings({"kl": 1.0}, torch.ones(2, dtype=torch.float64))
     once = torch.autograd.grad(
         head_losses(hidden, head, batch, verifier, loss_settings, 2)[0], (hidden, head)
     )
@@ -224,7 +222,7 @@ def test_no_tensor_larger_than_a_chunk(loss: LossName) -> None:
     hidden = torch.randn(num_heads, len(batch.starts_N), H, requires_grad=True)
     head = torch.randn(len(draft_ids), H, requires_grad=True)
     lambda_K = torch.full((num_heads,), 0.5) if loss == "lk_hybrid" else None
-    loss_settings = LossSettings(loss, torch.ones(num_heads), lambda_K)
+    loss_settings = LossSettings({loss: 1.0}, torch.ones(num_heads), lambda_K)
     with Largest() as largest:
         value, _ = head_losses(
             hidden, head, batch, replace(verifier, logits=logits), loss_settings, chunk_rows
@@ -232,7 +230,7 @@ def test_no_tensor_larger_than_a_chunk(loss: LossName) -> None:
         value.backward()
     assert largest.numel <= chunk_rows * len(draft_ids)
     assert max(asked) <= chunk_rows
-    assert sum(asked) == len(batch.final_SH), "verifier logits are computed once for all heads"
+    assert sum(asked) == len(batch.next_token_S), "verifier logits are computed once for all heads"
 
 
 def test_measuring_needs_no_gradient() -> None:

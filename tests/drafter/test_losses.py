@@ -12,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.loss import (
-    LossSettings,
-    Verifier,
-    head_losses,
-)
+from specpipe.stages.drafter.loss import head_losses
+from specpipe.stages.drafter.loss_settings import LossSettings
+from specpipe.stages.drafter.verifier import Verifier
 from tests.drafter.loss_rows import (
     ETA,
     LOSSES,
@@ -130,12 +128,12 @@ def test_cold_start_regime() -> None:
     target_SV[:, :k] = 0.0
     batch = rows_batch(target_SV, [0], [[0]])
     everything = torch.arange(size)
-    verifier = Verifier(lambda final: final, everything, everything)
+    verifier = Verifier(torch.clone, everything, everything)
     values, norms = {}, {}
     for loss in ("kl", "tv", "lk_alpha"):
         hidden, head = torch.ones(1, 1, 1, requires_grad=True), torch.zeros(size, 1)
         head.requires_grad_()
-        loss_settings = LossSettings(loss, torch.ones(1))
+        loss_settings = LossSettings({loss: 1.0}, torch.ones(1))
         value, _ = head_losses(hidden, head, batch, verifier, loss_settings, 1)
         values[loss] = float(value.detach())
         norms[loss] = float(torch.autograd.grad(value, head)[0].double().norm())

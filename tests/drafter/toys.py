@@ -17,19 +17,19 @@ from torch.utils._pytree import tree_leaves
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss import Verifier
+from specpipe.stages.drafter.verifier import Verifier
 from specpipe.stages.storage.states import SampleStates
 
 V, H, L, THETA = 23, 12, 3, 50.0
 DRAFT_IDS = [1, 2, 5, 6, 9, 11, 14, 17, 22]
 
 
-def shape_of(draft_vocab_size: int = V, **switches: bool) -> DrafterShape:
+def shape_of(draft_vocab_size: int = V, **changes: object) -> DrafterShape:
     """A tiny drafter: 4 query heads on 2 key/value heads, and a small theta so that rope bites."""
     flags = dict.fromkeys(
         ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"), False
     )
-    return DrafterShape(
+    shape = DrafterShape(
         hidden_size=H,
         intermediate_size=10,
         num_attention_heads=4,
@@ -41,8 +41,9 @@ def shape_of(draft_vocab_size: int = V, **switches: bool) -> DrafterShape:
         vocab_size=V,
         draft_vocab_size=draft_vocab_size,
         aux_layers=(1, 2, 4),
-        **{**flags, **switches},
+        **flags,
     )
+    return shape.model_copy(update=changes)
 
 
 class ExactRotary(nn.Module):

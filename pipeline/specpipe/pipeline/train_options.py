@@ -4,12 +4,22 @@ from typing import Any, get_args
 
 import click
 
-from specpipe.pipeline.options import Function, GroupedOption, with_options
+from specpipe.pipeline.options import Function, GroupedOption, comma_integers, with_options
 from specpipe.schemas.train_config import AttentionName, LossName
 
 
 def _option(group: str, *arguments: str, **settings: Any) -> click.Option:
     return GroupedOption(arguments, group=group, **settings)
+
+
+def _weights(
+    _context: click.Context, _option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str] | None:
+    """`URL=WEIGHT` as a weight by URL."""
+    parts = [value.rpartition("=") for value in values]
+    if lacking := [weight for url, _, weight in parts if not url]:
+        raise click.BadParameter(f"{lacking[0]!r} is not URL=WEIGHT, as in s3://bucket/dump=0.5")
+    return {url: weight for url, _, weight in parts} or None
 
 
 _DATA, _DRAFTER, _LOSS = "What is read", "The drafter", "The loss"
@@ -18,6 +28,22 @@ _RUN, _MACHINE = "The run", "The machine"
 
 _OPTIONS = (
     _option(_DATA, "--dump", help="Root of the dump: a path or an fsspec URL."),
+    _option(
+        _DATA,
+        "--mix",
+        metavar="URL=WEIGHT",
+        multiple=True,
+        callback=_weights,
+        help="A further dump of the same target, and the passes over it to one over --dump; may be"
+        " given several times.",
+    ),
+    _option(
+        _DATA,
+        "--layers",
+        metavar="IDS",
+        callback=comma_integers,
+        help="Auxiliary layers, of those of the dump; no others are read.  [default: all]",
+    ),
     _option(_DATA, "--context-length", type=int, help="Cut longer samples here."),
     _option(
         _DATA,
@@ -84,13 +110,31 @@ _OPTIONS = (
             ("norm-output", "Feed the normed output to the next draft step."),
         )
     ),
-    _option(_LOSS, "--loss", type=click.Choice(get_args(LossName)), help="[default: lk_hybrid]"),
+    _option(
+        _LOSS,
+        "--loss",
+        metavar="LOSS",
+        help=f"One of {', '.join(get_args(LossName))}, or several with weights, as kl=0.5,tv=0.5."
+        "  [default: lk_hybrid]",
+    ),
     _option(_LOSS, "--eta", type=float, help="lk_hybrid: how fast KL gives way.  [default: 3]"),
     _option(
         _LOSS,
         "--lambda-source",
         type=click.Choice(["exact", "previous_step"]),
         help="lk_hybrid: alpha of this batch, or of the last step (cheaper).  [default: exact]",
+    ),
+    _option(
+        _LOSS,
+        "--lambda-scope",
+        type=click.Choice(["head", "token"]),
+        help="lk_hybrid: one lambda for a head's tokens, or each its own.  [default: head]",
+    ),
+    _option(
+        _LOSS,
+        "--head-weights",
+        type=click.Choice(["static", "survival"]),
+        help="0.8^(k-1), or how often a round comes so far.  [default: static]",
     ),
     _option(_LOSS, "--num-heads", type=int, help="K, draft steps unrolled, 1 to 7.  [default: 3]"),
     _option(_STEPS, "--learning-rate", type=float, help="Its peak.  [default: 4e-4]"),

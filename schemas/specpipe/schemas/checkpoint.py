@@ -102,6 +102,8 @@ class TrainState(Sealed):
     num_heads: int
     previous_alpha: list[float] | None
     """Mean alpha per head of the last step (lk_hybrid with lambda_source previous_step)."""
+    survival: list[float] | None = None
+    """Share of the starts that come as far as head k, over the last steps (for head_weights)."""
     num_tokens: int
     """Tokens trained on so far."""
     num_left_out: int

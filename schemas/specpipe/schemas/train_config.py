@@ -1,6 +1,7 @@
 """The configuration of `specpipe train`."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -14,6 +15,24 @@ LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
 AttentionName = Literal["auto", "flash", "reference"]
 LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def weighted_losses(value: Any) -> Any:
+    """A loss, or several as `kl=0.5,tv=0.5` or as a mapping; raises ValueError for others."""
+    if isinstance(value, str) and "=" in value:
+        pairs = [part.partition("=") for part in value.split(",")]
+        value = {name.strip(): weight.strip() for name, _, weight in pairs}
+        if len(value) < len(pairs):
+            raise ValueError("a loss is named twice")
+    names = value if isinstance(value, Mapping) else [value]
+    unknown = [name for name in names if name not in get_args(LossName)]
+    if unknown or not names:
+        raise ValueError(
+            f"{unknown[0] if unknown else 'nothing'!r} is not a loss: give one of"
+            f" {', '.join(get_args(LossName))}, or several with weights, as kl=0.5,tv=0.5"
+        )
+    return value
 
 
 class TrainConfig(Config):
@@ -21,20 +40,30 @@ class TrainConfig(Config):
 
     dump: Location
     """Root of the dump, an fsspec URL."""
+    mix: dict[Location, Annotated[float, Field(gt=0)]] = {}
+    """Further dumps of the same target: passes over each to one pass over `dump`, by URL."""
+    layers: tuple[int, ...] | None = Field(None, min_length=1)
+    """Auxiliary layers that the drafter is given, of those that the dump holds; default: all."""
     out: Location
     """Run directory: checkpoints, metrics.jsonl, the resolved configuration."""
     drafter: Literal["eagle3"] = "eagle3"
     """Architecture of the drafter."""
-    loss: LossName = "lk_hybrid"
-    """What is minimised; every loss is reported whichever is chosen."""
+    loss: Annotated[LossName | dict[LossName, Weight], BeforeValidator(weighted_losses)] = (
+        "lk_hybrid"
+    )
+    """What is minimised: a loss, or several with weights; each is reported whatever is chosen."""
     eta: float = Field(3.0, gt=0)
     """lk_hybrid: lambda = exp(-eta * mean alpha)."""
+    lambda_scope: Literal["head", "token"] = "head"
+    """lk_hybrid: one lambda per head, of the whole batch, or one per token, of its own alpha."""
     lambda_source: Literal["exact", "previous_step"] = "exact"
     """lk_hybrid: alpha of the same batch (one more pass over the loss), or of the last step."""
     num_heads: int = Field(3, ge=1, le=7)
     """K: draft steps that are unrolled in training."""
     head_decay: float = Field(0.8, gt=0, le=1)
     """Head k's loss weighs head_decay**(k-1)."""
+    head_weights: Literal["static", "survival"] = "static"
+    """survival: in proportion to how often a round comes as far as head k, as measured."""
     draft_vocab_size: int | None = Field(None, gt=0)
     """D; default: 32,000, or the whole vocabulary where that is smaller."""
     draft_vocab_by: Literal["mass", "count"] = "mass"
@@ -92,7 +121,7 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(0.5, gt=0)
     """Gradients are scaled down to this global norm."""
     num_epochs: int = Field(10, gt=0)
-    """Passes over the dump."""
+    """Passes over the dump (over those of `mix`, as many times their weight)."""
     max_steps: int | None = Field(None, gt=0)
     """Optimiser steps, over as many epochs as it takes; overrides num_epochs."""
     batch_tokens: int = Field(8192, gt=0)
@@ -122,7 +151,8 @@ class TrainConfig(Config):
     preverify: Literal["auto", "full", "metadata"] = "auto"
     """Read the whole dump before the first step (auto: when it is under 16 GiB)."""
     prefetch_mib: int = Field(PREFETCH_MIB, ge=0)
-    """Most MiB of shards in memory, read ahead of their use; 0: read when it is needed."""
+    """Most MiB of shards in memory, read ahead of their use; where four shards do not fit, samples
+    are read one by one. 0: read when it is needed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast with float32 master weights."""
     attention: AttentionName = "auto"
@@ -152,6 +182,11 @@ class TrainConfig(Config):
         if len(set(names)) < len(names):
             raise ValueError("a logger is named twice")
         return names
+
+    @property
+    def losses(self) -> dict[LossName, float]:
+        """What is minimised, as weights of losses."""
+        return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
 
     @model_validator(mode="after")
     def _one_norm(self) -> "TrainConfig":

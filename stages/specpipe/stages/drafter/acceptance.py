@@ -20,14 +20,16 @@ from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics, SamplingMetrics, sampling_metrics
 from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.batch import Batch
-from specpipe.stages.drafter.loss import MEASURES
+from specpipe.stages.drafter.loss_settings import LossSettings
+from specpipe.stages.drafter.measures import MEASURES
 from specpipe.stages.drafter.replay import ReplaySpan, replay
 
 Array = npt.NDArray[np.float64]
 
 
-_ROWS = {"measures": len(MEASURES), "counts": 1, "survival": 2, "accepted": 2}
-"""Rows of K in the sums; survival and accepted are at temperature 1 and greedy."""
+_ROWS = {"measures": len(MEASURES), "hybrid": 1, "counts": 1, "survival": 2, "accepted": 2}
+"""Rows of K in the sums; survival and accepted are at temperature 1 and greedy; hybrid is
+lk_hybrid with each start's own lambda."""
 
 
 @dataclass(slots=True)
@@ -37,6 +39,8 @@ class MeasureSums:
     num_heads: int
     keep_spans: bool = False
     """Keep what the replay needs; off during training steps."""
+    eta: float = 3.0
+    """Of lk_hybrid's lambda per start."""
     num_samples: int = 0
     sums: Tensor = field(init=False)
     """Everything that is summed, [rows of K, then -log p of the text and its tokens], so that sums
@@ -66,7 +70,11 @@ class MeasureSums:
         weights_S = batch.row_weights_S.double()
         text = torch.stack([-(batch.token_logprob_S * weights_S).sum(), weights_S.sum()])
         measured_MK = (measures_MKN * valid_KN).sum(-1)
-        parts = [measured_MK.flatten(), valid_KN.sum(-1), *survival, *accepted, text]
+        lambda_KN = torch.exp(-self.eta * by_name["alpha"])
+        hybrid_KN = lambda_KN * by_name["kl"] + (1 - lambda_KN) * (1 - by_name["alpha"])
+        hybrid_K = (hybrid_KN * valid_KN).sum(-1)
+        counts_K = valid_KN.sum(-1)
+        parts = [measured_MK.flatten(), hybrid_K, counts_K, *survival, *accepted, text]
         self.sums = self.sums.to(measures_MKN.device) + torch.cat(parts)
         if self.keep_spans:
             self._keep_spans(batch, by_name["accept"], by_name["greedy_text"])
@@ -125,27 +133,37 @@ class MeasureSums:
             _divide(self._rows("accepted")[int(greedy)], self._rows("survival")[int(greedy)])
         )
 
-    def draft_loss(self, loss: LossName, eta: float, head_decay: float) -> float:
-        """The training loss over everything that was added."""
-        alpha, kl = np.array(self.mean("alpha")), np.array(self.mean("kl"))
-        lambda_K = np.exp(-eta * alpha)
-        per_head = {
-            "kl": kl,
-            "lk_alpha": np.array(self.mean("lk")),
-            "lk_hybrid": lambda_K * kl + (1 - lambda_K) * (1 - alpha),
-            "ce": np.array(self.cross_entropy),
-            "tv": 1 - alpha,
-        }[loss]
-        return float(per_head @ head_decay ** np.arange(self.num_heads))
+    @property
+    def survival(self) -> list[float]:
+        """Share of each head's valid starts that come as far, at temperature 1: E[S_(k-1)]."""
+        return _divide(self._rows("survival")[0], self.counts_K)
 
-    def eval_metrics(
-        self, loss: LossName, eta: float, head_decay: float, text: TextOrigin
-    ) -> EvalMetrics:
+    def draft_loss(self, settings: LossSettings) -> float:
+        """The training loss over everything that was added.
+
+        lk_hybrid's lambda per head, where the settings have one, is that of what was added.
+        """
+        alpha_K, kl_K = np.array(self.mean("alpha")), np.array(self.mean("kl"))
+        lambda_K = np.exp(-settings.eta * alpha_K)
+        hybrid_K = lambda_K * kl_K + (1 - lambda_K) * (1 - alpha_K)
+        if settings.lambda_K is None:
+            hybrid_K = np.array(_divide(self._rows("hybrid")[0], self.counts_K))
+        per_head: dict[LossName, Array] = {
+            "kl": kl_K,
+            "lk_alpha": np.array(self.mean("lk")),
+            "lk_hybrid": hybrid_K,
+            "ce": np.array(self.cross_entropy),
+            "tv": 1 - alpha_K,
+        }
+        loss_K = sum(weight * per_head[name] for name, weight in settings.losses.items())
+        return float(settings.head_weights_K.double().cpu().numpy() @ loss_K)
+
+    def eval_metrics(self, settings: LossSettings, text: TextOrigin) -> EvalMetrics:
         """All metrics; `text` decides which replay is exact."""
         return EvalMetrics(
             num_samples=self.num_samples,
             num_positions=round(self.counts_K[0]),
-            draft_loss=self.draft_loss(loss, eta, head_decay),
+            draft_loss=self.draft_loss(settings),
             target_model_loss=self.target_model_loss,
             lk=self.mean("lk"),
             kl=self.mean("kl"),

@@ -4,7 +4,8 @@ Positions of a batch are packed: sample after sample on one token axis. A *start
 x[0..i] and emitted x[i+1]; head k at start i takes token x[i+k], predicts x[i+k+1], and its target
 distribution is the verifier's at position i+k, a *verifier row*. Nothing reaches across a sample.
 
-Legend: T tokens, L aux layers, H hidden size, S verifier rows, N starts, K heads.
+Legend: T tokens, L aux layers, H hidden size, S verifier rows, N starts, K heads, C kept tokens,
+V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,17 @@ class DrafterSample:
     loss_mask: npt.NDArray[np.uint8]
     states: SampleStates
     weight: float = 1.0
+
+    def copy(self) -> "DrafterSample":
+        """With arrays of its own, where these are views of a shard's."""
+        columns = {name: values.copy() for name, values in self.states.columns().items()}
+        states = SampleStates.of_columns(columns)
+        return replace(
+            self,
+            input_ids=self.input_ids.copy(),
+            loss_mask=self.loss_mask.copy(),
+            states=states,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +70,6 @@ class Batch:
     """int64: position inside the sample"""
     aux_TLH: Tensor
     """bfloat16"""
-    final_SH: Tensor
-    """bfloat16, before the final norm"""
     logz_S: Tensor
     token_logprob_S: Tensor
     """float32: the verifier's log-probability of the next token"""
@@ -77,6 +87,14 @@ class Batch:
     rows_KN: Tensor
     """int64: verifier row of head k at start n, -1 where head k must not use the start"""
     spans: tuple[SpanOfStarts, ...]
+    final_SH: Tensor | None = None
+    """Logits mode `final`; bfloat16, before the final norm"""
+    topk_ids_SC: Tensor | None = None
+    """Mode `topk:C`; int32, the most likely next tokens"""
+    topk_logp_SC: Tensor | None = None
+    """Mode `topk:C`; bfloat16, their log-probabilities"""
+    logp_SV: Tensor | None = None
+    """Mode `full`; bfloat16, the log-probability of every token"""
 
     @property
     def num_tokens(self) -> int:
@@ -161,14 +179,11 @@ def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
         token_at += num_tokens
         row_at += len(next_tokens[-1])
     states = [sample.states for sample in samples]
-    finals = [s.final_SH for s in states if s.final_SH is not None]
-    assert len(finals) == len(samples), "training reads dumps of the logits mode `final`"
     empty_KN = np.zeros((num_heads, 0), dtype=np.int64)
     return Batch(
         input_ids_T=_long([s.input_ids for s in samples]),
         positions_T=_long(positions),
         aux_TLH=_bfloat16([s.aux_TLH for s in states]),
-        final_SH=_bfloat16(finals),
         logz_S=torch.from_numpy(np.concatenate([s.logz_S for s in states])),
         token_logprob_S=torch.from_numpy(np.concatenate([s.token_logprob_S for s in states])),
         argmax_S=_long([s.argmax_S for s in states]),
@@ -179,7 +194,25 @@ def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
         emitted_N=torch.from_numpy(np.concatenate([np.zeros(0, np.bool_), *parts.emitted])),
         rows_KN=torch.from_numpy(np.concatenate([empty_KN, *parts.rows], axis=1)),
         spans=tuple(parts.spans),
+        **_verifier_side(states),
     )
+
+
+def _verifier_side(states: Sequence[SampleStates]) -> dict[str, Tensor]:
+    """What samples of one logits mode keep of the verifier's distribution."""
+    finals = [s.final_SH for s in states if s.final_SH is not None]
+    ids = [s.topk_ids_SK for s in states if s.topk_ids_SK is not None]
+    kept = [s.topk_logits_SK for s in states if s.topk_logits_SK is not None]
+    everything = [s.logits_SV for s in states if s.logits_SV is not None]
+    if len(finals) == len(states):
+        return {"final_SH": _bfloat16(finals)}
+    if len(everything) == len(states):
+        return {"logp_SV": _bfloat16(everything)}
+    assert len(ids) == len(kept) == len(states), "samples of one batch have one logits mode"
+    return {
+        "topk_ids_SC": torch.from_numpy(np.concatenate(ids)),
+        "topk_logp_SC": _bfloat16(kept),
+    }
 
 
 def _long(arrays: Sequence[npt.NDArray[np.integer]]) -> Tensor:

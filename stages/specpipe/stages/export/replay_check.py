@@ -24,9 +24,11 @@ from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.batch import DrafterSample, make_batch, supervised_spans
 from specpipe.stages.drafter.checkpoint import Checkpoint
 from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss import Verifier, head_losses
+from specpipe.stages.drafter.loss import head_losses
+from specpipe.stages.drafter.loss_settings import LossSettings
 from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.replay import replay
+from specpipe.stages.drafter.verifier import Verifier
 from specpipe.stages.export.accept import TargetText, text_spans
 from specpipe.stages.export.evaluated import evaluation
 from specpipe.stages.export.plain_drafter import PlainDrafter
@@ -162,7 +164,8 @@ def _recompute(checkpoint: Checkpoint, dump: Dump, samples: Iterable[DrafterSamp
             model(batch), model.lm_head.weight, batch, verifier, None, chunk_rows
         )
         sums.add(batch, measures_MKN)
-    return sums.eval_metrics("kl", 3.0, 0.8, dump.identity.text)
+    plain = LossSettings({"kl": 1.0}, torch.ones(num_heads))
+    return sums.eval_metrics(plain, dump.identity.text)
 
 
 def _text(sample: DrafterSample, columns: Sequence[int]) -> TargetText:

@@ -1,0 +1,86 @@
+"""Chunks of verifier rows, and what every head needs of them.
+
+Legend: S verifier rows, R rows of a chunk, N starts, K heads, D draft vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specpipe.stages.drafter.batch import Batch
+from specpipe.stages.drafter.row_block import block_rows
+from specpipe.stages.drafter.verifier import Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierChunk:
+    """Verifier rows [begin, begin + R) of a batch."""
+
+    begin: int
+    pt_RD: Tensor
+    """p~: p renormalised on D; all 0 in a row that gives D no probability at all."""
+    mass_R: Tensor
+    """m = sum of p over D."""
+    known_R: Tensor
+    """Whether the row gives D some probability, be it less than a float holds."""
+    entropy_R: Tensor
+    """Of p~, nats."""
+    token_R: Tensor
+    token_draft_R: Tensor
+    """Draft id of the token, -1 outside D."""
+    token_logprob_R: Tensor
+    argmax_R: Tensor
+    start_of_row_KR: Tensor
+    """The start at which a head is held to the row; -1 where there is none."""
+
+    def of_head(self, k: int) -> tuple[Tensor, Tensor]:
+        """Starts of head k that are held to these rows, and the rows' indices in the chunk."""
+        at = torch.nonzero(self.start_of_row_KR[k] >= 0).squeeze(1)
+        return self.start_of_row_KR[k, at], at
+
+
+def verifier_chunks(
+    batch: Batch, verifier: Verifier, chunk_rows: int, dtype: torch.dtype
+) -> Iterator[VerifierChunk]:
+    """The batch's verifier rows, `chunk_rows` at a time."""
+    num_rows = len(batch.next_token_S)
+    start_of_row_KS = batch.rows_KN.new_full((batch.num_heads, num_rows), -1)
+    head_K, start = torch.nonzero(batch.rows_KN >= 0, as_tuple=True)
+    start_of_row_KS[head_K, batch.rows_KN[head_K, start]] = start
+    for begin in range(0, num_rows, chunk_rows):
+        rows = slice(begin, min(begin + chunk_rows, num_rows))
+        pt_RD = verifier.logp(batch, rows).to(dtype)
+        logmass_R, entropy_R = _normalise(pt_RD)
+        yield VerifierChunk(
+            begin=begin,
+            pt_RD=pt_RD,
+            mass_R=torch.exp(logmass_R),
+            known_R=logmass_R > -torch.inf,
+            entropy_R=entropy_R,
+            token_R=batch.next_token_S[rows],
+            token_draft_R=verifier.draft_ids_V[batch.next_token_S[rows]],
+            token_logprob_R=batch.token_logprob_S[rows].to(dtype),
+            argmax_R=batch.argmax_S[rows],
+            start_of_row_KR=start_of_row_KS[:, rows],
+        )
+        # Before the next chunk's logits are asked for, this one's must be gone.
+        del pt_RD
+
+
+def _normalise(logp_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """log p on D becomes p~, in place; returns log m and p~'s entropy, [R]."""
+    logmass_R, entropy_R = logp_RD.new_empty(len(logp_RD)), logp_RD.new_empty(len(logp_RD))
+    step = block_rows(logp_RD.shape[1], logp_RD.device)
+    for begin in range(0, len(logp_RD), step):
+        rows = slice(begin, begin + step)
+        logp_BD = logp_RD[rows]
+        logmass_R[rows] = torch.logsumexp(logp_BD, dim=-1)
+        # A row of log 0 alone: p~ is 0 there instead of 0/0; and 0 log 0 is 0.
+        least = torch.finfo(logp_BD.dtype).min
+        logp_BD.sub_(logmass_R[rows].clamp(min=least).unsqueeze(1)).clamp_(min=least)
+        pt_BD = torch.exp(logp_BD)
+        entropy_R[rows] = -torch.linalg.vecdot(pt_BD, logp_BD)
+        logp_BD.copy_(pt_BD)
+    return logmass_R, entropy_R

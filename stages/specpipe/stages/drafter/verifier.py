@@ -1,0 +1,50 @@
+"""The verifier's distribution on the draft vocabulary, from what a dump keeps of it.
+
+Legend: S verifier rows, R rows of a chunk, H hidden size, V vocabulary, D draft vocabulary,
+C kept tokens of a row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specpipe.stages.drafter.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """The verifier's side of a batch on the draft vocabulary.
+
+    `logits` maps pre-norm final states [R, H] to logits float32 [R, D], the caller's own (asked
+    only in the logits mode `final`); `draft_ids_V` is int64 [V], -1 outside D; `target_ids_D` is
+    int64 [D].
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    draft_ids_V: Tensor
+    target_ids_D: Tensor
+
+    def logp(self, batch: Batch, rows: slice | Tensor) -> Tensor:
+        """log p of the draft tokens at verifier rows of a batch: [R, D], the caller's own.
+
+        p is normalised over the whole vocabulary. In the logits mode `topk` the tokens that were
+        not kept have p = 0 (log p = -inf).
+        """
+        if batch.logp_SV is not None:
+            return batch.logp_SV[rows][:, self.target_ids_D].float()
+        if batch.topk_ids_SC is not None and batch.topk_logp_SC is not None:
+            return self._kept(batch.topk_ids_SC[rows], batch.topk_logp_SC[rows])
+        assert batch.final_SH is not None, "a batch holds one of the three logits modes"
+        logits_RD = self.logits(batch.final_SH[rows])
+        return logits_RD.sub_(batch.logz_S[rows].to(logits_RD.dtype).unsqueeze(1))
+
+    def _kept(self, ids_RC: Tensor, logp_RC: Tensor) -> Tensor:
+        logp_RD = torch.full(
+            (len(ids_RC), len(self.target_ids_D)), -torch.inf, device=ids_RC.device
+        )
+        draft_RC = self.draft_ids_V[ids_RC.long()]
+        row, column = torch.nonzero(draft_RC >= 0, as_tuple=True)
+        logp_RD[row, draft_RC[row, column]] = logp_RC[row, column].float()
+        return logp_RD

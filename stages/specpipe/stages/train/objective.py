@@ -1,0 +1,71 @@
+"""What a run minimises: from its configuration, and what the steps before measured, to the
+settings of a step's loss.
+
+Legend: K heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.drafter.loss_settings import LossSettings, hybrid_lambda
+
+SURVIVAL_MEMORY = 0.9
+"""Share of the average survival that a step keeps: about the last ten steps count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a step takes over from those before it; a checkpoint keeps it."""
+
+    alpha: Sequence[float] | None = None
+    """Mean alpha per head of the last step's global batch."""
+    survival: Sequence[float] | None = None
+    """Share of the starts that come as far as head k, [K], averaged over the last steps."""
+
+    def after(self, alpha: Sequence[float], survival: Sequence[float]) -> "Measured":
+        """With what the global batch of one more step measured."""
+        before = self.survival or survival
+        pairs = zip(before, survival, strict=True)
+        kept = [SURVIVAL_MEMORY * old + (1 - SURVIVAL_MEMORY) * new for old, new in pairs]
+        return Measured(list(alpha), kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The losses of a run, the weights of its heads, and where lk_hybrid's lambda comes from."""
+
+    config: TrainConfig
+    device: torch.device
+
+    def asks_for_alpha(self, before: Measured) -> bool:
+        """Whether a pass over the global batch must measure its mean alpha first."""
+        config = self.config
+        if "lk_hybrid" not in config.losses or config.lambda_scope == "token":
+            return False
+        return config.lambda_source == "exact" or before.alpha is None
+
+    def settings(self, before: Measured, alpha_K: Tensor | None = None) -> LossSettings:
+        """Of one step. `alpha_K` is the global batch's mean alpha, where it was asked for."""
+        if alpha_K is None and before.alpha is not None:
+            alpha_K = torch.tensor(before.alpha, device=self.device)
+        per_head = self.config.lambda_scope == "head" and alpha_K is not None
+        return LossSettings(
+            losses=self.config.losses,
+            head_weights_K=self._head_weights(before),
+            lambda_K=hybrid_lambda(alpha_K.float(), self.config.eta) if per_head else None,
+            eta=self.config.eta,
+        )
+
+    def _head_weights(self, before: Measured) -> Tensor:
+        """head_decay^(k-1), or in proportion to the survival that was measured, with their sum."""
+        config = self.config
+        heads_K = torch.arange(config.num_heads, dtype=torch.float32, device=self.device)
+        weights_K = config.head_decay**heads_K
+        if config.head_weights == "static" or before.survival is None:
+            return weights_K
+        survival_K = torch.tensor(before.survival, device=self.device)
+        return survival_K * (weights_K.sum() / survival_K.sum().clamp(min=1e-30))
