@@ -39,12 +39,15 @@ def rope(x_TnE: Tensor, positions_T: Tensor, theta: float) -> Tensor:
     )
 
 
-def dense_mask(num_tokens: int, step: int) -> Tensor:
-    """[T, step * T]: query i of a step sees step-1 keys j <= i, and of steps 2..step key i only."""
+def dense_mask(num_tokens: int, step: int, window: int | None) -> Tensor:
+    """[T, step * T]: query i of a step sees step-1 keys j <= i, and of steps 2..step key i only.
+
+    The query stands at position i + step - 1; a window leaves it the last `window` positions.
+    """
     seen = torch.zeros(num_tokens, step * num_tokens, dtype=torch.bool)
     for i in range(num_tokens):
         for j in range(i + 1):
-            seen[i, j] = True
+            seen[i, j] = window is None or i + step - 1 - j < window
         for s in range(1, step):
             seen[i, s * num_tokens + i] = True
     return seen
@@ -61,11 +64,6 @@ def hidden_states(
     """norm(o) of every step with every position of the sample as start: [K, T, H]."""
     T, eps, theta = len(input_ids), shape.rms_norm_eps, shape.rope_parameters["rope_theta"]
     E, group = shape.head_dim, shape.num_attention_heads // shape.num_key_value_heads
-    layer = {
-        name.removeprefix("layers.0.").removesuffix(".weight"): weight
-        for name, weight in weights.items()
-        if name.startswith("layers.0.")
-    }
 
     features = [aux_TLH[:, layer_id] for layer_id in range(shape.num_aux)]
     if shape.fc_norm:
@@ -77,33 +75,52 @@ def hidden_states(
         feature_TF = rms_norm(feature_TF, weights["input_norm.weight"], eps)
     hidden_TH = feature_TF @ weights["fc.weight"].T
 
-    keys, values, outputs = [], [], []
+    if "embed_proj.weight" in weights:
+        embed_VH = embed_VH @ weights["embed_proj.weight"].T
+    outputs: list[Tensor] = []
+    keys: list[list[Tensor]] = [[] for _ in range(shape.num_layers)]
+    values: list[list[Tensor]] = [[] for _ in range(shape.num_layers)]
     for k in range(1, num_heads + 1):
         # Beyond the end there is no token; such a start is not valid for this step.
         tokens = [input_ids[i + k] if i + k < T else 0 for i in range(T)]
-        a_TH = rms_norm(embed_VH[tokens], layer["input_layernorm"], eps)
-        b_TH = rms_norm(hidden_TH, layer["hidden_norm"], eps)
-        x_TX = torch.cat([a_TH, b_TH], dim=-1)
-        residual_TH = b_TH if shape.norm_before_residual else hidden_TH
         positions_T = torch.tensor([i + k - 1 for i in range(T)])
-        queries = rope((x_TX @ layer["self_attn.q_proj"].T).reshape(T, -1, E), positions_T, theta)
-        keys.append(
-            rope((x_TX @ layer["self_attn.k_proj"].T).reshape(T, -1, E), positions_T, theta)
-        )
-        values.append((x_TX @ layer["self_attn.v_proj"].T).reshape(T, -1, E))
-        all_keys, all_values, seen = torch.cat(keys), torch.cat(values), dense_mask(T, k)
-        heads = []
-        for n in range(shape.num_attention_heads):
-            scores = queries[:, n] @ all_keys[:, n // group].T / math.sqrt(E)
-            probs = torch.softmax(scores.masked_fill(~seen, -math.inf), dim=-1)
-            heads.append(probs @ all_values[:, n // group])
-        mid_TH = residual_TH + torch.cat(heads, dim=-1) @ layer["self_attn.o_proj"].T
-        m_TH = rms_norm(mid_TH, layer["post_attention_layernorm"], eps)
-        gate = m_TH @ layer["mlp.gate_proj"].T
-        up = m_TH @ layer["mlp.up_proj"].T
-        output_TH = mid_TH + (gate * torch.sigmoid(gate) * up) @ layer["mlp.down_proj"].T
-        outputs.append(rms_norm(output_TH, weights["norm.weight"], eps))
-        hidden_TH = outputs[-1] if shape.norm_output else output_TH
+        seen = dense_mask(T, k, shape.sliding_window)
+        for number in range(shape.num_layers):
+            layer = {
+                name.removeprefix(f"layers.{number}.").removesuffix(".weight"): weight
+                for name, weight in weights.items()
+                if name.startswith(f"layers.{number}.")
+            }
+            if number == 0:
+                a_TH = rms_norm(embed_VH[tokens], layer["input_layernorm"], eps)
+                b_TH = rms_norm(hidden_TH, layer["hidden_norm"], eps)
+                x_TX = torch.cat([a_TH, b_TH], dim=-1)
+                residual_TH = b_TH if shape.norm_before_residual else hidden_TH
+            else:
+                x_TX = rms_norm(hidden_TH, layer["input_layernorm"], eps)
+                residual_TH = hidden_TH
+            queries = (x_TX @ layer["self_attn.q_proj"].T).reshape(T, -1, E)
+            own_keys = (x_TX @ layer["self_attn.k_proj"].T).reshape(T, -1, E)
+            if shape.layer_type == "qwen3":
+                queries = rms_norm(queries, layer["self_attn.q_norm"], eps)
+                own_keys = rms_norm(own_keys, layer["self_attn.k_norm"], eps)
+            queries = rope(queries, positions_T, theta)
+            keys[number].append(rope(own_keys, positions_T, theta))
+            values[number].append((x_TX @ layer["self_attn.v_proj"].T).reshape(T, -1, E))
+            all_keys, all_values = torch.cat(keys[number]), torch.cat(values[number])
+            heads = []
+            for n in range(shape.num_attention_heads):
+                scores = queries[:, n] @ all_keys[:, n // group].T / math.sqrt(E)
+                probs = torch.softmax(scores.masked_fill(~seen, -math.inf), dim=-1)
+                heads.append(probs @ all_values[:, n // group])
+            mid_TH = residual_TH + torch.cat(heads, dim=-1) @ layer["self_attn.o_proj"].T
+            m_TH = rms_norm(mid_TH, layer["post_attention_layernorm"], eps)
+            gate = m_TH @ layer["mlp.gate_proj"].T
+            up = m_TH @ layer["mlp.up_proj"].T
+            hidden_TH = mid_TH + (gate * torch.sigmoid(gate) * up) @ layer["mlp.down_proj"].T
+        outputs.append(rms_norm(hidden_TH, weights["norm.weight"], eps))
+        if shape.norm_output:
+            hidden_TH = outputs[-1]
     return torch.stack(outputs)
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.artifact import expected_tensors
+from specpipe.schemas.artifact import EMBEDDING, expected_tensors
 from specpipe.schemas.checkpoint import DrafterShape, TargetReference
 from specpipe.stages.drafter.batch import DrafterSample, make_batch
 from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafter.shape import check_shape
 from specpipe.stages.export import speculators
 from specpipe.stages.export.plain_drafter import PlainDrafter
 from specpipe.stages.storage.states import SampleStates
@@ -60,11 +61,22 @@ def make_shape(num_aux: int = 3, **changes: object) -> DrafterShape:
         {"draft_vocab_size": V},
         {"rope_parameters": LLAMA3_ROPE},
         {"hidden_act": "silu", "num_key_value_heads": 1},
+        {"num_aux": 5},
+        {"num_layers": 2},
+        {"num_layers": 3, "norm_before_residual": True, "norm_output": True},
+        {"layer_type": "qwen3"},
+        {"layer_type": "qwen3", "num_layers": 2, "num_aux": 4},
+        {"sliding_window": 5},
+        {"sliding_window": 6, "num_layers": 2},
+        {"hidden_size": 20, "num_attention_heads": 3, "num_key_value_heads": 3},
+        {"hidden_size": 16, "fc_norm": True},
+        {"hidden_size": 30, "norm_before_fc": True},
     ],
     ids=str,
 )
 def test_plain_drafter_equals_the_trained_one(changes: dict[str, object], tmp_path: Path) -> None:
     shape = make_shape(**changes)  # type: ignore[arg-type]
+    check_shape(shape)
     generator = torch.Generator().manual_seed(0)
     draft_size = shape.draft_vocab_size
     # Values that bfloat16 holds, so that the file loses nothing; half the size, since K steps of
@@ -72,15 +84,19 @@ def test_plain_drafter_equals_the_trained_one(changes: dict[str, object], tmp_pa
     model = {
         name: (0.5 * torch.randn(size, generator=generator)).bfloat16().float()
         for name, (size, kind) in expected_tensors(shape).items()
-        if kind == "float"
+        if kind == "float" and name != EMBEDDING
     }
+    if shape.projects_embedding:
+        # One weight a row: its product with a bfloat16 embedding needs no rounding.
+        columns = torch.arange(shape.hidden_size) % H
+        model["embed_proj.weight"] = 0.5 * torch.nn.functional.one_hot(columns, H).float()
     ids = torch.randperm(V, generator=generator)[:draft_size].sort().values
     vocab = {"d2t": ids - torch.arange(draft_size), "t2d": torch.isin(torch.arange(V), ids)}
     config = speculators.artifact_config(shape, TARGET, K)
-    tensors = speculators.artifact_tensors(shape, model, vocab)
+    embedding_VH = torch.randn(V, H, generator=generator).bfloat16().float()
+    tensors = speculators.artifact_tensors(shape, model, vocab, lambda: embedding_VH)
     assert set(tensors) == set(expected_tensors(shape))
     speculators.write(tmp_path, config, tensors)
-    embedding_VH = torch.randn(V, H, generator=generator)
     tokens_T = torch.randint(0, V, (T,), generator=generator)
     aux_TLH = torch.randn(T, shape.num_aux, H, generator=generator).bfloat16()
 

@@ -56,39 +56,61 @@ REQUIRED_LAYER_KEYS = frozenset(
 """Keys of `transformer_layer_config`. vLLM's drafter looks for `num_aux_hidden_states` only here,
 and assumes 3."""
 
-ALLOWED_LAYER_KEYS = REQUIRED_LAYER_KEYS
+ALLOWED_LAYER_KEYS = REQUIRED_LAYER_KEYS | {"layer_types", "sliding_window"}
+"""Both of the further two, or neither: without a window vLLM looks for neither."""
+
+LAYER_TYPES = ("llama", "qwen3")
+"""The decoder layers that vLLM has as EAGLE-3."""
+
+EMBEDDING = "embed_tokens.weight"
 
 
 def expected_tensors(shape: DrafterShape) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, dtype) of every tensor that the artifact must hold; no other is allowed.
 
     Dtypes are "float" (bfloat16, float16 or float32), "int64" or "bool". `embed_tokens` is left
-    out: the engine shares the target's.
+    out: the engine shares the target's. Only a drafter of another width has one of its own.
     """
-    H, I, E = shape.hidden_size, shape.intermediate_size, shape.head_dim  # noqa: E741
-    queries, keys = shape.num_attention_heads * E, shape.num_key_value_heads * E
-    layer = "layers.0"
+    H, target = shape.hidden_size, shape.target_hidden_size
     shapes: dict[str, tuple[int, ...]] = {
-        "fc.weight": (H, shape.num_aux * H),
-        f"{layer}.input_layernorm.weight": (H,),
-        f"{layer}.hidden_norm.weight": (H,),
-        f"{layer}.post_attention_layernorm.weight": (H,),
-        f"{layer}.self_attn.q_proj.weight": (queries, 2 * H),
-        f"{layer}.self_attn.k_proj.weight": (keys, 2 * H),
-        f"{layer}.self_attn.v_proj.weight": (keys, 2 * H),
-        f"{layer}.self_attn.o_proj.weight": (H, queries),
-        f"{layer}.mlp.gate_proj.weight": (I, H),
-        f"{layer}.mlp.up_proj.weight": (I, H),
-        f"{layer}.mlp.down_proj.weight": (H, I),
+        "fc.weight": (H, shape.num_aux * target),
         "norm.weight": (H,),
         "lm_head.weight": (shape.draft_vocab_size, H),
     }
+    for number in range(shape.num_layers):
+        shapes |= _layer_tensors(shape, number)
     if shape.norm_before_fc:
-        shapes["input_norm.weight"] = (shape.num_aux * H,)
+        shapes["input_norm.weight"] = (shape.num_aux * target,)
     if shape.fc_norm:
-        shapes |= {f"fc_norm.{i}.weight": (H,) for i in range(shape.num_aux)}
+        shapes |= {f"fc_norm.{i}.weight": (target,) for i in range(shape.num_aux)}
+    if shape.projects_embedding:
+        shapes[EMBEDDING] = (shape.vocab_size, H)
     tensors = {name: (value, "float") for name, value in shapes.items()}
     if shape.draft_vocab_size < shape.vocab_size:
         tensors["d2t"] = ((shape.draft_vocab_size,), "int64")
         tensors["t2d"] = ((shape.vocab_size,), "bool")
     return tensors
+
+
+def _layer_tensors(shape: DrafterShape, number: int) -> dict[str, tuple[int, ...]]:
+    """The first layer takes [embedding; hidden], further ones the hidden state alone."""
+    H, I, E = shape.hidden_size, shape.intermediate_size, shape.head_dim  # noqa: E741
+    queries, keys = shape.num_attention_heads * E, shape.num_key_value_heads * E
+    width = 2 * H if number == 0 else H
+    layer = f"layers.{number}"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{layer}.input_layernorm.weight": (H,),
+        f"{layer}.post_attention_layernorm.weight": (H,),
+        f"{layer}.self_attn.q_proj.weight": (queries, width),
+        f"{layer}.self_attn.k_proj.weight": (keys, width),
+        f"{layer}.self_attn.v_proj.weight": (keys, width),
+        f"{layer}.self_attn.o_proj.weight": (H, queries),
+        f"{layer}.mlp.gate_proj.weight": (I, H),
+        f"{layer}.mlp.up_proj.weight": (I, H),
+        f"{layer}.mlp.down_proj.weight": (H, I),
+    }
+    if number == 0:
+        shapes[f"{layer}.hidden_norm.weight"] = (H,)
+    if shape.layer_type == "qwen3":
+        shapes |= {f"{layer}.self_attn.{name}_norm.weight": (E,) for name in "qk"}
+    return shapes

@@ -6,6 +6,7 @@ the drafter that is trained (drafter/eagle3.py). Only the rotary angles are tran
 At start i the target has consumed x[0..i] and emitted x[i+1]. Step k takes token x[i+k] and the
 hidden state of step k-1 (step 1: the features of position i) at rope position i+k-1, attends to
 all step-1 keys of positions <= i and to its own start's keys of steps 2..k, and predicts x[i+k+1].
+Every layer attends so, to keys of its own. With a window, keys that far behind are not seen.
 
 Legend: T tokens, P positions with a next token, N starts, K steps, L aux layers, H hidden size,
 A attention heads, E head size, C steps of a chain, D draft vocabulary, V vocabulary.
@@ -23,7 +24,10 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specpipe.schemas.artifact import CONFIG_FILE, MODEL_TENSORS_FILE
+from specpipe.schemas.artifact import CONFIG_FILE, EMBEDDING, MODEL_TENSORS_FILE
+
+Keys = list[tuple[Tensor, Tensor]]
+"""(key, value) of each step of a layer: of step 1 [P, A, E] at all positions, then [N, A, E]."""
 
 
 @dataclass(slots=True)
@@ -31,13 +35,15 @@ class PlainDrafter:
     """The exported drafter; `tensors` are the file's, in float32."""
 
     config: dict[str, Any]
-    layer: LlamaConfig
+    layer: dict[str, Any]
+    """`transformer_layer_config`."""
     tensors: dict[str, Tensor]
     embedding_VH: Tensor
     target_ids_D: Tensor
 
     @classmethod
     def load(cls, folder: Path, embedding_VH: Tensor) -> "PlainDrafter":
+        """`embedding_VH` is the target's, which the drafter takes where it has none of its own."""
         config = read_config(folder)
         stored = load_file(folder / MODEL_TENSORS_FILE)
         ids_D = torch.arange(config["draft_vocab_size"])
@@ -46,8 +52,8 @@ class PlainDrafter:
         tensors = {
             name: tensor.float() for name, tensor in stored.items() if tensor.is_floating_point()
         }
-        layer = LlamaConfig(**config["transformer_layer_config"])
-        return cls(config, layer, tensors, embedding_VH.float(), ids_D)
+        embedding_VH = tensors.get(EMBEDDING, embedding_VH.float())
+        return cls(config, config["transformer_layer_config"], tensors, embedding_VH, ids_D)
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
@@ -66,28 +72,37 @@ class PlainDrafter:
         A step whose token x[i+k] lies outside the sample is fed token 0; its output means nothing.
         """
         tokens_T = torch.cat([input_ids_T.long(), torch.zeros(num_steps, dtype=torch.int64)])
+        seen: list[Keys] = [[] for _ in range(self.layer["num_hidden_layers"])]
         positions_P = torch.arange(end)
-        features_PH = self._features(aux_TLH[:end])
-        query, key_1, value_1 = self._attention_inputs(
-            tokens_T[1 : end + 1], features_PH, positions_P
+        output_PH = self._step(
+            tokens_T[1 : end + 1], self._features(aux_TLH[:end]), positions_P, positions_P, seen
         )
-        mixed = _attend(query, positions_P, key_1, value_1, [], [])
-        output_PH = self._after_attention(features_PH, mixed)
-
         starts_N = torch.arange(begin, end)
         outputs = [output_PH[begin:end]]
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
         for step in range(2, num_steps + 1):
             hidden_NH = self._feedback(outputs[-1])
-            query, key, value = self._attention_inputs(
-                tokens_T[starts_N + step], hidden_NH, starts_N + step - 1
+            positions_N = starts_N + step - 1
+            outputs.append(
+                self._step(tokens_T[starts_N + step], hidden_NH, starts_N, positions_N, seen)
             )
-            keys.append(key)
-            values.append(value)
-            mixed = _attend(query, starts_N, key_1, value_1, keys, values)
-            outputs.append(self._after_attention(hidden_NH, mixed))
         return torch.stack(outputs)
+
+    def _step(
+        self,
+        tokens_N: Tensor,
+        hidden_NH: Tensor,
+        starts_N: Tensor,
+        positions_N: Tensor,
+        seen: list[Keys],
+    ) -> Tensor:
+        """All layers at these starts; each layer's keys join those that it has seen."""
+        for number, keys in enumerate(seen):
+            inputs, residual_NH = self._attention_input(number, tokens_N, hidden_NH)
+            query, key, value = self._projected(number, inputs, positions_N)
+            keys.append((key, value))
+            mixed_NAE = _attend(query, starts_N, keys, self.layer.get("sliding_window"))
+            hidden_NH = self._after_attention(number, residual_NH, mixed_NAE)
+        return hidden_NH
 
     def _features(self, aux_PLH: Tensor) -> Tensor:
         """fc over the concatenated aux states, normed first where the config says so."""
@@ -103,40 +118,61 @@ class PlainDrafter:
     def _feedback(self, output_NH: Tensor) -> Tensor:
         return self._norm("norm", output_NH) if self.config["norm_output"] else output_NH
 
-    def _attention_inputs(
-        self, tokens_N: Tensor, hidden_NH: Tensor, positions_N: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query [N, A, E], key and value [N, A, E] (grouped heads repeated), rope applied."""
+    def _attention_input(
+        self, number: int, tokens_N: Tensor, hidden_NH: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What is projected, and the residual. Only the first layer sees the token."""
+        if number > 0:
+            return self._norm(f"layers.{number}.input_layernorm", hidden_NH), hidden_NH
         embedded = self._norm("layers.0.input_layernorm", self.embedding_VH[tokens_N])
         normed = self._norm("layers.0.hidden_norm", hidden_NH)
-        both = torch.cat([embedded, normed], dim=-1)
-        shape = self.config["transformer_layer_config"]
-        heads, groups = shape["num_attention_heads"], shape["num_key_value_heads"]
+        residual = normed if self.config["norm_before_residual"] else hidden_NH
+        return torch.cat([embedded, normed], dim=-1), residual
+
+    def _projected(
+        self, number: int, inputs: Tensor, positions_N: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [N, A, E] (grouped heads repeated), rope applied."""
+        heads, groups = self.layer["num_attention_heads"], self.layer["num_key_value_heads"]
+        name = f"layers.{number}.self_attn"
         query, key, value = (
-            self._linear(f"layers.0.self_attn.{name}_proj", both).view(len(both), count, -1)
-            for name, count in (("q", heads), ("k", groups), ("v", groups))
+            self._linear(f"{name}.{which}_proj", inputs).view(len(inputs), count, -1)
+            for which, count in (("q", heads), ("k", groups), ("v", groups))
         )
-        cos, sin = LlamaRotaryEmbedding(self.layer)(both[None], positions_N[None])
+        if self.layer["model_type"] == "qwen3":
+            query, key = self._norm(f"{name}.q_norm", query), self._norm(f"{name}.k_norm", key)
+        cos, sin = self._rope(positions_N)
         key, value = (
             t.repeat_interleave(heads // groups, dim=1) for t in (_rotate(key, cos, sin), value)
         )
         return _rotate(query, cos, sin), key, value
 
-    def _after_attention(self, hidden_NH: Tensor, mixed_NAE: Tensor) -> Tensor:
-        before = self.config["norm_before_residual"]
-        residual = self._norm("layers.0.hidden_norm", hidden_NH) if before else hidden_NH
-        residual = residual + self._linear("layers.0.self_attn.o_proj", mixed_NAE.flatten(1))
-        normed = self._norm("layers.0.post_attention_layernorm", residual)
-        gate = ACT2FN[self.layer.hidden_act](self._linear("layers.0.mlp.gate_proj", normed))
-        up = self._linear("layers.0.mlp.up_proj", normed)
-        return residual + self._linear("layers.0.mlp.down_proj", gate * up)
+    def _rope(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        heads, size = self.layer["num_attention_heads"], self.layer["head_dim"]
+        config = LlamaConfig(
+            hidden_size=heads * size,
+            num_attention_heads=heads,
+            head_dim=size,
+            max_position_embeddings=self.layer["max_position_embeddings"],
+            rope_parameters=dict(self.layer["rope_parameters"]),
+        )
+        cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions_N[None])
+        return cos, sin
+
+    def _after_attention(self, number: int, residual_NH: Tensor, mixed_NAE: Tensor) -> Tensor:
+        name = f"layers.{number}"
+        residual = residual_NH + self._linear(f"{name}.self_attn.o_proj", mixed_NAE.flatten(1))
+        normed = self._norm(f"{name}.post_attention_layernorm", residual)
+        gate = ACT2FN[self.layer["hidden_act"]](self._linear(f"{name}.mlp.gate_proj", normed))
+        up = self._linear(f"{name}.mlp.up_proj", normed)
+        return residual + self._linear(f"{name}.mlp.down_proj", gate * up)
 
     def _linear(self, name: str, inputs: Tensor) -> Tensor:
         return inputs @ self.tensors[f"{name}.weight"].T
 
     def _norm(self, name: str, inputs: Tensor) -> Tensor:
         mean_square = inputs.pow(2).mean(-1, keepdim=True)
-        scaled = inputs * torch.rsqrt(mean_square + self.layer.rms_norm_eps)
+        scaled = inputs * torch.rsqrt(mean_square + self.layer["rms_norm_eps"])
         return scaled * self.tensors[f"{name}.weight"]
 
 
@@ -153,22 +189,22 @@ def _rotate(vectors_NAE: Tensor, cos_1NE: Tensor, sin_1NE: Tensor) -> Tensor:
     return vectors_NAE * cos_1NE[0, :, None] + turned * sin_1NE[0, :, None]
 
 
-def _attend(
-    query_NAE: Tensor,
-    starts_N: Tensor,
-    key_PAE: Tensor,
-    value_PAE: Tensor,
-    chain_keys: list[Tensor],
-    chain_values: list[Tensor],
-) -> Tensor:
-    """Attention over the step-1 keys of positions <= start, and each start's own chain."""
+def _attend(query_NAE: Tensor, starts_N: Tensor, keys: Keys, window: int | None) -> Tensor:
+    """Attention over the step-1 keys of positions <= start, and each start's own chain.
+
+    The query stands as many positions beyond its start as its chain is long.
+    """
+    (key_PAE, value_PAE), *chain = keys
     scale = query_NAE.shape[-1] ** -0.5
     scores_ANP = torch.einsum("nae,pae->anp", query_NAE, key_PAE) * scale
-    later_NP = torch.arange(len(key_PAE)) > starts_N[:, None]
-    scores_ANP = scores_ANP.masked_fill(later_NP, float("-inf"))
-    if not chain_keys:
+    behind_NP = starts_N[:, None] - torch.arange(len(key_PAE))
+    unseen_NP = behind_NP < 0
+    if window is not None:
+        unseen_NP |= behind_NP + len(chain) >= window
+    scores_ANP = scores_ANP.masked_fill(unseen_NP, float("-inf"))
+    if not chain:
         return torch.einsum("anp,pae->nae", scores_ANP.softmax(-1), value_PAE)
-    key_CNAE, value_CNAE = torch.stack(chain_keys), torch.stack(chain_values)
+    key_CNAE, value_CNAE = (torch.stack(parts) for parts in zip(*chain, strict=True))
     scores_ANC = torch.einsum("nae,cnae->anc", query_NAE, key_CNAE) * scale
     weights = torch.cat([scores_ANP, scores_ANC], dim=-1).softmax(-1)
     shared, own = weights[..., : len(key_PAE)], weights[..., len(key_PAE) :]

@@ -35,6 +35,7 @@ from specpipe.stages.export.validation import (
     still_stands,
 )
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.head import load_embedding
 from specpipe.stages.target.identity import load_config, target_identity
 from specpipe.stages.target.location import local_folder
 
@@ -101,7 +102,9 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
         chosen = _prompts(config, dump, settings, checkpoint.state, target.name)
     # A validation speaks of the artifact beside it: until it does, it says so.
     out.write_validation(_validation(config, out.artifact, checkpoint, {}, [UNFINISHED]))
-    out.write_artifact(*_artifact(checkpoint, target, _draft_tokens(config, checkpoint.state)))
+    out.write_artifact(
+        *_artifact(checkpoint, dump, target, _draft_tokens(config, checkpoint.state))
+    )
     validation = _validate(
         config, out.artifact, checkpoint, dump, settings, target.name, chosen, report
     )
@@ -124,13 +127,16 @@ def _served(config: ExportConfig, state: TrainState) -> TargetReference:
 
 
 def _artifact(
-    checkpoint: Checkpoint, target: TargetReference, draft_tokens: int
+    checkpoint: Checkpoint, dump: Dump, target: TargetReference, draft_tokens: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and tensors of the artifact."""
     return (
         speculators.artifact_config(checkpoint.shape, target, draft_tokens),
         speculators.artifact_tensors(
-            checkpoint.shape, checkpoint.model, checkpoint.vocab.tensors()
+            checkpoint.shape,
+            checkpoint.model,
+            checkpoint.vocab.tensors(),
+            lambda: load_embedding(dump.target_file),
         ),
     )
 

@@ -95,7 +95,8 @@ def check(
     folder = local_folder(target, revision)
     model = load_config(folder, trust_remote_code=config.trust_remote_code)
     longest = max(map(len, prompts)) + config.serve_max_tokens
-    cache_bytes = _cache_bytes(model, min(len(prompts), PARALLEL_PROMPTS), longest)
+    layers = read_config(artifact)["transformer_layer_config"]["num_hidden_layers"]
+    cache_bytes = _cache_bytes(model, layers, min(len(prompts), PARALLEL_PROMPTS), longest)
 
     def engine(num_draft_tokens: int) -> EngineResult:
         return decode(
@@ -141,15 +142,17 @@ def check(
     )
 
 
-def _cache_bytes(model: PreTrainedConfig, num_prompts: int, num_tokens: int) -> int:
-    """Room for the keys and values of so many prompts at once, the drafter's layer included.
+def _cache_bytes(
+    model: PreTrainedConfig, drafter_layers: int, num_prompts: int, num_tokens: int
+) -> int:
+    """Room for the keys and values of so many prompts at once, the drafter's layers included.
 
     An engine left to itself takes most of the machine's memory.
     """
     text = model.get_text_config(decoder=True)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token: int = 2 * (text.num_hidden_layers + 1) * heads * head_dim * BYTES_PER_VALUE
+    per_token: int = 2 * (text.num_hidden_layers + drafter_layers) * heads * head_dim * BYTES_PER_VALUE
     # Blocks are filled in part only, and drafts need room beyond the text.
     return max(LEAST_CACHE_BYTES, num_prompts * (num_tokens + SPARE_TOKENS) * per_token)
 

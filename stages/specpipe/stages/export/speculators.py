@@ -5,6 +5,7 @@ that is missing is not an error there but a drafter that guesses badly.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from specpipe.schemas.artifact import CONFIG_FILE, MODEL_TENSORS_FILE, expected_tensors
+from specpipe.schemas.artifact import (
+    CONFIG_FILE,
+    EMBEDDING,
+    MODEL_TENSORS_FILE,
+    expected_tensors,
+)
 from specpipe.schemas.checkpoint import DrafterShape, TargetReference
 
 SPECULATORS_VERSION = "0.9.0"
@@ -47,7 +53,7 @@ def artifact_config(
         },
         "transformer_layer_config": {
             "model_type": shape.layer_type,
-            "num_hidden_layers": 1,
+            "num_hidden_layers": shape.num_layers,
             "hidden_size": shape.hidden_size,
             "intermediate_size": shape.intermediate_size,
             "num_attention_heads": shape.num_attention_heads,
@@ -62,9 +68,10 @@ def artifact_config(
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": False,
+            **_window(shape),
         },
         "draft_vocab_size": shape.draft_vocab_size,
-        "target_hidden_size": shape.hidden_size,
+        "target_hidden_size": shape.target_hidden_size,
         "norm_before_residual": shape.norm_before_residual,
         "norm_before_fc": shape.norm_before_fc,
         "fc_norm": shape.fc_norm,
@@ -75,13 +82,31 @@ def artifact_config(
     }
 
 
+def _window(shape: DrafterShape) -> dict[str, Any]:
+    """vLLM takes a layer's window from these two keys, and without them looks back all the way."""
+    if shape.sliding_window is None:
+        return {}
+    return {
+        "layer_types": ["sliding_attention"] * shape.num_layers,
+        "sliding_window": shape.sliding_window,
+    }
+
+
 def artifact_tensors(
-    shape: DrafterShape, model: dict[str, Tensor], vocab: dict[str, Tensor]
+    shape: DrafterShape,
+    model: dict[str, Tensor],
+    vocab: dict[str, Tensor],
+    embedding: Callable[[], Tensor],
 ) -> dict[str, Tensor]:
     """The tensors to write: weights rounded to bfloat16, and the map where D < V.
 
-    Nothing else of the checkpoint is taken; what is missing is left for `structure` to name.
+    A drafter of another width than the target's gets its own embedding, the target's (`embedding`,
+    [V, target's width]) as it projects it. Nothing else of the checkpoint is taken; what is missing
+    is left for `structure` to name.
     """
+    if shape.projects_embedding and "embed_proj.weight" in model:
+        projected_VH = embedding().float() @ model["embed_proj.weight"].float().T
+        model = model | {EMBEDDING: projected_VH}
     tensors = {}
     for name, (_, kind) in expected_tensors(shape).items():
         source = vocab if kind != "float" else model

@@ -22,6 +22,7 @@ from specpipe.schemas.artifact import (
     ALLOWED_KEYS,
     ALLOWED_LAYER_KEYS,
     CONFIG_FILE,
+    LAYER_TYPES,
     MODEL_TENSORS_FILE,
     REQUIRED_KEYS,
     REQUIRED_LAYER_KEYS,
@@ -121,6 +122,9 @@ def _shape(config: Mapping[str, Any], problems: list[str]) -> DrafterShape | Non
         return DrafterShape(
             architecture=config["speculators_model_type"],
             layer_type=layer["model_type"],
+            num_layers=layer["num_hidden_layers"],
+            sliding_window=layer.get("sliding_window"),
+            target_hidden_size=config["target_hidden_size"],
             aux_layers=tuple(config[LAYER_IDS]),
             **{key: config[key] for key in _TOP_KEYS},
             **{key: layer[key] for key in _LAYER_KEYS},
@@ -158,10 +162,7 @@ def _consistent(config: Mapping[str, Any], shape: DrafterShape, target: TargetFa
         )
     expected: list[tuple[str, Any, Any]] = [
         ("speculators_model_type", config["speculators_model_type"], "eagle3"),
-        ("model_type", layer["model_type"], "llama"),
-        ("num_hidden_layers", layer["num_hidden_layers"], 1),
         ("num_aux_hidden_states", layer["num_aux_hidden_states"], len(ids)),
-        ("hidden_size", shape.hidden_size, target.hidden_size),
         ("target_hidden_size", config["target_hidden_size"], target.hidden_size),
         ("vocab_size", shape.vocab_size, target.vocab_size),
         ("attention_bias", layer["attention_bias"], False),
@@ -173,6 +174,19 @@ def _consistent(config: Mapping[str, Any], shape: DrafterShape, target: TargetFa
         for name, value, right in expected
         if value != right
     ]
+    if shape.layer_type not in LAYER_TYPES:
+        problems.append(
+            f"model_type {shape.layer_type!r} is none of {', '.join(LAYER_TYPES)}: vLLM has no"
+            " such EAGLE-3 layer"
+        )
+    if shape.num_layers < 1:
+        problems.append(f"num_hidden_layers {shape.num_layers} is not positive")
+    windows = ["sliding_attention"] * shape.num_layers if shape.sliding_window else None
+    if layer.get("layer_types") != windows:
+        problems.append(
+            f"layer_types {layer.get('layer_types')!r} must be {windows!r} for a sliding_window of"
+            f" {shape.sliding_window!r}"
+        )
     if not 0 < shape.draft_vocab_size <= shape.vocab_size:
         problems.append(
             f"draft_vocab_size {shape.draft_vocab_size} is not in 1..{shape.vocab_size}"
