@@ -157,7 +157,7 @@ def test_every_shape(changes: dict[str, object]) -> None:
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_every_shape_in_float32_with_the_flash_kernel(changes: dict[str, object]) -> None:
     masks = [*MASKS, [0] * 9 + [1] * 30 + [0] * 3 + [1] * 40]
-    check(masks, 4, ["kl"], dtype=torch.float32, tolerance=1e-5, switches=changes)
+    check(masks, 4, ["kl"], dtype=torch.float32, tolerance=3e-5, switches=changes)
 
 
 def test_the_whole_vocabulary_as_draft_vocabulary() -> None:
