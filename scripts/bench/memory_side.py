@@ -18,7 +18,7 @@ from scripts.bench.material import (
     state_bytes,
 )
 from specpipe.schemas.dump import DumpIdentity, manifest_key
-from specpipe.stages.drafter.read_ahead import ReadAhead
+from specpipe.stages.drafter.read_ahead import ReadAhead, copies
 from specpipe.stages.drafter.sample_reader import SampleReader
 from specpipe.stages.drafter.shard_window import Read
 from specpipe.stages.storage.arrays import planned_chunks, shard_arrays
@@ -29,7 +29,7 @@ from specpipe.stages.storage.records import read_manifest
 from specpipe.stages.storage.retry import DEFAULT_POLICY
 from specpipe.stages.storage.shard_writer import ShardWriter
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.train.order import epoch_batches
+from specpipe.stages.train.packing import epoch_batches
 
 SLOW = 100e6
 """Bytes a second of a store that is slower than the target."""
@@ -130,7 +130,7 @@ class _Reader:
         plan = [Read(self._reader, batch, False) for batch in self._batches]
         # Half as fast as the store that is slow for the writer, so that what is ahead piles up.
         pause = 2 * self.moved / len(plan) / SLOW
-        with ReadAhead(plan, list, self._prefetch) as ahead:
+        with ReadAhead(plan, copies, self._prefetch) as ahead:
             for _ in ahead:
                 time.sleep(pause)
 

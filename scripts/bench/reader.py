@@ -26,7 +26,7 @@ from specpipe.stages.storage.arrays import array_names, shard_arrays
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.retry import DEFAULT_POLICY
-from specpipe.stages.train.order import epoch_batches
+from specpipe.stages.train.packing import epoch_batches
 
 SPEED = 0.8
 AMPLIFICATION = 1.2

@@ -4,21 +4,23 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.drafter.batch import DrafterSample
-from specpipe.stages.drafter.read_ahead import ReadAhead, read_samples
+from specpipe.stages.drafter.batch import DrafterSample, make_batch
+from specpipe.stages.drafter.read_ahead import ReadAhead, copies, read_samples
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef, Samples, WholeShard
 from specpipe.stages.drafter.shard_window import Read, ShardWindow
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
-from specpipe.stages.train.order import epoch_batches, evaluation_reads
+from specpipe.stages.train.order import evaluation_reads
+from specpipe.stages.train.packing import epoch_batches
 from tests.s3 import S3Server
 from tests.storage.damages import copy_objects
 from tests.storage.tiny import make_identity, make_pair, write_dump
@@ -105,22 +107,18 @@ def test_shards_in_memory_and_under_way_stay_within_the_budget(share: float, roo
     largest, total = max(sizes(reader)), sum(sizes(reader))
     budget = int(share * total)
     reads = run_of(reader, 3)
-    window = ShardWindow(reads, budget)
-    num_read = 0
-    for read, (given, samples) in zip(reads, window, strict=True):
-        assert given is read
-        assert len(samples) == len(read.refs)
-        num_read += 1
+    window = ShardWindow(reads, len, budget)
+    made = [(read, number) for read, number in window]
     window.close()
-    assert num_read == len(reads)
+    assert made == [(read, len(read.refs)) for read in reads]
     assert reader.most_bytes <= max(budget, largest)
     assert reader.most_bytes > 0.6 * budget  # it is used, too
     if share == 1:
         assert set(reader.opened.values()) == {1}
     elif share == 0:
-        # Once in every epoch; evaluations take some once more.
-        assert all(3 <= times <= 9 for times in reader.opened.values())
-    del window, samples
+        # Once in every epoch at the least: shards that are used together do not fit together.
+        assert all(times >= 3 for times in reader.opened.values())
+    del window
     assert reader.num_bytes == 0
 
 
@@ -139,7 +137,7 @@ def test_the_samples_are_those_of_the_dump(
     budget: int, context_length: int | None, root: Path
 ) -> None:
     reader = SampleReader(Dump.open(str(root)), context_length)
-    window = ShardWindow(run_of(reader, 1, sparse=True), budget)
+    window = ShardWindow(run_of(reader, 1, sparse=True), copies, budget)
     num_sparse = 0
     for read, samples in window:
         num_sparse += read.is_sparse
@@ -160,6 +158,42 @@ def test_the_samples_are_those_of_the_dump(
     assert num_sparse
 
 
+class KeepingReader(SampleReader):
+    """Remembers the shards that it opens."""
+
+    def __init__(self, dump: Dump) -> None:
+        super().__init__(dump, None)
+        self.shards: list[WholeShard] = []
+
+    def whole(self, shard_id: int) -> WholeShard:
+        self.shards.append(super().whole(shard_id))
+        return self.shards[-1]
+
+
+@pytest.mark.parametrize("budget", [0, 3_000, 2**20])
+def test_a_batch_keeps_nothing_of_the_shards(budget: int, root: Path) -> None:
+    """What becomes of a shard's memory does not reach a batch that was made of it."""
+    reader = KeepingReader(Dump.open(str(root)))
+    plan = run_of(reader, 1)
+    window = ShardWindow(plan, lambda samples: make_batch(samples, 2), budget)
+    batches = [batch for _, batch in window]
+    window.close()
+    for shard in reader.shards:
+        for array in shard.states.columns().values():
+            array.view(np.uint8)[...] = 0xA5
+    for read, batch in zip(plan, batches, strict=True):
+        expected = make_batch(list(_in_order(read.reader.dump, read.refs)), 2)
+        for field in fields(batch):
+            ours, theirs = getattr(batch, field.name), getattr(expected, field.name)
+            assert torch.equal(ours, theirs) if field.name != "spans" else ours == theirs
+
+
+def _in_order(dump: Dump, refs: Sequence[SampleRef]) -> Iterator[DrafterSample]:
+    reader = SampleReader(dump, None)
+    for ref in refs:
+        yield reader.some(ref.shard_id, [ref])[ref.index]
+
+
 def test_few_samples_of_many_shards_are_read_alone(
     root: Path, s3_root: str, s3_server: S3Server
 ) -> None:
@@ -171,7 +205,7 @@ def test_few_samples_of_many_shards_are_read_alone(
     assert reader.is_sparse(few)
     s3_server.clear()
     samples = list(read_samples(reader, few))
-    aux = [request for request in s3_server.requests if "/aux/c/" in request.path]
+    aux = [request for request in s3_server.requests if "/aux_" in request.path]
     ends = [map(int, r.headers["range"].removeprefix("bytes=").split("-")) for r in aux]
     num_bytes = sum(stop - start + 1 for start, stop in ends)
     assert num_bytes == sum(sample.states.aux_TLH.nbytes for sample in samples)
@@ -201,11 +235,13 @@ def test_an_error_is_raised_by_the_read_that_needs_what_is_damaged(
     copy_objects(Folder.open(str(root)), copy)
     reader = SampleReader(Dump.open(str(tmp_path / "dump")), None)
     plan = run_of(reader, 1)
-    key = next(key for key in copy.list(reader.dump.manifests[5].folder) if "/aux/c/" in key)
+    first_use = {s: at for at, r in reversed([*enumerate(plan)]) for s in {x.shard_id for x in r.refs}}
+    damaged, sound = max(first_use.items(), key=lambda item: item[1])
+    folder = reader.dump.manifests[damaged].folder
+    key = next(key for key in copy.list(folder) if "/aux_1/c/" in key)
     data = bytearray(copy.read(key))
     data[3] ^= 1
     copy.write(key, bytes(data))
-    sound = next(at for at, read in enumerate(plan) if any(r.shard_id == 5 for r in read.refs))
     assert sound > 2
     given = 0
     with ReadAhead(plan, len, prefetch_mib) as ahead:

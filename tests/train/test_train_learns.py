@@ -15,7 +15,7 @@ from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.selection import limit_tokens, split
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.train.order import epoch_batches
+from specpipe.stages.train.packing import epoch_batches
 from specpipe.stages.train.run import run
 from specpipe.stages.train.trainee import Trainee
 from tests.train.conftest import MakeConfig, MakeDump, read_metrics

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ReadAhead(Generic[R, T]):
-    """Each read of a plan with what `make` makes of its samples.
+    """Each read of a plan with what `make` makes of its samples, which are lent to it.
 
     Shards are read ahead within the budget (see ShardWindow), and the read after the one in use is
     made. Without a budget nothing is read before it is asked for. What goes wrong in the
@@ -26,8 +26,8 @@ class ReadAhead(Generic[R, T]):
     def __init__(
         self, plan: Iterable[R], make: Callable[[list[DrafterSample]], T], prefetch_mib: int
     ) -> None:
-        self._window = ShardWindow(plan, prefetch_mib * 2**20)
-        self._made = ((read, make(samples)) for read, samples in self._window)
+        self._window = ShardWindow(plan, make, prefetch_mib * 2**20)
+        self._made = iter(self._window)
         self._pool = ThreadPoolExecutor(1, "specpipe-batch")
         self._is_ahead = prefetch_mib > 0
         self._coming: Future[tuple[R, T] | None] | None = None
@@ -75,9 +75,14 @@ class ReadAhead(Generic[R, T]):
 def read_samples(reader: SampleReader, refs: Sequence[SampleRef]) -> Iterator[DrafterSample]:
     """The samples in the order of the dump, so that each shard is read once."""
     is_sparse = reader.is_sparse(refs)
-    # Of a shard that is read whole no more than one sample is in memory twice.
+    # Of a shard that is read whole no more than one sample is in memory twice: whoever keeps
+    # samples does not keep their shards.
     runs = groupby(sorted(refs), lambda ref: ref.shard_id if is_sparse else ref)
     plan = (Read(reader, list(run), is_sparse) for _, run in runs)
-    with ReadAhead(plan, list, PREFETCH_MIB) as ahead:
+    with ReadAhead(plan, copies, PREFETCH_MIB) as ahead:
         for _, samples in ahead:
             yield from samples
+
+
+def copies(samples: Sequence[DrafterSample]) -> list[DrafterSample]:
+    return [sample.copy() for sample in samples]

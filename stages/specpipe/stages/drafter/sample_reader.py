@@ -1,30 +1,38 @@
-"""Samples of a dump as the drafter sees them: listed, and read checked, shard by shard."""
+"""Samples of dumps as the drafter sees them: listed, and read checked, shard by shard."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+from specpipe.schemas.dump import ShardManifest
 from specpipe.schemas.errors import InputError
 from specpipe.stages.drafter.batch import DrafterSample, supervised_spans
+from specpipe.stages.storage.arrays import verifier_row_bytes
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.samples import StoredSample
+from specpipe.stages.storage.shard_reader import ShardReader
 from specpipe.stages.storage.states import SampleStates
 
 _PARALLEL_READS = 8
+SHARDS_TOGETHER = 3
+"""Shards that the samples of a step come from, about."""
 _SPARSE = 4
 """Samples are read one by one where they are less than this part of their shards."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class SampleRef:
-    """A sample of a dump, by place, with what ordering and splitting need."""
+    """A sample of a reader's dumps, by place, with what ordering and splitting need."""
 
     shard_id: int
+    """Of the reader's shards: those of its dumps, one dump after the other."""
     index: int
     num_tokens: int
     """After cutting at the context length."""
     prompt_id: str
+    weight: float = 1.0
+    """Times that an epoch takes it, on average over epochs."""
 
 
 Samples = dict[int, DrafterSample]
@@ -39,7 +47,7 @@ class WholeShard:
     states: SampleStates
 
     def sample(self, ref: SampleRef) -> DrafterSample:
-        """A copy, so that the shard may go while the sample stays."""
+        """Views of the shard's arrays, which live as long as any of them."""
         stored = self.stored[ref.index]
         tokens = slice(stored.offset, stored.offset + stored.num_tokens)
         rows = slice(stored.row_offset, stored.row_offset + stored.num_rows)
@@ -47,14 +55,32 @@ class WholeShard:
 
 
 class SampleReader:
-    """Samples of one dump, cut at a context length. Any number of threads may read."""
+    """Samples of a dump, or of several of one target, cut at a context length.
 
-    def __init__(self, dump: Dump, context_length: int | None) -> None:
+    Any number of threads may read.
+    """
+
+    def __init__(
+        self,
+        dump: Dump,
+        context_length: int | None,
+        *,
+        layers: Sequence[int] | None = None,
+        others: Sequence[tuple[Dump, float]] = (),
+    ) -> None:
+        """Of the auxiliary layers, `layers` are read; None: all. `others` come with their weights:
+        passes over each of them to one pass over `dump`."""
         self.dump = dump
         self.context_length = context_length
+        self._layers = dump.identity.layers if layers is None else tuple(layers)
+        self._shards = [
+            (one, shard_id, weight)
+            for one, weight in [(dump, 1.0), *others]
+            for shard_id in sorted(one.manifests)
+        ]
 
     def refs(self) -> list[SampleRef]:
-        """Every sample that has a start to learn from, in the order of the dump.
+        """Every sample that has a start to learn from, in the order of the dumps.
 
         Raises InputError where there is none.
         """
@@ -65,7 +91,7 @@ class SampleReader:
         # Splitting and evaluating both ask, and every samples.parquet is read and checked for it.
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             try:
-                found = list(pool.map(self._shard_refs, sorted(self.dump.manifests)))
+                found = list(pool.map(self._shard_refs, range(len(self._shards))))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -81,25 +107,41 @@ class SampleReader:
         """Whether these are so few of their shards' samples that whole shards are a waste."""
         wanted = sum(ref.num_tokens for ref in refs)
         shards = {ref.shard_id for ref in refs}
-        return wanted * _SPARSE < sum(self.dump.manifests[i].num_tokens for i in shards)
+        return wanted * _SPARSE < sum(self._manifest(shard_id).num_tokens for shard_id in shards)
+
+    def has_room(self, prefetch_mib: int) -> bool:
+        """Whether so much memory holds the shards that are needed together and one to come.
+
+        Where it does not, shards would be read again and again; single samples are read once.
+        """
+        sizes = sorted(self.whole_bytes(shard_id) for shard_id in range(len(self._shards)))
+        return sum(sizes[-SHARDS_TOGETHER - 1 :]) <= prefetch_mib * 2**20
+
+    def place(self, ref: SampleRef) -> str:
+        """Where a sample lies, for messages."""
+        dump, shard_id, _ = self._shards[ref.shard_id]
+        return f"shard {shard_id} sample {ref.index} of {dump.folder.url}"
 
     def whole(self, shard_id: int) -> WholeShard:
         """A shard, with every crc checked. Raises IntegrityError, StoreError."""
-        shard = self.dump.shard(shard_id)
+        shard = self._open(shard_id)
         return WholeShard(shard.samples(), shard.read_all())
 
     def some(self, shard_id: int, refs: Sequence[SampleRef]) -> Samples:
         """Some samples of a shard, each read and checked alone; raises as `whole` does."""
-        shard = self.dump.shard(shard_id)
+        shard = self._open(shard_id)
         stored = shard.samples()
-        return {
-            ref.index: _cut(stored[ref.index], shard.read_sample(stored[ref.index]), ref.num_tokens)
-            for ref in refs
-        }
+        found: Samples = {}
+        for ref in refs:
+            whole = stored[ref.index]
+            sample = _cut(whole, shard.read_sample(whole), ref.num_tokens)
+            # What was cut off is let go.
+            found[ref.index] = sample if ref.num_tokens == whole.num_tokens else sample.copy()
+        return found
 
     def whole_bytes(self, shard_id: int) -> int:
         """Memory that a shard takes."""
-        manifest = self.dump.manifests[shard_id]
+        manifest = self._manifest(shard_id)
         return self._bytes(manifest.num_tokens, manifest.num_rows)
 
     def some_bytes(self, refs: Sequence[SampleRef]) -> int:
@@ -109,14 +151,23 @@ class SampleReader:
 
     def _bytes(self, num_tokens: int, num_rows: int) -> int:
         identity = self.dump.identity
-        state_bytes = 2 * identity.target.hidden_size
-        # Of a token: its states, id and mask; of a row: its state, logz, token_logprob and argmax.
-        return num_tokens * (len(identity.layers) * state_bytes + 5) + num_rows * (state_bytes + 12)
+        # Of a token: its states (in bfloat16, however they are stored), id and mask.
+        token_bytes = len(self._layers) * 2 * identity.target.hidden_size + 5
+        return num_tokens * token_bytes + num_rows * verifier_row_bytes(identity)
+
+    def _open(self, shard_id: int) -> ShardReader:
+        dump, of_dump, _ = self._shards[shard_id]
+        return dump.shard(of_dump, self._layers)
+
+    def _manifest(self, shard_id: int) -> ShardManifest:
+        dump, of_dump, _ = self._shards[shard_id]
+        return dump.manifests[of_dump]
 
     def _shard_refs(self, shard_id: int) -> list[SampleRef]:
+        weight = self._shards[shard_id][2]
         return [
-            SampleRef(shard_id, index, self._length(sample), sample.prompt_id)
-            for index, sample in enumerate(self.dump.shard(shard_id).samples())
+            SampleRef(shard_id, index, self._length(sample), sample.prompt_id, weight)
+            for index, sample in enumerate(self._open(shard_id).samples())
             if _has_start(sample, self._length(sample))
         ]
 
@@ -131,21 +182,20 @@ def _has_start(sample: StoredSample, length: int) -> bool:
 
 
 def _cut(stored: StoredSample, states: SampleStates, length: int) -> DrafterSample:
-    """The first `length` tokens of a sample, and the verifier rows that predict them, as copies."""
+    """The first `length` tokens of a sample, and the verifier rows that predict them."""
     mask = stored.loss_mask[:length]
     return DrafterSample(
-        input_ids=stored.input_ids[:length].copy(),
-        loss_mask=mask.copy(),
-        states=_part(states, slice(0, length), slice(0, int(mask[1:].sum())), copy=True),
+        input_ids=stored.input_ids[:length],
+        loss_mask=mask,
+        states=_part(states, slice(0, length), slice(0, int(mask[1:].sum()))),
         weight=float(stored.multiplicity),
     )
 
 
-def _part(states: SampleStates, tokens: slice, rows: slice, *, copy: bool = False) -> SampleStates:
+def _part(states: SampleStates, tokens: slice, rows: slice) -> SampleStates:
     parts = {}
     for field in fields(states):
         values = getattr(states, field.name)
         if values is not None:
-            part = values[tokens if field.name == "aux_TLH" else rows]
-            parts[field.name] = part.copy() if copy else part
+            parts[field.name] = values[tokens if field.name == "aux_TLH" else rows]
     return SampleStates(**parts)

@@ -4,10 +4,14 @@ What will be used, and in which order, is known. So each shard is opened once pe
 not needed soonest makes room. The arrays of all shards that are in memory or being read take at
 most the budget, or as much as the largest shard alone where that is more. (While a chunk comes
 from an object store it is in memory twice.)
+
+Samples are views of their shards' arrays until something is made of them, and shards with such
+views count. Where the next shard has no room beside them, the samples are copied, and their shards
+go.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -32,6 +36,7 @@ class Read:
 
 
 R = TypeVar("R", bound=Read)
+T = TypeVar("T")
 Key = tuple[SampleReader, int, tuple[int, ...]]
 """A shard of a dump, or the samples of it with these indices."""
 
@@ -61,49 +66,64 @@ class _Use(Generic[R]):
         return reader.some(shard_id, self.refs) if self.read.is_sparse else reader.whole(shard_id)
 
 
-class ShardWindow(Generic[R]):
-    """The samples of each read, in the order of `plan`. One thread iterates."""
+class ShardWindow(Generic[R, T]):
+    """Each read, in the order of `plan`, with what `make` makes of its samples.
 
-    def __init__(self, plan: Iterable[R], budget_bytes: int) -> None:
+    The samples are lent to `make`: it copies what it keeps. One thread iterates.
+    """
+
+    def __init__(
+        self, plan: Iterable[R], make: Callable[[list[DrafterSample]], T], budget_bytes: int
+    ) -> None:
+        self._make = make
         self._budget_bytes = budget_bytes
         self._rest = _uses(plan)
         self._next = next(self._rest, None)
         """The first use that is not ahead yet."""
         self._ahead: deque[_Use[R]] = deque()
         self._num_ahead: Counter[Key] = Counter()
+        self._samples: list[DrafterSample] = []
+        """Of the read that is being put together."""
+        self._in_use: set[Key] = set()
+        """Shards that samples of it are views of."""
         self._open: dict[Key, tuple[Future[WholeShard | Samples], int]] = {}
         """With its bytes; the one used longest ago first."""
         self._num_bytes = 0
         self._pool = ThreadPoolExecutor(_PARALLEL_SHARDS, "specpipe-read")
 
-    def __iter__(self) -> Iterator[tuple[R, list[DrafterSample]]]:
+    def __iter__(self) -> Iterator[tuple[R, T]]:
         """Raises what opening a shard raised, when the shard's turn has come."""
-        samples: list[DrafterSample] = []
         while True:
             self._look_ahead()
             if not self._ahead:
                 return
             use = self._ahead.popleft()
-            samples += self._samples(use)
+            self._take(use)
             if self._budget_bytes:
                 self._look_ahead()
             if use.is_last:
-                yield use.read, samples
-                samples = []
+                made = self._make(self._samples)
+                self._samples = []
+                self._in_use.clear()
+                yield use.read, made
+                del made
 
     def close(self) -> None:
         """Open no more; what is being read now ends on its own."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _samples(self, use: _Use[R]) -> list[DrafterSample]:
+    def _take(self, use: _Use[R]) -> None:
+        """The samples of a use, to those of its read."""
         key = use.key
         future, num_bytes = self._open.pop(key)
         opened = future.result()
         self._open[key] = future, num_bytes
         self._num_ahead[key] -= 1
+        self._in_use.add(key)
         if isinstance(opened, WholeShard):
-            return [opened.sample(ref) for ref in use.refs]
-        return [opened[ref.index] for ref in use.refs]
+            self._samples += [opened.sample(ref) for ref in use.refs]
+        else:
+            self._samples += [opened[ref.index] for ref in use.refs]
 
     def _look_ahead(self) -> None:
         """Open what comes next while there is room; at the least, what comes first."""
@@ -111,17 +131,26 @@ class ShardWindow(Generic[R]):
             key = use.key
             if key not in self._open:
                 num_bytes = use.num_bytes
-                if not self._make_room(num_bytes) and self._ahead:
-                    return
+                if not self._make_room(num_bytes):
+                    if self._ahead:
+                        return
+                    self._let_go()
+                    self._make_room(num_bytes)
                 self._open[key] = self._pool.submit(use.open), num_bytes
                 self._num_bytes += num_bytes
             self._num_ahead[key] += 1
             self._ahead.append(use)
             self._next = next(self._rest, None)
 
+    def _let_go(self) -> None:
+        """Copy the samples of the read that is being put together, so that their shards may go."""
+        self._samples = [sample.copy() for sample in self._samples]
+        self._in_use.clear()
+
     def _make_room(self, num_bytes: int) -> bool:
-        """Let shards go that nothing ahead uses, until there is room; False if there is none."""
-        idle = [key for key in self._open if not self._num_ahead[key]]
+        """Let shards go that nothing uses, until there is room; False if there is none."""
+        used = self._in_use
+        idle = [key for key in self._open if not self._num_ahead[key] and key not in used]
         for key in idle:
             if self._num_bytes + num_bytes <= self._budget_bytes:
                 break

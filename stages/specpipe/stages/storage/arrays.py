@@ -90,6 +90,12 @@ def array_names(identity: DumpIdentity) -> tuple[str, ...]:
     return tuple(name for name, *_ in _arrays(identity))
 
 
+def verifier_row_bytes(identity: DumpIdentity) -> int:
+    """Bytes of all that is stored of one verifier row."""
+    arrays = shard_arrays(identity, 0, 0, dict.fromkeys(array_names(identity), 1)).values()
+    return sum(array.row_bytes for array in arrays if array.dimensions[0] == "row")
+
+
 def most_chunk_rows(identity: DumpIdentity) -> dict[str, int]:
     """Most rows of a chunk of each array: as many bytes as `chunk_tokens` rows of a layer have."""
     unit = shard_arrays(identity, 0, 0, dict.fromkeys(array_names(identity), 1))

@@ -34,6 +34,11 @@ class VocabStatistics:
         self.count_V[:] += other.count_V
         self.mass_V[:] += other.mass_V
 
+    def times(self, weight: float) -> "VocabStatistics":
+        """Sums of so many passes; counts are rounded."""
+        count_V = np.rint(self.count_V * weight).astype(np.int64)
+        return VocabStatistics(count_V, self.mass_V * weight)
+
     def to_parquet(self) -> bytes:
         """One row per token that has a count or a mass, token ids ascending."""
         ids = np.flatnonzero((self.count_V != 0) | (self.mass_V != 0))

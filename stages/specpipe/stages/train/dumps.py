@@ -1,12 +1,17 @@
 """The dumps of a run: opened and verified, and the same ones from its start to its end."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.schemas.dump import TextOrigin, canonical_sha256
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
+from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import Checkpoint
+from specpipe.stages.drafter.sample_reader import SampleReader
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.vocab import VocabStatistics
 
 PREVERIFY_BYTES = 16 * 2**30
 
@@ -33,32 +38,101 @@ def open_dump(url: str, preverify: str) -> Dump:
     return dump
 
 
-def check_same_target(dump: Dump, eval_dump: Dump) -> None:
-    ours, theirs = dump.identity, eval_dump.identity
-    if ours.target.weights_sha256 != theirs.target.weights_sha256:
-        raise IdentityError(
-            f"{eval_dump.folder.url} is a dump of another target than the training dump"
-        )
-    if ours.layers != theirs.layers:
-        raise IdentityError(
-            f"{eval_dump.folder.url} holds layers {theirs.layers}, the training dump {ours.layers}"
+@dataclass(frozen=True, slots=True)
+class TrainingDumps:
+    """What a run trains on: a dump, and others of the same target that are mixed in."""
+
+    dump: Dump
+    others: tuple[tuple[Dump, float], ...] = ()
+    """With the passes over each to one pass over `dump`."""
+
+    @classmethod
+    def open(cls, config: TrainConfig, preverify: str) -> "TrainingDumps":
+        """Raises as `open_dump` and `check_same_states` do."""
+        dump = open_dump(config.dump, preverify)
+        others = []
+        for url, weight in config.mix.items():
+            other = open_dump(url, preverify)
+            check_same_states(dump, other)
+            others.append((other, weight))
+        return cls(dump, tuple(others))
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the dump; of a mixture, a hash over all of them and their weights."""
+        if not self.others:
+            return self.dump.header.fingerprint
+        mixed = [[other.header.fingerprint, weight] for other, weight in self.others]
+        return canonical_sha256([self.dump.header.fingerprint, mixed])
+
+    @property
+    def text(self) -> TextOrigin:
+        """How the text came to be; where that differs, it is given text, on which no replay is
+        exact."""
+        texts = {dump.identity.text for dump in (self.dump, *(other for other, _ in self.others))}
+        return texts.pop() if len(texts) == 1 else TextOrigin()
+
+    def vocab(self) -> VocabStatistics:
+        """Statistics of one pass over the mixture; counts are rounded."""
+        total = self.dump.vocab()
+        for other, weight in self.others:
+            total.add(other.vocab().times(weight))
+        return total
+
+    def reader(self, config: TrainConfig) -> SampleReader:
+        return SampleReader(
+            self.dump,
+            config.context_length,
+            layers=chosen_layers(self.dump, config),
+            others=self.others,
         )
 
 
-def check_same_dumps(checkpoint: Checkpoint, dump: Dump, eval_dump: Dump) -> None:
-    state = checkpoint.state
+def chosen_layers(dump: Dump, config: TrainConfig) -> tuple[int, ...]:
+    """The auxiliary layers that are trained on; raises ConfigError where the dump lacks one."""
+    layers = dump.identity.layers
+    if config.layers is None:
+        return layers
+    if list(config.layers) != sorted(set(config.layers)) or not set(config.layers) <= set(layers):
+        raise ConfigError(
+            f"--layers {','.join(map(str, config.layers))}: {dump.folder.url} holds the layers"
+            f" {', '.join(map(str, layers))}; name some of them, ascending"
+        )
+    return config.layers
+
+
+def check_same_states(dump: Dump, other: Dump) -> None:
+    """Raise IdentityError where two dumps cannot be used together: of another target, with other
+    layers, or with the verifier's logits in another mode."""
+    ours, theirs = dump.identity, other.identity
+    for what, mine, its in (
+        ("the target", ours.target.weights_sha256, theirs.target.weights_sha256),
+        ("the layers", ours.layers, theirs.layers),
+        ("the logits mode", ours.logits, theirs.logits),
+    ):
+        if mine != its:
+            raise IdentityError(
+                f"{dump.folder.url} and {other.folder.url} do not go together: {what} is {mine} in"
+                f" the one and {its} in the other"
+            )
+
+
+def check_same_dumps(
+    checkpoint: Checkpoint, dumps: TrainingDumps, evaluated_on: TrainingDumps
+) -> None:
+    state, dump = checkpoint.state, dumps.dump
     if state.target.weights_sha256 != dump.identity.target.weights_sha256:
         raise IdentityError(
             f"{checkpoint.path} was trained for another target than that of {dump.folder.url}"
             f" ({state.target.name} there, {dump.identity.target.name} here)"
         )
     if (state.dump_fingerprint, state.eval_dump_fingerprint) != (
-        dump.header.fingerprint,
-        eval_dump.header.fingerprint,
+        dumps.fingerprint,
+        evaluated_on.fingerprint,
     ):
         raise IdentityError(
-            f"{checkpoint.path} was trained on another dump than {dump.folder.url};"
-            " use another --out for this one"
+            f"{checkpoint.path} was trained on another dump than {dump.folder.url}, or on other"
+            " dumps mixed with it; use another --out for this one"
         )
 
 

@@ -14,6 +14,7 @@ from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.shape import drafter_shape
 from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.head import load_embedding, load_lm_head
 
 
@@ -26,13 +27,16 @@ class Start:
     model: Eagle3
 
 
-def fresh(config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...]) -> Start:
-    """A drafter that takes the states of `aux_layers`; a function of the dump and the settings.
+def fresh(
+    config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...], statistics: VocabStatistics
+) -> Start:
+    """A drafter that takes the states of `aux_layers`, with a draft vocabulary by `statistics`; a
+    function of them, the dump and the settings.
 
     Weights are random (seeded), but the lm_head's, which are the target's rows. Raises ConfigError
     where the settings do not fit each other or the target.
     """
-    vocab = choose_vocab(dump.vocab(), config.draft_vocab_size, config.draft_vocab_by)
+    vocab = choose_vocab(statistics, config.draft_vocab_size, config.draft_vocab_by)
     shape = drafter_shape(
         _target_config(dump), config, aux_layers, dump.identity.target.vocab_size, vocab.size
     )
