@@ -1,7 +1,8 @@
 """Writing checkpoints: whole or not at all, rotated; and going on from one.
 
-Kept in float32: the weights, the optimiser's moments. Kept besides: the random generators' state,
-the place in the data, and the sha256 of every file.
+Kept in float32: the weights, the optimiser's moments. Kept besides: the random generators' state
+of every rank, the place in the data, and the sha256 of every file. Tensors are whole, whatever the
+number of ranks that they were sharded over: any number can go on.
 """
 
 import hashlib
@@ -27,17 +28,23 @@ from specpipe.schemas.checkpoint import (
 from specpipe.schemas.errors import StoreError
 from specpipe.stages.drafter.checkpoint import Checkpoint, read_pointer
 from specpipe.stages.train.run_folder import sync_folder, write_atomically
+from specpipe.stages.train.sharding import like, whole
 from specpipe.stages.train.trainee import Trainee
+
+_RNG = "rng."
 
 
 def restore(checkpoint: Checkpoint, trainee: Trainee) -> None:
     """Put weights, optimiser and random generators back."""
-    trainee.model.load_state_dict(checkpoint.model, strict=True)
+    parameters = dict(trainee.model.named_parameters())
+    weights = {name: like(t, parameters[name]) for name, t in checkpoint.model.items()}
+    trainee.model.load_state_dict(weights, strict=True)
     tensors = load(checkpoint.files[OPTIMIZER_FILE])
-    torch.set_rng_state(tensors.pop("rng.cpu"))
-    if "rng.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors.pop("rng.cuda"))
-    trainee.optimizer.load_state(tensors)
+    generators = {key: tensors.pop(key) for key in list(tensors) if key.startswith(_RNG)}
+    _restore_generators(generators, trainee)
+    trainee.optimizer.load_state(
+        {key: like(t, parameters[key.rsplit("/", 1)[0]]) for key, t in tensors.items()}
+    )
 
 
 def checkpoint_name(step: int) -> str:
@@ -47,21 +54,38 @@ def checkpoint_name(step: int) -> str:
 def save_checkpoint(
     run: Path, trainee: Trainee, state: TrainState, *, best: bool, keep: int
 ) -> None:
-    """Write a checkpoint, point `latest` (and `best`) at it, and remove older ones."""
+    """Write a checkpoint, point `latest` (and `best`) at it, and remove older ones.
+
+    Every rank takes part, the first one writes; where it cannot, all raise its StoreError.
+    """
+    # Read before anything is serialised: gathering takes all ranks.
+    weights = _gathered(trainee.model.state_dict(), trainee)
+    optimizer = _gathered(trainee.optimizer.state(), trainee) | _generators(trainee)
+    with trainee.ranks.together():
+        if trainee.ranks.is_first:
+            files = {
+                MODEL_FILE: save(weights),
+                OPTIMIZER_FILE: save(optimizer),
+                VOCAB_MAP_FILE: save(trainee.vocab.tensors()),
+                DRAFTER_FILE: trainee.shape.model_dump_json(indent=2).encode(),
+            }
+            _write(run, files, state)
+            # `latest` last: a kill before it repeats this save, and `best` with it.
+            if best:
+                write_atomically(run / BEST_FILE, checkpoint_name(state.step).encode())
+            write_atomically(run / LATEST_FILE, checkpoint_name(state.step).encode())
+            _rotate(run, keep)
+
+
+def _write(run: Path, files: dict[str, bytes], state: TrainState) -> None:
     folder = run / CHECKPOINTS_FOLDER
     final = folder / checkpoint_name(state.step)
-    files = {
-        MODEL_FILE: save({k: v.contiguous().cpu() for k, v in trainee.model.state_dict().items()}),
-        OPTIMIZER_FILE: save(_optimizer_tensors(trainee)),
-        VOCAB_MAP_FILE: save(trainee.vocab.tensors()),
-        DRAFTER_FILE: trainee.shape.model_dump_json(indent=2).encode(),
-    }
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     # Validated anew, which seals the state as it is now.
     state = TrainState.model_validate(
         state.model_dump() | {"files_sha256": sums, "content_sha256": ""}
     )
-    files[STATE_FILE] = state.model_dump_json(indent=2).encode()
+    files = files | {STATE_FILE: state.model_dump_json(indent=2).encode()}
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,20 +108,39 @@ def save_checkpoint(
         raise StoreError(
             f"cannot write checkpoint {final}: {error.strerror}; the ones before it are intact"
         ) from error
-    # `latest` last: a kill before it repeats this save, and `best` with it.
-    if best:
-        write_atomically(run / BEST_FILE, final.name.encode())
-    write_atomically(run / LATEST_FILE, final.name.encode())
-    _rotate(run, keep)
 
 
-def _optimizer_tensors(trainee: Trainee) -> dict[str, Tensor]:
-    state = trainee.optimizer.state()
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    tensors["rng.cpu"] = torch.get_rng_state()
+def _gathered(tensors: dict[str, Tensor], trainee: Trainee) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, on the first rank; the others only give their shards."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if trainee.ranks.is_first:
+            found[name] = full
+    return found
+
+
+def _generators(trainee: Trainee) -> dict[str, Tensor]:
+    """The state of every rank's random generators: rng.cpu.0, rng.cuda.0, rng.cpu.1, ..."""
+    own = {"cpu": torch.get_rng_state()}
     if trainee.device.type == "cuda":
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    return tensors
+        own["cuda"] = torch.cuda.get_rng_state(trainee.device)
+    return {
+        f"{_RNG}{kind}.{rank}": state
+        for rank, data in enumerate(trainee.ranks.gather(save(own)))
+        for kind, state in load(data).items()
+    }
+
+
+def _restore_generators(states: dict[str, Tensor], trainee: Trainee) -> None:
+    rank = trainee.ranks.rank
+    if f"{_RNG}cpu.{rank}" not in states:
+        # A rank that the run did not have before.
+        torch.manual_seed(trainee.config.seed + rank)
+        return
+    torch.set_rng_state(states[f"{_RNG}cpu.{rank}"])
+    if trainee.device.type == "cuda" and f"{_RNG}cuda.{rank}" in states:
+        torch.cuda.set_rng_state(states[f"{_RNG}cuda.{rank}"], trainee.device)
 
 
 def _rotate(run: Path, keep: int) -> None:

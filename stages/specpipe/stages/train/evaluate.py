@@ -2,24 +2,70 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from safetensors.numpy import load, save
 
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.batch import Batch
+from specpipe.stages.drafter.on_device import on_device
+from specpipe.stages.drafter.replay import ReplaySpan
+from specpipe.stages.train.sharding import gathered
 from specpipe.stages.train.trainee import Trainee
 
 
 @torch.no_grad()
 def evaluate(trainee: Trainee, batches: Iterable[Batch], text: TextOrigin) -> EvalMetrics:
-    """All metrics of the drafter as it stands, on `batches`."""
-    config = trainee.config
-    sums = MeasureSums(config.num_heads, keep_spans=True)
-    for batch_on_cpu in batches:
-        batch = batch_on_cpu.to(trainee.device)
-        sums.add(batch, trainee.measure(trainee.hidden(batch), batch))
-    return sums.eval_metrics(config.loss, config.eta, config.head_decay, text)
+    """All metrics of the drafter as it stands, on the batches of all ranks."""
+    ranks = trainee.ranks
+    sums = MeasureSums(trainee.config.num_heads, keep_spans=True, eta=trainee.config.eta)
+    with gathered(trainee.model), ranks.together():
+        for batch in on_device(batches, trainee.device):
+            sums.add(batch, trainee.measure(trainee.hidden(batch), batch))
+    if ranks.size > 1:
+        sums = _merged([load(data) for data in ranks.gather(save(_arrays(sums)))], sums.num_heads)
+    metrics = trainee.eval_metrics(sums, text)
+    # One rank's last bit must not decide differently from another's which checkpoint is best.
+    told = ranks.of_first(lambda: metrics.model_dump_json().encode())
+    return EvalMetrics.model_validate_json(told)
+
+
+_Arrays = dict[str, np.ndarray]
+
+
+def _arrays(sums: MeasureSums) -> _Arrays:
+    """The sums of one rank and the spans that the replay needs."""
+    spans = sums.sampled_spans
+    none = np.zeros((0, sums.num_heads))
+    return {
+        "sums": sums.sums.cpu().numpy(),
+        "num_samples": np.array([sums.num_samples]),
+        "num_tokens": np.array([span.num_tokens for span in spans], dtype=np.int64),
+        "sample": np.array([span.sample for span in spans], dtype=np.int64),
+        "weight": np.array([span.weight for span in spans], dtype=np.float64),
+        "sampled": np.concatenate([none, *(span.accept_RK for span in spans)]),
+        "greedy": np.concatenate([none, *(span.accept_RK for span in sums.greedy_spans)]),
+    }
+
+
+def _merged(parts: list[_Arrays], num_heads: int) -> MeasureSums:
+    """The sums of all ranks, whose samples are different ones."""
+    merged = MeasureSums(num_heads, keep_spans=True)
+    for part in parts:
+        merged.sums += torch.from_numpy(part["sums"])
+        lengths = part["num_tokens"] - 1
+        for name, spans in (("sampled", merged.sampled_spans), ("greedy", merged.greedy_spans)):
+            accepts = np.split(part[name], np.cumsum(lengths)[:-1]) if len(lengths) else []
+            spans += [
+                ReplaySpan(accept_RK, int(n), merged.num_samples + int(sample), float(weight))
+                for accept_RK, n, sample, weight in zip(
+                    accepts, part["num_tokens"], part["sample"], part["weight"], strict=True
+                )
+            ]
+        merged.num_samples += int(part["num_samples"][0])
+    return merged
 
 
 def selection_tau(metrics: EvalMetrics, text: TextOrigin) -> float:

@@ -2,20 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import torch
-
 from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.dump import TextOrigin
-from specpipe.schemas.errors import DivergedError, UnfinishedError
+from specpipe.schemas.errors import DivergedError, StoreError, UnfinishedError
 from specpipe.schemas.metrics import EvalMetrics
-from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.batch import Batch, make_batch
-from specpipe.stages.drafter.loss import mean_alpha
+from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.drafter.read_ahead import ReadAhead
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.shard_window import Read
@@ -24,15 +20,18 @@ from specpipe.stages.train.early_stop import stops_early
 from specpipe.stages.train.evaluate import evaluate, selection_tau
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.memory import memory_mib
+from specpipe.stages.train.objective import Measured
 from specpipe.stages.train.order import (
-    StepRead,
+    Step,
     eval_every,
     evaluates_after,
     evaluation_reads,
     planned_reads,
+    planned_steps,
 )
 from specpipe.stages.train.run_folder import RunFolder
 from specpipe.stages.train.schedule import rate_factor
+from specpipe.stages.train.step import StepFigures, compute_gradients
 from specpipe.stages.train.trainee import Trainee
 
 MOST_STEPS_AT_RISK = 500
@@ -62,21 +61,31 @@ class Loop:
     """The reason to stop early, if there is one; asked after every step and while data is late."""
     progress: Progress
 
+    idle: Batch | None = None
+    """Of a sharded run: what a rank walks that has a pack less than another one in a step."""
+
     _batches: ReadAhead[Read, Batch] = field(init=False)
+    _steps: Iterator[Step] = field(init=False)
     _before: TrainState = field(init=False)
     _began: float = field(init=False)
+    _report_error: Exception | None = field(init=False, default=None)
 
     def run(self) -> TrainState:
         """Train to the end; raises UnfinishedError after saving when asked to stop early."""
-        config = self.trainee.config
-        evaluation = evaluation_reads(self.eval_reader, self.held_out, config.batch_tokens)
-        reads = planned_reads(config, self.state, self.reader, self.training, evaluation)
+        config, ranks = self.trainee.config, self.trainee.ranks
+        share = slice(ranks.rank, None, ranks.size)
+        pack_tokens = config.pack_tokens or config.batch_tokens
+        evaluation = evaluation_reads(self.eval_reader, self.held_out, pack_tokens)[share]
+        reads = planned_reads(config, self.state, self.reader, self.training, evaluation, share)
+        self._steps = planned_steps(config, self.state, self.training)
         self._before, self._began = self.state, time.monotonic()
-        with ReadAhead(
-            reads, lambda samples: make_batch(samples, config.num_heads), config.prefetch_mib
-        ) as self._batches:
+        with ReadAhead(reads, self._batch, config.prefetch_mib) as self._batches:
             self._run(len(evaluation))
         return self.state
+
+    def _batch(self, samples: list[DrafterSample]) -> Batch:
+        batch = make_batch(samples, self.trainee.config.num_heads)
+        return batch.pinned() if self.trainee.device.type == "cuda" else batch
 
     def _run(self, num_eval_batches: int) -> None:
         total, config = self.state.total_steps, self.trainee.config
@@ -93,11 +102,14 @@ class Loop:
             if evaluates_after(step, total, config):
                 best = self._keep_best(self._evaluate(num_eval_batches))
             is_last = step == total or stops_early(self.state, config)
-            reason = None if is_last else self.should_stop()
-            if best or reason or step % checkpoint_every == 0 or is_last:
+            with self.trainee.ranks.together() as agreed:
+                if self._report_error is not None:
+                    raise self._report_error
+                agreed.reason = None if is_last else self.should_stop()
+            if best or agreed.reason or step % checkpoint_every == 0 or is_last:
                 self._save(best)
-            if reason:
-                raise self._stopped(reason)
+            if agreed.reason:
+                raise self._stopped(agreed.reason)
 
     def _stopped(self, reason: str) -> UnfinishedError:
         step, total = self.state.step, self.state.total_steps
@@ -106,82 +118,76 @@ class Loop:
             f" {self.folder.path}; run the same command again to continue"
         )
 
-    def _next(self) -> tuple[StepRead, Batch]:
-        """What the next step reads; stops while it is late, if asked to."""
-        while not self._batches.is_ready(STOP_PATIENCE):
-            if reason := self.should_stop():
-                if self.state.step == 0:
-                    raise UnfinishedError(
-                        f"{reason}: stopped before the first step, which waited for data from"
-                        f" {self.reader.dump.folder.url}; run the same command again"
-                    )
-                self._save(best=False)
-                raise self._stopped(reason)
-        read, batch = next(self._batches)
-        assert isinstance(read, StepRead)
-        return read, batch
+    def _read(self, num_packs: int) -> list[Batch]:
+        """This rank's packs of the next step; while any rank's are late, all stop if asked to."""
+        packs: list[Batch] = []
+        with self.trainee.ranks.together() as agreed:
+            while len(packs) < num_packs and agreed.reason is None:
+                if self._batches.is_ready(STOP_PATIENCE):
+                    packs.append(next(self._batches)[1])
+                else:
+                    agreed.reason = self.should_stop()
+        if agreed.reason is None:
+            return packs
+        if self.state.step == 0:
+            raise UnfinishedError(
+                f"{agreed.reason}: stopped before the first step, which waited for data from"
+                f" {self.reader.dump.folder.url}; run the same command again"
+            )
+        self._save(best=False)
+        raise self._stopped(agreed.reason)
 
     def _step(self) -> None:
-        trainee, config, step = self.trainee, self.trainee.config, self.state.step
-        factor = rate_factor(step, self.state.total_steps, config)
-        trainee.optimizer.set_rates(factor)
-        began = time.monotonic()
-        waited = self._batches.seconds_waited
-        read, batch = self._next()
+        trainee, config, number = self.trainee, self.trainee.config, self.state.step
+        began, waited = time.monotonic(), self._batches.seconds_waited
+        step = next(self._steps)
+        packs = self._read(len(step.packs[trainee.ranks.rank :: trainee.ranks.size]))
         waited = self._batches.seconds_waited - waited
-        batch = batch.to(trainee.device)
-        trainee.optimizer.zero_grad()
-        loss, measures_MKN = trainee.loss(trainee.hidden(batch), batch, self.state.previous_alpha)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), config.max_grad_norm)
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            names = ", ".join(f"shard {r.shard_id} sample {r.index}" for r in read.refs[:8])
-            raise DivergedError(
-                f"loss {loss.item()} and gradient norm {norm.item()} at step {step + 1}"
-                f" ({names}{', ...' if len(read.refs) > 8 else ''}); nothing was updated."
-                " The checkpoint before it is kept; train again with a lower --learning-rate,"
-                " in another --out"
-            )
+        factor = rate_factor(number, self.state.total_steps, config)
+        trainee.optimizer.set_rates(factor)
+        before = Measured(self.state.previous_alpha, self.state.survival)
+        figures = compute_gradients(trainee, packs, len(step.packs), before, self.idle)
+        self._check_finite(step, figures)
         trainee.optimizer.step()
-        sums = MeasureSums(config.num_heads)
-        sums.add(batch, measures_MKN)
+        after = before.after(figures.alpha, figures.sums.survival)
+        first = self.state.draft_loss_first
         self.state = self.state.model_copy(
             update={
-                "step": step + 1,
-                "epoch": read.epoch,
-                "batch_in_epoch": read.index + 1,
-                "previous_alpha": mean_alpha(measures_MKN, batch).tolist(),
-                "num_tokens": self.state.num_tokens + batch.num_tokens,
-                "draft_loss_first": (
-                    loss.item()
-                    if self.state.draft_loss_first is None
-                    else self.state.draft_loss_first
-                ),
-                "draft_loss_last": loss.item(),
+                "step": number + 1,
+                "epoch": step.epoch,
+                "batch_in_epoch": step.index + 1,
+                "previous_alpha": after.alpha,
+                "survival": after.survival,
+                "num_tokens": self.state.num_tokens + step.num_tokens,
+                "draft_loss_first": figures.loss if first is None else first,
+                "draft_loss_last": figures.loss,
             }
         )
-        figures = {
-            "draft_loss": loss.item(),
-            "target_model_loss": sums.target_model_loss,
-            "lk": sums.mean("lk"),
-            "kl": sums.mean("kl"),
-            "cross_entropy": sums.cross_entropy,
-            "out_of_vocabulary": [1 - share for share in sums.mean("in_vocabulary")],
-            "alpha": sums.mean("alpha"),
-            "attainable_mass": sums.mean("mass")[0],
-            "temperature_1": sums.sampling(greedy=False).model_dump(),
-            "greedy": sums.sampling(greedy=True).model_dump(),
-            "learning_rate": config.learning_rate * factor,
-            "grad_norm": norm.item(),
-        }
         speed = {
-            "tokens": batch.num_tokens,
+            "tokens": step.num_tokens,
             "seconds": time.monotonic() - began,
             "data_wait": waited,
             "memory_mib": memory_mib(trainee.device),
         }
-        self._report({"epoch": read.epoch, **figures, **speed})
-        self.progress(step + 1, self.state.total_steps, {"loss": loss.item(), **speed})
+        rate = config.learning_rate * factor
+        self._report({"epoch": step.epoch, **figures.metrics(), "learning_rate": rate, **speed})
+        self._show({"loss": figures.loss, **speed})
+
+    def _check_finite(self, step: Step, figures: StepFigures) -> None:
+        if math.isfinite(figures.loss) and math.isfinite(figures.grad_norm):
+            return
+        losses = zip(step.packs, figures.losses_P, strict=True)
+        bad = [pack for pack, loss in losses if not math.isfinite(loss)] or step.packs
+        refs = [ref for pack in bad for ref in pack]
+        names = ", ".join(self.reader.place(ref) for ref in refs[:8])
+        error = DivergedError(
+            f"loss {figures.loss} and gradient norm {figures.grad_norm} at step"
+            f" {self.state.step + 1} ({names}{', ...' if len(refs) > 8 else ''}); nothing was"
+            " updated. The checkpoint before it is kept; train again with a lower --learning-rate,"
+            " in another --out"
+        )
+        with self.trainee.ranks.together():
+            raise error
 
     def _evaluate(self, num_batches: int) -> EvalMetrics:
         began, waited = time.monotonic(), self._batches.seconds_waited
@@ -191,7 +197,7 @@ class Loop:
         seconds = time.monotonic() - began
         self._report({"eval": metrics.model_dump(), "seconds": seconds, "data_wait": waited})
         tau = selection_tau(metrics, self.eval_text)
-        self.progress(self.state.step, self.state.total_steps, {"tau": tau})
+        self._show({"tau": tau})
         return metrics
 
     def _keep_best(self, metrics: EvalMetrics) -> bool:
@@ -204,9 +210,19 @@ class Loop:
         return True
 
     def _report(self, row: dict[str, Any]) -> None:
+        if not self.trainee.ranks.is_first:
+            return
         row = {"step": self.state.step, **row}
-        self.folder.append_metrics(row)
+        try:
+            self.folder.append_metrics(row)
+        except StoreError as error:
+            # Raised where the ranks agree: alone it would leave the others waiting.
+            self._report_error = self._report_error or error
         self.reports.add(row)
+
+    def _show(self, figures: dict[str, float]) -> None:
+        if self.trainee.ranks.is_first:
+            self.progress(self.state.step, self.state.total_steps, figures)
 
     def _save(self, best: bool) -> None:
         seconds = self._before.seconds + time.monotonic() - self._began

@@ -1,37 +1,37 @@
-"""Which samples make which step: a pure function of dump, settings, seed and epoch."""
+"""Which samples make which step: a pure function of dump, settings, seed and epoch.
 
+It is the same for every number of ranks: they share out the packs of each step.
+"""
+
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.shard_window import Read
-
-Batches = list[list[SampleRef]]
+from specpipe.stages.train.packing import Batches, epoch_batches, pack
 
 
 @dataclass(frozen=True, slots=True)
-class StepRead(Read):
-    """What one optimiser step reads, and its place."""
+class Step:
+    """The samples of one optimiser step, in packs that are walked one by one, and its place."""
 
     epoch: int
     index: int
-    """Of the step in its epoch."""
+    """In its epoch."""
+    packs: Batches
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(ref.num_tokens for pack in self.packs for ref in pack)
 
 
-def planned_reads(
-    config: TrainConfig,
-    state: TrainState,
-    reader: SampleReader,
-    training: Sequence[SampleRef],
-    evaluation: Sequence[Read],
-) -> Iterator[Read]:
-    """All that the run reads after `state`, in order: its steps, and the evaluations among them."""
-    if state.step == 0:
-        yield from evaluation
+def planned_steps(
+    config: TrainConfig, state: TrainState, training: Sequence[SampleRef]
+) -> Iterator[Step]:
+    """The steps after `state`, in order."""
     step, epoch, index = state.step, state.epoch, state.batch_in_epoch
     while step < state.total_steps:
         batches = epoch_batches(
@@ -40,11 +40,32 @@ def planned_reads(
         for at in range(index, len(batches)):
             if step == state.total_steps:
                 return
-            yield StepRead(reader, batches[at], False, epoch, at)
+            yield Step(epoch, at, pack(batches[at], config.pack_tokens or sys.maxsize))
             step += 1
-            if evaluates_after(step, state.total_steps, config):
-                yield from evaluation
         epoch, index = epoch + 1, 0
+
+
+def planned_reads(
+    config: TrainConfig,
+    state: TrainState,
+    reader: SampleReader,
+    training: Sequence[SampleRef],
+    evaluation: Sequence[Read],
+    share: slice,
+) -> Iterator[Read]:
+    """What a rank reads after `state`, in order: its packs of each step, and the evaluations.
+
+    `share` picks the rank's packs of a step; `evaluation` is the rank's part of one evaluation.
+    """
+    if state.step == 0:
+        yield from evaluation
+    is_sparse = not reader.has_room(config.prefetch_mib)
+    steps = planned_steps(config, state, training)
+    for number, step in enumerate(steps, start=state.step + 1):
+        for refs in step.packs[share]:
+            yield Read(reader, refs, is_sparse)
+        if evaluates_after(number, state.total_steps, config):
+            yield from evaluation
 
 
 def evaluation_reads(
@@ -61,40 +82,3 @@ def eval_every(total_steps: int, config: TrainConfig) -> int:
 
 def evaluates_after(step: int, total_steps: int, config: TrainConfig) -> bool:
     return step % eval_every(total_steps, config) == 0 or step == total_steps
-
-
-def epoch_batches(
-    refs: Sequence[SampleRef], seed: int, epoch: int, batch_tokens: int, batch_size: int | None
-) -> Batches:
-    """The steps of one epoch, each a list of whole samples.
-
-    Shards in random order, samples in random order inside their shard, so that each shard is read
-    once. A step takes samples while they fit `batch_tokens` (at least one), or `batch_size`
-    samples.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    shards: dict[int, list[SampleRef]] = {}
-    for ref in refs:
-        shards.setdefault(ref.shard_id, []).append(ref)
-    shard_ids = sorted(shards)
-    order = [shard_ids[i] for i in rng.permutation(len(shard_ids))]
-    shuffled = [shards[s][i] for s in order for i in rng.permutation(len(shards[s]))]
-    return pack(shuffled, batch_tokens, batch_size)
-
-
-def pack(refs: Sequence[SampleRef], batch_tokens: int, batch_size: int | None = None) -> Batches:
-    """Consecutive samples into steps."""
-    batches: Batches = []
-    used = 0
-    for ref in refs:
-        full = (
-            len(batches[-1]) >= batch_size
-            if batches and batch_size is not None
-            else used + ref.num_tokens > batch_tokens
-        )
-        if not batches or full:
-            batches.append([])
-            used = 0
-        batches[-1].append(ref)
-        used += ref.num_tokens
-    return batches

@@ -1,5 +1,10 @@
 """`specpipe train` as a function: from a dump to a run directory, resumable at any moment."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
 from specpipe.schemas.checkpoint import (
     CHECKPOINTS_FOLDER,
     RESULT_FILE,
@@ -7,16 +12,17 @@ from specpipe.schemas.checkpoint import (
     TrainResult,
     TrainState,
 )
-from specpipe.schemas.errors import InputError, StoreError
+from specpipe.schemas.errors import ConfigError, InputError, StoreError
 from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.drafter.batch import Batch, make_batch
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.selection import evaluated, split
-from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.checkpoint import checkpoint_name, restore
 from specpipe.stages.train.dumps import (
+    TrainingDumps,
     check_same_dumps,
-    check_same_target,
+    check_same_states,
     check_still_of,
     open_dump,
 )
@@ -24,8 +30,10 @@ from specpipe.stages.train.loggers.opening import check_loggers, open_loggers
 from specpipe.stages.train.loggers.records import read_records
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.loop import Loop, Progress
-from specpipe.stages.train.order import epoch_batches
+from specpipe.stages.train.packing import epoch_batches
+from specpipe.stages.train.ranks import Ranks, join_ranks
 from specpipe.stages.train.run_folder import RunFolder, write_atomically
+from specpipe.stages.train.sharding import is_sharded
 from specpipe.stages.train.stop import StopQuestion, stop_question
 from specpipe.stages.train.trainee import Trainee
 
@@ -33,82 +41,136 @@ from specpipe.stages.train.trainee import Trainee
 def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
     """Train a drafter, or continue one; a complete run does nothing.
 
-    Raises ConfigError, InputError, IntegrityError before the first step where something is wrong
-    with the settings or the dump; UnfinishedError after saving on SIGTERM or at the time limit;
-    DivergedError on a loss that is not finite.
+    Under torchrun this is one rank of several: they train together, end together, and the first
+    one writes. Raises ConfigError, InputError, IntegrityError before the first step where something
+    is wrong with the settings or the dump; UnfinishedError after saving on SIGTERM or at the time
+    limit; DivergedError on a loss that is not finite.
     """
     folder = RunFolder(config.out)
-    with folder.locked(), stop_question(config.time_limit) as should_stop:
-        folder.check_config(config)
-        if (folder.path / RESULT_FILE).exists():
-            return _finished(config, folder)
-        try:
-            check_loggers(config.log)
+    with (
+        join_ranks(config.device) as ranks,
+        stop_question(config.time_limit) as should_stop,
+        ExitStack() as held,
+    ):
+        _check_same_settings(config, ranks)
+        if finished := ranks.of_first(lambda: _claimed(config, folder, held)):
+            return TrainResult.model_validate_json(finished)
+        latest = ranks.of_first(lambda: str(latest_checkpoint(folder.path) or "").encode())
+        checkpoint_path = Path(latest.decode()) if latest else None
+        reports = Reports()
+        with ranks.together(), _of_the_disk(folder):
             records = read_records(folder.path)
-            reports = Reports()
-            loop = _prepare(config, folder, reports, should_stop, progress or (lambda *_: None))
-            # Only now: a first attempt that was refused must not bind the directory.
-            located = {"dump": loop.reader.dump.folder.url}
-            if config.eval_dump is not None:
-                located["eval_dump"] = loop.eval_reader.dump.folder.url
-            folder.write_config(config.model_copy(update=located))
-            with open_loggers(config, folder.path, loop.state.step or -1, records, reports):
-                state = loop.run()
-        except StoreError:
-            raise
-        except OSError as error:
-            raise StoreError(f"cannot write to {folder.path}: {error.strerror}") from error
-        result = _result(config, folder, state)
-        write_atomically(folder.path / RESULT_FILE, result.model_dump_json(indent=2).encode())
+            loop = _prepare(config, folder, checkpoint_path, ranks, reports, should_stop, progress)
+            if ranks.is_first:
+                _bind(config, folder, loop)
+                folder.cut_metrics(-1 if checkpoint_path is None else loop.state.step)
+                step = loop.state.step or -1
+                held.enter_context(open_loggers(config, folder.path, step, records, reports))
+        with _of_the_disk(folder):
+            result = _result(config, folder, loop.run())
+        with ranks.together(), _of_the_disk(folder):
+            if ranks.is_first:
+                data = result.model_dump_json(indent=2).encode()
+                write_atomically(folder.path / RESULT_FILE, data)
     return result
+
+
+@contextmanager
+def _of_the_disk(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot write to {folder.path}: {error.strerror}") from error
+
+
+def _check_same_settings(config: TrainConfig, ranks: Ranks) -> None:
+    settings = ranks.gather(config.model_dump_json().encode())
+    with ranks.together():
+        if ranks.is_first and len(set(settings)) > 1:
+            raise ConfigError(
+                "the processes of this run were started with different settings; start all of"
+                " them with the same command"
+            )
+
+
+def _claimed(config: TrainConfig, folder: RunFolder, held: ExitStack) -> bytes:
+    """Lock the run directory and look whether it is this run's; its result if it is complete."""
+    held.enter_context(folder.locked())
+    folder.check_config(config)
+    if (folder.path / RESULT_FILE).exists():
+        return _finished(config, folder).model_dump_json().encode()
+    check_loggers(config.log)
+    return b""
+
+
+def _bind(config: TrainConfig, folder: RunFolder, loop: Loop) -> None:
+    """Make the directory this run's; only now: a first attempt that is refused must not bind it."""
+    located = {"dump": loop.reader.dump.folder.url}
+    if config.eval_dump is not None:
+        located["eval_dump"] = loop.eval_reader.dump.folder.url
+    folder.write_config(config.model_copy(update=located))
 
 
 def _prepare(
     config: TrainConfig,
     folder: RunFolder,
+    checkpoint_path: Path | None,
+    ranks: Ranks,
     reports: Reports,
     should_stop: StopQuestion,
-    progress: Progress,
+    progress: Progress | None,
 ) -> Loop:
-    dump = open_dump(config.dump, config.preverify)
-    path = latest_checkpoint(folder.path)
-    checkpoint = None if path is None else load_checkpoint(path)
-    eval_dump = dump
+    # One rank reads what is to be verified for all.
+    preverify = config.preverify if ranks.is_first else "metadata"
+    dumps = TrainingDumps.open(config, preverify)
+    checkpoint = None if checkpoint_path is None else load_checkpoint(checkpoint_path)
+    evaluated_on = dumps
     if config.eval_dump is not None:
-        eval_dump = open_dump(config.eval_dump, config.preverify)
-        check_same_target(dump, eval_dump)
+        evaluated_on = TrainingDumps(open_dump(config.eval_dump, preverify))
+        check_same_states(dumps.dump, evaluated_on.dump)
     if checkpoint is not None:
-        check_same_dumps(checkpoint, dump, eval_dump)
-    reader = SampleReader(dump, config.context_length)
-    eval_reader = reader if eval_dump is dump else SampleReader(eval_dump, config.context_length)
+        check_same_dumps(checkpoint, dumps, evaluated_on)
+    reader = dumps.reader(config)
+    eval_reader = reader if evaluated_on is dumps else evaluated_on.reader(config)
     training, num_left_out = _training_samples(config, reader, eval_reader)
     trainee = Trainee.build(
         config,
-        dump,
+        dumps.dump,
         checkpoint.vocab if checkpoint else None,
         checkpoint.shape if checkpoint else None,
+        ranks,
+        statistics=dumps.vocab,
     )
     if checkpoint is not None:
         restore(checkpoint, trainee)
     state = (
         checkpoint.state
         if checkpoint
-        else _fresh_state(config, dump, eval_dump, training, num_left_out)
+        else _fresh_state(config, dumps, evaluated_on, training, num_left_out)
     )
-    folder.cut_metrics(state.step if checkpoint else -1)
     return Loop(
         trainee=trainee,
         reader=reader,
         training=training,
         eval_reader=eval_reader,
         held_out=evaluated(eval_reader, config),
-        eval_text=eval_dump.identity.text,
+        eval_text=evaluated_on.text,
         folder=folder,
         state=state,
         reports=reports,
         should_stop=should_stop,
-        progress=progress,
+        progress=progress or (lambda *_: None),
+        idle=_idle(reader, training, config) if is_sharded(trainee.model) else None,
     )
+
+
+def _idle(reader: SampleReader, training: Sequence[SampleRef], config: TrainConfig) -> Batch:
+    """The shortest sample, with no weight."""
+    shortest = min(training, key=lambda ref: (ref.num_tokens, ref))
+    sample = reader.some(shortest.shard_id, [shortest])[shortest.index]
+    return make_batch([replace(sample, weight=0.0)], config.num_heads)
 
 
 def _training_samples(
@@ -139,8 +201,8 @@ def _training_samples(
 
 def _fresh_state(
     config: TrainConfig,
-    dump: Dump,
-    eval_dump: Dump,
+    dumps: TrainingDumps,
+    evaluated_on: TrainingDumps,
     training: list[SampleRef],
     num_left_out: int,
 ) -> TrainState:
@@ -148,7 +210,7 @@ def _fresh_state(
         len(epoch_batches(training, config.seed, e, config.batch_tokens, config.batch_size))
         for e in range(config.num_epochs)
     )
-    target = dump.identity.target
+    target = dumps.dump.identity.target
     return TrainState(
         step=0,
         epoch=0,
@@ -163,15 +225,15 @@ def _fresh_state(
         untrained=None,
         best=None,
         best_step=None,
-        dump_fingerprint=dump.header.fingerprint,
-        eval_dump_fingerprint=eval_dump.header.fingerprint,
+        dump_fingerprint=dumps.fingerprint,
+        eval_dump_fingerprint=evaluated_on.fingerprint,
         target=TargetReference(
             name=target.name,
             revision=target.revision,
             architecture=target.architecture,
             weights_sha256=target.weights_sha256,
         ),
-        text=dump.identity.text,
+        text=dumps.text,
         seconds=0.0,
         data_wait=0.0,
         files_sha256={},

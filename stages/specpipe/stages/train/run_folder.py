@@ -18,6 +18,8 @@ MAY_CHANGE = frozenset(
         "eval_dump",
         "out",
         "device",
+        "pack_tokens",
+        "shard",
         "attention",
         "activation_checkpointing",
         "embedding_on_cpu",
@@ -101,8 +103,12 @@ class RunFolder:
         write_atomically(path, "".join(kept).encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        path = self.path / METRICS_FILE
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

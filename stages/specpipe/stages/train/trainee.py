@@ -1,32 +1,38 @@
 """What is trained: the drafter, its optimiser, and the verifier's side of the loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.dump import TextOrigin
+from specpipe.schemas.metrics import EvalMetrics
 from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.batch import Batch
+from specpipe.stages.drafter.denominators import Denominators
 from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss import (
-    LossSettings,
-    Verifier,
-    batch_alpha,
-    head_losses,
-    hybrid_lambda,
-)
+from specpipe.stages.drafter.loss import alpha_sums, head_losses
+from specpipe.stages.drafter.loss_settings import LossSettings
+from specpipe.stages.drafter.verifier import Verifier
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.head import VerifierHead
 from specpipe.stages.target.hf import choose_device
+from specpipe.stages.train.objective import Measured, Objective
+from specpipe.stages.train.dumps import chosen_layers
 from specpipe.stages.train.optimizer import Optimizer
+from specpipe.stages.train.ranks import Ranks
+from specpipe.stages.train.sharding import is_sharded, shard, whole_norm
 from specpipe.stages.train.start import fresh, of_checkpoint
 
 
 @dataclass(slots=True)
 class Trainee:
-    """A drafter in training. `device` holds everything."""
+    """A drafter in training, on this rank's device."""
 
     config: TrainConfig
     shape: DrafterShape
@@ -34,23 +40,35 @@ class Trainee:
     model: Eagle3
     optimizer: Optimizer
     verifier: Verifier
-    device: torch.device
+    ranks: Ranks
 
     @classmethod
     def build(
-        cls, config: TrainConfig, dump: Dump, vocab: VocabMap | None, shape: DrafterShape | None
+        cls,
+        config: TrainConfig,
+        dump: Dump,
+        vocab: VocabMap | None,
+        shape: DrafterShape | None,
+        ranks: Ranks | None = None,
+        *,
+        statistics: Callable[[], VocabStatistics] | None = None,
     ) -> "Trainee":
         """A fresh drafter (seeded), or one of the given shape and vocabulary to load weights into.
 
-        The lm_head starts from the target's rows.
+        The lm_head starts from the target's rows. A fresh draft vocabulary is chosen by
+        `statistics`; default: those of the dump.
         """
-        device = choose_device(config.device)
+        ranks = ranks or Ranks(choose_device(config.device))
+        device = ranks.device
         if vocab is None or shape is None:
-            start = fresh(config, dump, dump.identity.layers)
+            counted = (statistics or dump.vocab)()
+            start = fresh(config, dump, chosen_layers(dump, config), counted)
         else:
             start = of_checkpoint(config, dump, shape, vocab)
         shape, vocab, model = start.shape, start.vocab, start.model
         model.to(device)
+        if config.shard and ranks.size > 1:
+            shard(model, ranks)
         head = VerifierHead.load(dump.target_file, device, rows=vocab.target_ids_D.to(device))
         verifier = Verifier(
             logits=head.logits,
@@ -58,7 +76,11 @@ class Trainee:
             target_ids_D=vocab.target_ids_D.to(device),
         )
         optimizer = Optimizer(model.named_parameters(), config)
-        return cls(config, shape, vocab, model, optimizer, verifier, device)
+        return cls(config, shape, vocab, model, optimizer, verifier, ranks)
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranks.device
 
     @property
     def chunk_rows(self) -> int:
@@ -71,6 +93,14 @@ class Trainee:
         ):
             hidden_KNH: Tensor = self.model(batch)
         return hidden_KNH.float()
+
+    def clip_gradients(self) -> Tensor:
+        """Sum the gradients over the ranks, scale them down to the greatest norm; their norm."""
+        parameters = list(self.model.parameters())
+        if not is_sharded(self.model):
+            self.ranks.sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        return whole_norm(norm)
 
     def measure(self, hidden_KNH: Tensor, batch: Batch) -> Tensor:
         """Measures [M, K, N] without gradient."""
@@ -85,22 +115,30 @@ class Trainee:
             )
         return measures_MKN
 
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.config, self.device)
+
+    def alpha_sums(self, hidden_KNH: Tensor, batch: Batch) -> Tensor:
+        """Numerators of each head's mean alpha, float64 [K]."""
+        weight_DH = self.model.lm_head.weight.detach()
+        return alpha_sums(hidden_KNH.detach(), weight_DH, batch, self.verifier, self.chunk_rows)
+
     def loss(
-        self, hidden_KNH: Tensor, batch: Batch, previous_alpha: list[float] | None
+        self, hidden_KNH: Tensor, batch: Batch, denominators: Denominators, settings: LossSettings
     ) -> tuple[Tensor, Tensor]:
-        """The training loss (differentiable) and the measures [M, K, N] of a batch."""
-        config = self.config
-        lambda_K = None
-        if config.loss == "lk_hybrid":
-            if config.lambda_source == "previous_step" and previous_alpha is not None:
-                alpha_K = torch.tensor(previous_alpha, device=self.device)
-            else:
-                alpha_K = batch_alpha(
-                    hidden_KNH, self.model.lm_head.weight, batch, self.verifier, self.chunk_rows
-                )
-            lambda_K = hybrid_lambda(alpha_K, config.eta)
-        decay = torch.arange(config.num_heads, device=self.device)
-        settings = LossSettings(config.loss, config.head_decay**decay, lambda_K)
+        """A batch's part of the loss (differentiable) and its measures [M, K, N]."""
         return head_losses(
-            hidden_KNH, self.model.lm_head.weight, batch, self.verifier, settings, self.chunk_rows
+            hidden_KNH,
+            self.model.lm_head.weight,
+            batch,
+            self.verifier,
+            settings,
+            self.chunk_rows,
+            denominators,
         )
+
+    def eval_metrics(self, sums: MeasureSums, text: TextOrigin) -> EvalMetrics:
+        """All metrics of what was measured; heads weigh as in a run without survival."""
+        static = Measured(alpha=[0.0] * self.config.num_heads)
+        return sums.eval_metrics(self.objective.settings(static), text)

@@ -1,0 +1,207 @@
+"""The processes of one run: what they sum, tell each other, and end together on.
+
+`torchrun` starts one process (a rank) per device. What ranks exchange for the run's sake (flags,
+errors, metrics) goes through gloo between CPUs, also where the gradients go through NCCL, and is
+patient: another rank may read a whole dump or wait for a slow store. A rank that dies closes its
+connections, which ends the others at once.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from specpipe.schemas import errors
+from specpipe.schemas.errors import ConfigError, SpecpipeError, UnfinishedError
+from specpipe.stages.target.hf import choose_device
+
+BUCKET_BYTES = 64 * 2**20
+"""Gradients are summed in pieces of this size."""
+STUCK = timedelta(minutes=30)
+"""How long a sum over ranks that all compute may take."""
+PATIENCE = timedelta(days=1)
+"""How long ranks wait for one that reads."""
+
+
+@dataclass(slots=True)
+class Agreement:
+    """What the ranks agree on."""
+
+    reason: str | None = None
+    """To stop, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those of its run."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    patient: dist.ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the files and speaks for all."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the ranks, in place."""
+        if self.size > 1:
+            with _lost():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Sum whole gradients over the ranks, in place; a rank that has none adds nothing."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(parameters):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            pieces = self.sum(flat).split([gradient.numel() for gradient in bucket])
+            for gradient, piece in zip(bucket, pieces, strict=True):
+                gradient.copy_(piece.view_as(gradient))
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes of every rank, on every rank."""
+        if self.size == 1:
+            return [data]
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(data)
+        mine = torch.zeros(0, dtype=torch.uint8)
+        with _lost():
+            dist.all_reduce(sizes, group=self.patient)
+            mine = torch.zeros(int(sizes.max()), dtype=torch.uint8)
+            mine[: len(data)] = _tensor(data)
+            found = [torch.empty_like(mine) for _ in range(self.size)]
+            dist.all_gather(found, mine, group=self.patient)
+        return [_bytes(t[:n]) for t, n in zip(found, sizes.tolist(), strict=True)]
+
+    def of_first(self, make: Callable[[], bytes]) -> bytes:
+        """What the first rank makes, on every rank; its error is everybody's."""
+        data = b""
+        with self.together():
+            if self.is_first:
+                data = make()
+        return data if self.size == 1 else self._tell(data, 0)
+
+    @contextmanager
+    def together(self) -> Iterator["Agreement"]:
+        """What is done inside fails on all ranks or on none. It must not need the other ranks.
+
+        A reason to stop that one of them gives inside is everybody's afterwards.
+        """
+        agreement = Agreement()
+        error: Exception | None = None
+        try:
+            yield agreement
+        except Exception as raised:
+            error = raised
+        agreement.reason = self._agree(error, agreement.reason)
+
+    def _agree(self, error: Exception | None, reason: str | None) -> str | None:
+        """Raise where any rank has an error: there the error itself, elsewhere one like it."""
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return reason
+        flags = torch.zeros(2, self.size, dtype=torch.int64)
+        flags[0, self.rank], flags[1, self.rank] = error is not None, reason is not None
+        with _lost():
+            dist.all_reduce(flags, group=self.patient)
+        if flags[0].any():
+            owner = int(flags[0].nonzero()[0])
+            told = self._tell(json.dumps([type(error).__name__, str(error)]).encode(), owner)
+            if error is not None and owner == self.rank:
+                raise error
+            raise _alike(*json.loads(told)) from error
+        if flags[1].any():
+            return self._tell((reason or "").encode(), int(flags[1].nonzero()[0])).decode()
+        return None
+
+    def _tell(self, data: bytes, owner: int) -> bytes:
+        size = torch.tensor(len(data))
+        with _lost():
+            dist.broadcast(size, owner, group=self.patient)
+            told = torch.zeros(int(size), dtype=torch.uint8)
+            if self.rank == owner:
+                told = _tensor(data)
+            dist.broadcast(told, owner, group=self.patient)
+        return _bytes(told)
+
+
+@contextmanager
+def join_ranks(device: str) -> Iterator[Ranks]:
+    """This process among those that `torchrun` started, or alone where it started none.
+
+    Raises ConfigError for a device that this process has not.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or dist.is_initialized():
+        yield Ranks(choose_device(device))
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    own = choose_device(device)
+    if own.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local} of this machine has no GPU: there are"
+                f" {torch.cuda.device_count()}; start fewer with torchrun --nproc-per-node"
+            )
+        own = torch.device("cuda", local)
+        torch.cuda.set_device(own)
+    backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=STUCK)
+    try:
+        yield Ranks(own, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise UnfinishedError(
+            f"lost the other processes of this run ({str(error).splitlines()[0]});"
+            " run the same command again to continue from the last checkpoint"
+        ) from error
+
+
+def _buckets(parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    num_bytes = 0
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        bucket.append(parameter.grad)
+        num_bytes += parameter.grad.nbytes
+        if num_bytes >= BUCKET_BYTES:
+            yield bucket
+            bucket, num_bytes = [], 0
+    if bucket:
+        yield bucket
+
+
+def _alike(kind: str, text: str) -> SpecpipeError:
+    """The error of another rank, which says it."""
+    known = getattr(errors, kind, SpecpipeError)
+    is_ours = isinstance(known, type) and issubclass(known, SpecpipeError)
+    error = known(text) if is_ours else SpecpipeError(f"another process failed: {kind}: {text}")
+    error.is_told = True
+    return error
+
+
+def _tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0).byte()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.numpy().tobytes()
