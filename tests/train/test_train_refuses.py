@@ -44,7 +44,7 @@ def test_another_dump_or_target_than_the_checkpoints(
 
 
 def test_eval_dump_of_another_target(make_config: MakeConfig, make_dump: MakeDump) -> None:
-    with pytest.raises(IdentityError, match="another target"):
+    with pytest.raises(IdentityError, match="do not go together: the target"):
         run(make_config(eval_dump=str(make_dump(target_seed=1))))
     with pytest.raises(IdentityError, match="layers"):
         run(make_config(eval_dump=str(make_dump(layers=(1, 3))), out=make_config().out + "2"))
