@@ -1,45 +1,78 @@
-"""Train in a process that kills itself with SIGKILL; a program, not a test.
+"""Train in a process that comes to harm at a given moment; a program, not a test.
 
-    python train_killed.py CONFIG.json MOMENT
+    python train_killed.py CONFIG.json [RANK/]MOMENT
 
-MOMENT is `write:N` (right after the N-th flush of a file to disk, so also in the middle of a
-checkpoint) or `step:N` (after N optimiser steps of this process); `none` runs to the end.
+MOMENT is `write:N` (SIGKILL right after the N-th flush of a file to disk, so also in the middle of
+a checkpoint), `step:N` (SIGKILL after N optimiser steps of this process), `term:N` (SIGTERM then),
+`nan:N` (the N-th loss of this process is not finite); `none` runs to the end. Under torchrun it
+happens to the process RANK alone. The exit code is that of the command line, and is written to
+CONFIG.json.RANK.exit too: torchrun does not pass it on.
 """
 
+import math
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from specpipe.pipeline.console import note
+from specpipe.schemas.errors import SpecpipeError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.train.loop import Loop
 from specpipe.stages.train.run import run
+from specpipe.stages.train.trainee import Trainee
 
 
-def kill_after(owner: Any, name: str, calls: int) -> None:
-    """SIGKILL this process when `owner.name` has returned for the `calls`-th time."""
+def after(owner: Any, name: str, calls: int, act: Callable[[Any], Any]) -> None:
+    """Give what `owner.name` returns the `calls`-th time to `act`, whose result is returned."""
     method, count = getattr(owner, name), 0
 
     def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         result = method(*arguments, **options)
         count += 1
-        if count == calls:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        return act(result) if count == calls else result
 
     setattr(owner, name, counted)
 
 
+def send(number: signal.Signals) -> Callable[[Any], Any]:
+    def act(result: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return result
+
+    return act
+
+
+def prepare(moment: str) -> None:
+    kind, _, number = moment.partition(":")
+    if kind == "write":
+        after(os, "fsync", int(number), send(signal.SIGKILL))
+    elif kind == "step":
+        after(Loop, "_step", int(number), send(signal.SIGKILL))
+    elif kind == "term":
+        after(Loop, "_step", int(number), send(signal.SIGTERM))
+    elif kind == "nan":
+        after(Trainee, "loss", int(number), lambda made: (made[0] * math.nan, made[1]))
+
+
 def main() -> None:
     config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    kind, _, number = sys.argv[2].partition(":")
-    if kind == "write":
-        kill_after(os, "fsync", int(number))
-    elif kind == "step":
-        kill_after(Loop, "_step", int(number))
-    run(config)
+    rank = os.environ.get("RANK", "0")
+    of_rank, _, moment = sys.argv[2].rpartition("/")
+    if of_rank in ("", rank):
+        prepare(moment)
+    code = 0
+    try:
+        run(config)
+    except SpecpipeError as error:
+        code = error.exit_code
+        if not error.is_told:
+            note(f"{type(error).__name__}: {error}")
+    Path(f"{sys.argv[1]}.{rank}.exit").write_text(str(code), encoding="utf-8")
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -28,15 +28,21 @@ def note(message: str) -> None:
 
 def fail(error: SpecpipeError) -> NoReturn:
     """One line for the error, and its exit code; with --json also as a JSON object on stdout."""
-    note(f"specpipe: {error}")
+    if not error.is_told:
+        note(f"specpipe: {error}")
     json_error(str(error), type(error).__name__)
     sys.exit(error.exit_code)
 
 
 def json_error(message: str, kind: str) -> None:
     """With --json, the error as stdout's last line."""
-    if "--json" in sys.argv:
+    if "--json" in sys.argv and is_first_process():
         print(json.dumps({"error": message, "kind": kind}), flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for all that torchrun started; alone it does, too."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def quiet_libraries() -> None:

@@ -5,7 +5,13 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import progress, quiet_libraries, show, show_columns
+from specpipe.pipeline.console import (
+    is_first_process,
+    progress,
+    quiet_libraries,
+    show,
+    show_columns,
+)
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.settings import load_config
@@ -29,12 +35,17 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     acceptance per head, and the replay, which foretells the tokens per round (tau) of the serving
     engine. metrics.jsonl has a line per step. Killed at any moment, the same command continues from
     the last checkpoint, bit for bit; SIGTERM saves first.
+
+    On several GPUs or nodes: torchrun --nproc-per-node 8 -m specpipe train ... (--shard for FSDP2).
     """
     config = load_config(TrainConfig, config_file, flags)
     quiet_libraries()
     from specpipe.stages.train.run import run
     from specpipe.stages.train.run_folder import RunFolder, write_atomically
 
+    if not is_first_process():
+        run(config)
+        return
     with progress("train", "steps") as report:
         result = run(config, progress=report)
     if not result.did_nothing:

@@ -138,6 +138,7 @@ class RowPass:
             torch.mul(q_BD, factor_B.unsqueeze(1), out=logits_BD)
         if weights.move_kl:
             logits_BD.addcmul_(pt_BD, kl_weight_B.unsqueeze(1), value=-1)
+        ce_B = ce_B.to(logits_BD.dtype)
         logits_BD.scatter_add_(1, token_draft_B.clamp(min=0).unsqueeze(1), -ce_B.unsqueeze(1))
         if lost is not None and weights.lk:
             logits_BD[lost_X] += weights.lk * lost.gradient()

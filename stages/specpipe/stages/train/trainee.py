@@ -27,7 +27,7 @@ from specpipe.stages.train.dumps import chosen_layers
 from specpipe.stages.train.optimizer import Optimizer
 from specpipe.stages.train.ranks import Ranks
 from specpipe.stages.train.sharding import is_sharded, shard, whole_norm
-from specpipe.stages.train.start import fresh, of_checkpoint
+from specpipe.stages.train.start import begin, of_checkpoint
 
 
 @dataclass(slots=True)
@@ -61,8 +61,7 @@ class Trainee:
         ranks = ranks or Ranks(choose_device(config.device))
         device = ranks.device
         if vocab is None or shape is None:
-            counted = (statistics or dump.vocab)()
-            start = fresh(config, dump, chosen_layers(dump, config), counted)
+            start = begin(config, dump, chosen_layers(dump, config), statistics or dump.vocab)
         else:
             start = of_checkpoint(config, dump, shape, vocab)
         shape, vocab, model = start.shape, start.vocab, start.model
@@ -87,12 +86,12 @@ class Trainee:
         return max(1, self.config.loss_chunk_mib * 2**20 // (4 * self.vocab.size))
 
     def hidden(self, batch: Batch) -> Tensor:
-        """The drafter's outputs [K, N, H] in float32; under autocast when bfloat16 is asked for."""
+        """The drafter's outputs [K, N, H], float32 as its weights; autocast makes bfloat16 inside."""
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
         ):
             hidden_KNH: Tensor = self.model(batch)
-        return hidden_KNH.float()
+        return hidden_KNH.to(self.model.lm_head.weight.dtype)
 
     def clip_gradients(self) -> Tensor:
         """Sum the gradients over the ranks, scale them down to the greatest norm; their norm."""
