@@ -139,6 +139,11 @@ def load_lm_head(read: Read) -> Tensor:
     return _stored(_tensors(read), _record(read).lm_head)
 
 
+def load_norm(read: Read) -> Tensor:
+    """The weight [H] of the target's final norm, in the dtype in which it is stored."""
+    return _stored(_tensors(read), "norm.weight")
+
+
 def save_head(model: PreTrainedModel, folder: Folder) -> None:
     """Write head.safetensors and, last, head.json into a dump's `target/` folder.
 

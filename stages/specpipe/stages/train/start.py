@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.shape import drafter_shape
 from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
+from specpipe.stages.drafter.vocab_file import read_vocab_file
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.train.init_from import init_from
+from specpipe.stages.train.warm_start import warm_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +31,42 @@ class Start:
     model: Eagle3
 
 
-def fresh(
-    config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...], statistics: VocabStatistics
+def begin(
+    config: TrainConfig,
+    dump: Dump,
+    aux_layers: tuple[int, ...],
+    statistics: Callable[[], VocabStatistics],
 ) -> Start:
-    """A drafter that takes the states of `aux_layers`, with a draft vocabulary by `statistics`; a
-    function of them, the dump and the settings.
+    """A new drafter that takes the states of `aux_layers`.
 
-    Weights are random (seeded), but the lm_head's, which are the target's rows. Raises ConfigError
-    where the settings do not fit each other or the target.
+    From an artifact (`init_from`): its shape, vocabulary and weights. Else fresh, a function of the
+    settings, the seed, and the statistics that the draft vocabulary is chosen by, unless it comes
+    from a file; the lm_head's rows are the target's, with `warm_start` its last layers too.
+
+    Raises ConfigError where the settings do not fit each other, the target or the files they name.
     """
-    vocab = choose_vocab(statistics, config.draft_vocab_size, config.draft_vocab_by)
-    shape = drafter_shape(
-        _target_config(dump), config, aux_layers, dump.identity.target.vocab_size, vocab.size
-    )
+    if config.init_from is not None:
+        given = init_from(config, dump, aux_layers)
+        model = _model(config, dump, given.shape)
+        given.load_into(model)
+        return Start(given.shape, given.vocab, model)
+    vocab_size = dump.identity.target.vocab_size
+    if config.draft_vocab_file is not None:
+        vocab = read_vocab_file(Path(config.draft_vocab_file).expanduser(), vocab_size)
+    else:
+        vocab = choose_vocab(statistics(), config.draft_vocab_size, config.draft_vocab_by)
+    shape = drafter_shape(_target_config(dump), config, aux_layers, vocab_size, vocab.size)
     torch.manual_seed(config.seed)
     model = _model(config, dump, shape)
     rows_DH = load_lm_head(dump.target_file)[vocab.target_ids_D]
     with torch.no_grad():
         if shape.projects_embedding:
-            # Directions that stay apart in a narrower space; the lm_head's rows see the same ones.
+            # Directions that stay apart in another space; the lm_head's rows see the same ones.
             torch.nn.init.orthogonal_(model.embed_proj.weight)
             rows_DH = rows_DH.float() @ model.embed_proj.weight.T
         model.lm_head.weight.copy_(rows_DH.float())
+    if config.warm_start is not None:
+        warm_start(model, config.warm_start, dump)
     return Start(shape, vocab, model)
 
 
