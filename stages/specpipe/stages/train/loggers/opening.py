@@ -1,7 +1,7 @@
 """Opening the loggers that a run asks for, before its first step."""
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,13 +41,15 @@ def open_loggers(
     a logger refuses to open. Leaving by an error leaves the run unfinished for them, too.
     """
     finished = False
+    names: dict[str, str] = {}
     try:
         for name in config.log:
-            reports.loggers[name] = _opened(name, config, folder, step, records.get(name))
-            if name in records and not reports.loggers[name].takes_back:
-                reports.reported[name] = records[name]
-        if records or config.log:
-            write_records(folder, _now_open(records, reports))
+            record = records.get(name)
+            logger = _opened(name, config, folder, step, record)
+            reports.to(name, logger, record)
+            names[name] = logger.run_id
+        if records or names:
+            write_records(folder, _now_open(records, names))
         yield
         finished = True
     finally:
@@ -76,13 +78,13 @@ def _opened(
     return logger
 
 
-def _now_open(records: Records, reports: Reports) -> Records:
-    """The records for a run that reports to `reports`."""
+def _now_open(records: Records, names: Mapping[str, str]) -> Records:
+    """The records of a run that reports to the loggers of `names`, which call it so."""
     before = {name: r.model_copy(update={"is_open": False}) for name, r in records.items()}
     now = {
-        name: before.get(name, LoggerRecord(run_id=logger.run_id)).model_copy(
-            update={"run_id": logger.run_id, "is_open": True}
+        name: before.get(name, LoggerRecord(run_id=run_id)).model_copy(
+            update={"run_id": run_id, "is_open": True}
         )
-        for name, logger in reports.loggers.items()
+        for name, run_id in names.items()
     }
     return before | now

@@ -32,7 +32,8 @@ class Trackio:
 
     def close(self, *, finished: bool) -> None:
         with _quiet():
-            self._run.finish()
+            # Not the run's own method, which trackio would call again as the process ends.
+            trackio.finish()
 
 
 @contextmanager
