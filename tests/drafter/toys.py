@@ -6,11 +6,13 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden size, V vocabulary, D 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -60,10 +62,10 @@ class ExactRotary(nn.Module):
         return both.cos().to(dtype), both.sin().to(dtype)
 
 
-def random_drafter(shape: DrafterShape, seed: int) -> Eagle3:
+def random_drafter(shape: DrafterShape, seed: int, **options: Any) -> Eagle3:
     """float32, every parameter random (norm weights too), logits wide enough to matter."""
     torch.manual_seed(seed)
-    model = Eagle3(shape, torch.randn(V, H))
+    model = Eagle3(shape, torch.randn(V, H), **options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -143,6 +145,18 @@ class Largest(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self.numel = max(self.numel, leaf.numel())
         return out
+
+
+@contextmanager
+def bytes_at_once() -> Iterator[list[int]]:
+    """The most bytes that torch's CPU allocator had given out since the beginning."""
+    most = [0]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield most
+    results: Any = profiler.profiler
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    most[0] = max(accumulate(event.nbytes() for event in events), default=0)
 
 
 @contextmanager
