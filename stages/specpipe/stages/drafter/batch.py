@@ -8,8 +8,9 @@ Legend: T tokens, L aux layers, H hidden size, S verifier rows, N starts, K head
 V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,12 +112,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """On `device`; returns before the copies are done where the batch is pinned."""
-        moved = {name: t.to(device, non_blocking=True) for name, t in self.tensors().items()}
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
         """In memory that a GPU can copy from on its own."""
-        return replace(self, **{name: t.pin_memory() for name, t in self.tensors().items()})
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {name: change(t) for name, t in self.tensors().items()}
+        return replace(self, **changed)
 
 
 @dataclass(slots=True)

@@ -8,6 +8,8 @@ connections, which ends the others at once.
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,6 +163,10 @@ def join_ranks(device: str) -> Iterator[Ranks]:
     try:
         yield Ranks(own, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
     finally:
+        # torchrun sends it to the others once the first one has ended: each ends with its own
+        # exit code.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         dist.destroy_process_group()
 
 
