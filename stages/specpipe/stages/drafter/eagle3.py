@@ -7,7 +7,7 @@ Legend: T tokens, N starts, F all auxiliary features, L aux layers, H hidden siz
 vocabulary, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from specpipe.schemas.train_config import AttentionName
 from specpipe.stages.drafter.attention_layout import Layout
 from specpipe.stages.drafter.batch import Batch
 from specpipe.stages.drafter.embedding import FrozenEmbedding
-from specpipe.stages.drafter.layer import KeyValue, Layer
+from specpipe.stages.drafter.layer import Layer
 from specpipe.stages.drafter.norm import RMSNorm
 from specpipe.stages.drafter.rotary import Rotary
+from specpipe.stages.drafter.self_attention import KeyValue, Projections
 
 Stepped = tuple[Tensor, KeyValue]
 
@@ -90,23 +91,33 @@ class Eagle3(nn.Module):
         positions_N = batch.positions_T[starts_N]
         layout = Layout.of_starts(batch.spans)
         embedded_TH = self.embed(batch.input_ids_T)
-        hidden_NH, step_1 = self._first_step(batch, embedded_TH, layout)
+        shared = [layer.project_tokens(embedded_TH) for layer in self._layers]
+        hidden_NH, step_1 = self._first_step(batch, shared, layout)
         outputs = [self.norm(hidden_NH)]
         chains: list[list[KeyValue]] = [[] for _ in self.layers]
         for k in range(2, batch.num_heads + 1):
             hidden_NH = outputs[-1] if self.shape.norm_output else hidden_NH
-            embedded_NH = embedded_TH[(starts_N + k).clamp(max=last)]
+            tokens_N = (starts_N + k).clamp(max=last)
             cos_sin = self.rotary(positions_N + k - 1, hidden_NH.dtype)
-            for layer, keys, chain in zip(self._layers, step_1, chains, strict=True):
+            for layer, projections, keys, chain in zip(
+                self._layers, shared, step_1, chains, strict=True
+            ):
                 hidden_NH, own = self._run(
-                    layer.next_step, hidden_NH, embedded_NH, cos_sin, keys, tuple(chain), layout
+                    layer.next_step,
+                    hidden_NH,
+                    tokens_N,
+                    projections,
+                    cos_sin,
+                    keys,
+                    tuple(chain),
+                    layout,
                 )
                 chain.append(own)
             outputs.append(self.norm(hidden_NH))
         return torch.stack(outputs)
 
     def _first_step(
-        self, batch: Batch, embedded_TH: Tensor, layout: Layout
+        self, batch: Batch, shared: Sequence[Projections], layout: Layout
     ) -> tuple[Tensor, list[KeyValue]]:
         """Output [N, H] at the starts, and the keys and values of every layer at every position.
 
@@ -114,18 +125,19 @@ class Eagle3(nn.Module):
         the positions that are no starts. Position i holds token x[i+1]; what the last position of
         a sample holds is never seen, as no start reaches that far.
         """
-        hidden, next_TH = self.features(batch.aux_TLH), embedded_TH.roll(-1, 0)
+        hidden = self.features(batch.aux_TLH)
+        tokens_T = torch.arange(1, batch.num_tokens + 1, device=hidden.device) % batch.num_tokens
         cos_sin_T = self.rotary(batch.positions_T, hidden.dtype)
         everywhere = Layout.of_positions(batch.spans)
-        *before, last = self._layers
+        last = len(shared) - 1
         step_1: list[KeyValue] = []
-        for layer in before:
-            hidden, keys = self._run(layer.first_step, hidden, next_TH, cos_sin_T, None, everywhere)
+        for number, layer in enumerate(self._layers):
+            rows, seen = (batch.starts_N, layout) if number == last else (None, everywhere)
+            hidden, keys = self._run(
+                layer.first_step, hidden, tokens_T, shared[number], cos_sin_T, rows, seen
+            )
             step_1.append(keys)
-        hidden_NH, keys = self._run(
-            last.first_step, hidden, next_TH, cos_sin_T, batch.starts_N, layout
-        )
-        return hidden_NH, [*step_1, keys]
+        return hidden, step_1
 
     @property
     def _layers(self) -> list[Layer]:

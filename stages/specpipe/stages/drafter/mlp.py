@@ -19,22 +19,32 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x_NH: Tensor) -> Tensor:
-        gated_NI = _Gated.apply(self.gate_proj(x_NH), self.up_proj(x_NH))  # type: ignore[no-untyped-call]
-        out: Tensor = self.down_proj(gated_NI)
+        out: Tensor = _GatedDown.apply(  # type: ignore[no-untyped-call]
+            self.gate_proj(x_NH), self.up_proj(x_NH), self.down_proj.weight
+        )
         return out
 
 
-class _Gated(torch.autograd.Function):
-    """silu(gate) * up, which keeps its two inputs and not silu(gate) as well."""
+class _GatedDown(torch.autograd.Function):
+    """(silu(gate) * up) @ down^T, which keeps gate and up alone: what is multiplied with `down` is
+    cheap to compute again. Products are in the dtype of `gate` and `up`."""
 
     @staticmethod
-    def forward(ctx: Any, gate_NI: Tensor, up_NI: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_NI, up_NI)
-        return nn.functional.silu(gate_NI).mul_(up_NI)
+    def forward(ctx: Any, gate_NI: Tensor, up_NI: Tensor, down_HI: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_NI, up_NI, down_HI)
+        return _gated(gate_NI, up_NI) @ down_HI.to(gate_NI.dtype).T
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        (dout_NI,) = grad_outputs
-        gate_NI, up_NI = ctx.saved_tensors
-        dgate_NI = torch.ops.aten.silu_backward(dout_NI * up_NI, gate_NI)
-        return dgate_NI, nn.functional.silu(gate_NI).mul_(dout_NI)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gate_NI, up_NI, down_HI = ctx.saved_tensors
+        dtype = gate_NI.dtype
+        dout_NH = grad_outputs[0].to(dtype)
+        ddown_HI = dout_NH.T @ _gated(gate_NI, up_NI)
+        dgated_NI = dout_NH @ down_HI.to(dtype)
+        dup_NI = _gated(gate_NI, dgated_NI)
+        dgate_NI = torch.ops.aten.silu_backward(dgated_NI.mul_(up_NI), gate_NI)
+        return dgate_NI, dup_NI, ddown_HI.to(down_HI.dtype)
+
+
+def _gated(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
+    return nn.functional.silu(gate_NI).mul_(up_NI)

@@ -1,4 +1,9 @@
-"""RMSNorm."""
+"""RMSNorm.
+
+Legend: H size of what is normed.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,5 +18,29 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        out: Tensor = _Normed.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return out
+
+
+class _Normed(torch.autograd.Function):
+    """Keeps its input as it came, and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        wide = x.to(weight_H.dtype)
+        scale_1 = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight_H, scale_1)
+        return (wide * scale_1).mul_(weight_H)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (dout,) = grad_outputs
+        x, weight_H, scale_1 = ctx.saved_tensors
+        normed = x.to(weight_H.dtype) * scale_1
+        dweight_H = (dout * normed).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, dweight_H, None
+        dnormed = dout * weight_H
+        along_1 = (dnormed * normed).mean(-1, keepdim=True)
+        dx = dnormed.sub_(normed.mul_(along_1)).mul_(scale_1)
+        return dx.to(x.dtype), dweight_H, None
