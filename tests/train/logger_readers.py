@@ -20,8 +20,10 @@ def tensorboard_history(folder: Path) -> History:
 
 
 def wandb_history(folder: Path) -> History:
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its service writes the last block as it ends
     history: History = defaultdict(list)
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
     assert len({file.name for file in files}) == 1, "several runs instead of one that goes on"

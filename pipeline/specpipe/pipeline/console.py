@@ -1,22 +1,15 @@
-"""What a person sees: progress and notes on stderr, tables and JSON on stdout."""
+"""What a person sees: notes on stderr, tables and JSON on stdout."""
 
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from specpipe.schemas.errors import SpecpipeError
-
-LOG_SECONDS = 15.0
-"""In a log file, time between two lines of progress."""
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -53,45 +46,6 @@ def quiet_libraries() -> None:
         ("TOKENIZERS_PARALLELISM", "false"),
     ):
         os.environ.setdefault(name, value)
-
-
-class Progress:
-    """Progress of one long step: a bar on a terminal, now and then a line in a log file."""
-
-    def __init__(self, label: str, unit: str, bars: Bars | None) -> None:
-        self._label, self._unit, self._bars = label, unit, bars
-        self._task: TaskID | None = None
-        self._figures: dict[str, float] = {}
-        self._logged = time.monotonic()
-
-    def __call__(self, done: int, total: int, figures: dict[str, float] | None = None) -> None:
-        self._figures |= figures or {}
-        text = "  ".join(f"{name} {value:.3f}" for name, value in self._figures.items())
-        if self._bars is not None:
-            if self._task is None:
-                self._task = self._bars.add_task(self._label, total=total, figures="")
-            self._bars.update(self._task, completed=done, total=total, figures=text)
-        elif time.monotonic() - self._logged >= LOG_SECONDS or (done == total and not figures):
-            self._logged = time.monotonic()
-            note(f"{self._label}: {done:,} of {total:,} {self._unit}  {text}".rstrip())
-
-
-@contextmanager
-def progress(label: str, unit: str) -> Iterator[Progress]:
-    """Show the progress of a step while the context is open."""
-    if not stderr.is_terminal:
-        yield Progress(label, unit, None)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Bars(*columns, console=stderr) as bars:
-        yield Progress(label, unit, bars)
 
 
 def show(

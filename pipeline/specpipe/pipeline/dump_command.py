@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import file_size, progress, quiet_libraries, show
+from specpipe.pipeline.console import file_size, quiet_libraries, show
 from specpipe.pipeline.dump_options import dump_config, dump_options
 from specpipe.pipeline.generation_rows import generation_rows
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.worker_index import own_share
 from specpipe.schemas.checkpoint import PROVENANCE_FILE

@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 import click
 
-from specpipe.pipeline.console import counted, file_size, note, progress, quiet_libraries, show
+from specpipe.pipeline.console import counted, file_size, note, quiet_libraries, show
 from specpipe.pipeline.options import json_option
+from specpipe.pipeline.progress import progress
 from specpipe.schemas.errors import IntegrityError, UnfinishedError
 from specpipe.schemas.location import without_credentials
 

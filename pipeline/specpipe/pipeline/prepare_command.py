@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import LOG_SECONDS, file_size, note, quiet_libraries, show
+from specpipe.pipeline.console import file_size, note, quiet_libraries, show
 from specpipe.pipeline.dump_options import input_options
 from specpipe.pipeline.masked import show_masked
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.progress import LOG_SECONDS
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.settings import load_config
 from specpipe.schemas.config import PrepareConfig

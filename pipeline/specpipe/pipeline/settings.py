@@ -1,5 +1,6 @@
 """A command's configuration: a YAML file, with the flags of the command line on top."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,13 +13,23 @@ from specpipe.schemas.errors import ConfigError
 SomeConfig = TypeVar("SomeConfig", bound=Config)
 
 
-def load_config(kind: type[SomeConfig], path: Path | None, flags: dict[str, Any]) -> SomeConfig:
+def load_config(
+    kind: type[SomeConfig],
+    path: Path | None,
+    flags: Mapping[str, Any],
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+) -> SomeConfig:
     """The configuration of a command; flags that were not given (None or empty) do not count.
 
-    A mapping among the flags wins over the file's field by field. Raises ConfigError naming the
-    file and every field that is wrong.
+    A mapping among the flags wins over the file's field by field. Where there are `presets`, the
+    flag or setting `preset` names the one that stands below file and flags. Raises ConfigError
+    naming the file and every field that is wrong.
     """
     values = {} if path is None else read_settings(path)
+    if presets is not None:
+        flags = dict(flags)
+        name = flags.pop("preset", None) or values.pop("preset", None)
+        values = {**_preset(name, presets), **values}
     for name, value in flags.items():
         if value in (None, ()):
             continue
@@ -33,6 +44,14 @@ def load_config(kind: type[SomeConfig], path: Path | None, flags: dict[str, Any]
     except ValidationError as error:
         where = "" if path is None else f"{path}: "
         raise ConfigError(where + "; ".join(map(_problem, error.errors()))) from None
+
+
+def _preset(name: Any, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    if name is None:
+        return {}
+    if not isinstance(name, str) or name not in presets:
+        raise ConfigError(f"preset: {name!r} is none of {', '.join(presets)}")
+    return presets[name]
 
 
 def _problem(error: Any) -> str:

@@ -5,23 +5,21 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import (
-    is_first_process,
-    progress,
-    quiet_libraries,
-    show,
-    show_columns,
-)
+from specpipe.pipeline.console import is_first_process, quiet_libraries, show, show_columns
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import provenance
-from specpipe.pipeline.settings import load_config
-from specpipe.pipeline.train_options import train_options
+from specpipe.pipeline.train_options import preset_help, train_config, train_options
+from specpipe.pipeline.train_progress import TrainProgress
 from specpipe.schemas.checkpoint import PROVENANCE_FILE, TrainResult
 from specpipe.schemas.metrics import EvalMetrics
-from specpipe.schemas.train_config import TrainConfig
 
 
-@click.command(cls=GroupedCommand, short_help="Train a drafter from a dump, without the target.")
+@click.command(
+    cls=GroupedCommand,
+    short_help="Train a drafter from a dump, without the target.",
+    epilog=preset_help(),
+)
 @config_option
 @train_options
 @json_option
@@ -34,11 +32,18 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     Evaluates on held-out prompts before the first step and ten times on the way: every loss, the
     acceptance per head, and the replay, which foretells the tokens per round (tau) of the serving
     engine. metrics.jsonl has a line per step. Killed at any moment, the same command continues from
-    the last checkpoint, bit for bit; SIGTERM saves first.
+    the last checkpoint, bit for bit; SIGTERM and --time-limit save first and exit with code 5. A
+    setting that is wrong is named before the first step (exit code 2).
+
+    \b
+      --optimizer muon --schedule wsd    matrices by Muon; flat rate, then down
+      --early-stop 3                     end when tau rises no more
+      --log tensorboard,wandb            besides metrics.jsonl
+      --time-limit 3500                  for a queue with a limit: run again to go on
 
     On several GPUs or nodes: torchrun --nproc-per-node 8 -m specpipe train ... (--shard for FSDP2).
     """
-    config = load_config(TrainConfig, config_file, flags)
+    config = train_config(config_file, flags)
     quiet_libraries()
     from specpipe.stages.train.run import run
     from specpipe.stages.train.run_folder import RunFolder, write_atomically
@@ -47,7 +52,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         run(config)
         return
     with progress("train", "steps") as report:
-        result = run(config, progress=report)
+        result = run(config, progress=TrainProgress(report))
     if not result.did_nothing:
         record = provenance(config.model_dump(mode="json"))
         write_atomically(RunFolder(config.out).path / PROVENANCE_FILE, record)
@@ -60,7 +65,7 @@ def _rows(result: TrainResult) -> list[tuple[str, str]]:
     replayed = result.best.replay_temperature_1
     return [
         ("run", result.out),
-        ("steps", f"{result.steps:,} on {result.num_tokens:,} tokens"),
+        ("steps", f"{result.steps:,} on {result.num_tokens:,} tokens{_early(result)}"),
         *_left_out(result),
         ("loss", f"{result.draft_loss_first:.4f} first, {result.draft_loss_last:.4f} last"),
         ("best checkpoint", result.checkpoint),
@@ -72,6 +77,10 @@ def _rows(result: TrainResult) -> list[tuple[str, str]]:
         ),
         ("seconds", "nothing to do" if result.did_nothing else f"{result.seconds:.1f}"),
     ]
+
+
+def _early(result: TrainResult) -> str:
+    return ", ended early: tau rose no more" if result.stopped_early else ""
 
 
 def _left_out(result: TrainResult) -> list[tuple[str, str]]:

@@ -1,11 +1,21 @@
 """The flags of `specpipe train`."""
 
+from pathlib import Path
+from textwrap import wrap
 from typing import Any, get_args
 
 import click
 
-from specpipe.pipeline.options import Function, GroupedOption, comma_integers, with_options
-from specpipe.schemas.train_config import AttentionName, LossName
+from specpipe.pipeline.options import (
+    Function,
+    GroupedOption,
+    comma_integers,
+    comma_words,
+    with_options,
+)
+from specpipe.pipeline.settings import load_config
+from specpipe.schemas.presets import PRESETS
+from specpipe.schemas.train_config import AttentionName, LossName, TrainConfig
 
 
 def _option(group: str, *arguments: str, **settings: Any) -> click.Option:
@@ -160,6 +170,19 @@ _OPTIONS = (
         _STEPS, "--warmup-ratio", type=float, help="Share of steps of the rise.  [default: 0.04]"
     ),
     _option(
+        _STEPS,
+        "--muon-momentum",
+        type=float,
+        help="[default: 0.95]",
+    ),
+    _option(
+        _STEPS,
+        "--adam-betas",
+        metavar="B1,B2",
+        callback=comma_words,
+        help="Of AdamW.  [default: 0.9,0.95]",
+    ),
+    _option(
         _STEPS, "--wsd-decay", type=float, help="wsd: share of steps of the fall.  [default: 0.2]"
     ),
     _option(_STEPS, "--weight-decay", type=float, help="[default: 0]"),
@@ -183,7 +206,29 @@ _OPTIONS = (
     _option(
         _EVAL, "--eval-tokens", type=int, help="Most tokens of one evaluation.  [default: 100000]"
     ),
+    _option(
+        _EVAL,
+        "--early-stop",
+        metavar="N",
+        type=int,
+        help="End after N evaluations without a better tau.  [default: never]",
+    ),
     _option(_RUN, "--out", help="Run directory, on a local disk."),
+    _option(
+        _RUN,
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        help="Settings to begin from; see below.  [default: default]",
+    ),
+    _option(
+        _RUN,
+        "--log",
+        metavar="NAMES",
+        callback=comma_words,
+        help="tensorboard, wandb, trackio, mlflow, with commas between.  [default: metrics.jsonl]",
+    ),
+    _option(_RUN, "--log-project", help="Project or experiment there.  [default: specpipe]"),
+    _option(_RUN, "--log-name", help="Name of the run there.  [default: that of --out]"),
     _option(
         _RUN, "--checkpoint-every", type=int, help="Steps.  [default: as --eval-every, at most 500]"
     ),
@@ -226,3 +271,21 @@ _OPTIONS = (
 def train_options(function: Function) -> Function:
     """Every setting of TrainConfig as a flag, under headings."""
     return with_options(_OPTIONS, function)
+
+
+def preset_help() -> str:
+    """The presets as the help shows them: settings, and what a run with them came to."""
+    lines = ["\b", "Presets (flags and the file win over them):"]
+    for name, preset in PRESETS.items():
+        given = (f"--{n.replace('_', '-')} {value}" for n, value in preset.settings.items())
+        text = " ".join(given) or "the defaults above"
+        head, body = f"  {name:9}", " " * 11
+        lines += wrap(text, 76, initial_indent=head, subsequent_indent=body, break_on_hyphens=False)
+        if preset.figures:
+            lines.append(" " * 11 + preset.figures)
+    return "\n".join(lines)
+
+
+def train_config(path: Path | None, flags: dict[str, Any]) -> TrainConfig:
+    """The configuration that a file, flags and a preset make."""
+    return load_config(TrainConfig, path, flags, {n: p.settings for n, p in PRESETS.items()})

@@ -1,6 +1,7 @@
 """The configuration of each stage: frozen, unknown fields are errors, a line on every field."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -8,6 +9,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -33,8 +36,29 @@ Location = Annotated[str, AfterValidator(_no_blank)]
 """A local path or an fsspec URL."""
 
 
+def _holds_bool(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return (
+        any(map(_holds_bool, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
+    )
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
+
+
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes true for 1; in a file it is a mistake."""
+        field = cls.model_fields[str(info.field_name)]
+        if _holds_bool(value) and not _takes_bool(field.annotation):
+            raise ValueError("true and false are no values of this setting")
+        return value
 
     def without_credentials(self) -> Self:
         """The configuration as it may be written down: no credentials in its URLs."""

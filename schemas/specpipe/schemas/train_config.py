@@ -68,11 +68,11 @@ class TrainConfig(Config):
     """D; default: 32,000, or the whole vocabulary where that is smaller."""
     draft_vocab_by: Literal["mass", "count"] = "mass"
     """Choose the draft vocabulary by the verifier's summed probability, or by token counts."""
-    draft_vocab_file: str | None = None
+    draft_vocab_file: Location | None = None
     """A ready draft vocabulary: safetensors with d2t (and t2d), or .npy with d2t, t2d or ids."""
-    init_from: str | None = None
+    init_from: Location | None = None
     """Folder of an artifact (config.json, model.safetensors) to go on from, vocabulary and all."""
-    warm_start: str | None = None
+    warm_start: Location | None = None
     """The target's checkpoint: the first weights come from its last layer, where they fit."""
     layer_type: Literal["llama", "qwen3"] = "llama"
     """qwen3: queries and keys are normed per head."""

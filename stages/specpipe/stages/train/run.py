@@ -31,6 +31,7 @@ from specpipe.stages.train.loggers.records import read_records
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.loop import Loop, Progress
 from specpipe.stages.train.packing import epoch_batches
+from specpipe.stages.train.precision import check_dtype
 from specpipe.stages.train.ranks import Ranks, join_ranks
 from specpipe.stages.train.run_folder import RunFolder, write_atomically
 from specpipe.stages.train.sharding import is_sharded
@@ -53,6 +54,8 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
         ExitStack() as held,
     ):
         _check_same_settings(config, ranks)
+        with ranks.together():
+            check_dtype(config, ranks.device)
         if finished := ranks.of_first(lambda: _claimed(config, folder, held)):
             return TrainResult.model_validate_json(finished)
         latest = ranks.of_first(lambda: str(latest_checkpoint(folder.path) or "").encode())

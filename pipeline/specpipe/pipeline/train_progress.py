@@ -1,0 +1,46 @@
+"""The figures beside the progress of training: loss, tau, speed, data wait, memory."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from specpipe.pipeline.console import file_size
+from specpipe.pipeline.progress import Progress
+
+WINDOW_STEPS = 20
+"""Steps over which speed and data wait are taken."""
+
+
+@dataclass(slots=True)
+class TrainProgress:
+    """Takes what the loop tells (stages/train/loop.py), step by step, and shows it as text."""
+
+    progress: Progress
+    _latest: dict[str, float] = field(default_factory=dict)
+    _steps: deque[tuple[float, float, float]] = field(
+        default_factory=lambda: deque(maxlen=WINDOW_STEPS)
+    )
+    """Tokens, seconds and seconds of waiting for data."""
+
+    def __call__(self, step: int, total_steps: int, figures: dict[str, float]) -> None:
+        self._latest |= figures
+        if "seconds" in figures:
+            self._steps.append((figures["tokens"], figures["seconds"], figures["data_wait"]))
+        self.progress(step, total_steps, self.text())
+
+    def text(self) -> str:
+        """loss 3.212 tau 1.653 12.3k tokens/s wait 0.5% 1.2 GiB"""
+        parts = [f"{name} {self._latest[name]:.3f}" for name in ("loss", "tau") if self._has(name)]
+        if self._steps:
+            tokens, seconds, waited = map(sum, zip(*self._steps, strict=True))
+            parts.append(f"{_thousands(tokens / seconds)} tokens/s")
+            parts.append(f"wait {waited / seconds:.1%}")
+        if self._has("memory_mib"):
+            parts.append(file_size(self._latest["memory_mib"] * 2**20))
+        return "  ".join(parts)
+
+    def _has(self, name: str) -> bool:
+        return name in self._latest
+
+
+def _thousands(number: float) -> str:
+    return f"{number / 1000:.1f}k" if number >= 10_000 else f"{number:,.0f}"
