@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -17,10 +17,9 @@ from scripts.bench.table import heading, note, table, verdict
 from scripts.bench.timing import over, rates, rounds, with_spread
 from scripts.bench.variants import VARIANTS
 from specpipe.schemas.dump import DumpIdentity
-from specpipe.schemas.train_config import PREFETCH_MIB
-from specpipe.stages.drafter.batch import DrafterSample
+from specpipe.stages.drafter.batch import DrafterSample, make_batch
 from specpipe.stages.drafter.read_ahead import ReadAhead, read_samples
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.sample_reader import SHARDS_TOGETHER, SampleReader, SampleRef
 from specpipe.stages.drafter.shard_window import Read
 from specpipe.stages.storage.arrays import array_names, shard_arrays
 from specpipe.stages.storage.dump import Dump
@@ -42,6 +41,8 @@ class _Reads:
     root: Path
     dump: Dump
     is_cold: bool = False
+    cpu_seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Of each way of reading, by the name of its method."""
 
     def by_shard(self) -> float:
         """ShardReader.read_all of each shard: all states, every crc checked."""
@@ -50,22 +51,25 @@ class _Reads:
             for shard_id in self.dump.manifests:
                 self.dump.shard(shard_id).read_all()
 
-        return self._timed(read)
+        return self._timed("by_shard", read)
 
     def by_stream(self) -> float:
-        """The trainer's order of one epoch, samples copied out of their shards."""
+        """One epoch in the trainer's order, packed into batches, with memory for as many shards
+        as that order needs together."""
         reader = SampleReader(self.dump, None)
         batches = epoch_batches(reader.refs(), 0, 0, _BATCH_TOKENS, None)
         plan = [Read(reader, batch, False) for batch in batches]
+        sizes = sorted(map(reader.whole_bytes, self.dump.manifests))
+        prefetch_mib = -(-sum(sizes[-SHARDS_TOGETHER - 1 :]) // 2**20)
 
         def read() -> None:
             num_tokens = 0
-            with ReadAhead(plan, list, PREFETCH_MIB) as ahead:
-                for _, samples in ahead:
-                    num_tokens += sum(len(sample.input_ids) for sample in samples)
+            with ReadAhead(plan, lambda some: make_batch(some, 3), prefetch_mib) as ahead:
+                for _, batch in ahead:
+                    num_tokens += batch.num_tokens
             assert num_tokens == sum(m.num_tokens for m in self.dump.manifests.values())
 
-        return self._timed(read)
+        return self._timed("by_stream", read)
 
     def raw(self) -> float:
         """Each file into new memory, one after the other; a shard's stay until the next."""
@@ -75,7 +79,7 @@ class _Reads:
                 kept = [_read(path) for path in paths]
                 del kept
 
-        return self._timed(read)
+        return self._timed("raw", read)
 
     def raw_parallel(self) -> float:
         """The same on as many threads as the reader has."""
@@ -86,7 +90,7 @@ class _Reads:
                     kept = list(pool.map(_read, paths))
                     del kept
 
-        return self._timed(read)
+        return self._timed("raw_parallel", read)
 
     @property
     def num_bytes(self) -> int:
@@ -100,11 +104,12 @@ class _Reads:
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(file)
 
-    def _timed(self, read: Callable[[], None]) -> float:
+    def _timed(self, name: str, read: Callable[[], None]) -> float:
         if self.is_cold:
             self.drop_cache()
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         read()
+        self.cpu_seconds.setdefault(name, []).append(time.process_time() - cpu)
         return time.perf_counter() - began
 
     def _files(self) -> list[list[Path]]:
@@ -132,7 +137,7 @@ def bench(work: Path, size: ShardSize, num_shards: int, repeats: int, num_random
             if _reaches_disk(reads):
                 rows += _sequential(name, reads, ways, "cold", repeats, met)
             else:
-                rows.append((name, "read_all", "cold: cannot be had here", *["-"] * 5))
+                rows.append((name, "read_all", "cold: cannot be had here", *["-"] * 6))
         if identity.logits == "final":
             random_rows.append(_random(root, dump, name, num_random, met))
         shutil.rmtree(root)
@@ -141,7 +146,8 @@ def bench(work: Path, size: ShardSize, num_shards: int, repeats: int, num_random
         f"{size.hidden}. Raw: the same files, whole, into new memory, one after the other. The "
         f"readers read a shard's chunks on {_THREADS} threads; raw reading on as many stands "
         "beside it. Warm: all of it in the page cache, for both. Cold: put out of it by "
-        f"posix_fadvise before each. {repeats} interleaved rounds; median (least to most)."
+        "posix_fadvise before each. CPU: seconds of all threads together, which depend less on how "
+        f"busy the cores are. {repeats} interleaved rounds; median (least to most)."
     )
     table(
         (
@@ -153,6 +159,7 @@ def bench(work: Path, size: ShardSize, num_shards: int, repeats: int, num_random
             "raw, MB/s",
             "reader / raw",
             f"reader / raw on {_THREADS} threads",
+            "reader / raw, by CPU",
         ),
         rows,
     )
@@ -182,9 +189,12 @@ def _sequential(
     repeats: int,
     met: dict[str, float],
 ) -> list[Sequence[str]]:
+    reads.cpu_seconds.clear()
     *all_ours, raw, parallel = rounds(repeats, *ways.values(), reads.raw, reads.raw_parallel)
     rows: list[Sequence[str]] = []
-    for way, ours in zip(ways, all_ours, strict=True):
+    # The first round is not counted.
+    cpu = {read: seconds[1:] for read, seconds in reads.cpu_seconds.items()}
+    for (way, read), ours in zip(ways.items(), all_ours, strict=True):
         met[f"{name}, {way}, {cache}"] = median(over(raw, ours))
         rows.append(
             (
@@ -196,6 +206,7 @@ def _sequential(
                 rates(reads.num_bytes, raw),
                 with_spread(over(raw, ours)),
                 with_spread(over(parallel, ours)),
+                with_spread(over(cpu["raw"], cpu[read.__name__])),
             )
         )
     return rows

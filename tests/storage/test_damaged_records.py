@@ -219,7 +219,13 @@ def test_a_chunk_beyond_all_bounds(dump: Path, identity: DumpIdentity) -> None:
     folder = Folder.open(str(dump))
     manifest = read_manifest(folder, manifest_key(0), identity.fingerprint)
     num = 10**14
-    sizes = {"aux_1": 8 * num, "aux_2": 8 * num, "aux_3": 8 * num, "final": 8 * num, "logz": 4 * num}
+    sizes = {
+        "aux_1": 8 * num,
+        "aux_2": 8 * num,
+        "aux_3": 8 * num,
+        "final": 8 * num,
+        "logz": 4 * num,
+    }
     sizes |= {"token_logprob": 4 * num, "argmax": 4 * num}
     entries = [e for e in manifest.objects if not e.trailer_bytes]
     for name, size in sizes.items():

@@ -93,9 +93,7 @@ def test_every_array_is_described(mode: dict[str, Any]) -> None:
     layers = [f"aux_{layer}" for layer in identity.layers]
     for array in arrays.values():
         name = "aux_ID" if array.name in layers else array.name
-        [(_, shape, dtype, dimensions, where, _)] = [
-            row for row in rows_of(name) if len(row) == 6
-        ]
+        [(_, shape, dtype, dimensions, where, _)] = [row for row in rows_of(name) if len(row) == 6]
         assert dimensions == ", ".join(array.dimensions)
         assert shape == f"[{', '.join(letters[name] for name in array.dimensions)}]"
         assert array.dtype.name in dtype

@@ -156,9 +156,7 @@ def test_two_of_five_layers_are_two_fifths_of_the_bytes(
         )
         refs = reader.refs()
         before = disk.num_bytes
-        states = (
-            reader.some(0, refs[:1])[0].states if alone else reader.whole(0).states
-        )
+        states = reader.some(0, refs[:1])[0].states if alone else reader.whole(0).states
         assert states.aux_TLH.shape[1] == len(layers or identity.layers)
         read.append(disk.num_bytes - before)
     assert read[1] / read[0] == pytest.approx(2 / 5, rel=0.05)

@@ -56,8 +56,7 @@ def test_an_epoch_takes_every_sample_once_and_fills_no_step_beyond_its_room(
         return
     sizes = [sum(ref.num_tokens for ref in batch) for batch in batches]
     assert all(
-        size <= batch_tokens or len(batch) == 1
-        for size, batch in zip(sizes, batches, strict=True)
+        size <= batch_tokens or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True)
     )
     # What opens a step fitted into no step that was closed within sight of it.
     assert all(
@@ -66,12 +65,18 @@ def test_an_epoch_takes_every_sample_once_and_fills_no_step_beyond_its_room(
     )
 
 
-LENGTHS = {
-    "chat": lambda rng: rng.lognormal(6.2, 0.8, 4000).astype(int).clip(16, 4096),
-    "short": lambda rng: rng.integers(20, 200, 4000),
-    "long": lambda rng: rng.lognormal(7.6, 0.7, 2000).astype(int).clip(64, 8192),
-    "one length": lambda rng: np.full(1000, 1000),
-}
+def lengths_of(kind: str) -> list[int]:
+    rng = np.random.default_rng(0)
+    match kind:
+        case "chat":
+            drawn = rng.lognormal(6.2, 0.8, 4000).clip(16, 4096)
+        case "short":
+            drawn = rng.uniform(20, 200, 4000)
+        case "long":
+            drawn = rng.lognormal(7.6, 0.7, 2000).clip(64, 8192)
+        case _:
+            drawn = np.full(1000, 1000.0)
+    return [int(length) for length in drawn]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +91,7 @@ LENGTHS = {
     ],
 )
 def test_little_room_is_wasted(kind: str, batch_tokens: int, least: float) -> None:
-    lengths = LENGTHS[kind](np.random.default_rng(0)).tolist()
-    batches = epoch_batches(refs_of(lengths, 60), 1, 0, batch_tokens, None)
+    batches = epoch_batches(refs_of(lengths_of(kind), 60), 1, 0, batch_tokens, None)
     assert fill(batches, batch_tokens) >= least
 
 
@@ -99,13 +103,13 @@ def test_a_step_is_of_several_shards_and_a_shard_is_needed_for_a_while_only() ->
     # At the very end there may be one shard left.
     assert np.mean([count >= 2 for count in mixed]) > 0.9
     last = {ref.shard_id: at for at, batch in enumerate(batches) for ref in batch}
-    first = {
-        ref.shard_id: at for at, batch in reversed([*enumerate(batches)]) for ref in batch
-    }
+    first = {ref.shard_id: at for at, batch in reversed([*enumerate(batches)]) for ref in batch}
     together = [sum(first[s] <= at <= last[s] for s in first) for at in range(len(batches))]
     assert max(together) <= 5
     assert np.mean(together) < 4.5
-    orders = [[batch[0].shard_id for batch in epoch_batches(refs, 3, e, 2048, None)] for e in (0, 1)]
+    orders = [
+        [batch[0].shard_id for batch in epoch_batches(refs, 3, e, 2048, None)] for e in (0, 1)
+    ]
     assert orders[0] != orders[1]
 
 

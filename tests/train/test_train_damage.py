@@ -110,7 +110,11 @@ def stored(dump: Dump, name: str) -> str:
 
 def of_another_shard(dump: Dump) -> None:
     first, second = (
-        next(entry.key for entry in dump.manifests[shard].objects if "/aux_" in entry.key and not entry.key.endswith("zarr.json"))
+        next(
+            entry.key
+            for entry in dump.manifests[shard].objects
+            if "/aux_" in entry.key and not entry.key.endswith("zarr.json")
+        )
         for shard in (0, 1)
     )
     dump.folder.write(first, dump.folder.read(second))

@@ -9,6 +9,7 @@ from specpipe.schemas.dump import ShardManifest
 from specpipe.schemas.errors import InputError
 from specpipe.stages.drafter.batch import DrafterSample, supervised_spans
 from specpipe.stages.storage.arrays import verifier_row_bytes
+from specpipe.stages.storage.buffer_pool import BufferPool
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.samples import StoredSample
 from specpipe.stages.storage.shard_reader import ShardReader
@@ -122,10 +123,13 @@ class SampleReader:
         dump, shard_id, _ = self._shards[ref.shard_id]
         return f"shard {shard_id} sample {ref.index} of {dump.folder.url}"
 
-    def whole(self, shard_id: int) -> WholeShard:
-        """A shard, with every crc checked. Raises IntegrityError, StoreError."""
+    def whole(self, shard_id: int, pool: BufferPool | None = None) -> WholeShard:
+        """A shard, with every crc checked, in memory of the pool.
+
+        Raises IntegrityError, StoreError.
+        """
         shard = self._open(shard_id)
-        return WholeShard(shard.samples(), shard.read_all())
+        return WholeShard(shard.samples(), shard.read_all(pool))
 
     def some(self, shard_id: int, refs: Sequence[SampleRef]) -> Samples:
         """Some samples of a shard, each read and checked alone; raises as `whole` does."""

@@ -19,6 +19,7 @@ from typing import Generic, TypeVar
 
 from specpipe.stages.drafter.batch import DrafterSample
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef, Samples, WholeShard
+from specpipe.stages.storage.buffer_pool import BufferPool
 
 _PARALLEL_SHARDS = 4
 _USES_AHEAD = 4096
@@ -61,9 +62,11 @@ class _Use(Generic[R]):
             return reader.some_bytes(self.refs)
         return reader.whole_bytes(self.refs[0].shard_id)
 
-    def open(self) -> WholeShard | Samples:
+    def open(self, pool: BufferPool) -> WholeShard | Samples:
         reader, shard_id = self.read.reader, self.refs[0].shard_id
-        return reader.some(shard_id, self.refs) if self.read.is_sparse else reader.whole(shard_id)
+        if self.read.is_sparse:
+            return reader.some(shard_id, self.refs)
+        return reader.whole(shard_id, pool)
 
 
 class ShardWindow(Generic[R, T]):
@@ -77,6 +80,8 @@ class ShardWindow(Generic[R, T]):
     ) -> None:
         self._make = make
         self._budget_bytes = budget_bytes
+        self._buffers = BufferPool(budget_bytes)
+        """Memory of shards that have gone is that of the next ones."""
         self._rest = _uses(plan)
         self._next = next(self._rest, None)
         """The first use that is not ahead yet."""
@@ -136,7 +141,7 @@ class ShardWindow(Generic[R, T]):
                         return
                     self._let_go()
                     self._make_room(num_bytes)
-                self._open[key] = self._pool.submit(use.open), num_bytes
+                self._open[key] = self._pool.submit(use.open, self._buffers), num_bytes
                 self._num_bytes += num_bytes
             self._num_ahead[key] += 1
             self._ahead.append(use)

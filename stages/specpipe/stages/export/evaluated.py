@@ -4,12 +4,13 @@ from pathlib import Path
 
 from pydantic import ValidationError as PydanticError
 
-from specpipe.schemas.checkpoint import CONFIG_FILE
+from specpipe.schemas.checkpoint import CONFIG_FILE, TrainState
 from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.selection import by_prompt, evaluated
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.folder import Folder
 
 
 def run_settings(checkpoint: Path) -> TrainConfig | None:
@@ -21,6 +22,16 @@ def run_settings(checkpoint: Path) -> TrainConfig | None:
         return TrainConfig.model_validate_json(path.read_bytes())
     except PydanticError as error:
         raise IntegrityError(f"{path} is not the configuration of a run: {error}") from None
+
+
+def settings_for(dump: Dump, state: TrainState, run: TrainConfig | None) -> TrainConfig | None:
+    """The run's settings if it evaluated on this dump, or on a mixture that this dump is part of;
+    then they say which samples it held out."""
+    if run is None or dump.header.fingerprint == state.eval_dump_fingerprint:
+        return run
+    parts = [] if run.eval_dump else [run.dump, *run.mix]
+    is_part = run.mix and dump.folder.url in [Folder.open(url).url for url in parts]
+    return run if is_part else None
 
 
 def evaluation(dump: Dump, run: TrainConfig | None) -> tuple[SampleReader, list[SampleRef]]:

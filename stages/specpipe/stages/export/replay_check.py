@@ -9,7 +9,7 @@ Legend: T tokens, L aux layers, S verifier rows, K heads.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,9 +28,10 @@ from specpipe.stages.drafter.loss import head_losses
 from specpipe.stages.drafter.loss_settings import LossSettings
 from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.replay import replay
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.verifier import Verifier
 from specpipe.stages.export.accept import TargetText, text_spans
-from specpipe.stages.export.evaluated import evaluation
+from specpipe.stages.export.evaluated import evaluation, settings_for
 from specpipe.stages.export.plain_drafter import PlainDrafter
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import VerifierHead, load_embedding
@@ -68,19 +69,19 @@ def check(
     most_samples: int | None,
 ) -> ReplayFindings:
     """Replay what `run` evaluated on; without a run, or of another dump, everything in it."""
-    if dump.header.fingerprint != checkpoint.state.eval_dump_fingerprint:
-        run = None
+    is_whole = dump.header.fingerprint == checkpoint.state.eval_dump_fingerprint
+    run = settings_for(dump, checkpoint.state, run)
     reader, everything = evaluation(dump, run)
     refs = everything[:most_samples]
     if not refs:
         raise ConfigError(f"{dump.folder.url} holds no sample to replay; give another --dump")
     trained = (
         recorded_metrics(checkpoint.path, checkpoint.state)
-        if run and len(refs) == len(everything)
+        if run and is_whole and len(refs) == len(everything)
         else None
     )
     compared_with = "recorded" if trained else "recomputed"
-    trained = trained or _recompute(checkpoint, dump, read_samples(reader, refs))
+    trained = trained or _recompute(checkpoint, dump, reader.context_length, refs)
     curves: dict[str, ReplayCurve] = {}
     drafter = PlainDrafter.load(artifact, load_embedding(dump.target_file))
     ids, layers = drafter.aux_layers, dump.identity.layers
@@ -149,8 +150,17 @@ def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
 
 
 @torch.no_grad()
-def _recompute(checkpoint: Checkpoint, dump: Dump, samples: Iterable[DrafterSample]) -> EvalMetrics:
+def _recompute(
+    checkpoint: Checkpoint, dump: Dump, context_length: int | None, refs: Sequence[SampleRef]
+) -> EvalMetrics:
     """The figures of the checkpoint's own weights under the trainer's implementation."""
+    layers = checkpoint.shape.aux_layers
+    if not set(layers) <= set(dump.identity.layers):
+        raise ConfigError(
+            f"{checkpoint.path} was trained on the layers {list(layers)}, but {dump.folder.url}"
+            f" holds {list(dump.identity.layers)}; give a --dump that holds them"
+        )
+    samples = read_samples(SampleReader(dump, context_length, layers=layers), refs)
     vocab, num_heads = checkpoint.vocab, checkpoint.state.num_heads
     model = Eagle3(checkpoint.shape, load_embedding(dump.target_file))
     model.load_state_dict(checkpoint.model)

@@ -24,7 +24,7 @@ from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import prompts, replay_check, serve, speculators, structure
 from specpipe.stages.export.card import model_card
-from specpipe.stages.export.evaluated import evaluation, run_settings
+from specpipe.stages.export.evaluated import evaluation, run_settings, settings_for
 from specpipe.stages.export.out_folder import OutFolder, local_path
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.serve import Served, ServeFindings
@@ -224,8 +224,7 @@ def _prompts(
             trust_remote_code=config.trust_remote_code,
         )
     else:
-        if dump.header.fingerprint != state.eval_dump_fingerprint:
-            settings = None
+        settings = settings_for(dump, state, settings)
         source = prompts.from_dump(dump, evaluation(dump, settings)[1])
     model = load_config(
         local_folder(target, state.target.revision), trust_remote_code=config.trust_remote_code

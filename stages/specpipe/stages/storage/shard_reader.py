@@ -3,7 +3,7 @@
 Legend: T tokens, S verifier rows, L aux layers, H hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from specpipe.schemas.dump import (
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.storage.array_check import ArrayCheck, sample_span, sample_spans
 from specpipe.stages.storage.arrays import AUX_SCALE, ArrayLayout, aux_array
+from specpipe.stages.storage.buffer_pool import BufferPool
 from specpipe.stages.storage.chunk_codec import chunk_codec
 from specpipe.stages.storage.chunk_read import ReadChunk, read_chunk
 from specpipe.stages.storage.crc import concat_crc32c
@@ -37,6 +38,7 @@ from specpipe.stages.storage.vocab import VocabStatistics
 _PARALLEL_READS = 4
 
 Columns = dict[str, npt.NDArray[Any]]
+MakeArray = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 
 
 class ShardReader:
@@ -69,9 +71,7 @@ class ShardReader:
         self._layers = identity.layers if layers is None else tuple(layers)
         unread = {aux_array(layer) for layer in identity.layers if layer not in self._layers}
         self._wide = [
-            array
-            for name, array in self._arrays.items()
-            if array.row_shape and name not in unread
+            array for name, array in self._arrays.items() if array.row_shape and name not in unread
         ]
 
     def samples(self) -> list[StoredSample]:
@@ -83,12 +83,16 @@ class ShardReader:
             self._read(VOCAB_FILE), self._identity.target.vocab_size, f"{self._where}/{VOCAB_FILE}"
         )
 
-    def read_all(self) -> SampleStates:
-        """The states of all samples, concatenated; every chunk and every sample checked."""
+    def read_all(self, pool: BufferPool | None = None) -> SampleStates:
+        """The states of all samples, concatenated; every chunk and every sample checked.
+
+        Large arrays lie in memory of the pool, if there is one.
+        """
         manifest = self._manifest
         # Counted before anything is allocated: the manifest's counts may be of anything.
         samples = self._samples
-        columns = self._columns(manifest.num_tokens, manifest.num_rows)
+        make = pool.array if pool else np.empty
+        columns = self._columns(manifest.num_tokens, manifest.num_rows, make)
         self._read_arrays(self._wide, samples, self._places(columns))
         return self._states(columns | self._scalars)
 
@@ -98,7 +102,7 @@ class ShardReader:
         Of raw chunks only the sample's own rows are read, of others the whole of each chunk that
         holds some of them; but for the arrays of one number a row, which are read once.
         """
-        columns = self._columns(sample.num_tokens, sample.num_rows)
+        columns = self._columns(sample.num_tokens, sample.num_rows, np.empty)
         places = self._places(columns)
         for array in self._wide:
             self._read_rows(array, sample, places[array.name])
@@ -135,17 +139,17 @@ class ShardReader:
         """Which of the dump's layers are read."""
         return [self._identity.layers.index(layer) for layer in self._layers]
 
-    def _columns(self, num_tokens: int, num_rows: int) -> Columns:
+    def _columns(self, num_tokens: int, num_rows: int, make: MakeArray) -> Columns:
         """Memory for what is read of so many tokens and rows, the layers in one array."""
         aux_dtype = self._arrays[aux_array(self._layers[0])].dtype
-        shape = (num_tokens, len(self._layers), self._identity.target.hidden_size)
-        columns: Columns = {"aux": np.empty(shape, aux_dtype)}
+        aux_shape = (num_tokens, len(self._layers), self._identity.target.hidden_size)
+        columns: Columns = {"aux": make(aux_shape, aux_dtype)}
         counts = {"token": num_tokens, "row": num_rows}
         in_aux = {aux_array(layer) for layer in self._layers}
         for array in self._wide:
             if array.name not in in_aux:
                 shape = (counts[array.dimensions[0]], *array.row_shape)
-                columns[array.name] = np.empty(shape, array.dtype)
+                columns[array.name] = make(shape, array.dtype)
         return columns
 
     def _places(self, columns: Columns) -> Columns:
@@ -206,9 +210,7 @@ class ShardReader:
     def _scan(self, array: ArrayLayout, ends: Sequence[int], place: npt.NDArray[Any]) -> RowScan:
         return RowScan(array, ends, self._identity.target.vocab_size, place)
 
-    def _read_rows(
-        self, array: ArrayLayout, sample: StoredSample, place: npt.NDArray[Any]
-    ) -> None:
+    def _read_rows(self, array: ArrayLayout, sample: StoredSample, place: npt.NDArray[Any]) -> None:
         """A sample's rows of an array to their place, checked against their own crc."""
         span = sample_span(array, sample)
         crc, problem = 0, None
@@ -220,7 +222,9 @@ class ShardReader:
                 key = self._entries[self._codec.chunk_name(array, index)].key
                 self._folder.read_blocks(key, at, scan.sizes, scan.take)
             else:
-                rows = np.empty((array.bytes_in(index) // array.row_bytes, *array.row_shape), array.dtype)
+                rows = np.empty(
+                    (array.bytes_in(index) // array.row_bytes, *array.row_shape), array.dtype
+                )
                 self._read_chunk(array, index, self._scan(array, [rows.nbytes], rows))
                 scan.take_all(rows.reshape(-1).view(np.uint8)[at : at + size].data)
             crc = concat_crc32c(crc, scan.crcs[0], size)

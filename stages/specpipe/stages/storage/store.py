@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-
 TakeBlock = Callable[[int, memoryview], None]
 """Called with the number of a block and its bytes, which are lent for the call only."""
 
@@ -22,7 +21,7 @@ class Store(Protocol):
         """
 
     def read_blocks(self, path: str, start: int, sizes: Sequence[int], take: TakeBlock) -> bool:
-        """Hand over blocks of these sizes from byte `start` on; False if the object ends too early."""
+        """Hand over blocks of these sizes from byte `start` on; False if the object ends early."""
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         """Write or replace an object, all or nothing."""
