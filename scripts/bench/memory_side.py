@@ -17,6 +17,7 @@ from scripts.bench.material import (
     pairs,
     state_bytes,
 )
+from scripts.bench.resident import forget_peak, peak, resident
 from specpipe.schemas.dump import DumpIdentity, manifest_key
 from specpipe.stages.drafter.read_ahead import ReadAhead, copies
 from specpipe.stages.drafter.sample_reader import SampleReader
@@ -52,16 +53,15 @@ def answer(asked: Values) -> Values:
     side = _Writer(asked, identity, size) if asked["side"] == "writer" else _Reader(asked, identity)
     # What libraries load at their first use is not the buffers'.
     side.warm_up()
-    before = _status("VmRSS")
-    # Peak memory counts from here on.
-    Path("/proc/self/clear_refs").write_text("5")
+    before = resident()
+    forget_peak()
     side.run()
-    grown = _status("VmHWM") - before
-    with _traced() as peak:
+    grown = peak() - before
+    with _traced() as traced:
         side.run()
     return {
         "grown_mib": grown / MIB,
-        "traced_mib": peak[0] / MIB,
+        "traced_mib": traced[0] / MIB,
         "bound_mib": side.bound / MIB,
         "moved_mib": side.moved / MIB,
     }
@@ -138,20 +138,13 @@ class _Reader:
 @contextmanager
 def _traced() -> Iterator[list[int]]:
     """The peak, in bytes, once it is left."""
-    peak = [0]
+    found = [0]
     tracemalloc.start()
     try:
-        yield peak
+        yield found
     finally:
-        peak[0] = tracemalloc.get_traced_memory()[1]
+        found[0] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {name}")
 
 
 if __name__ == "__main__":
