@@ -28,8 +28,8 @@ def load_config(
     values = {} if path is None else read_settings(path)
     if presets is not None:
         flags = dict(flags)
-        name = flags.pop("preset", None) or values.pop("preset", None)
-        values = {**_preset(name, presets), **values}
+        in_file = values.pop("preset", None)
+        values = {**_preset(flags.pop("preset", None) or in_file, presets), **values}
     for name, value in flags.items():
         if value in (None, ()):
             continue

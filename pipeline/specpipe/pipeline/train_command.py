@@ -27,7 +27,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Train an EAGLE-3 drafter from a dump. The target is never loaded.
 
     \b
-      specpipe train --dump runs/dump --out runs/drafter --loss lk_hybrid --num-heads 3
+      specpipe train --dump runs/dump --out runs/drafter --preset quick
 
     Evaluates on held-out prompts before the first step and ten times on the way: every loss, the
     acceptance per head, and the replay, which foretells the tokens per round (tau) of the serving
@@ -39,7 +39,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
       --optimizer muon --schedule wsd    matrices by Muon; flat rate, then down
       --early-stop 3                     end when tau rises no more
       --log tensorboard,wandb            besides metrics.jsonl
-      --time-limit 3500                  for a queue with a limit: run again to go on
+      --time-limit 3500                  for a queue: run again to go on
 
     On several GPUs or nodes: torchrun --nproc-per-node 8 -m specpipe train ... (--shard for FSDP2).
     """

@@ -264,6 +264,13 @@ _OPTIONS = (
         default=None,
         help="Keep the target's embedding in the host's memory.",
     ),
+    _option(
+        _MACHINE,
+        "--loss-chunk-mib",
+        type=int,
+        help="Size of one chunk of the loss's logits.  [default: 64]",
+    ),
+    _option(_LOSS, "--head-decay", type=float, help="Head k weighs this^(k-1).  [default: 0.8]"),
     _option(_MACHINE, "--device", help="cpu, cuda, ...  [default: a GPU if there is one]"),
 )
 

@@ -1,0 +1,211 @@
+"""Every setting refuses what it cannot be, by name, before the first step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specpipe.pipeline.train_options import train_config
+from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.train.run import run
+from tests.train.conftest import MakeConfig
+
+COUNT: list[Any] = [0, -1, 1.5, "many", True, [], {}]
+OPTIONAL_COUNT = COUNT
+CHOICE: list[Any] = ["nonsense", 1, True, [], {}]
+SWITCH: list[Any] = ["nonsense", 2, 0.5, None, [], {}]
+POSITIVE: list[Any] = [0, -1.0, float("inf"), float("nan"), "much", True, [], {}]
+SHARE: list[Any] = [-0.1, float("nan"), "half", True, [], {}]
+PLACE: list[Any] = ["", "  ", 5, True, ["a"], {}]
+
+REFUSED: dict[str, list[Any]] = {
+    "dump": [*PLACE, None],
+    "mix": ["x", {"a": 0}, {"a": -1}, {"a": "much"}, {"a": True}, {"": 1}, [1]],
+    "layers": ["2,4", [], [1.5], [True], "x", 5],
+    "out": [*PLACE, None],
+    "drafter": CHOICE,
+    "loss": [
+        *CHOICE,
+        "kl=0",
+        "kl=-1",
+        "kl=x",
+        "kl=1,kl=2",
+        "kl=1,hinge=1",
+        {"kl": True},
+        {"kl": 0},
+    ],
+    "eta": POSITIVE,
+    "lambda_scope": CHOICE,
+    "lambda_source": CHOICE,
+    "num_heads": [*COUNT, 8],
+    "head_decay": [*POSITIVE, 1.1],
+    "head_weights": CHOICE,
+    "draft_vocab_size": OPTIONAL_COUNT,
+    "draft_vocab_by": CHOICE,
+    "draft_vocab_file": PLACE,
+    "init_from": PLACE,
+    "warm_start": PLACE,
+    "layer_type": CHOICE,
+    "num_layers": [*COUNT, 9],
+    "sliding_window": OPTIONAL_COUNT,
+    "hidden_size": [*OPTIONAL_COUNT, 10**9],
+    "num_attention_heads": [*OPTIONAL_COUNT, 10**9],
+    "num_key_value_heads": [*OPTIONAL_COUNT, 10**9],
+    "head_dim": [*OPTIONAL_COUNT, 10**9],
+    "rope_theta": POSITIVE,
+    "intermediate_size": [*OPTIONAL_COUNT, 10**11],
+    "norm_before_residual": SWITCH,
+    "norm_before_fc": SWITCH,
+    "fc_norm": SWITCH,
+    "norm_output": SWITCH,
+    "learning_rate": POSITIVE,
+    "optimizer": CHOICE,
+    "muon_learning_rate": POSITIVE,
+    "muon_momentum": [*SHARE, 1],
+    "weight_decay": SHARE,
+    "adam_betas": [[0.9], [0.9, 1.0], [0.9, -0.1], [0.9, 0.9, 0.9], "0.9", [True, 0.9], 0.9],
+    "warmup_ratio": [*SHARE, 1],
+    "schedule": CHOICE,
+    "wsd_decay": [*POSITIVE, 1.1],
+    "max_grad_norm": POSITIVE,
+    "num_epochs": COUNT,
+    "max_steps": OPTIONAL_COUNT,
+    "batch_tokens": COUNT,
+    "batch_size": OPTIONAL_COUNT,
+    "pack_tokens": OPTIONAL_COUNT,
+    "shard": SWITCH,
+    "context_length": [*OPTIONAL_COUNT, 1],
+    "loss_chunk_mib": COUNT,
+    "held_out_fraction": [*SHARE, 1],
+    "eval_dump": PLACE,
+    "eval_every": OPTIONAL_COUNT,
+    "eval_tokens": COUNT,
+    "checkpoint_every": OPTIONAL_COUNT,
+    "keep_checkpoints": COUNT,
+    "preverify": CHOICE,
+    "prefetch_mib": [-1, 1.5, "much", True, [], {}],
+    "dtype": CHOICE,
+    "attention": CHOICE,
+    "activation_checkpointing": SWITCH,
+    "embedding_on_cpu": SWITCH,
+    "device": [5, True, [], {}, None],
+    "seed": [-1, 2**63, 1.5, "x", True, [], {}],
+    "log": ["syslog", ["wandb", "wandb"], [1], {"wandb": 1}, 5],
+    "log_project": ["", 5, True, [], {}, None],
+    "log_name": ["", 5, True, [], {}],
+    "early_stop": OPTIONAL_COUNT,
+    "time_limit": POSITIVE,
+    "preset": ["fastest", 5, True, ["best"]],
+}
+
+
+def read(tmp_path: Path, values: dict[str, Any]) -> TrainConfig:
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump({"dump": "d", "out": "o", **values}))
+    return train_config(file, {})
+
+
+def test_every_setting_is_in_the_table() -> None:
+    assert REFUSED.keys() == TrainConfig.model_fields.keys() | {"preset"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in REFUSED.items() for value in values]
+)
+def test_a_bad_value_in_the_file_is_refused_by_name(field: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"train\.yaml.*{field}|preset") as raised:
+        read(tmp_path, {field: value})
+    assert raised.value.exit_code == 2
+
+
+_VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(field=st.sampled_from(sorted(TrainConfig.model_fields)), value=_VALUES)
+def test_whatever_a_file_holds_is_taken_or_refused_by_name(field: str, value: Any) -> None:
+    try:
+        config = train_config(None, {"dump": "d", "out": "o", field: value})
+    except ConfigError as error:
+        refused = str(error)
+    else:
+        refused = field
+        assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+    assert field in refused.replace("-", "_")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"norm_before_fc": True, "fc_norm": True}, "norm_before_fc and fc_norm"),
+        ({"muon_learning_rate": 0.1}, "muon_learning_rate is for optimizer muon"),
+        ({"schedule": "wsd", "warmup_ratio": 0.5, "wsd_decay": 0.6}, "warmup_ratio and wsd_decay"),
+        ({"sliding_window": 2, "num_heads": 3}, "sliding_window 2"),
+        ({"init_from": "a", "draft_vocab_size": 5}, "init_from"),
+        ({"init_from": "a", "warm_start": "b"}, "warm_start"),
+        ({"draft_vocab_file": "a", "draft_vocab_size": 5}, "draft_vocab_file"),
+    ],
+)
+def test_settings_that_exclude_each_other(
+    values: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read(tmp_path, values)
+
+
+NOT_OF_THIS_DUMP: dict[str, Any] = {
+    "out": "s3://bucket/run",
+    "layers": (1, 77),
+    "draft_vocab_size": 1000,
+    "draft_vocab_file": "/nowhere/d2t.safetensors",
+    "init_from": "/nowhere/artifact",
+    "warm_start": "/nowhere/target",
+    "mix": {"/nowhere/dump": 1.0},
+    "eval_dump": "/nowhere/dump",
+    "context_length": 4,
+    "held_out_fraction": 0.0,
+    "device": "meta",
+    "num_attention_heads": 7,
+    "num_key_value_heads": 3,
+    "head_dim": 7,
+    "dump": "/nowhere/dump",
+}
+
+
+@pytest.mark.parametrize("field", NOT_OF_THIS_DUMP)
+def test_what_does_not_fit_the_dump_is_refused_before_the_first_step(
+    field: str, make_config: MakeConfig
+) -> None:
+    changes = {field: NOT_OF_THIS_DUMP[field]}
+    if "draft_vocab_file" in changes or "init_from" in changes:
+        changes["draft_vocab_size"] = None
+    config = make_config(**changes)
+    with pytest.raises(SpecpipeError) as raised:
+        run(config)
+    assert raised.value.exit_code in (2, 3)
+    said = str(raised.value)
+    value = changes[field]
+    known_by = [field, field.replace("_", "-"), *(str(v) for v in _parts(value))]
+    assert any(name in said for name in known_by), said
+    assert not (Path(config.out) / "metrics.jsonl").exists()
+    assert not (Path(config.out) / "config.json").exists()
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value)
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+def test_a_device_of_another_machine(make_config: MakeConfig) -> None:
+    for device in ("", "gpu", "cuda:99", "vulkan"):
+        with pytest.raises(ConfigError, match="device"):
+            run(make_config(device=device))
