@@ -44,24 +44,26 @@ def test_speed_is_of_both_losses(report: str) -> None:
 @pytest.mark.slow
 def test_memory_stays_under_the_formula(report: str) -> None:
     (rows,) = tables(report, "c. ")
-    assert {row["loss"] for row in rows} == {"kl", "lk_hybrid"}
-    for row in rows:
-        parts = [value for name, value in row.items() if name.endswith(", MiB")]
-        bound = first(row["bound"].strip("*"))
-        assert bound == pytest.approx(sum(map(first, parts)), abs=len(parts))
-        assert 0 < first(row["measured"].strip("*")) <= bound
+    (row,) = rows
+    parts = [value for name, value in row.items() if name.endswith(", MiB")]
+    bound = first(row["bound"].strip("*"))
+    assert bound == pytest.approx(sum(map(first, parts)), abs=len(parts))
+    assert 0 < first(row["measured"].strip("*")) <= bound
     assert "the peak in training is under the formula: met" in report
 
 
 @pytest.mark.slow
 def test_a_step_holds_its_products(report: str) -> None:
     floors, kinds = tables(report, "d. ")
+    kl, hybrid = floors
+    # Four texts of 32 tokens whose last 16 are supervised: head 1 has 16 starts in each, head 2 has
+    # 15. Logits and two gradients of D = 500 times H = 128, and the verifier's logits.
+    of_vocabulary = 2 * 500 * 128 * 4 * (3 * (16 + 15) + 16) / 1e9
+    assert first(kl["GFLOP/step"]) > of_vocabulary
+    # Lambda asks for the acceptances of the same batch first.
+    assert first(hybrid["GFLOP/step"]) > first(kl["GFLOP/step"])
     for row in floors:
-        # More than the products with the vocabulary that a head needs: logits and two gradients.
-        # K = 2, D = 500, H = 128, 16 starts of each of 4 texts, whose last two are head 1's alone.
-        least = 3 * 2 * 500 * 128 * 4 * (14 + 13) / 1e9
-        assert first(row["GFLOP/step"]) >= round(least)
-        assert first(row["step / products"].strip("*")) > 1
+        assert first(row["GFLOP/s of the products"]) > 0
     for row in kinds:
         shares = [first(value) for value in list(row.values())[3:]]
         assert sum(shares) == pytest.approx(100, abs=1)

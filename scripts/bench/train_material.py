@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ def _save_target(folder: Path, shape: TargetShape) -> None:
         # Logits of a spread of 2.4 whatever the width: a random target is flat otherwise.
         initializer_range=2.4 * shape.hidden**-0.5,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
 
 
 def _rows(vocab: int, texts: Texts) -> list[Row]:

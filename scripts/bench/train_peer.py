@@ -30,9 +30,9 @@ def main() -> None:
     if not (data / "dataset_info.json").exists():
         _write_dataset(root / "rows.json", data)
     on_gpu = torch.cuda.is_available()
-    import speculators.train.cli as cli
-    import speculators.train.trainer as trainer
-    from speculators.train.config import TrainConfig
+    import speculators.train.cli as cli  # type: ignore[import-not-found]
+    import speculators.train.trainer as trainer  # type: ignore[import-not-found]
+    from speculators.train.config import TrainConfig  # type: ignore[import-not-found]
 
     if not on_gpu:
         _without_accelerator(torch, trainer)
@@ -100,7 +100,7 @@ def _arguments(values: dict[str, Any], root: Path, on_gpu: bool) -> list[str]:
 def _write_dataset(rows: Path, data: Path) -> None:
     """The Arrow dataset and the token counts that its `prepare-data` leaves."""
     import torch
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-not-found]
 
     columns = json.loads(rows.read_text())
     dataset = Dataset.from_dict(columns)

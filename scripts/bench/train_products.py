@@ -28,7 +28,7 @@ class Products(TorchDispatchMode):
     """Within, every matrix product is noted; what attention kernels multiply inside is not."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._seen: Counter[tuple[Callable[..., Any], tuple[Argument, ...], Any]] = Counter()
         self.flops = 0
 

@@ -49,7 +49,7 @@ def bench(
                         with_spread(floor, 3),
                         f"**{with_spread(ratios)}**",
                         with_spread(cpu),
-                        f"{flops / 1e9:.0f}",
+                        f"{flops / 1e9:.4g}",
                         f"{flops / 1e9 / median(floor):.0f}",
                     )
                 )

@@ -103,7 +103,7 @@ def _alternate(
             seconds: float = answer["seconds"]
             return seconds
 
-        rounds(repeats, *(lambda n=n, s=s: timed(n, s) for n, s in sides.items()))  # type: ignore[misc]
+        rounds(repeats, *(lambda n=n, s=s: timed(n, s) for n, s in sides.items()))
         return {name: answers[1:] for name, answers in found.items()}
 
 

@@ -1,6 +1,7 @@
 """A closer look at some of our steps: where their time goes, and their matrix products alone."""
 
 from collections import defaultdict
+from contextlib import ExitStack
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -29,6 +30,7 @@ class StepWatch:
     def __init__(self) -> None:
         self._profile: profile | None = None
         self._products: Products | None = None
+        self._entered = ExitStack()
 
     def begin(self, request: Values) -> None:
         match request.get("watch"):
@@ -41,7 +43,7 @@ class StepWatch:
                 self._profile.start()
             case "products":
                 self._products = Products()
-                self._products.__enter__()
+                self._entered.enter_context(self._products)
 
     def end(self, request: Values) -> Values:
         if self._profile is not None:
@@ -50,7 +52,7 @@ class StepWatch:
             return _where(found, request["vocab"])
         if self._products is not None:
             seen, self._products = self._products, None
-            seen.__exit__(None, None, None)
+            self._entered.close()
             floor, cpu_floor = seen.alone()
             return {"floor": floor, "cpu_floor": cpu_floor, "flops": seen.flops}
         return {}
