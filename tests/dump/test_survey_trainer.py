@@ -31,6 +31,7 @@ SHAPE = {
         ({"hidden_size": 128, "intermediate_size": 320, "head_dim": 32}, 3, 5),
         ({"intermediate_size": 640}, 3, 3),
         ({"num_attention_heads": 8}, 3, 3),
+        ({"num_layers": 2}, 3, 3),
     ],
 )
 def test_what_is_kept_for_the_backward_pass(

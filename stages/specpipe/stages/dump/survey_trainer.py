@@ -18,8 +18,8 @@ from specpipe.stages.drafter.vocab import default_size
 from specpipe.stages.target.identity import load_config
 
 _FLOAT = 4
-_CHUNK_COPIES = 6
-"""Of [rows, D] at a time: log p, logits and log q of a head, its gradient, and two in between."""
+_CHUNK_COPIES = 3
+"""Of [rows, D] at a time: p, and a head's logits, which become its gradient; and blocks of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class TrainerMemory:
     batch: int
     """2 T H (L + 1): auxiliary and final states of a batch, bfloat16."""
     activations: int
-    """4 (T H (L + 4) + K N (10 H + 4 I + 2 q + 2 g)), kept for the backward pass; N = T at most."""
+    """4 (T H (L + 5) + K N (5 H + 2 I + 2 q + 2 g)), kept for the backward pass; N = T at most."""
     loss: int
-    """6 chunks of `loss_chunk_mib`, or of all T rows where that is less, and gradients of the
+    """3 chunks of `loss_chunk_mib`, or of all T rows where that is less, and gradients of the
     heads' outputs and of the lm_head: 4 (K T H + D H)."""
 
     @property
@@ -73,7 +73,7 @@ def trainer_memory(
     shape = drafter_shape(config, settings, identity.layers, vocab_size, draft_vocab_size)
     H, L, K, T = shape.hidden_size, shape.num_aux, settings.num_heads, settings.batch_tokens
     with torch.device("meta"):
-        model = Eagle3(shape, torch.empty(vocab_size, H))
+        model = Eagle3(shape, torch.empty(vocab_size, shape.target_hidden_size))
     trained = sum(parameter.numel() for parameter in model.parameters())
     chunk = min(settings.loss_chunk_mib * 2**20, _FLOAT * T * draft_vocab_size)
     itemsize = getattr(torch, identity.compute_dtype).itemsize
@@ -96,5 +96,6 @@ def activation_numbers(shape: DrafterShape, num_tokens: int, num_heads: int) -> 
     """What autograd keeps of a pass over so many tokens, each of them a start, in float32."""
     H, queries = shape.hidden_size, shape.num_attention_heads * shape.head_dim
     keys = shape.num_key_value_heads * shape.head_dim
-    per_start = 10 * H + 4 * shape.intermediate_size + 2 * queries + 2 * keys
-    return num_tokens * (H * (shape.num_aux + 4) + num_heads * per_start)
+    per_start = 5 * H + 2 * shape.intermediate_size + 2 * queries + 2 * keys
+    steps = num_heads * shape.num_layers
+    return num_tokens * (shape.target_hidden_size * shape.num_aux + 5 * H + steps * per_start)
