@@ -22,6 +22,7 @@ from specpipe.stages.drafter.read_ahead import ReadAhead, read_samples
 from specpipe.stages.drafter.sample_reader import SHARDS_TOGETHER, SampleReader, SampleRef
 from specpipe.stages.drafter.shard_window import Read
 from specpipe.stages.storage.arrays import array_names, shard_arrays
+from specpipe.stages.storage.buffer_pool import BufferPool
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.retry import DEFAULT_POLICY
@@ -63,8 +64,8 @@ class _Reads:
         prefetch_mib = -(-sum(sizes[-SHARDS_TOGETHER - 1 :]) // 2**20)
 
         def read() -> None:
-            num_tokens = 0
-            with ReadAhead(plan, lambda some: make_batch(some, 3), prefetch_mib) as ahead:
+            num_tokens, memory = 0, BufferPool(0)
+            with ReadAhead(plan, lambda some: make_batch(some, 3, memory), prefetch_mib) as ahead:
                 for _, batch in ahead:
                     num_tokens += batch.num_tokens
             assert num_tokens == sum(m.num_tokens for m in self.dump.manifests.values())

@@ -109,7 +109,7 @@ def test_statistics_that_do_not_add_up(dump: Path, identity: DumpIdentity) -> No
 
 
 def test_zarr_metadata_of_another_array(dump: Path, identity: DumpIdentity) -> None:
-    folder, key = Folder.open(str(dump)), f"{SHARD}/states.zarr/aux/zarr.json"
+    folder, key = Folder.open(str(dump)), f"{SHARD}/states.zarr/aux_1/zarr.json"
     text = folder.read(key).replace(b'"uint16"', b'"int16"')
     replace_object(folder, identity, key, text)
     assert named(dump) == {key: "does not describe the array that the manifest lists"}
@@ -134,7 +134,10 @@ def test_a_manifest_of_another_dump(dump: Path, identity: DumpIdentity, complete
         (lambda e: (*e[:-1], e[-1].model_copy(update={"key": "/etc/passwd"})), "leaves"),
         (lambda e: (*e[:-1], e[-1].model_copy(update={"key": "dump.json"})), "is not in"),
         (lambda e: e[:-1], "does not list vocab.parquet"),
-        (lambda e: [x for x in e if "/aux/c/2/" not in x.key], "does not list states.zarr/aux/c/2"),
+        (
+            lambda e: [x for x in e if "/aux_1/c/2/" not in x.key],
+            "does not list states.zarr/aux_1/c/2",
+        ),
         (lambda e: [x for x in e if "/final/c/" not in x.key], "does not list states.zarr/final"),
         (
             lambda e: (*e, e[0].model_copy(update={"key": f"{SHARD}/more"})),

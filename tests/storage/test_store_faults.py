@@ -185,7 +185,7 @@ def test_a_slow_store_makes_the_writer_wait_and_fills_no_memory(
     """The store answers nothing until the writer waits for it, or has said all."""
     counted = CountedBuffers()
     monkeypatch.setattr(outbox, "np", counted)
-    identity = make_identity(chunk_tokens=8, hidden=64, **FORMATS[format])
+    identity = make_identity(chunk_tokens=24, hidden=64, **FORMATS[format])
     pairs = [make_pair(identity, seed, 40, [(8, 40)]) for seed in range(12)]
     folder = Folder.open(s3_root)
     scales = write_tiny_scales(folder, identity)

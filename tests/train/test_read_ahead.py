@@ -176,7 +176,8 @@ def test_a_batch_keeps_nothing_of_the_shards(budget: int, root: Path) -> None:
     """What becomes of a shard's memory does not reach a batch that was made of it."""
     reader = KeepingReader(Dump.open(str(root)))
     plan = run_of(reader, 1)
-    window = ShardWindow(plan, lambda samples: make_batch(samples, 2), budget)
+    pool = BufferPool(2**20)
+    window = ShardWindow(plan, lambda samples: make_batch(samples, 2, pool), budget)
     batches = [batch for _, batch in window]
     window.close()
     for shard in reader.shards:

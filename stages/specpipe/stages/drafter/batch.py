@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from specpipe.stages.storage.buffer_pool import BufferPool
 from specpipe.stages.storage.states import SampleStates
 
 
@@ -164,8 +165,10 @@ def _starts(loss_mask: npt.NDArray[np.uint8], token_at: int, row_at: int, num_he
     return out
 
 
-def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
-    """Pack samples on one axis, on the CPU."""
+def make_batch(
+    samples: Sequence[DrafterSample], num_heads: int, pool: BufferPool | None = None
+) -> Batch:
+    """Pack samples on one axis, on the CPU: copies, the large ones in memory of the pool."""
     parts = _Rows([], [], [], [])
     weights, row_weights, positions, next_tokens = [], [], [], []
     token_at = row_at = 0
@@ -187,7 +190,7 @@ def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
     return Batch(
         input_ids_T=_long([s.input_ids for s in samples]),
         positions_T=_long(positions),
-        aux_TLH=_bfloat16([s.aux_TLH for s in states]),
+        aux_TLH=_bfloat16([s.aux_TLH for s in states], pool),
         logz_S=torch.from_numpy(np.concatenate([s.logz_S for s in states])),
         token_logprob_S=torch.from_numpy(np.concatenate([s.token_logprob_S for s in states])),
         argmax_S=_long([s.argmax_S for s in states]),
@@ -198,24 +201,24 @@ def make_batch(samples: Sequence[DrafterSample], num_heads: int) -> Batch:
         emitted_N=torch.from_numpy(np.concatenate([np.zeros(0, np.bool_), *parts.emitted])),
         rows_KN=torch.from_numpy(np.concatenate([empty_KN, *parts.rows], axis=1)),
         spans=tuple(parts.spans),
-        **_verifier_side(states),
+        **_verifier_side(states, pool),
     )
 
 
-def _verifier_side(states: Sequence[SampleStates]) -> dict[str, Tensor]:
+def _verifier_side(states: Sequence[SampleStates], pool: BufferPool | None) -> dict[str, Tensor]:
     """What samples of one logits mode keep of the verifier's distribution."""
     finals = [s.final_SH for s in states if s.final_SH is not None]
     ids = [s.topk_ids_SK for s in states if s.topk_ids_SK is not None]
     kept = [s.topk_logits_SK for s in states if s.topk_logits_SK is not None]
     everything = [s.logits_SV for s in states if s.logits_SV is not None]
     if len(finals) == len(states):
-        return {"final_SH": _bfloat16(finals)}
+        return {"final_SH": _bfloat16(finals, pool)}
     if len(everything) == len(states):
-        return {"logp_SV": _bfloat16(everything)}
+        return {"logp_SV": _bfloat16(everything, pool)}
     assert len(ids) == len(kept) == len(states), "samples of one batch have one logits mode"
     return {
         "topk_ids_SC": torch.from_numpy(np.concatenate(ids)),
-        "topk_logp_SC": _bfloat16(kept),
+        "topk_logp_SC": _bfloat16(kept, pool),
     }
 
 
@@ -227,5 +230,8 @@ def _float(arrays: Sequence[npt.NDArray[np.float32]]) -> Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *arrays]))
 
 
-def _bfloat16(arrays: Sequence[npt.NDArray[np.uint16]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays)).view(torch.bfloat16)
+def _bfloat16(arrays: Sequence[npt.NDArray[np.uint16]], pool: BufferPool | None) -> Tensor:
+    shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+    joined = (pool.array if pool else np.empty)(shape, np.dtype(np.uint16))
+    np.concatenate(arrays, out=joined)
+    return torch.from_numpy(joined).view(torch.bfloat16)

@@ -17,7 +17,9 @@ _MOST_WASTE = 1.25
 
 
 class BufferPool:
-    """Arrays in memory of at most `most_bytes` together, or as much as the live ones take.
+    """Arrays in memory of at most `most_bytes` together, or as much as those in use take.
+
+    Free buffers beyond that are kept until something is made that fits none of them.
 
     A buffer is free again when the last view of the array that was made in it is gone, a tensor's
     included. Any number of threads may make arrays and let go of them.
