@@ -247,8 +247,9 @@ def test_multiplicity_is_repetition() -> None:
     assert flat(other) == pytest.approx(flat(one), abs=1e-6)
 
 
+@pytest.mark.parametrize("lambda_per_head", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_draft_loss_is_the_training_loss(loss: LossName) -> None:
+def test_draft_loss_is_the_training_loss(loss: LossName, lambda_per_head: bool) -> None:
     """On text without the extra training start the evaluation reports what is minimised."""
     samples = random_samples([[1] * 9, [1] * 6], LM_HEAD_VH)
     batch = make_batch(samples, K)
@@ -258,8 +259,9 @@ def test_draft_loss_is_the_training_loss(loss: LossName) -> None:
     with torch.no_grad():
         hidden = model(batch)
         _, measures = head_losses(hidden, head, batch, verifier, None, 100)
-        lambda_K = hybrid_lambda(mean_alpha(measures, batch), ETA)
-        loss_settings = LossSettings({loss: 1.0}, DECAY ** torch.arange(K), lambda_K, ETA)
+        lambda_K = hybrid_lambda(mean_alpha(measures, batch), ETA) if lambda_per_head else None
+        losses: dict[LossName, float] = {loss: 0.7, "ce": 0.3}
+        loss_settings = LossSettings(losses, DECAY ** torch.arange(K), lambda_K, ETA)
         value, _ = head_losses(hidden, head, batch, verifier, loss_settings, 100)
     sums = MeasureSums(K)
     sums.add(batch, measures)

@@ -134,7 +134,7 @@ class TrainConfig(Config):
     """Shard weights and optimiser over the ranks of torchrun (FSDP2), instead of a copy on each."""
     context_length: int | None = Field(None, gt=1)
     """Longer samples are cut here."""
-    loss_chunk_mib: int = Field(64, gt=0)
+    loss_chunk_mib: int = Field(32, gt=0)
     """Size of one [rows, draft vocabulary] chunk of the loss."""
     held_out_fraction: SplitFraction = 0.05
     """Share of the prompts held out for evaluation (none when eval_dump is given)."""

@@ -19,14 +19,9 @@ PREVERIFY_BYTES = 16 * 2**30
 def open_dump(url: str, preverify: str) -> Dump:
     """A complete dump whose objects are all there; read and checked whole when asked to.
 
-    Raises ConfigError for a dump that training cannot read, UnfinishedError, IntegrityError.
+    Raises UnfinishedError, IntegrityError.
     """
     dump = Dump.open(url)
-    if dump.identity.logits != "final":
-        raise ConfigError(
-            f"{dump.folder.url} keeps the verifier's logits in the mode {dump.identity.logits};"
-            " training reads the mode `final`: dump again with --logits final, the default"
-        )
     dump.check_objects()
     dump.check_metadata()
     if preverify == "full" or (preverify == "auto" and dump.num_bytes < PREVERIFY_BYTES):

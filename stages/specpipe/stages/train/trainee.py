@@ -22,8 +22,8 @@ from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.head import VerifierHead
 from specpipe.stages.target.hf import choose_device
-from specpipe.stages.train.objective import Measured, Objective
 from specpipe.stages.train.dumps import chosen_layers
+from specpipe.stages.train.objective import Measured, Objective
 from specpipe.stages.train.optimizer import Optimizer
 from specpipe.stages.train.ranks import Ranks
 from specpipe.stages.train.sharding import is_sharded, shard, whole_norm
@@ -66,6 +66,9 @@ class Trainee:
             start = of_checkpoint(config, dump, shape, vocab)
         shape, vocab, model = start.shape, start.vocab, start.model
         model.to(device)
+        if device.type == "cuda" and config.dtype == "bfloat16":
+            # The loss multiplies float32 numbers: with TF32's 10 bits, more than bfloat16 has.
+            torch.set_float32_matmul_precision("high")
         if config.shard and ranks.size > 1:
             shard(model, ranks)
         head = VerifierHead.load(dump.target_file, device, rows=vocab.target_ids_D.to(device))

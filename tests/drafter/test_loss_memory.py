@@ -1,0 +1,58 @@
+"""Peak memory of the loss, of a process of its own: chunks, and nothing of [tokens, vocabulary]."""
+
+import subprocess
+import sys
+
+import pytest
+
+MIB = 2**20
+ROWS, SIZE, WIDTH, HEADS = 3000, 8192, 8, 2
+
+PROGRAM = """
+import resource, sys
+import torch
+from specpipe.stages.drafter.loss import alpha_sums, head_losses
+from specpipe.stages.drafter.loss_settings import LossSettings
+from specpipe.stages.drafter.verifier import Verifier
+from tests.drafter.loss_rows import rows_batch
+
+rows, size, width, heads, chunk_rows = map(int, sys.argv[1:])
+torch.manual_seed(0)
+torch.set_num_threads(1)
+weight = torch.randn(size, width)
+everything = torch.arange(size)
+verifier = Verifier(lambda final: final @ weight.T, everything, everything)
+settings = LossSettings(
+    {"lk_hybrid": 1.0, "lk_alpha": 1.0, "kl": 1.0, "ce": 1.0},
+    torch.ones(heads),
+    torch.full((heads,), 0.5),
+)
+
+def step(rows):
+    batch = rows_batch(torch.randn(rows, width), [0] * rows, [list(range(rows))] * heads)
+    hidden = torch.randn(heads, rows, width, requires_grad=True)
+    head = torch.randn(size, width, requires_grad=True)
+    alpha_sums(hidden, head, batch, verifier, chunk_rows)
+    head_losses(hidden, head, batch, verifier, settings, chunk_rows)[0].backward()
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+step(8)
+before = peak()
+step(rows)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("chunk_rows", [64, 512])
+def test_peak_memory_is_of_chunks(chunk_rows: int) -> None:
+    """Two chunks and blocks of them; all rows of one head's logits alone would be 94 MiB."""
+    shape = [str(number) for number in (ROWS, SIZE, WIDTH, HEADS, chunk_rows)]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *shape], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    chunk = 4 * SIZE * chunk_rows
+    # At most one chunk between two, and what the rows themselves and the allocator take.
+    assert int(done.stdout) <= 3 * chunk + 12 * MIB
