@@ -79,9 +79,7 @@ def test_packs_of_a_run_change_its_losses_by_rounding_alone(
     packed = make_config(out=str(tmp_path / "packed"), loss="lk_hybrid", pack_tokens=60)
     run(whole)
     run(packed)
-    one, other = (
-        [r for r in read_metrics(c.out) if "eval" not in r] for c in (whole, packed)
-    )
+    one, other = ([r for r in read_metrics(c.out) if "eval" not in r] for c in (whole, packed))
     assert [r["tokens"] for r in one] == [r["tokens"] for r in other]
     assert [r["draft_loss"] for r in other] == pytest.approx(
         [r["draft_loss"] for r in one], rel=1e-3

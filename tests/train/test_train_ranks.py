@@ -1,5 +1,6 @@
 """Processes over gloo, started by torchrun: what one process computes, and one end for all."""
 
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from specpipe.schemas.checkpoint import TrainState
+from specpipe.schemas.errors import UnfinishedError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.sample_reader import SampleReader
@@ -22,32 +24,11 @@ from specpipe.stages.train.order import planned_steps
 from specpipe.stages.train.run import run
 from tests.storage.damages import flip
 from tests.train.conftest import MakeConfig, MakeDump, read_metrics, same_run
+from tests.train.two_ranks import SECONDS, train
 
 pytestmark = pytest.mark.slow
 
-HARMED = Path(__file__).with_name("train_killed.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-MINUTES = 8
-
-
-def start(*command: str) -> subprocess.CompletedProcess[str]:
-    """Two processes; a hang fails the test."""
-    return subprocess.run(
-        [*TORCHRUN, *command], check=False, capture_output=True, text=True, timeout=60 * MINUTES
-    )
-
-
-def train(config: TrainConfig, moment: str = "none") -> tuple[list[int], str]:
-    """Exit codes of the ranks that came to an end of their own, and stderr."""
-    file = Path(config.out).with_suffix(".json")
-    file.write_text(config.model_dump_json())
-    done = start(str(HARMED), str(file), moment)
-    exits = sorted(file.parent.glob(f"{file.name}.*.exit"))
-    codes = [int(path.read_text()) for path in exits]
-    for path in exits:
-        path.unlink()
-    assert (done.returncode == 0) == (codes == [0, 0]), done.stderr
-    return codes, done.stderr
 
 
 @pytest.fixture
@@ -115,7 +96,8 @@ def test_two_ranks_train_as_one_process(
     config = make_packed("two", shard=sharded)
     file = Path(config.out).with_suffix(".json")
     file.write_text(config.model_dump_json())
-    done = start("-m", "specpipe", "train", "--config", str(file), "--json")
+    command = [*TORCHRUN, "-m", "specpipe", "train", "--config", str(file), "--json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"best_step"') == 1
     assert_close(whole, config)
@@ -133,10 +115,13 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 ) -> None:
     """One process, then two, then one; SIGTERM to one of the two ends both."""
     config = make_packed("changing", shard=sharded)
-    stopped = subprocess.run(
-        [sys.executable, str(HARMED), str(_written(config)), "term:5"], check=False
-    )
-    assert stopped.returncode == 5
+
+    def stop_at_5(step: int, _total: int, figures: dict[str, float]) -> None:
+        if step == 5 and "loss" in figures:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(UnfinishedError):
+        run(config, progress=stop_at_5)
     assert _state(config).step == 5
     codes, stderr = train(config, "1/term:4")
     assert codes == [5, 5], stderr
@@ -152,10 +137,10 @@ def test_a_rank_that_is_killed_ends_the_run_which_goes_on_bit_for_bit(
     whole, broken = make_packed("undisturbed"), make_packed("broken")
     assert train(whole)[0] == [0, 0]
     # The first one while it writes a checkpoint, the other one between two steps.
-    for moment in ("0/write:9", "1/step:4"):
+    for moment, ends in (("0/write:9", [-signal.SIGKILL, 5]), ("1/step:4", [5, -signal.SIGKILL])):
         codes, stderr = train(broken, moment)
-        assert f"exitcode  : -{signal.SIGKILL}" in stderr
-        assert codes in ([], [5])
+        assert codes == ends, stderr
+        assert "lost the other processes" in stderr
     assert train(broken)[0] == [0, 0]
     same_run(Path(whole.out), Path(broken.out))
 
@@ -188,12 +173,6 @@ def test_a_damaged_shard_that_one_rank_reads_ends_all(
     assert codes == [4, 4], stderr
     assert stderr.count("IntegrityError: ") == 1
     assert key in stderr
-
-
-def _written(config: TrainConfig) -> Path:
-    file = Path(config.out).with_suffix(".json")
-    file.write_text(config.model_dump_json())
-    return file
 
 
 def _state(config: TrainConfig) -> TrainState:

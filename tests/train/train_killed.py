@@ -4,9 +4,8 @@
 
 MOMENT is `write:N` (SIGKILL right after the N-th flush of a file to disk, so also in the middle of
 a checkpoint), `step:N` (SIGKILL after N optimiser steps of this process), `term:N` (SIGTERM then),
-`nan:N` (the N-th loss of this process is not finite); `none` runs to the end. Under torchrun it
-happens to the process RANK alone. The exit code is that of the command line, and is written to
-CONFIG.json.RANK.exit too: torchrun does not pass it on.
+`nan:N` (the N-th loss of this process is not finite); `none` runs to the end. Of several
+processes it happens to RANK alone. The exit code is that of the command line.
 """
 
 import math
@@ -17,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from specpipe.pipeline.console import note
 from specpipe.schemas.errors import SpecpipeError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.train.loop import Loop
@@ -64,15 +62,12 @@ def main() -> None:
     of_rank, _, moment = sys.argv[2].rpartition("/")
     if of_rank in ("", rank):
         prepare(moment)
-    code = 0
     try:
         run(config)
     except SpecpipeError as error:
-        code = error.exit_code
         if not error.is_told:
-            note(f"{type(error).__name__}: {error}")
-    Path(f"{sys.argv[1]}.{rank}.exit").write_text(str(code), encoding="utf-8")
-    sys.exit(code)
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.dump import TextOrigin
-from specpipe.schemas.errors import DivergedError, StoreError, UnfinishedError
+from specpipe.schemas.errors import DivergedError, SpecpipeError, StoreError, UnfinishedError
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.drafter.read_ahead import ReadAhead
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.shard_window import Read
+from specpipe.stages.storage.buffer_pool import BufferPool
 from specpipe.stages.train.checkpoint import save_checkpoint
 from specpipe.stages.train.early_stop import stops_early
 from specpipe.stages.train.evaluate import evaluate, selection_tau
@@ -65,6 +66,8 @@ class Loop:
     """Of a sharded run: what a rank walks that has a pack less than another one in a step."""
 
     _batches: ReadAhead[Read, Batch] = field(init=False)
+    _memory: BufferPool = field(init=False, default_factory=lambda: BufferPool(0))
+    """Of batches that are done with, for the next ones."""
     _steps: Iterator[Step] = field(init=False)
     _before: TrainState = field(init=False)
     _began: float = field(init=False)
@@ -84,7 +87,7 @@ class Loop:
         return self.state
 
     def _batch(self, samples: list[DrafterSample]) -> Batch:
-        batch = make_batch(samples, self.trainee.config.num_heads)
+        batch = make_batch(samples, self.trainee.config.num_heads, self._memory)
         return batch.pinned() if self.trainee.device.type == "cuda" else batch
 
     def _run(self, num_eval_batches: int) -> None:
@@ -109,14 +112,22 @@ class Loop:
             if best or agreed.reason or step % checkpoint_every == 0 or is_last:
                 self._save(best)
             if agreed.reason:
-                raise self._stopped(agreed.reason)
+                self._stop(agreed.reason)
 
-    def _stopped(self, reason: str) -> UnfinishedError:
+    def _stop(self, reason: str) -> NoReturn:
         step, total = self.state.step, self.state.total_steps
-        return UnfinishedError(
-            f"{reason}: stopped at step {step} of {total}, checkpoint saved in"
-            f" {self.folder.path}; run the same command again to continue"
+        self._end(
+            UnfinishedError(
+                f"{reason}: stopped at step {step} of {total}, checkpoint saved in"
+                f" {self.folder.path}; run the same command again to continue"
+            )
         )
+
+    def _end(self, error: SpecpipeError) -> NoReturn:
+        """Raise what every rank has come to; one of them says it."""
+        with self.trainee.ranks.together():
+            raise error
+        raise AssertionError("the ranks have agreed on no error")
 
     def _read(self, num_packs: int) -> list[Batch]:
         """This rank's packs of the next step; while any rank's are late, all stop if asked to."""
@@ -130,12 +141,14 @@ class Loop:
         if agreed.reason is None:
             return packs
         if self.state.step == 0:
-            raise UnfinishedError(
-                f"{agreed.reason}: stopped before the first step, which waited for data from"
-                f" {self.reader.dump.folder.url}; run the same command again"
+            self._end(
+                UnfinishedError(
+                    f"{agreed.reason}: stopped before the first step, which waited for data from"
+                    f" {self.reader.dump.folder.url}; run the same command again"
+                )
             )
         self._save(best=False)
-        raise self._stopped(agreed.reason)
+        self._stop(agreed.reason)
 
     def _step(self) -> None:
         trainee, config, number = self.trainee, self.trainee.config, self.state.step
@@ -180,14 +193,14 @@ class Loop:
         bad = [pack for pack, loss in losses if not math.isfinite(loss)] or step.packs
         refs = [ref for pack in bad for ref in pack]
         names = ", ".join(self.reader.place(ref) for ref in refs[:8])
-        error = DivergedError(
-            f"loss {figures.loss} and gradient norm {figures.grad_norm} at step"
-            f" {self.state.step + 1} ({names}{', ...' if len(refs) > 8 else ''}); nothing was"
-            " updated. The checkpoint before it is kept; train again with a lower --learning-rate,"
-            " in another --out"
+        self._end(
+            DivergedError(
+                f"loss {figures.loss} and gradient norm {figures.grad_norm} at step"
+                f" {self.state.step + 1} ({names}{', ...' if len(refs) > 8 else ''}); nothing was"
+                " updated. The checkpoint before it is kept; train again with a lower"
+                " --learning-rate, in another --out"
+            )
         )
-        with self.trainee.ranks.together():
-            raise error
 
     def _evaluate(self, num_batches: int) -> EvalMetrics:
         began, waited = time.monotonic(), self._batches.seconds_waited
