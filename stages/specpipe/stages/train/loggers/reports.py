@@ -38,5 +38,5 @@ class Reports:
         record = self._reported.get(name)
         if record is None:
             return False
-        last: int = record.evaluation if "eval" in row else record.step
-        return row["step"] <= last
+        step: int = row["step"]
+        return step <= (record.evaluation if "eval" in row else record.step)
