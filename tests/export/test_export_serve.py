@@ -138,20 +138,38 @@ def test_unrepaired_engine_is_found_not_to_be_lossless(
     assert "vLLM's output at temperature 1 is not the target's" in "; ".join(found.problems)
 
 
+VARIANTS: dict[str, tuple[dict[str, object], str]] = {
+    "norms and the whole vocabulary": (
+        {
+            "draft_vocab_size": None,
+            "norm_before_residual": True,
+            "fc_norm": True,
+            "norm_output": True,
+        },
+        "fc_norm.2.weight",
+    ),
+    "two layers of Qwen3's kind": (
+        {"layer_type": "qwen3", "num_layers": 2},
+        "layers.1.self_attn.k_norm.weight",
+    ),
+}
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_variants_of_the_architecture(sample_trained: Trained, tmp_path: Path) -> None:
-    """The norms that are off by default, all on, and the whole vocabulary."""
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_architecture(
+    variant: str, sample_trained: Trained, tmp_path: Path
+) -> None:
+    """vLLM computes what was trained: the norms that are off by default, further layers."""
+    settings, tensor = VARIANTS[variant]
     text = (sample_trained.run / "config.json").read_text(encoding="utf-8")
     changes = {
         "out": str(tmp_path / "run"),
         "max_steps": 20,
         "num_heads": 3,
-        "draft_vocab_size": None,
-        "norm_before_residual": True,
-        "fc_norm": True,
-        "norm_output": True,
         "eval_tokens": 2000,
+        **settings,
     }
     train(TrainConfig.model_validate(json.loads(text) | changes))
     run(
@@ -168,8 +186,8 @@ def test_variants_of_the_architecture(sample_trained: Trained, tmp_path: Path) -
     assert measured.greedy is not None
     assert measured.greedy.tau_measured > 1.05
     tensors = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
-    assert "fc_norm.2.weight" in tensors
-    assert "d2t" not in tensors
+    assert tensor in tensors
+    assert ("d2t" in tensors) == ("draft_vocab_size" not in settings)
 
 
 @pytest.mark.slow

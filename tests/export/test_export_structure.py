@@ -85,6 +85,10 @@ def test_wrong_tensors(artifact: Path, edit: Callable[[Tensors], object], reason
     assert re.search(reason, problems(artifact))
 
 
+def _layer(config: Config, **changes: object) -> None:
+    config["transformer_layer_config"].update(changes)
+
+
 def _nest_ids(config: Config) -> None:
     ids = config.pop("eagle_aux_hidden_state_layer_ids")
     config["transformer_layer_config"]["eagle_aux_hidden_state_layer_ids"] = ids
@@ -108,6 +112,19 @@ def _nest_ids(config: Config) -> None:
         (lambda c: c.update(norm_befor_fc=True), "'norm_befor_fc' is unknown"),
         (lambda c: c.update(target_hidden_size=64), "target_hidden_size is 64, but must be 32"),
         (lambda c: c["transformer_layer_config"].pop("head_dim"), "'head_dim' is missing"),
+        (lambda c: _layer(c, model_type="gemma3"), "'gemma3' is none of llama, qwen3"),
+        (
+            lambda c: _layer(c, model_type="qwen3"),
+            r"layers\.0\.self_attn\.k_norm\.weight is missing",
+        ),
+        (lambda c: _layer(c, num_hidden_layers=2), r"layers\.1\.mlp\.up_proj\.weight is missing"),
+        (lambda c: _layer(c, num_hidden_layers=0), "num_hidden_layers 0 is not positive"),
+        (
+            lambda c: _layer(c, sliding_window=8),
+            r"layer_types None must be \['sliding_attention'\]",
+        ),
+        (lambda c: _layer(c, layer_types=["sliding_attention"]), "must be None"),
+        (lambda c: _layer(c, hidden_size=16), r"tensor embed_tokens\.weight is missing"),
         (lambda c: c["transformer_layer_config"].update(vocab_size=100), "must be 96"),
         (lambda c: c["transformer_layer_config"].update(rope_parameters={}), "rope_type"),
         (lambda c: c["speculators_config"]["verifier"].update(architectures=["X"]), "are not"),

@@ -41,7 +41,9 @@ def exported(make_config: MakeConfig, folder: Path, **changes: Any) -> tuple[Pat
     config = make_config(out=str(folder / "run"), max_steps=2, **changes)
     run(config)
     export(
-        ExportConfig(checkpoint=config.out, out=str(folder / "export"), validation=("structure",))
+        ExportConfig(
+            checkpoint=config.out, out=str(folder / "export"), validation=("structure", "replay")
+        )
     )
     vocab = load_checkpoint(resolve_checkpoint(config.out)).vocab
     return folder / "export" / "checkpoint", vocab
