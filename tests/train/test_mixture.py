@@ -48,8 +48,9 @@ def test_a_mixture_trains_and_resumes_bit_for_bit(
         run(config, progress=interrupt)
     run(config)
     same_run(Path(whole.out), Path(config.out))
-    alone = make_config(out=str(tmp_path / "alone"))
-    assert run(alone).dump_fingerprint != run(config).dump_fingerprint
+    alone = run(make_config(out=str(tmp_path / "alone")))
+    assert alone.dump_fingerprint != run(config).dump_fingerprint
+    assert alone.fill == alone.num_tokens / (12 * 300)
 
 
 def test_a_mixture_is_the_same_one_at_resume(make_config: MakeConfig, other: Path) -> None:

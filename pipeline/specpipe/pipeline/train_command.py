@@ -65,7 +65,10 @@ def _rows(result: TrainResult) -> list[tuple[str, str]]:
     replayed = result.best.replay_temperature_1
     return [
         ("run", result.out),
-        ("steps", f"{result.steps:,} on {result.num_tokens:,} tokens{_early(result)}"),
+        (
+            "steps",
+            f"{result.steps:,} on {result.num_tokens:,} tokens{_fill(result)}{_early(result)}",
+        ),
         *_left_out(result),
         ("loss", f"{result.draft_loss_first:.4f} first, {result.draft_loss_last:.4f} last"),
         ("best checkpoint", result.checkpoint),
@@ -81,6 +84,10 @@ def _rows(result: TrainResult) -> list[tuple[str, str]]:
 
 def _early(result: TrainResult) -> str:
     return ", ended early: tau rose no more" if result.stopped_early else ""
+
+
+def _fill(result: TrainResult) -> str:
+    return "" if result.fill is None else f" ({result.fill:.1%} of the room in them)"
 
 
 def _left_out(result: TrainResult) -> list[tuple[str, str]]:

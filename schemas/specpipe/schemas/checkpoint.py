@@ -150,6 +150,9 @@ class TrainResult(Record):
     best_step: int
     num_tokens: int
     """Tokens trained on, over all epochs."""
+    fill: float | None = None
+    """Share of the steps' room (steps * batch_tokens) that they took; None where steps are so many
+    samples."""
     num_left_out: int
     """Training samples left out because their prompt stands in the eval dump."""
     seconds: float

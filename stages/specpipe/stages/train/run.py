@@ -257,6 +257,7 @@ def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainR
         stopped_early=state.step < state.total_steps,
         best_step=state.best_step,
         num_tokens=state.num_tokens,
+        fill=None if config.batch_size else state.num_tokens / (state.step * config.batch_tokens),
         num_left_out=state.num_left_out,
         seconds=state.seconds,
         data_wait=state.data_wait,
