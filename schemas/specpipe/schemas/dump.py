@@ -122,7 +122,7 @@ class DumpIdentity(Record):
     layer_numbering: Literal["vllm"] = "vllm"
     final_state: Literal["pre_norm"] = "pre_norm"
     states_dtype: Literal["bfloat16", "int8"] = "bfloat16"
-    """How auxiliary layers are stored; int8 goes with `aux_scale` and the scales of the channels."""
+    """How auxiliary layers are stored; int8 goes with `aux_scale` and scales of the channels."""
     compute_dtype: str
     """Dtype in which the target ran."""
     backend: Literal["hf", "vllm"] = "hf"

@@ -40,7 +40,7 @@ class TrainConfig(Config):
 
     dump: Location
     """Root of the dump, an fsspec URL."""
-    mix: dict[Location, Annotated[float, Field(gt=0)]] = {}
+    mix: dict[Location, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Further dumps of the same target: passes over each to one pass over `dump`, by URL."""
     layers: tuple[int, ...] | None = Field(None, min_length=1)
     """Auxiliary layers that the drafter is given, of those that the dump holds; default: all."""
