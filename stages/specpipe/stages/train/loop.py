@@ -30,6 +30,7 @@ from specpipe.stages.train.order import (
     planned_reads,
     planned_steps,
 )
+from specpipe.stages.train.ranks import lost
 from specpipe.stages.train.run_folder import RunFolder
 from specpipe.stages.train.schedule import rate_factor
 from specpipe.stages.train.step import StepFigures, compute_gradients
@@ -82,7 +83,8 @@ class Loop:
         reads = planned_reads(config, self.state, self.reader, self.training, evaluation, share)
         self._steps = planned_steps(config, self.state, self.training)
         self._before, self._began = self.state, time.monotonic()
-        with ReadAhead(reads, self._batch, config.prefetch_mib) as self._batches:
+        # A sharded model exchanges its weights and gradients inside its passes.
+        with lost(), ReadAhead(reads, self._batch, config.prefetch_mib) as self._batches:
             self._run(len(evaluation))
         return self.state
 

@@ -8,6 +8,7 @@ connections, which ends the others at once.
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,10 @@ STUCK = timedelta(minutes=30)
 """How long a sum over ranks that all compute may take."""
 PATIENCE = timedelta(days=1)
 """How long ranks wait for one that reads."""
+
+
+_OF_AN_EXCHANGE = re.compile("gloo|nccl|connection (closed|reset)", re.IGNORECASE)
+"""Gloo's errors are plain RuntimeErrors."""
 
 
 @dataclass(slots=True)
@@ -56,7 +61,7 @@ class Ranks:
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place."""
         if self.size > 1:
-            with _lost():
+            with lost():
                 dist.all_reduce(tensor)
         return tensor
 
@@ -77,7 +82,7 @@ class Ranks:
         sizes = torch.zeros(self.size, dtype=torch.int64)
         sizes[self.rank] = len(data)
         mine = torch.zeros(0, dtype=torch.uint8)
-        with _lost():
+        with lost():
             dist.all_reduce(sizes, group=self.patient)
             mine = torch.zeros(int(sizes.max()), dtype=torch.uint8)
             mine[: len(data)] = _tensor(data)
@@ -115,7 +120,7 @@ class Ranks:
             return reason
         flags = torch.zeros(2, self.size, dtype=torch.int64)
         flags[0, self.rank], flags[1, self.rank] = error is not None, reason is not None
-        with _lost():
+        with lost():
             dist.all_reduce(flags, group=self.patient)
         if flags[0].any():
             owner = int(flags[0].nonzero()[0])
@@ -129,7 +134,7 @@ class Ranks:
 
     def _tell(self, data: bytes, owner: int) -> bytes:
         size = torch.tensor(len(data))
-        with _lost():
+        with lost():
             dist.broadcast(size, owner, group=self.patient)
             told = torch.zeros(int(size), dtype=torch.uint8)
             if self.rank == owner:
@@ -171,12 +176,17 @@ def join_ranks(device: str) -> Iterator[Ranks]:
 
 
 @contextmanager
-def _lost() -> Iterator[None]:
+def lost() -> Iterator[None]:
+    """Say what it is where an exchange between the ranks fails: one of them died or hangs."""
     try:
         yield
+    except SpecpipeError:
+        raise
     except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _OF_AN_EXCHANGE.search(str(error)):
+            raise
         raise UnfinishedError(
-            f"lost the other processes of this run ({str(error).splitlines()[0]});"
+            f"lost the other processes of this run ({str(error).split('. This is typically')[0]});"
             " run the same command again to continue from the last checkpoint"
         ) from error
 
