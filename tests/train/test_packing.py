@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpipe.stages.drafter.sample_reader import SampleRef
@@ -30,6 +30,7 @@ def in_order(batches: Batches) -> list[SampleRef]:
 lengths = st.lists(st.integers(2, 120), min_size=1, max_size=300)
 
 
+@settings(deadline=None)
 @given(
     lengths=lengths,
     per_shard=st.integers(1, 60),
