@@ -57,6 +57,7 @@ def test_starts_and_rows_follow_the_definition(masks: list[list[int]], num_heads
     assert batch.emitted_N.tolist() == emitted
     assert batch.rows_KN.T.tolist() == columns
     assert batch.num_heads == num_heads
+    assert batch.final_SH is not None
     assert len(batch.final_SH) == len(batch.logz_S) == len(batch.argmax_S) == row_at
     assert batch.aux_TLH.shape == (token_at, L, H)
 
@@ -119,6 +120,7 @@ def test_states_keep_their_bits() -> None:
     batch = make_batch(samples, 1)
     bits = batch.aux_TLH.view(torch.uint16).numpy()
     assert np.array_equal(bits, np.concatenate([s.states.aux_TLH for s in samples]))
+    assert batch.final_SH is not None
     bits = batch.final_SH.view(torch.uint16).numpy()
     assert np.array_equal(bits, np.concatenate([s.states.final_SH for s in samples]))
     assert batch.aux_TLH.dtype == batch.final_SH.dtype == torch.bfloat16
@@ -139,4 +141,4 @@ def test_samples_without_a_start(mask: list[int]) -> None:
     batch = make_batch(samples, 3)
     assert batch.rows_KN.shape == (3, 0)
     assert batch.spans == ()
-    assert len(batch.final_SH) == sum(mask[1:])
+    assert len(batch.next_token_S) == sum(mask[1:])

@@ -125,7 +125,8 @@ def test_a_batch_moves_and_packs_in_every_mode() -> None:
         held = {other for other in names.values() if getattr(batch, other) is not None}
         assert held == {name}
         assert len(getattr(batch, name)) == len(batch.next_token_S) == 2 * 20
-    kept = [sample.states.topk_ids_SK for sample in samples("topk:3")]
+    [kept] = [sample.states.topk_ids_SK for sample in samples("topk:3")]
+    assert kept is not None
     batch = make_batch(samples("topk:3"), K)
     assert batch.topk_ids_SC is not None
-    assert np.array_equal(batch.topk_ids_SC.numpy(), kept[0])
+    assert np.array_equal(batch.topk_ids_SC.numpy(), kept)

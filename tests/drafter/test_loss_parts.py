@@ -116,8 +116,8 @@ def test_a_sum_of_losses_is_the_sum_of_their_gradients() -> None:
         for parameter, gradient in of_one.items():
             summed[parameter] += weight * gradient
     assert value == pytest.approx(expected, rel=1e-12)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, summed[name], rtol=1e-9, atol=1e-12)
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(gradient, summed[parameter], rtol=1e-9, atol=1e-12)
 
 
 def test_lambda_of_each_start_by_itself() -> None:

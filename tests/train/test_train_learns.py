@@ -128,7 +128,7 @@ def test_context_length_cuts_tokens_rows_and_states(dump: Path, make_config: Mak
     assert all(ref.num_tokens == 10 for ref in refs)
     batch = make_batch(list(read_samples(cut, refs)), 3)
     assert batch.num_tokens == 50
-    assert len(batch.final_SH) == 5 * 6  # tokens 4..9 of each sample are supervised
+    assert len(batch.next_token_S) == 5 * 6  # tokens 4..9 of each sample are supervised
     same = [r for r in whole.refs() if (r.shard_id, r.index) == (0, refs[0].index)]
     long = make_batch(list(read_samples(whole, same)), 3)
     with torch.no_grad():

@@ -9,11 +9,6 @@ from specpipe.stages.train.run import run
 from tests.train.conftest import VOCAB, MakeConfig, MakeDump
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, TrainResult]:
-    return {}
-
-
 def trained(make_dump: MakeDump, make_config: MakeConfig, logits: str, out: Path) -> TrainResult:
     dump = make_dump(logits=logits)
     return run(make_config(dump=str(dump), out=str(out), max_steps=6, batch_tokens=600))

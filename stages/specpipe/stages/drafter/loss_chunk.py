@@ -72,15 +72,19 @@ def verifier_chunks(
 def _normalise(logp_RD: Tensor) -> tuple[Tensor, Tensor]:
     """log p on D becomes p~, in place; returns log m and p~'s entropy, [R]."""
     logmass_R, entropy_R = logp_RD.new_empty(len(logp_RD)), logp_RD.new_empty(len(logp_RD))
+    # In place of log 0, so that 0 log 0 is 0.
+    least = torch.finfo(logp_RD.dtype).min / 2
     step = block_rows(logp_RD.shape[1], logp_RD.device)
     for begin in range(0, len(logp_RD), step):
         rows = slice(begin, begin + step)
         logp_BD = logp_RD[rows]
-        logmass_R[rows] = torch.logsumexp(logp_BD, dim=-1)
-        # A row of log 0 alone: p~ is 0 there instead of 0/0; and 0 log 0 is 0.
-        least = torch.finfo(logp_BD.dtype).min
-        logp_BD.sub_(logmass_R[rows].clamp(min=least).unsqueeze(1)).clamp_(min=least)
-        pt_BD = torch.exp(logp_BD)
-        entropy_R[rows] = -torch.linalg.vecdot(pt_BD, logp_BD)
+        top_B = logp_BD.amax(-1)
+        logp_BD.sub_(top_B.clamp(min=least).unsqueeze(1)).clamp_(min=least)
+        pt_BD = torch.softmax(logp_BD, -1)
+        # The largest of p~ is exp(0) / sum.
+        logsum_B = -pt_BD.amax(-1).log()
+        entropy_R[rows] = logsum_B - torch.linalg.vecdot(pt_BD, logp_BD)
+        logmass_R[rows] = top_B + logsum_B
         logp_BD.copy_(pt_BD)
+        logp_BD[torch.nonzero(top_B == -torch.inf).squeeze(1)] = 0.0
     return logmass_R, entropy_R

@@ -24,7 +24,7 @@ def argmax_of_rows(x_BD: Tensor) -> Tensor:
     groups_BGG = x_BD[:, :num_grouped].unflatten(1, (-1, _GROUP))
     group_B = groups_BGG.amax(-1).argmax(-1)
     inside_BG = groups_BGG[torch.arange(len(x_BD), device=x_BD.device), group_B]
-    best_B = group_B * _GROUP + inside_BG.argmax(-1)
+    best_B: Tensor = group_B * _GROUP + inside_BG.argmax(-1)
     if num_grouped == x_BD.shape[1]:
         return best_B
     rest_BG = x_BD[:, num_grouped:]

@@ -15,6 +15,7 @@ Legend: B rows of a block, X some of them, R rows of a chunk, D draft vocabulary
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -90,7 +91,7 @@ class RowPass:
         for begin in range(0, len(logits_RD), step):
             rows = slice(begin, begin + step)
             measures_MR[:, rows], loss_R[rows] = self._block(
-                logits_RD[rows], chunk, at_R[rows], weights, lambda x, b=begin: log_rows(x + b)
+                logits_RD[rows], chunk, at_R[rows], weights, partial(_shifted, log_rows, begin)
             )
         return measures_MR, loss_R
 
@@ -154,6 +155,11 @@ class RowPass:
         if lost is not None and weights.lk:
             logits_BD[lost_X] += weights.lk * lost.gradient()
         return measures_MB, loss_B
+
+
+def _shifted(log_rows: LogRows, begin: int, row_X: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the block that begins at the head's row `begin`."""
+    return log_rows(begin + row_X)
 
 
 class _LogSpace:

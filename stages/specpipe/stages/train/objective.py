@@ -52,11 +52,14 @@ class Objective:
         """Of one step. `alpha_K` is the global batch's mean alpha, where it was asked for."""
         if alpha_K is None and before.alpha is not None:
             alpha_K = torch.tensor(before.alpha, device=self.device)
-        per_head = self.config.lambda_scope == "head" and alpha_K is not None
+        if alpha_K is None or self.config.lambda_scope == "token":
+            lambda_K = None
+        else:
+            lambda_K = hybrid_lambda(alpha_K.float(), self.config.eta)
         return LossSettings(
             losses=self.config.losses,
             head_weights_K=self._head_weights(before),
-            lambda_K=hybrid_lambda(alpha_K.float(), self.config.eta) if per_head else None,
+            lambda_K=lambda_K,
             eta=self.config.eta,
         )
 

@@ -89,7 +89,7 @@ class Trainee:
         return max(1, self.config.loss_chunk_mib * 2**20 // (4 * self.vocab.size))
 
     def hidden(self, batch: Batch) -> Tensor:
-        """The drafter's outputs [K, N, H], float32 as its weights; autocast makes bfloat16 inside."""
+        """The drafter's outputs [K, N, H], float32 as its weights; bfloat16 inside by autocast."""
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
         ):
