@@ -136,12 +136,14 @@ def _merge(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None
 
 def _grouped(x_NhE: Tensor, num_kv: int) -> Tensor:
     """View [g, r, N, E]."""
-    return x_NhE.unflatten(1, (num_kv, -1)).permute(1, 2, 0, 3)
+    out: Tensor = x_NhE.unflatten(1, (num_kv, -1)).permute(1, 2, 0, 3)
+    return out
 
 
 def _grouped_rows(x_Nh: Tensor, num_kv: int) -> Tensor:
     """View [g, r, N]."""
-    return x_Nh.unflatten(1, (num_kv, -1)).permute(1, 2, 0)
+    out: Tensor = x_Nh.unflatten(1, (num_kv, -1)).permute(1, 2, 0)
+    return out
 
 
 def _shared(q_NhE: Tensor, *xs_TgE: Tensor) -> tuple[Tensor, ...]:

@@ -72,7 +72,8 @@ def _scores(q_nhE: Tensor, k_kgE: Tensor, span: QuerySpan, window: int | None) -
     hidden_nk = ages_nk < 0
     if window is not None:
         hidden_nk |= ages_nk >= window
-    return scores_hnk.masked_fill(hidden_nk, -torch.inf)
+    out: Tensor = scores_hnk.masked_fill(hidden_nk, -torch.inf)
+    return out
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -84,4 +85,5 @@ def _to_query_heads(x_kgE: Tensor, num_heads: int) -> Tensor:
 
 
 def _to_kv_heads(x_khE: Tensor, like_TgE: Tensor) -> Tensor:
-    return x_khE.unflatten(1, (like_TgE.shape[1], -1)).sum(2)
+    out: Tensor = x_khE.unflatten(1, (like_TgE.shape[1], -1)).sum(2)
+    return out
