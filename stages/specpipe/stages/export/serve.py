@@ -152,7 +152,9 @@ def _cache_bytes(
     text = model.get_text_config(decoder=True)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token: int = 2 * (text.num_hidden_layers + drafter_layers) * heads * head_dim * BYTES_PER_VALUE
+    per_token: int = (
+        2 * (text.num_hidden_layers + drafter_layers) * heads * head_dim * BYTES_PER_VALUE
+    )
     # Blocks are filled in part only, and drafts need room beyond the text.
     return max(LEAST_CACHE_BYTES, num_prompts * (num_tokens + SPARE_TOKENS) * per_token)
 
