@@ -41,7 +41,7 @@ def make_dumps(out: Path, material: Material, answers: int) -> None:
     ):
         where = out / f"dump-{material.name}-{name}"
         _specpipe(
-            out / "dumps.log", "dump", "--generate", "--backend", "hf", "--target", material.target,
+            out / "dumps.log", "dump", "--generate", "--target", material.target,
             "--data", data, "--out", where, "--max-tokens", 128, *more,
         )  # fmt: skip
 
@@ -68,7 +68,7 @@ def train(out: Path, training: Training) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/prove/losses"))
 @click.option("--code", type=click.Path(path_type=Path), default=Path("runs/code"))
 @click.option("--max-steps", default=240, show_default=True)
-@click.option("--answers", default=3, show_default=True, help="Answers to each training prompt.")
+@click.option("--answers", default=2, show_default=True, help="Answers to each training prompt.")
 @click.option("--processes", default=2, show_default=True, help="Trainings at the same time.")
 @click.option("--tables-only", is_flag=True)
 def main(
