@@ -54,12 +54,13 @@ def test_any_map_round_trips(
 ) -> None:
     vocab = VocabMap(torch.tensor(sorted(ids)), 31)
     tensors = vocab.tensors()
-    name, arrays = [
+    forms: list[tuple[str, dict[str, Any]]] = [
         ("map.safetensors", tensors),
         ("d2t.npy", {"d2t": tensors["d2t"].numpy()}),
         ("t2d.npy", {"t2d": tensors["t2d"].numpy()}),
         ("ids.npy", {"ids": vocab.target_ids_D.numpy()}),
-    ][form]
+    ]
+    name, arrays = forms[form]
     path = written(tmp_path_factory.mktemp("vocab"), name, **arrays)
     assert torch.equal(read_vocab_file(path, 31).target_ids_D, vocab.target_ids_D)
 

@@ -31,6 +31,7 @@ LLAMA3_ROPE = {
 def make_shape(num_aux: int = 3, **changes: object) -> DrafterShape:
     base = DrafterShape(
         hidden_size=H,
+        target_hidden_size=H,
         intermediate_size=20,
         num_attention_heads=4,
         num_key_value_heads=2,

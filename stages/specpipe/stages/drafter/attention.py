@@ -112,7 +112,8 @@ class _ChainAttention(torch.autograd.Function):
 
 def _grouped(x_NhE: Tensor, num_kv: int) -> Tensor:
     """View [N, g, r, E]."""
-    return x_NhE.unflatten(1, (num_kv, -1))
+    N, h, E = x_NhE.shape
+    return x_NhE.view(N, num_kv, h // num_kv, E)
 
 
 def _spread(x_NgE: Tensor) -> Tensor:

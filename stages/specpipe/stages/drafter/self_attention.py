@@ -57,8 +57,8 @@ class SelfAttention(nn.Module):
             return Projections(weights, None)
         halves = [weight.split(self.hidden_size, dim=1) for weight in weights]
         (of_q, q), (of_k, k), (of_v, v) = halves
-        additions = tuple(nn.functional.linear(embedded_TH, w) for w in (of_q, of_k, of_v))
-        return Projections((q, k, v), additions)
+        add_q, add_k, add_v = (nn.functional.linear(embedded_TH, w) for w in (of_q, of_k, of_v))
+        return Projections((q, k, v), (add_q, add_k, add_v))
 
     def queries(self, x_XH: Tensor, of: Projections, rows_X: Tensor, cos_sin: CosSin) -> Tensor:
         """[X, h, E] with rope; `rows_X` are the tokens' packed positions."""

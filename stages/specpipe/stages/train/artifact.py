@@ -125,7 +125,8 @@ def _rope(layer: Mapping[str, Any]) -> dict[str, Any]:
     """transformers' rope_parameters, also from the older rope_theta and rope_scaling."""
     keys = ("rope_parameters", "rope_theta", "rope_scaling")
     given = {key: layer[key] for key in keys if layer.get(key) is not None}
-    return dict(LlamaConfig(**given).rope_parameters)
+    rope: dict[str, Any] = LlamaConfig(**given).to_dict()["rope_parameters"]
+    return rope
 
 
 def _our_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -91,7 +91,7 @@ def warm_start(model: Eagle3, target: str, dump: Dump) -> None:
 
 def _reader(folder: Path) -> Callable[[str], Tensor]:
     """A function that reads one tensor of a checkpoint by its name."""
-    places = {}
+    places: dict[str, Path] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             places |= dict.fromkeys(file.keys(), path)
