@@ -54,8 +54,9 @@ def test_recomputing_gives_the_same_gradients_bit_for_bit(changes: dict[str, Any
 
 
 def test_recomputing_keeps_less() -> None:
-    """A wide enough drafter, so that what is kept is not lost in bookkeeping: seven steps keep a
-    hidden state, a key and a value each, and not the dozen tensors between them."""
+    """A wide enough drafter, so that what is kept is not lost in bookkeeping. At its peak backward
+    holds six numbers per channel of a start's step: its state, key and value, their gradients, and
+    a share of the one step that is being recomputed."""
     shape = shape_of().model_copy(
         update={"hidden_size": 64, "target_hidden_size": H, "intermediate_size": 256}
     )
@@ -67,7 +68,8 @@ def test_recomputing_keeps_less() -> None:
             model(batch).sum().backward()
         peaks.append(peak[0])
     plain, recomputed = peaks
-    assert recomputed < 0.35 * plain, (plain, recomputed)
+    per_channel = 4 * shape.hidden_size * 7 * 2000
+    assert recomputed < 6 * per_channel < plain / 2, (plain, recomputed)
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
