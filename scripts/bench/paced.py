@@ -99,7 +99,7 @@ class Gate:
         forget_peak()
         self._wait()
 
-    def step(self, num_tokens: int, loss: float, data_wait: float) -> None:
+    def step(self, num_tokens: int, loss: float, data_wait: float = 0.0) -> None:
         """To be called after every step; returns when there is to be another."""
         self._found["tokens"] += num_tokens
         self._found["data_wait"] += data_wait

@@ -63,7 +63,7 @@ class _Steps(logging.Handler):
         if isinstance(message, dict) and "train" in message:
             profile = message["profile"]
             tokens = round(profile["tokens_per_s"] * profile["step_ms"] / 1000)
-            self._gate.step(tokens, message["train"]["loss"], profile["fetch_ms"] / 1000)
+            self._gate.step(tokens, message["train"]["loss"])
 
 
 def _arguments(values: dict[str, Any], root: Path, on_gpu: bool) -> list[str]:

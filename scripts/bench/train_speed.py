@@ -54,7 +54,12 @@ def bench(
                     )
                     if side == "ours, kl":
                         fits &= median(ratios) >= TARGET
-                wait = median(100 * a["data_wait"] / a["seconds"] for a in answers)
+                # Theirs counts the time between rounds as waiting.
+                wait = (
+                    "-"
+                    if side == "theirs"
+                    else f"{median(100 * a['data_wait'] / a['seconds'] for a in answers):.1f}"
+                )
                 rows.append(
                     (
                         str(num_heads),
@@ -64,7 +69,7 @@ def bench(
                         ratio,
                         with_spread(of_cpu, 0),
                         cpu_ratio,
-                        f"{wait:.1f}",
+                        wait,
                         f"{answers[-1]['losses'][-1]:.3f}",
                     )
                 )
