@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SEEDS = (0, 1, 2)
-NUM_HEADS = 5
+NUM_HEADS = 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ COMMON: dict[str, str | int | float] = {
     "num-heads": NUM_HEADS,
     "draft-vocab-size": 1024,
     "learning-rate": 2e-3,
-    "batch-tokens": 4096,
+    "batch-tokens": 2048,
 }
 
 
