@@ -43,8 +43,8 @@ from tests.storage.tiny import (
 
 
 def dump_in(format: str, path: Path) -> tuple[DumpIdentity, Folder]:
-    # Bytes of a row, and with them those of a chunk, are halved in int8.
-    identity = make_identity(chunk_tokens=8 if "int8" in format else 4, **FORMATS[format])
+    # Several chunks of every array, but not many: each object is damaged, and the dump read again.
+    identity = make_identity(chunk_tokens=16 if "int8" in format else 12, **FORMATS[format])
     return identity, write_dump(str(path), identity, make_shards(identity))
 
 
