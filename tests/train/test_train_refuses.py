@@ -149,7 +149,7 @@ def test_a_flipped_byte_in_the_states_never_reaches_a_step(
     preverify: str, make_config: MakeConfig, make_dump: MakeDump
 ) -> None:
     dump = make_dump()
-    chunk = sorted(p for p in dump.glob("shards/*/states.zarr/aux/c/**/*") if p.is_file())[0]
+    chunk = sorted(p for p in dump.glob("shards/*/states.zarr/aux_*/c/**/*") if p.is_file())[0]
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 0x10
     chunk.write_bytes(bytes(data))

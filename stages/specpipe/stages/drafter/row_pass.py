@@ -151,7 +151,7 @@ class RowPass:
             overlap_B=overlap_B if overlap else None,
             pt_weight_B=kl_weight_B if weights.move_kl else None,
         )
-        logits_BD.scatter_add_(1, token_B1, -ce_weight_B.unsqueeze(1))
+        logits_BD.scatter_add_(1, token_B1, -ce_weight_B.unsqueeze(1).to(logits_BD.dtype))
         if lost is not None and weights.lk:
             logits_BD[lost_X] += weights.lk * lost.gradient()
         return measures_MB, loss_B

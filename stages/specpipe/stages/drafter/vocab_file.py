@@ -70,7 +70,7 @@ def vocab_map(tensors: dict[str, Tensor], vocab_size: int) -> VocabMap:
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return {name: tensor for name, tensor in load_file(path).items() if name in ("d2t", "t2d")}
-    tensor = torch.from_numpy(np.load(path, allow_pickle=False))
+    tensor = _array(path)
     if tensor.dtype == torch.bool:
         return {"t2d": tensor}
     if "d2t" not in path.stem:
@@ -78,8 +78,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     beside = path.with_stem(path.stem.replace("d2t", "t2d"))
     tensors = {"d2t": tensor}
     if beside.exists():
-        tensors["t2d"] = torch.from_numpy(np.load(beside, allow_pickle=False))
+        tensors["t2d"] = _array(beside)
     return tensors
+
+
+def _array(path: Path) -> Tensor:
+    """A .npy file, by the reader of that format alone: numpy's other one knows pickles too."""
+    with path.open("rb") as file:
+        return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
 
 
 def _described(tensor: Tensor) -> str:
