@@ -85,7 +85,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _array(path: Path) -> Tensor:
     """A .npy file, by the reader of that format alone: numpy's other one knows pickles too."""
     with path.open("rb") as file:
-        return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
+        values = np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
+        return torch.from_numpy(values)
 
 
 def _described(tensor: Tensor) -> str:
