@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.target.building import MODEL_BUILDING
 from specpipe.stages.target.location import local_folder
 
 
@@ -17,14 +18,15 @@ def load_causal_lm(of: DumpConfig, dtype: torch.dtype, **options: Any) -> PreTra
     load it, IntegrityError where the checkpoint lacks weights.
     """
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            local_folder(of.target, of.revision),
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=of.trust_remote_code,
-            output_loading_info=True,
-            **options,
-        )
+        with MODEL_BUILDING:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                local_folder(of.target, of.revision),
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=of.trust_remote_code,
+                output_loading_info=True,
+                **options,
+            )
     except (ValueError, OSError, RuntimeError, IndexError) as error:
         raise ConfigError(f"target {of.target}: transformers cannot load it: {error}") from error
     model, info = loaded

@@ -25,6 +25,7 @@ from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.objects import put_object
 from specpipe.stages.storage.records import parse_record
+from specpipe.stages.target.building import MODEL_BUILDING
 from specpipe.stages.target.decoder import find_decoder
 
 Read = Callable[[str], bytes]
@@ -225,7 +226,7 @@ def _config(read: Read) -> PreTrainedConfig:
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     try:
-        with torch.device("meta"):
+        with MODEL_BUILDING, torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever an architecture makes of fields that do not fit
         raise _no_model(error) from error

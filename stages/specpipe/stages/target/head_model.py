@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
+from specpipe.stages.target.building import MODEL_BUILDING
 from specpipe.stages.target.causal_lm import load_causal_lm
 from specpipe.stages.target.decoder import find_decoder
 from specpipe.stages.target.head import check_known
@@ -36,7 +37,7 @@ def head_numbers(folder: Path, *, trust_remote_code: bool = False) -> int:
     """
     config = _without_layers(folder, trust_remote_code=trust_remote_code)
     try:
-        with torch.device("meta"):
+        with MODEL_BUILDING, torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=trust_remote_code
             )

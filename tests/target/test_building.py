@@ -1,0 +1,24 @@
+"""Models that are loaded at the same time, by threads of one process."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from specpipe.schemas.config import DumpConfig
+from specpipe.stages.target.causal_lm import load_causal_lm
+
+
+def test_threads_that_load_models_leave_weight_tying_as_it_was(
+    target: Callable[..., Path],
+) -> None:
+    config = DumpConfig(target=str(target("gemma2")), data=("unused",), out="unused")
+    tie_weights, dtype = PreTrainedModel.tie_weights, torch.get_default_dtype()
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: load_causal_lm(config, torch.bfloat16), range(12)))
+    assert PreTrainedModel.tie_weights is tie_weights
+    assert torch.get_default_dtype() == dtype
+    for model in models:
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # type: ignore[union-attr]
