@@ -1,5 +1,6 @@
 """Part c: readers, which check every crc, against raw reading of the same files."""
 
+import mmap
 import os
 import shutil
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
 from scripts.bench.counting_disk import CountingDisk
 from scripts.bench.material import ShardSize, identity_of, write_shards
@@ -35,6 +37,9 @@ _THREADS = 4
 _BATCH_TOKENS = 8192
 
 
+_Memory = npt.NDArray[np.uint8]
+
+
 @dataclass
 class _Reads:
     """One dump, read in several ways."""
@@ -44,6 +49,7 @@ class _Reads:
     is_cold: bool = False
     cpu_seconds: dict[str, list[float]] = field(default_factory=dict)
     """Of each way of reading, by the name of its method."""
+    _memory: BufferPool = field(default_factory=lambda: BufferPool(0))
 
     def by_shard(self) -> float:
         """ShardReader.read_all of each shard: all states, every crc checked."""
@@ -74,24 +80,33 @@ class _Reads:
 
     def raw(self) -> float:
         """Each file into new memory, one after the other; a shard's stay until the next."""
+        return self._raw("raw", _new_memory)
 
-        def read() -> None:
-            for paths in self._files():
-                kept = [_read(path) for path in paths]
-                del kept
-
-        return self._timed("raw", read)
+    def raw_again(self) -> float:
+        """The same into memory that was read into before, so that none of it is new."""
+        return self._raw("raw_again", self.memory_again)
 
     def raw_parallel(self) -> float:
-        """The same on as many threads as the reader has."""
+        """As `raw` on as many threads as the reader has."""
 
         def read() -> None:
             with ThreadPoolExecutor(_THREADS) as pool:
                 for paths in self._files():
-                    kept = list(pool.map(_read, paths))
+                    kept = list(pool.map(lambda path: _read(path, _new_memory), paths))
                     del kept
 
         return self._timed("raw_parallel", read)
+
+    def memory_again(self, size: int) -> _Memory:
+        return self._memory.array((size,), np.dtype(np.uint8))
+
+    def _raw(self, name: str, memory: Callable[[int], _Memory]) -> float:
+        def read() -> None:
+            for paths in self._files():
+                kept = [_read(path, memory) for path in paths]
+                del kept
+
+        return self._timed(name, read)
 
     @property
     def num_bytes(self) -> int:
@@ -138,15 +153,17 @@ def bench(work: Path, size: ShardSize, num_shards: int, repeats: int, num_random
             if _reaches_disk(reads):
                 rows += _sequential(name, reads, ways, "cold", repeats, met)
             else:
-                rows.append((name, "read_all", "cold: cannot be had here", *["-"] * 6))
+                rows.append((name, "read_all", "cold: cannot be had here", *["-"] * 7))
         if identity.logits == "final":
             random_rows.append(_random(root, dump, name, num_random, met))
         shutil.rmtree(root)
     note(
         f"{num_shards} shards of {size.shard_tokens} tokens, three layers and final states of "
-        f"{size.hidden}. Raw: the same files, whole, into new memory, one after the other. The "
-        f"readers read a shard's chunks on {_THREADS} threads; raw reading on as many stands "
-        "beside it. Warm: all of it in the page cache, for both. Cold: put out of it by "
+        f"{size.hidden}. Raw: the same files, whole, into new memory, one after the other. Beside "
+        "it: raw into memory that has been used before, which from the page cache is a copy by one "
+        f"core and nothing else; and raw on {_THREADS} threads, on as many as read a shard's "
+        "chunks. The trainer's stream copies each sample once more, into its batch. Warm: all of "
+        "it in the page cache, for both. Cold: put out of it by "
         "posix_fadvise before each. CPU: seconds of all threads together, which depend less on how "
         f"busy the cores are. {repeats} interleaved rounds; median (least to most)."
     )
@@ -159,6 +176,7 @@ def bench(work: Path, size: ShardSize, num_shards: int, repeats: int, num_random
             "reader, MB/s",
             "raw, MB/s",
             "reader / raw",
+            "reader / raw into used memory",
             f"reader / raw on {_THREADS} threads",
             "reader / raw, by CPU",
         ),
@@ -191,7 +209,9 @@ def _sequential(
     met: dict[str, float],
 ) -> list[Sequence[str]]:
     reads.cpu_seconds.clear()
-    *all_ours, raw, parallel = rounds(repeats, *ways.values(), reads.raw, reads.raw_parallel)
+    *all_ours, raw, again, parallel = rounds(
+        repeats, *ways.values(), reads.raw, reads.raw_again, reads.raw_parallel
+    )
     rows: list[Sequence[str]] = []
     # The first round is not counted.
     cpu = {read: seconds[1:] for read, seconds in reads.cpu_seconds.items()}
@@ -206,6 +226,7 @@ def _sequential(
                 rates(reads.num_bytes, ours),
                 rates(reads.num_bytes, raw),
                 with_spread(over(raw, ours)),
+                with_spread(over(again, ours)),
                 with_spread(over(parallel, ours)),
                 with_spread(over(cpu["raw"], cpu[read.__name__])),
             )
@@ -242,14 +263,20 @@ def _used_bytes(identity: DumpIdentity, sample: DrafterSample) -> int:
     return sum(a.num_rows * a.row_bytes for a in arrays.values()) + 5 * num_tokens
 
 
-def _read(path: Path) -> object:
+def _read(path: Path, memory: Callable[[int], _Memory]) -> _Memory:
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        values = np.empty(size, np.uint8)
+        values = memory(size)
         view = values.data
         while len(view):
             view = view[file.readinto(view) or size :]
     return values
+
+
+def _new_memory(size: int) -> _Memory:
+    """Straight from the kernel: what numpy.empty gives may have been used and freed before."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return np.frombuffer(mmap.mmap(-1, size, flags=flags), np.uint8)
 
 
 def _reaches_disk(reads: _Reads) -> bool:
