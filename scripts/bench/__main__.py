@@ -6,16 +6,14 @@ sizes, counts and peaks of memory on any.
 
 import json
 import shutil
-import signal
-import sys
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import click
 import torch
 
 from scripts.bench import dump_speed, layout, machine, memory, reader, s3_training, writer
+from scripts.bench.frame import chosen_parts, working_folder
 from scripts.bench.material import ShardSize
 
 PARTS = "abcdef"
@@ -49,15 +47,10 @@ Size = click.IntRange(min=1)
 @click.option("--epochs", type=Size, default=2, help="f: epochs of each training run.")
 @click.option("--prefetch-mib", type=Size, default=4096, help="f: as that of train.")
 def main(parts: str, quick: bool, work: Path | None, **options: Any) -> None:
-    chosen = [part.strip() for part in parts.split(",")]
-    if unknown := sorted({part for part in chosen if part not in [*PARTS]}):
-        raise click.UsageError(f"--parts {','.join(unknown)}: there are {', '.join(PARTS)}")
+    chosen = chosen_parts(parts, PARTS)
     if quick:
         options |= _QUICK
-    # Servers and files go with us.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    folder = Path(mkdtemp(prefix="bench-", dir=work))
-    try:
+    with working_folder(work) as folder:
         print("# Speed and size of dumps\n\nscripts/bench_dump" + " --quick" * quick + "\n")
         machine.describe(folder)
         for part in chosen:
@@ -65,8 +58,6 @@ def main(parts: str, quick: bool, work: Path | None, **options: Any) -> None:
             room.mkdir()
             _run(part, room, options)
             shutil.rmtree(room)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 _QUICK: dict[str, Any] = {

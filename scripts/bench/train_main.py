@@ -6,11 +6,7 @@ on a quiet machine only; on a busy one, look at CPU seconds with one thread.
 """
 
 import os
-import shutil
-import signal
-import sys
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import click
@@ -23,6 +19,7 @@ from scripts.bench import (
     train_profile,
     train_speed,
 )
+from scripts.bench.frame import chosen_parts, working_folder
 from scripts.bench.table import note
 from scripts.bench.train_environment import peer_python
 from scripts.bench.train_material import TargetShape, Texts, make
@@ -52,22 +49,15 @@ Size = click.IntRange(min=1)
 @click.option("--pack-tokens", type=Size, default=2048, help="a-d: tokens of a step.")
 @click.option("--sample-tokens", type=Size, default=512, help="Of each text; half supervised.")
 def main(parts: str, quick: bool, alone: bool, work: Path | None, **options: Any) -> None:
-    chosen = [part.strip() for part in parts.split(",")]
-    if unknown := sorted({part for part in chosen if part not in [*PARTS]}):
-        raise click.UsageError(f"--parts {','.join(unknown)}: there are {', '.join(PARTS)}")
+    chosen = chosen_parts(parts, PARTS)
     if quick:
         options |= _QUICK
-    # Processes and files go with us.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    folder = Path(mkdtemp(prefix="bench-", dir=work)).resolve()
-    try:
+    with working_folder(work) as folder:
         print("# Speed and memory of training\n\nscripts/bench_train" + " --quick" * quick + "\n")
         machine.describe(folder)
         python = None if alone else peer_python()
         _run(chosen, folder, python, options)
         note(f"Load after (1 minute): {os.getloadavg()[0]:.2f}.")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 _QUICK: dict[str, Any] = {

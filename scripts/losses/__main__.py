@@ -21,10 +21,9 @@ _SAMPLE = Path("sample_data")
 
 
 def _specpipe(log: Path, *arguments: object) -> None:
-    command = [sys.executable, "-c", "from specpipe.pipeline.cli import main; main()"]
     with log.open("a", encoding="utf-8") as file:
         subprocess.run(
-            [*command, *map(str, arguments)],
+            [sys.executable, "-m", "specpipe", *map(str, arguments)],
             stdout=file,
             stderr=subprocess.STDOUT,
             check=True,

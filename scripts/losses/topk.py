@@ -21,7 +21,7 @@ from torch import Tensor
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.batch import Batch, make_batch
-from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint
+from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.loss import head_losses
 from specpipe.stages.drafter.loss_settings import LossSettings
@@ -89,7 +89,7 @@ class Comparison:
 @click.option("--dump", "url", required=True, help="A dump of the mode `final`, held out.")
 @click.option("--samples", type=int, default=100, show_default=True)
 def main(run: Path, url: str, samples: int) -> None:
-    checkpoint = load_checkpoint(run / "checkpoints" / (run / "best").read_text().strip())
+    checkpoint = load_checkpoint(resolve_checkpoint(run))
     dump = Dump.open(url)
     reader = SampleReader(dump, None, layers=checkpoint.shape.aux_layers)
     comparison = Comparison(checkpoint, dump)

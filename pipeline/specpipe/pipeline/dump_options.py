@@ -19,29 +19,25 @@ from specpipe.schemas.errors import ConfigError
 _GENERATE = tuple(GenerateConfig.model_fields)
 
 
-def _option(group: str, *arguments: str, **settings: Any) -> click.Option:
-    return GroupedOption(arguments, group=group, **settings)
-
-
 _FROM, _TO, _HOW, _WHO = "What goes in", "What is stored", "How the target runs", "Who does it"
 _TEXT = "On-policy text (--generate)"
 
 _INPUT_OPTIONS = (
-    _option(_FROM, "--target", help="Local folder or hub id of the target."),
-    _option(_FROM, "--revision", help="Revision of a hub target."),
-    _option(
+    GroupedOption(_FROM, "--target", help="Local folder or hub id of the target."),
+    GroupedOption(_FROM, "--revision", help="Revision of a hub target."),
+    GroupedOption(
         _FROM,
         "--data",
         multiple=True,
         help="JSONL or Parquet file, folder or glob, any fsspec URL; may be given several times.",
     ),
-    _option(
+    GroupedOption(
         _FROM,
         "--context-length",
         type=int,
         help="Truncate longer samples to this many tokens.  [default: the target's maximum]",
     ),
-    _option(
+    GroupedOption(
         _FROM,
         "--loss-mask",
         type=click.Choice(["auto", "markers", "boundaries"]),
@@ -49,36 +45,38 @@ _INPUT_OPTIONS = (
         " {% generation %} markers, or by rendering it with and without each turn."
         "  [default: markers where there are any]",
     ),
-    _option(_FROM, "--max-rejected", type=int, help="Malformed inputs to tolerate.  [default: 0]"),
-    _option(
+    GroupedOption(
+        _FROM, "--max-rejected", type=int, help="Malformed inputs to tolerate.  [default: 0]"
+    ),
+    GroupedOption(
         _FROM, "--trust-remote-code", is_flag=True, default=None, help="Run the target's own code."
     ),
 )
 
 _OPTIONS = (
     *_INPUT_OPTIONS,
-    _option(
+    GroupedOption(
         _FROM,
         "--text-temperature",
         type=float,
         help="Say that this target wrote the given answers, at this temperature (0: greedy): the"
         " replay is exact only then.",
     ),
-    _option(_TO, "--out", help="Root of the dump: a path or an fsspec URL."),
-    _option(
+    GroupedOption(_TO, "--out", help="Root of the dump: a path or an fsspec URL."),
+    GroupedOption(
         _TO,
         "--format",
         type=click.Choice(["zarr", "parquet"]),
         help="Storage format of the shards.  [default: zarr]",
     ),
-    _option(
+    GroupedOption(
         _TO,
         "--logits",
         metavar="final|topk:N|full",
         help="What is kept of the target's logits: final states, from which they follow exactly;"
         " the N largest; or all.  [default: final]",
     ),
-    _option(
+    GroupedOption(
         _TO,
         "--layers",
         metavar="IDS",
@@ -86,33 +84,35 @@ _OPTIONS = (
         help="Auxiliary layers, e.g. 2,16,29: id k is what enters decoder layer k."
         "  [default: 2, n//2, n-3]",
     ),
-    _option(
+    GroupedOption(
         _TO,
         "--states",
         type=click.Choice(["bfloat16", "int8"]),
         help="How auxiliary states are stored; int8 takes half the space, and its error is"
         " measured and stored.  [default: bfloat16]",
     ),
-    _option(
+    GroupedOption(
         _TO,
         "--compression",
         type=click.Choice(["none", "zstd"]),
         help="Lossless; zstd saves about a quarter for several times the CPU.  [default: none]",
     ),
-    _option(
+    GroupedOption(
         _TO,
         "--shard-tokens",
         type=int,
         help="Tokens of one shard, the unit of work and of resume.  [default: 32768]",
     ),
-    _option(_TO, "--chunk-tokens", type=int, help="Most rows of a chunk.  [default: about 48 MiB]"),
-    _option(
+    GroupedOption(
+        _TO, "--chunk-tokens", type=int, help="Most rows of a chunk.  [default: about 48 MiB]"
+    ),
+    GroupedOption(
         _HOW,
         "--backend",
         type=click.Choice(["auto", "hf", "vllm"]),
         help="hf is transformers.  [default: vLLM where it is installed and knows the target]",
     ),
-    _option(
+    GroupedOption(
         _HOW,
         "--engine",
         metavar="NAME=VALUE",
@@ -121,32 +121,34 @@ _OPTIONS = (
         help="An option of vLLM by its own name, e.g. tensor_parallel_size=2; may be given several"
         " times.",
     ),
-    _option(
+    GroupedOption(
         _HOW,
         "--dtype",
         type=click.Choice(["auto", "bfloat16", "float32"]),
         help="Dtype in which the target runs.  [default: the checkpoint's own]",
     ),
-    _option(_HOW, "--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"),
-    _option(
+    GroupedOption(
+        _HOW, "--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"
+    ),
+    GroupedOption(
         _HOW,
         "--batch-tokens",
         type=int,
         help="Most tokens of one forward pass.  [default: 8192]",
     ),
-    _option(
+    GroupedOption(
         _HOW,
         "--write-buffer-mib",
         type=int,
         help="Most MiB of states that wait for the store.  [default: 256]",
     ),
-    _option(
+    GroupedOption(
         _HOW,
         "--staging-mib",
         type=int,
         help="Most MiB of states between vLLM's engine and the writer.  [default: 1024]",
     ),
-    _option(
+    GroupedOption(
         _TEXT,
         "--generate",
         is_flag=True,
@@ -154,28 +156,28 @@ _OPTIONS = (
         help="Let the target write the assistant's turns itself, and capture its states meanwhile;"
         " the data gives the prompts. What follows needs it, or `generate:` in the file.",
     ),
-    _option(
+    GroupedOption(
         _TEXT,
         "--temperature",
         type=float,
         help="0 takes the most likely token.  [default: 1]",
     ),
-    _option(
+    GroupedOption(
         _TEXT,
         "--top-p",
         type=float,
         help="Sample among the likeliest tokens of this summed probability; below 1 no replay is"
         " exact.  [default: 1]",
     ),
-    _option(_TEXT, "--max-tokens", type=int, help="Most tokens of one turn.  [default: 512]"),
-    _option(
+    GroupedOption(_TEXT, "--max-tokens", type=int, help="Most tokens of one turn.  [default: 512]"),
+    GroupedOption(
         _TEXT,
         "--stop",
         metavar="TEXT",
         multiple=True,
         help="Ends a turn, besides the target's own end of turn; may be given several times.",
     ),
-    _option(
+    GroupedOption(
         _TEXT,
         "--generate-seed",
         "--seed",
@@ -183,21 +185,23 @@ _OPTIONS = (
         type=int,
         help="Every sample's own seed follows from it.  [default: 0]",
     ),
-    _option(_TEXT, "--samples-per-prompt", type=int, help="Answers to each prompt.  [default: 1]"),
-    _option(
+    GroupedOption(
+        _TEXT, "--samples-per-prompt", type=int, help="Answers to each prompt.  [default: 1]"
+    ),
+    GroupedOption(
         _WHO,
         "--executor",
         type=click.Choice(["local", "ray"]),
         help="Workers are processes of this machine, or actors of a Ray cluster.  [default: local]",
     ),
-    _option(_WHO, "--workers", type=int, help="Engines of this command.  [default: 1]"),
-    _option(
+    GroupedOption(_WHO, "--workers", type=int, help="Engines of this command.  [default: 1]"),
+    GroupedOption(
         _WHO,
         "--worker-index",
         metavar="N|auto",
         help="This is worker N of --worker-count; auto: as SLURM or a Kubernetes indexed job says.",
     ),
-    _option(_WHO, "--worker-count", type=int, help="Commands that share the dump."),
+    GroupedOption(_WHO, "--worker-count", type=int, help="Commands that share the dump."),
 )
 
 

@@ -14,8 +14,8 @@ _OTHERS = "Other options"
 class GroupedOption(click.Option):
     """An option that the help lists under the heading `group`."""
 
-    def __init__(self, *arguments: Any, group: str, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, group: str, *names: str, **settings: Any) -> None:
+        super().__init__(names, **settings)
         self.group = group
 
 

@@ -18,10 +18,6 @@ from specpipe.schemas.presets import PRESETS
 from specpipe.schemas.train_config import AttentionName, LossName, TrainConfig
 
 
-def _option(group: str, *arguments: str, **settings: Any) -> click.Option:
-    return GroupedOption(arguments, group=group, **settings)
-
-
 def _weights(
     _context: click.Context, _option: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str] | None:
@@ -37,8 +33,8 @@ _STEPS, _EVAL = "Steps and optimiser", "Evaluation"
 _RUN, _MACHINE = "The run", "The machine"
 
 _OPTIONS = (
-    _option(_DATA, "--dump", help="Root of the dump: a path or an fsspec URL."),
-    _option(
+    GroupedOption(_DATA, "--dump", help="Root of the dump: a path or an fsspec URL."),
+    GroupedOption(
         _DATA,
         "--mix",
         metavar="URL=WEIGHT",
@@ -47,72 +43,78 @@ _OPTIONS = (
         help="A further dump of the same target, and the passes over it to one over --dump; may be"
         " given several times.",
     ),
-    _option(
+    GroupedOption(
         _DATA,
         "--layers",
         metavar="IDS",
         callback=comma_integers,
         help="Auxiliary layers, of those of the dump; no others are read.  [default: all]",
     ),
-    _option(_DATA, "--context-length", type=int, help="Cut longer samples here."),
-    _option(
+    GroupedOption(_DATA, "--context-length", type=int, help="Cut longer samples here."),
+    GroupedOption(
         _DATA,
         "--preverify",
         type=click.Choice(["auto", "full", "metadata"]),
         help="Read the whole dump before the first step.  [default: auto: if under 16 GiB]",
     ),
-    _option(
+    GroupedOption(
         _DATA,
         "--prefetch-mib",
         type=int,
         help="Most MiB of shards read ahead of their use.  [default: 4096]",
     ),
-    _option(
+    GroupedOption(
         _DRAFTER,
         "--drafter",
         type=click.Choice(["eagle3"]),
         help="Architecture.  [default: eagle3]",
     ),
-    _option(
+    GroupedOption(
         _DRAFTER,
         "--draft-vocab-size",
         type=int,
         help="D.  [default: 32000 or the whole vocabulary]",
     ),
-    _option(
+    GroupedOption(
         _DRAFTER, "--draft-vocab-by", type=click.Choice(["mass", "count"]), help="[default: mass]"
     ),
-    _option(_DRAFTER, "--draft-vocab-file", help="A ready map: safetensors with d2t, or .npy."),
-    _option(_DRAFTER, "--init-from", help="Folder of an artifact to go on from."),
-    _option(
+    GroupedOption(
+        _DRAFTER, "--draft-vocab-file", help="A ready map: safetensors with d2t, or .npy."
+    ),
+    GroupedOption(_DRAFTER, "--init-from", help="Folder of an artifact to go on from."),
+    GroupedOption(
         _DRAFTER,
         "--warm-start",
         help="The target's checkpoint: begin with its last layer's weights where they fit.",
     ),
-    _option(
+    GroupedOption(
         _DRAFTER,
         "--layer-type",
         type=click.Choice(["llama", "qwen3"]),
         help="qwen3 norms queries and keys.  [default: llama]",
     ),
-    _option(_DRAFTER, "--num-layers", type=int, help="Decoder layers.  [default: 1]"),
-    _option(_DRAFTER, "--sliding-window", type=int, help="Most positions that a query sees."),
-    _option(
+    GroupedOption(_DRAFTER, "--num-layers", type=int, help="Decoder layers.  [default: 1]"),
+    GroupedOption(_DRAFTER, "--sliding-window", type=int, help="Most positions that a query sees."),
+    GroupedOption(
         _DRAFTER, "--hidden-size", type=int, help="Width of the drafter.  [default: the target's]"
     ),
-    _option(
+    GroupedOption(
         _DRAFTER, "--num-attention-heads", type=int, help="Query heads.  [default: the target's]"
     ),
-    _option(
+    GroupedOption(
         _DRAFTER, "--num-key-value-heads", type=int, help="Grouped heads.  [default: the target's]"
     ),
-    _option(_DRAFTER, "--head-dim", type=int, help="Size of a head.  [default: the target's]"),
-    _option(_DRAFTER, "--rope-theta", type=float, help="Base of rope.  [default: the target's]"),
-    _option(
+    GroupedOption(
+        _DRAFTER, "--head-dim", type=int, help="Size of a head.  [default: the target's]"
+    ),
+    GroupedOption(
+        _DRAFTER, "--rope-theta", type=float, help="Base of rope.  [default: the target's]"
+    ),
+    GroupedOption(
         _DRAFTER, "--intermediate-size", type=int, help="Width of the MLP.  [default: the target's]"
     ),
     *(
-        _option(_DRAFTER, f"--{name}/--no-{name}", default=None, help=text)
+        GroupedOption(_DRAFTER, f"--{name}/--no-{name}", default=None, help=text)
         for name, text in (
             ("norm-before-residual", "Take the normed hidden state as the residual."),
             ("norm-before-fc", "RMSNorm on the concatenated auxiliary states."),
@@ -120,158 +122,170 @@ _OPTIONS = (
             ("norm-output", "Feed the normed output to the next draft step."),
         )
     ),
-    _option(
+    GroupedOption(
         _LOSS,
         "--loss",
         metavar="LOSS",
         help=f"One of {', '.join(get_args(LossName))}, or several with weights, as kl=0.5,tv=0.5."
         "  [default: lk_hybrid]",
     ),
-    _option(_LOSS, "--eta", type=float, help="lk_hybrid: how fast KL gives way.  [default: 3]"),
-    _option(
+    GroupedOption(
+        _LOSS, "--eta", type=float, help="lk_hybrid: how fast KL gives way.  [default: 3]"
+    ),
+    GroupedOption(
         _LOSS,
         "--lambda-source",
         type=click.Choice(["exact", "previous_step"]),
         help="lk_hybrid: alpha of this batch, or of the last step (cheaper).  [default: exact]",
     ),
-    _option(
+    GroupedOption(
         _LOSS,
         "--lambda-scope",
         type=click.Choice(["head", "token"]),
         help="lk_hybrid: one lambda for a head's tokens, or each its own.  [default: head]",
     ),
-    _option(
+    GroupedOption(
         _LOSS,
         "--head-weights",
         type=click.Choice(["static", "survival"]),
         help="0.8^(k-1), or how often a round comes so far.  [default: static]",
     ),
-    _option(_LOSS, "--num-heads", type=int, help="K, draft steps unrolled, 1 to 7.  [default: 3]"),
-    _option(_STEPS, "--learning-rate", type=float, help="Its peak.  [default: 4e-4]"),
-    _option(
+    GroupedOption(
+        _LOSS, "--num-heads", type=int, help="K, draft steps unrolled, 1 to 7.  [default: 3]"
+    ),
+    GroupedOption(_STEPS, "--learning-rate", type=float, help="Its peak.  [default: 4e-4]"),
+    GroupedOption(
         _STEPS,
         "--optimizer",
         type=click.Choice(["adamw", "muon"]),
         help="muon: for matrices; lm_head and norms keep AdamW.  [default: adamw]",
     ),
-    _option(
+    GroupedOption(
         _STEPS,
         "--muon-learning-rate",
         type=float,
         help="Peak for Muon's matrices.  [default: as --learning-rate]",
     ),
-    _option(
+    GroupedOption(
         _STEPS,
         "--schedule",
         type=click.Choice(["cosine", "linear", "wsd", "constant"]),
         help="Of the rate after its rise; wsd: flat, then down.  [default: cosine]",
     ),
-    _option(
+    GroupedOption(
         _STEPS, "--warmup-ratio", type=float, help="Share of steps of the rise.  [default: 0.04]"
     ),
-    _option(
+    GroupedOption(
         _STEPS,
         "--muon-momentum",
         type=float,
         help="[default: 0.95]",
     ),
-    _option(
+    GroupedOption(
         _STEPS,
         "--adam-betas",
         metavar="B1,B2",
         callback=comma_words,
         help="Of AdamW.  [default: 0.9,0.95]",
     ),
-    _option(
+    GroupedOption(
         _STEPS, "--wsd-decay", type=float, help="wsd: share of steps of the fall.  [default: 0.2]"
     ),
-    _option(_STEPS, "--weight-decay", type=float, help="[default: 0]"),
-    _option(_STEPS, "--max-grad-norm", type=float, help="[default: 0.5]"),
-    _option(_STEPS, "--num-epochs", type=int, help="[default: 10]"),
-    _option(_STEPS, "--max-steps", type=int, help="Optimiser steps; overrides --num-epochs."),
-    _option(_STEPS, "--batch-tokens", type=int, help="Token budget of a step.  [default: 8192]"),
-    _option(_STEPS, "--batch-size", type=int, help="Samples of a step, instead of --batch-tokens."),
-    _option(
+    GroupedOption(_STEPS, "--weight-decay", type=float, help="[default: 0]"),
+    GroupedOption(_STEPS, "--max-grad-norm", type=float, help="[default: 0.5]"),
+    GroupedOption(_STEPS, "--num-epochs", type=int, help="[default: 10]"),
+    GroupedOption(_STEPS, "--max-steps", type=int, help="Optimiser steps; overrides --num-epochs."),
+    GroupedOption(
+        _STEPS, "--batch-tokens", type=int, help="Token budget of a step.  [default: 8192]"
+    ),
+    GroupedOption(
+        _STEPS, "--batch-size", type=int, help="Samples of a step, instead of --batch-tokens."
+    ),
+    GroupedOption(
         _MACHINE,
         "--pack-tokens",
         type=int,
         help="Token budget of one forward and backward pass.  [default: the whole step]",
     ),
-    _option(_STEPS, "--seed", type=int, help="[default: 0]"),
-    _option(
+    GroupedOption(_STEPS, "--seed", type=int, help="[default: 0]"),
+    GroupedOption(
         _EVAL, "--held-out-fraction", type=float, help="Share of the prompts.  [default: 0.05]"
     ),
-    _option(_EVAL, "--eval-dump", help="Evaluate on this dump instead of held-out prompts."),
-    _option(_EVAL, "--eval-every", type=int, help="Steps between evaluations.  [default: a tenth]"),
-    _option(
+    GroupedOption(_EVAL, "--eval-dump", help="Evaluate on this dump instead of held-out prompts."),
+    GroupedOption(
+        _EVAL, "--eval-every", type=int, help="Steps between evaluations.  [default: a tenth]"
+    ),
+    GroupedOption(
         _EVAL, "--eval-tokens", type=int, help="Most tokens of one evaluation.  [default: 100000]"
     ),
-    _option(
+    GroupedOption(
         _EVAL,
         "--early-stop",
         metavar="N",
         type=int,
         help="End after N evaluations without a better tau.  [default: never]",
     ),
-    _option(_RUN, "--out", help="Run directory, on a local disk."),
-    _option(
+    GroupedOption(_RUN, "--out", help="Run directory, on a local disk."),
+    GroupedOption(
         _RUN,
         "--preset",
         type=click.Choice(list(PRESETS)),
         help="Settings to begin from; see below.  [default: default]",
     ),
-    _option(
+    GroupedOption(
         _RUN,
         "--log",
         metavar="NAMES",
         callback=comma_words,
         help="tensorboard, wandb, trackio, mlflow, with commas between.  [default: metrics.jsonl]",
     ),
-    _option(_RUN, "--log-project", help="Project or experiment there.  [default: specpipe]"),
-    _option(_RUN, "--log-name", help="Name of the run there.  [default: that of --out]"),
-    _option(
+    GroupedOption(_RUN, "--log-project", help="Project or experiment there.  [default: specpipe]"),
+    GroupedOption(_RUN, "--log-name", help="Name of the run there.  [default: that of --out]"),
+    GroupedOption(
         _RUN, "--checkpoint-every", type=int, help="Steps.  [default: as --eval-every, at most 500]"
     ),
-    _option(_RUN, "--keep-checkpoints", type=int, help="Besides the best.  [default: 2]"),
-    _option(
+    GroupedOption(_RUN, "--keep-checkpoints", type=int, help="Besides the best.  [default: 2]"),
+    GroupedOption(
         _RUN, "--time-limit", type=float, help="Seconds; then save and leave with exit code 5."
     ),
-    _option(
+    GroupedOption(
         _MACHINE, "--dtype", type=click.Choice(["float32", "bfloat16"]), help="[default: float32]"
     ),
-    _option(
+    GroupedOption(
         _MACHINE,
         "--shard",
         is_flag=True,
         default=None,
         help="Shard weights and optimiser over torchrun's processes (FSDP2).",
     ),
-    _option(
+    GroupedOption(
         _MACHINE,
         "--attention",
         type=click.Choice(get_args(AttentionName)),
         help="Kernel; reference is plain and slow.  [default: auto]",
     ),
-    _option(
+    GroupedOption(
         _MACHINE,
         "--activation-checkpointing/--no-activation-checkpointing",
         default=None,
         help="Less memory, more computing.",
     ),
-    _option(
+    GroupedOption(
         _MACHINE,
         "--embedding-on-cpu/--no-embedding-on-cpu",
         default=None,
         help="Keep the target's embedding in the host's memory.",
     ),
-    _option(
+    GroupedOption(
         _MACHINE,
         "--loss-chunk-mib",
         type=int,
-        help="Size of one chunk of the loss's logits.  [default: 64]",
+        help="Size of one chunk of the loss's logits.  [default: 32]",
     ),
-    _option(_LOSS, "--head-decay", type=float, help="Head k weighs this^(k-1).  [default: 0.8]"),
-    _option(_MACHINE, "--device", help="cpu, cuda, ...  [default: a GPU if there is one]"),
+    GroupedOption(
+        _LOSS, "--head-decay", type=float, help="Head k weighs this^(k-1).  [default: 0.8]"
+    ),
+    GroupedOption(_MACHINE, "--device", help="cpu, cuda, ...  [default: a GPU if there is one]"),
 )
 
 

@@ -11,6 +11,10 @@ VALIDATION_FILE = "validation.json"
 CARD_FILE = "README.md"
 ARTIFACT_FOLDER = "checkpoint"
 
+LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
+SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+"""Of EAGLE-3.1, by the names that the drafter's shape has too."""
+
 REQUIRED_KEYS = frozenset(
     {
         "architectures",
@@ -20,11 +24,8 @@ REQUIRED_KEYS = frozenset(
         "transformer_layer_config",
         "draft_vocab_size",
         "target_hidden_size",
-        "norm_before_residual",
-        "norm_before_fc",
-        "fc_norm",
-        "norm_output",
-        "eagle_aux_hidden_state_layer_ids",
+        *SWITCHES,
+        LAYER_IDS,
         "tie_word_embeddings",
         "torch_dtype",
     }

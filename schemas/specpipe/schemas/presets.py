@@ -21,6 +21,6 @@ PRESETS: dict[PresetName, Preset] = {
     "default": Preset({}, ""),
     "best": Preset(
         {"learning_rate": 2e-3, "batch_tokens": 4096, "num_epochs": 3},
-        "tau 1.65 of sample_data at temperature 1, 3 draft tokens",
+        "",
     ),
 }

@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import groupby
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self
 
 from specpipe.schemas.train_config import PREFETCH_MIB
 from specpipe.stages.drafter.batch import DrafterSample
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.drafter.shard_window import R, Read, ShardWindow
-
-T = TypeVar("T")
+from specpipe.stages.drafter.shard_window import R, Read, ShardWindow, T
 
 
 class ReadAhead(Generic[R, T]):

@@ -8,14 +8,13 @@ under the trainer's implementation.
 Legend: T tokens, L aux layers, S verifier rows, K heads.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.schemas.checkpoint import METRICS_FILE, TrainState
+from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
 from specpipe.schemas.sample import verifier_rows
@@ -26,6 +25,7 @@ from specpipe.stages.drafter.checkpoint import Checkpoint
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.loss import head_losses
 from specpipe.stages.drafter.loss_settings import LossSettings
+from specpipe.stages.drafter.metric_rows import metric_rows
 from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.replay import replay
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
@@ -136,14 +136,7 @@ def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
     """The run's evaluation of exactly this checkpoint, if it made one."""
     if state.best is not None and state.best_step == state.step:
         return state.best
-    path = checkpoint.parent.parent / METRICS_FILE
-    if not path.exists():
-        return None
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # the last line, torn by a kill
+    for row in metric_rows(checkpoint.parent.parent):
         if row["step"] == state.step and "eval" in row:
             return EvalMetrics.model_validate(row["eval"])
     return None

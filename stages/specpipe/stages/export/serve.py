@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedConfig
 
+from specpipe.schemas.artifact import LAYER_IDS
 from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.replay import expected_rounds
@@ -122,7 +123,7 @@ def check(
         report(f"vLLM decodes with {num_draft_tokens} draft tokens")
         engines[num_draft_tokens] = engine(num_draft_tokens)
     report("replaying the texts that vLLM wrote")
-    layers = read_config(artifact)["eagle_aux_hidden_state_layer_ids"]
+    layers = read_config(artifact)[LAYER_IDS]
     capture = TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
     drafter = PlainDrafter.load(artifact, capture.embedding_VH)
     judge = _Judge(capture, drafter, prompts, plain)

@@ -16,7 +16,9 @@ from torch import Tensor
 from specpipe.schemas.artifact import (
     CONFIG_FILE,
     EMBEDDING,
+    LAYER_IDS,
     MODEL_TENSORS_FILE,
+    SWITCHES,
     expected_tensors,
 )
 from specpipe.schemas.checkpoint import DrafterShape, TargetReference
@@ -72,11 +74,8 @@ def artifact_config(
         },
         "draft_vocab_size": shape.draft_vocab_size,
         "target_hidden_size": shape.target_hidden_size,
-        "norm_before_residual": shape.norm_before_residual,
-        "norm_before_fc": shape.norm_before_fc,
-        "fc_norm": shape.fc_norm,
-        "norm_output": shape.norm_output,
-        "eagle_aux_hidden_state_layer_ids": list(shape.aux_layers),
+        **{switch: getattr(shape, switch) for switch in SWITCHES},
+        LAYER_IDS: list(shape.aux_layers),
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }

@@ -22,15 +22,16 @@ from specpipe.schemas.artifact import (
     ALLOWED_KEYS,
     ALLOWED_LAYER_KEYS,
     CONFIG_FILE,
+    LAYER_IDS,
     LAYER_TYPES,
     MODEL_TENSORS_FILE,
     REQUIRED_KEYS,
     REQUIRED_LAYER_KEYS,
+    SWITCHES,
     expected_tensors,
 )
 from specpipe.schemas.checkpoint import DrafterShape
 
-LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 DTYPES = {
     "float": (torch.bfloat16, torch.float16, torch.float32),
     "int64": (torch.int64,),
@@ -134,7 +135,7 @@ def _shape(config: Mapping[str, Any], problems: list[str]) -> DrafterShape | Non
         return None
 
 
-_TOP_KEYS = ("draft_vocab_size", "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+_TOP_KEYS = ("draft_vocab_size", *SWITCHES)
 _LAYER_KEYS = (
     "hidden_size",
     "intermediate_size",

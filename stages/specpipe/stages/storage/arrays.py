@@ -47,11 +47,6 @@ class ArrayLayout:
         return self.chunk_rows * self.row_bytes
 
     @property
-    def chunk_starts(self) -> range:
-        """Where each chunk's rows begin in the array's bytes."""
-        return range(0, self.num_rows * self.row_bytes, self.payload_bytes)
-
-    @property
     def num_chunks(self) -> int:
         return -(-self.num_rows // self.chunk_rows)
 

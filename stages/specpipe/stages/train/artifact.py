@@ -20,13 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from specpipe.schemas.artifact import CONFIG_FILE, MODEL_TENSORS_FILE
+from specpipe.schemas.artifact import CONFIG_FILE, LAYER_IDS, MODEL_TENSORS_FILE, SWITCHES
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.shape import check_shape
 
-LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
-SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 BUFFERS = ("rotary_emb.inv_freq",)
 """Ends of names that hold what the config says anyway."""
 

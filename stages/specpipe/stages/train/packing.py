@@ -63,12 +63,6 @@ def pack(refs: Iterable[SampleRef], batch_tokens: int, batch_size: int | None = 
         waiting = passed + waiting
 
 
-def fill(batches: Batches, batch_tokens: int) -> float:
-    """Tokens of the steps over what they have room for."""
-    num_tokens = sum(ref.num_tokens for batch in batches for ref in batch)
-    return num_tokens / (len(batches) * batch_tokens)
-
-
 def _interleaved(
     shards: Iterator[list[SampleRef]], rng: np.random.Generator
 ) -> Iterator[SampleRef]:

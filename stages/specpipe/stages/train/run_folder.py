@@ -11,6 +11,7 @@ from typing import Any
 from specpipe.schemas.checkpoint import CONFIG_FILE, METRICS_FILE
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
 from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.drafter.metric_rows import metric_rows
 
 MAY_CHANGE = frozenset(
     {
@@ -92,23 +93,20 @@ class RunFolder:
         path = self.path / METRICS_FILE
         if not path.exists():
             return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            if row["step"] <= step:
-                kept.append(line + "\n")
+        kept = [_as_line(row) for row in metric_rows(self.path) if row["step"] <= step]
         write_atomically(path, "".join(kept).encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         path = self.path / METRICS_FILE
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(_as_line(row))
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _as_line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -7,7 +7,6 @@ says is what the target would, were its last layers to follow the auxiliary laye
 Legend: T target's hidden size, H hidden size.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from specpipe.schemas.errors import ConfigError, IdentityError
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import load_norm
-from specpipe.stages.target.location import CONFIG_FILE, local_folder, weight_files
+from specpipe.stages.target.identity import read_config
+from specpipe.stages.target.location import local_folder, weight_files
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Decoder layers that are computed as the drafter's are (biases aside)."""
@@ -36,7 +36,7 @@ def warm_start(model: Eagle3, target: str, dump: Dump) -> None:
     final norm is not that of the dump's target.
     """
     folder = local_folder(target)
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_config(folder)
     if config.get("model_type") not in MODEL_TYPES:
         raise ConfigError(
             f"warm start from {target}: its layers are of type {config.get('model_type')!r}, the"

@@ -1,12 +1,12 @@
 """loggers.json: what each logger calls the run, and how far the run has been reported to it."""
 
-import json
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from specpipe.schemas.checkpoint import LOGGERS_FILE, METRICS_FILE, LoggerRecord
+from specpipe.schemas.checkpoint import LOGGERS_FILE, LoggerRecord
 from specpipe.schemas.errors import IntegrityError
+from specpipe.stages.drafter.metric_rows import metric_rows
 from specpipe.stages.train.run_folder import write_atomically
 
 Records = dict[str, LoggerRecord]
@@ -27,7 +27,7 @@ def read_records(folder: Path) -> Records:
         records = _RECORDS.validate_json(path.read_bytes())
     except ValidationError as error:
         raise IntegrityError(f"{path} is damaged ({error}); remove it to report anew") from None
-    step, evaluation = _last_rows(folder / METRICS_FILE)
+    step, evaluation = _last_rows(folder)
     return {
         name: record.model_copy(
             update={
@@ -45,14 +45,10 @@ def write_records(folder: Path, records: Records) -> None:
     write_atomically(folder / LOGGERS_FILE, _RECORDS.dump_json(records, indent=2))
 
 
-def _last_rows(path: Path) -> tuple[int, int]:
+def _last_rows(run: Path) -> tuple[int, int]:
     """The last step and the last evaluation of metrics.jsonl (-1: none)."""
     step, evaluation = -1, -1
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
+    for row in metric_rows(run):
         if "eval" in row:
             evaluation = row["step"]
         else:
