@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.job import parse_job
+from specpipe.schemas.train_config import TrainConfig
 
 SAMPLE = Path(__file__).parents[1] / "sample_data" / "job.json"
 
@@ -20,15 +22,22 @@ def body(**hyperparameters: Any) -> dict[str, Any]:
 
 def test_the_sample_job_maps_to_the_stages() -> None:
     job = parse_job(body())
-    dump = job.dump_config("out/dump")
+    dump = DumpConfig(out="out/dump", **job.dump_settings())
     assert (dump.target, dump.data) == (job.model, (job.training_file,))
-    train = job.train_config("out/dump", "out/run")
+    train = TrainConfig(dump="out/dump", out="out/run", **job.train_settings())
     assert (train.loss, train.num_heads, train.batch_size) == ("lk_hybrid", 3, 8)
     assert (train.learning_rate, train.num_epochs, train.seed) == (0.002, 1, 2214)
     assert not train.fc_norm
-    modern = parse_job(body(architecture="eagle3")).train_config("d", "r")
-    assert modern.fc_norm
-    assert modern.norm_output
+    modern = parse_job(body(architecture="eagle3")).train_settings()
+    assert modern["fc_norm"]
+    assert modern["norm_output"]
+
+
+def test_a_rate_of_another_optimiser_is_kept_and_warned_about() -> None:
+    job = parse_job(body(learning_rate=0.0075))
+    assert job.train_settings()["learning_rate"] == 0.0075
+    assert "0.0075" in job.warnings[0]
+    assert not parse_job(body()).warnings
 
 
 @pytest.mark.parametrize(

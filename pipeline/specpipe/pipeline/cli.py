@@ -12,8 +12,11 @@ from specpipe.pipeline.dump_command import dump
 from specpipe.pipeline.dump_tools import gc, verify
 from specpipe.pipeline.export_command import export
 from specpipe.pipeline.inspect_command import inspect
+from specpipe.pipeline.parent_process import end_with_the_parent
 from specpipe.pipeline.plan_command import plan
 from specpipe.pipeline.prepare_command import prepare
+from specpipe.pipeline.run_command import run
+from specpipe.pipeline.serve_api_command import serve_api
 from specpipe.pipeline.train_command import train
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 
@@ -45,13 +48,14 @@ def specpipe() -> None:
     """
 
 
-for command in (prepare, plan, dump, train, export, verify, inspect, gc):
+for command in (prepare, plan, dump, train, export, verify, inspect, gc, run, serve_api):
     specpipe.add_command(command)
 
 
 def main() -> None:
     """Entry point: a SpecpipeError is one line and its exit code, anything else a traceback."""
     try:
+        end_with_the_parent()
         # A command that ends in Exit(code) returns its code here.
         sys.exit(specpipe.main(standalone_mode=False) or 0)
     except SpecpipeError as error:

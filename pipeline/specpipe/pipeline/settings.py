@@ -43,7 +43,7 @@ def load_config(
         return kind.model_validate(values)
     except ValidationError as error:
         where = "" if path is None else f"{path}: "
-        raise ConfigError(where + "; ".join(map(_problem, error.errors()))) from None
+        raise ConfigError(where + problems(error)) from None
 
 
 def _preset(name: Any, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -52,6 +52,11 @@ def _preset(name: Any, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str,
     if not isinstance(name, str) or name not in presets:
         raise ConfigError(f"preset: {name!r} is none of {', '.join(presets)}")
     return presets[name]
+
+
+def problems(error: ValidationError) -> str:
+    """Every setting that is wrong, in words."""
+    return "; ".join(map(_problem, error.errors()))
 
 
 def _problem(error: Any) -> str:

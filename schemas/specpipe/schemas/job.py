@@ -2,17 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import TrainConfig
 
 Text = Annotated[str, Field(min_length=1)]
+_HIGH_RATE = 5e-3
+"""Learning rate from which on AdamW tends to diverge on drafters."""
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Loss(Strict):
@@ -24,11 +24,11 @@ class Hyperparameters(Strict):
 
     batch_size: StrictInt = Field(32, ge=1)
     """Samples of one optimiser step."""
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: StrictFloat | None = Field(None, gt=0)
     """The API's docs recommend 0.0075, which suits another optimiser than AdamW."""
     n_epochs: StrictInt = Field(1, ge=1)
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    warmup_ratio: StrictFloat = Field(0.1, ge=0, lt=1)
+    max_grad_norm: StrictFloat = Field(1.0, gt=0)
     context_length: StrictInt = Field(8192, ge=2)
     num_decoding_heads: StrictInt = Field(3, ge=1, le=7)
     architecture: Literal["eagle3_original", "eagle3"] = "eagle3_original"
@@ -54,39 +54,47 @@ class SpecDraftJob(Strict):
     seed: StrictInt = Field(0, ge=0)
     suffix: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
 
-    def dump_config(self, out: str) -> DumpConfig:
-        parameters = self.method.spec_draft.hyperparameters
-        return DumpConfig(
-            target=self.model,
-            data=(self.training_file,),
-            out=out,
-            context_length=parameters.context_length,
-        )
+    def dump_settings(self) -> dict[str, Any]:
+        """What the job says of DumpConfig."""
+        return {
+            "target": self.model,
+            "data": (self.training_file,),
+            "context_length": self.method.spec_draft.hyperparameters.context_length,
+        }
 
-    def train_config(self, dump: str, out: str) -> TrainConfig:
+    def train_settings(self) -> dict[str, Any]:
+        """What the job says of TrainConfig."""
         parameters = self.method.spec_draft.hyperparameters
         modern = parameters.architecture == "eagle3"
-        rate = (
-            {} if parameters.learning_rate is None else {"learning_rate": parameters.learning_rate}
-        )
-        return TrainConfig(
-            dump=dump,
-            out=out,
-            loss=parameters.loss.type,
-            batch_size=parameters.batch_size,
-            num_epochs=parameters.n_epochs,
-            warmup_ratio=parameters.warmup_ratio,
-            max_grad_norm=parameters.max_grad_norm,
-            context_length=parameters.context_length,
-            num_heads=parameters.num_decoding_heads,
-            fc_norm=modern,
-            norm_output=modern,
-            seed=self.seed,
-            **rate,
-        )
+        settings = {
+            "loss": parameters.loss.type,
+            "batch_size": parameters.batch_size,
+            "num_epochs": parameters.n_epochs,
+            "warmup_ratio": parameters.warmup_ratio,
+            "max_grad_norm": parameters.max_grad_norm,
+            "context_length": parameters.context_length,
+            "num_heads": parameters.num_decoding_heads,
+            "fc_norm": modern,
+            "norm_output": modern,
+            "seed": self.seed,
+        }
+        if parameters.learning_rate is not None:
+            settings["learning_rate"] = parameters.learning_rate
+        return settings
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is done as asked, but may not be what is meant."""
+        rate = self.method.spec_draft.hyperparameters.learning_rate
+        if rate is None or rate < _HIGH_RATE:
+            return []
+        return [
+            f"learning_rate {rate:g} is high for AdamW, which trains the drafter here: the API's"
+            " 0.0075 is for another optimiser. It is used as given; leave it out for the default"
+        ]
 
 
-def parse_job(body: dict[str, Any]) -> SpecDraftJob:
+def parse_job(body: Any) -> SpecDraftJob:
     """A job from its JSON; raises ConfigError naming every field that is wrong."""
     try:
         return SpecDraftJob.model_validate(body)

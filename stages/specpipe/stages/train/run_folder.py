@@ -1,10 +1,8 @@
 """The folder of a training run: its lock, its configuration, its metrics."""
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from specpipe.schemas.checkpoint import CONFIG_FILE, METRICS_FILE
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.metric_rows import metric_rows
+from specpipe.stages.storage.folder_lock import locked
 
 MAY_CHANGE = frozenset(
     {
@@ -46,22 +45,9 @@ class RunFolder:
             raise ConfigError(f"{path}: a run directory is local; checkpoints need a real disk")
         self.path = Path(path.removeprefix("file://")).expanduser()
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[object]:
         """Hold the folder for this process; raises ConfigError where another one has it."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise StoreError(f"cannot write to {self.path}: {error.strerror}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.path}: another process is training in this directory"
-                ) from None
-            yield
+        return locked(self.path, "another process is training in this directory")
 
     def check_config(self, config: TrainConfig) -> None:
         """Raise IdentityError where the run that is here began with other settings."""

@@ -1,4 +1,4 @@
-"""An engine's process ends when the command that started it is gone, however it went."""
+"""A process ends when the one that started it is gone, however it went."""
 
 import os
 import select

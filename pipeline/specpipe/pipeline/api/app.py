@@ -1,0 +1,162 @@
+"""The HTTP interface: files and fine-tuning jobs, as OpenAI's clients call them."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Body, FastAPI, Form, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+from specpipe.pipeline.api.guard import Guard
+from specpipe.pipeline.api.objects import (
+    checkpoint_objects,
+    error_object,
+    event_object,
+    file_object,
+    job_object,
+    page,
+)
+from specpipe.pipeline.api.store import TERMINAL, Store, StoredFile, StoredJob
+from specpipe.pipeline.api.worker import RESULTS, Worker
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.job import parse_job
+
+PURPOSES = ("fine-tune",)
+Limit = Annotated[int, Query(ge=1, le=100)]
+Answer = dict[str, Any]
+
+
+def make_app(store: Store, token: str, most_bytes: int, config: Path | None) -> FastAPI:
+    """The server: `token` opens it, `config` holds further settings of every job."""
+    worker = Worker(store, config)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        worker.close()
+
+    app = FastAPI(title="specpipe", lifespan=lifespan, docs_url=None, redoc_url=None,
+                  openapi_url=None)  # fmt: skip
+    app.add_middleware(Guard, token=token, most_bytes=most_bytes)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    _add_files(app, store)
+    _add_jobs(app, store)
+
+    @app.get("/health")
+    def health() -> Answer:
+        return {"status": "ok"}
+
+    return app
+
+
+def _add_files(app: FastAPI, store: Store) -> None:
+    @app.post("/v1/files")
+    def upload(file: UploadFile, purpose: Annotated[str, Form()]) -> Answer:
+        if purpose not in PURPOSES:
+            raise HTTPException(400, f"purpose: must be one of {', '.join(PURPOSES)}")
+        file_id, path = store.new_file_path()
+        try:
+            with path.open("wb") as target:
+                shutil.copyfileobj(file.file, target)
+            store.add_file(Path(file.filename or "file").name, purpose, path, file_id)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise HTTPException(507, f"the file cannot be stored: {error.strerror}") from None
+        return file_object(_file(store, file_id))
+
+    @app.get("/v1/files")
+    def files(limit: Limit = 100, after: str | None = None) -> Answer:
+        return page([file_object(file) for file in store.list_files()], limit, after)
+
+    @app.get("/v1/files/{file_id}")
+    def file(file_id: str) -> Answer:
+        return file_object(_file(store, file_id))
+
+    @app.get("/v1/files/{file_id}/content")
+    def content(file_id: str) -> FileResponse:
+        found = _file(store, file_id)
+        return FileResponse(found.path, filename=found.name)
+
+    @app.delete("/v1/files/{file_id}")
+    def delete(file_id: str) -> Answer:
+        found = _file(store, file_id)
+        if found.purpose == RESULTS:
+            raise HTTPException(400, "a result of a job stays with the job")
+        for job in store.list_jobs():
+            if job.body["training_file"] == file_id and job.status not in TERMINAL:
+                raise HTTPException(409, f"{job.id} still needs this file; cancel it first")
+        store.delete_file(found)
+        return {"id": file_id, "object": "file", "deleted": True}
+
+
+def _add_jobs(app: FastAPI, store: Store) -> None:
+    @app.post("/v1/fine_tuning/jobs")
+    def create(body: Annotated[Any, Body()]) -> Answer:
+        try:
+            job = parse_job(body)
+        except ConfigError as error:
+            raise HTTPException(400, str(error)) from None
+        # Paths and URLs are for whoever has a shell here; a client names what it has uploaded.
+        if (file := store.file(job.training_file)) is None or file.purpose not in PURPOSES:
+            raise HTTPException(400, f"training_file: there is no file {job.training_file!r}")
+        stored = store.add_job(job.model_dump(mode="json", exclude_none=True))
+        store.add_event(stored.id, "The job is in the queue")
+        for warning in job.warnings:
+            store.add_event(stored.id, warning, level="warn")
+        return job_object(stored)
+
+    @app.get("/v1/fine_tuning/jobs")
+    def jobs(limit: Limit = 20, after: str | None = None) -> Answer:
+        return page([job_object(job) for job in store.list_jobs()], limit, after)
+
+    @app.get("/v1/fine_tuning/jobs/{job_id}")
+    def retrieve(job_id: str) -> Answer:
+        return job_object(_job(store, job_id))
+
+    @app.post("/v1/fine_tuning/jobs/{job_id}/cancel")
+    def cancel(job_id: str) -> Answer:
+        job = _job(store, job_id)
+        if job.status in TERMINAL:
+            raise HTTPException(400, f"the job is over: it has {job.status}")
+        store.update_job(job_id, cancel=1)
+        return job_object(_job(store, job_id))
+
+    @app.get("/v1/fine_tuning/jobs/{job_id}/events")
+    def events(job_id: str, limit: Limit = 20, after: str | None = None) -> Answer:
+        _job(store, job_id)
+        return page([event_object(event) for event in store.events(job_id)], limit, after)
+
+    @app.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
+    def checkpoints(job_id: str, limit: Limit = 10, after: str | None = None) -> Answer:
+        return page(checkpoint_objects(_job(store, job_id)), limit, after)
+
+
+def _file(store: Store, file_id: str) -> StoredFile:
+    if (found := store.file(file_id)) is None:
+        raise HTTPException(404, f"there is no file {file_id!r}")
+    return found
+
+
+def _job(store: Store, job_id: str) -> StoredJob:
+    if (found := store.job(job_id)) is None:
+        raise HTTPException(404, f"there is no job {job_id!r}")
+    return found
+
+
+def _http_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    param, colon, _ = error.detail.partition(":")
+    named = param if colon and param.isidentifier() else None
+    return JSONResponse(error_object(error.detail, param=named), status_code=error.status_code)
+
+
+def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+    return JSONResponse(error_object("; ".join(problems)), status_code=400)

@@ -1,0 +1,192 @@
+"""Files, jobs and events of the local server, in one SQLite database beside the files."""
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS files (
+  id TEXT PRIMARY KEY, name TEXT NOT NULL, purpose TEXT NOT NULL, path TEXT NOT NULL,
+  bytes INTEGER NOT NULL, created_at INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+  id TEXT PRIMARY KEY, body TEXT NOT NULL, status TEXT NOT NULL, created_at INTEGER NOT NULL,
+  started_at INTEGER, finished_at INTEGER, error TEXT, result TEXT,
+  cancel INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS events (
+  number INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL REFERENCES jobs(id),
+  created_at INTEGER NOT NULL, level TEXT NOT NULL, type TEXT NOT NULL, message TEXT NOT NULL,
+  data TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS events_of_job ON events(job, number);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    id: str
+    name: str
+    """As it was uploaded; never a path here."""
+    purpose: str
+    path: str
+    bytes: int
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    id: str
+    body: dict[str, Any]
+    status: str
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    error: dict[str, Any] | None
+    result: dict[str, Any] | None
+    cancel: bool
+    """Somebody has asked for its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    number: int
+    job: str
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any]
+
+
+class Store:
+    """Any number of threads may use it: each call has its own connection."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = folder / "files"
+        self.jobs = folder / "jobs"
+        for path in (self.files, self.jobs):
+            path.mkdir(parents=True, exist_ok=True)
+        with self._connected() as database:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.executescript(_TABLES)
+
+    def new_file_path(self) -> tuple[str, Path]:
+        """A new file's id, and where its bytes go."""
+        file_id = _new_id("file")
+        return file_id, self.files / file_id
+
+    def add_file(self, name: str, purpose: str, path: Path, file_id: str | None = None) -> str:
+        file_id = file_id or _new_id("file")
+        with self._connected() as database:
+            database.execute(
+                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
+                (file_id, name, purpose, str(path), path.stat().st_size, _now()),
+            )
+        return file_id
+
+    def file(self, file_id: str) -> StoredFile | None:
+        rows = self._rows("SELECT * FROM files WHERE id = ?", (file_id,))
+        return StoredFile(**rows[0]) if rows else None
+
+    def list_files(self) -> list[StoredFile]:
+        """The newest first."""
+        rows = self._rows("SELECT * FROM files ORDER BY created_at DESC, rowid DESC")
+        return [StoredFile(**row) for row in rows]
+
+    def delete_file(self, file: StoredFile) -> None:
+        """Forget a file; its bytes go where they were uploaded."""
+        with self._connected() as database:
+            database.execute("DELETE FROM files WHERE id = ?", (file.id,))
+        if Path(file.path).parent == self.files:
+            Path(file.path).unlink(missing_ok=True)
+
+    def add_job(self, body: dict[str, Any]) -> StoredJob:
+        job_id = _new_id("ftjob")
+        with self._connected() as database:
+            database.execute(
+                "INSERT INTO jobs (id, body, status, created_at) VALUES (?, ?, 'queued', ?)",
+                (job_id, json.dumps(body), _now()),
+            )
+        found = self.job(job_id)
+        assert found is not None
+        return found
+
+    def job(self, job_id: str) -> StoredJob | None:
+        rows = self._rows("SELECT * FROM jobs WHERE id = ?", (job_id,))
+        return _job(rows[0]) if rows else None
+
+    def list_jobs(self) -> list[StoredJob]:
+        """The newest first."""
+        return [
+            _job(row)
+            for row in self._rows("SELECT * FROM jobs ORDER BY created_at DESC, rowid DESC")
+        ]
+
+    def next_job(self) -> StoredJob | None:
+        """The one to run: the oldest that is not over. One that runs belongs to a server that
+        was killed, and goes on first."""
+        rows = self._rows(
+            "SELECT * FROM jobs WHERE status IN ('running', 'queued')"
+            " ORDER BY status = 'queued', created_at, rowid LIMIT 1"
+        )
+        return _job(rows[0]) if rows else None
+
+    def update_job(self, job_id: str, **changes: Any) -> None:
+        """Change columns of a job; a mapping is stored as JSON."""
+        columns = ", ".join(f"{name} = ?" for name in changes)
+        values = [json.dumps(v) if isinstance(v, dict) else v for v in changes.values()]
+        with self._connected() as database:
+            # The names are this module's callers', never a client's.
+            database.execute(f"UPDATE jobs SET {columns} WHERE id = ?", (*values, job_id))
+
+    def add_event(
+        self, job_id: str, message: str, data: dict[str, Any] | None = None, level: str = "info"
+    ) -> None:
+        kind = "message" if data is None else "metrics"
+        with self._connected() as database:
+            database.execute(
+                "INSERT INTO events (job, created_at, level, type, message, data)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (job_id, _now(), level, kind, message, json.dumps(data or {})),
+            )
+
+    def events(self, job_id: str) -> list[StoredEvent]:
+        """The newest first."""
+        rows = self._rows("SELECT * FROM events WHERE job = ? ORDER BY number DESC", (job_id,))
+        return [StoredEvent(**{**row, "data": json.loads(row["data"])}) for row in rows]
+
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        with self._connected() as database:
+            return [dict(row) for row in database.execute(query, values)]
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        database = sqlite3.connect(self.folder / "jobs.sqlite", timeout=30)
+        database.row_factory = sqlite3.Row
+        try:
+            with database:
+                yield database
+        finally:
+            database.close()
+
+
+def _job(row: dict[str, Any]) -> StoredJob:
+    texts = {name: json.loads(row[name]) if row[name] else None for name in ("error", "result")}
+    return StoredJob(
+        **{**row, **texts, "body": json.loads(row["body"]), "cancel": bool(row["cancel"])}
+    )
+
+
+def _new_id(kind: str) -> str:
+    return f"{kind}-{secrets.token_hex(12)}"
+
+
+def _now() -> int:
+    return int(time.time())

@@ -1,0 +1,160 @@
+"""The queue's worker: one job at a time, each by `specpipe run`, followed into events."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from specpipe.pipeline.api.store import Store, StoredJob
+from specpipe.pipeline.job.folder import JobFolder
+from specpipe.pipeline.job.status import job_report
+from specpipe.pipeline.parent_process import with_this_parent
+from specpipe.schemas.errors import SpecpipeError
+from specpipe.schemas.job_metrics import JobMetrics, job_metrics
+from specpipe.schemas.job_state import METRICS_FILE, REPORT_FILE, JobReport
+from specpipe.stages.drafter.metric_rows import metric_rows
+
+_LOOK_SECONDS = 0.5
+RESULTS = "fine-tune-results"
+
+
+class Worker:
+    """Takes jobs from the store until it is closed; a job that it leaves goes on with the next."""
+
+    def __init__(self, store: Store, config: Path | None) -> None:
+        """`config`: further settings of every job, as `specpipe run --config` takes them."""
+        self._store, self._config = store, config
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="specpipe-jobs", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the job that runs where it can go on, and take no more."""
+        self._closing.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            job = self._store.next_job()
+            if job is None:
+                self._closing.wait(_LOOK_SECONDS)
+            elif job.cancel:
+                self._end(job, "cancelled", "The job was cancelled")
+            else:
+                try:
+                    self._run(job)
+                except Exception as error:  # one job's trouble must not end the queue
+                    self._fail(job, f"{type(error).__name__}: {error}", "internal_error")
+
+    def _run(self, job: StoredJob) -> None:
+        folder = self._store.jobs / job.id
+        folder.mkdir(exist_ok=True)
+        body = folder / "request.json"
+        body.write_text(json.dumps(self._with_path(job.body)), encoding="utf-8")
+        self._store.update_job(job.id, status="running", started_at=job.started_at or _now())
+        self._store.add_event(job.id, "The job goes on" if job.started_at else "The job starts")
+        out = folder / "out"
+        with (folder / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "specpipe", "run", str(body), "--out", str(out)]
+                + ([] if self._config is None else ["--config", str(self._config)]),
+                stdout=log,
+                stderr=log,
+                env=with_this_parent(),
+            )
+        followed = _Followed(self._store, job.id, JobFolder(out))
+        is_stopped = False
+        while process.poll() is None:
+            time.sleep(_LOOK_SECONDS)
+            followed.look()
+            found = self._store.job(job.id)
+            if not is_stopped and (self._closing.is_set() or (found and found.cancel)):
+                process.terminate()
+                is_stopped = True
+        followed.look()
+        self._after(job, JobFolder(out), process.returncode)
+
+    def _with_path(self, body: dict[str, Any]) -> dict[str, Any]:
+        file = self._store.file(body["training_file"])
+        return body if file is None else body | {"training_file": file.path}
+
+    def _after(self, job: StoredJob, folder: JobFolder, exit_code: int) -> None:
+        found = self._store.job(job.id)
+        if exit_code != 0 and found is not None and found.cancel:
+            self._end(job, "cancelled", "The job was cancelled")
+        elif exit_code == 0:
+            self._succeed(job, job_report(folder))
+        elif not self._closing.is_set():
+            message, kind = _why(folder, exit_code)
+            self._fail(job, message, kind)
+
+    def _succeed(self, job: StoredJob, report: JobReport) -> None:
+        paths = [Path(path) for path in report.artifact]
+        paths += [Path(report.out) / name for name in (METRICS_FILE, REPORT_FILE)]
+        files = [self._store.add_file(p.name, RESULTS, p) for p in paths if p.exists()]
+        result = {
+            "files": files,
+            "artifact": files[: len(report.artifact)],
+            "metrics": report.metrics,
+            "step": (report.stages["train"].result or {}).get("best_step"),
+            "trained_tokens": (report.stages["train"].result or {}).get("num_tokens"),
+        }
+        self._store.update_job(job.id, result=result)
+        self._end(job, "succeeded", "The job is done; its files are ready")
+
+    def _fail(self, job: StoredJob, message: str, code: str) -> None:
+        self._store.update_job(job.id, error={"message": message, "code": code, "param": None})
+        self._end(job, "failed", message, level="error")
+
+    def _end(self, job: StoredJob, status: str, message: str, level: str = "info") -> None:
+        self._store.add_event(job.id, message, level=level)
+        self._store.update_job(job.id, status=status, finished_at=_now())
+
+
+class _Followed:
+    """What has been told of a job that runs."""
+
+    def __init__(self, store: Store, job_id: str, folder: JobFolder) -> None:
+        self._store, self._job_id, self._folder = store, job_id, folder
+        told = store.events(job_id)
+        self._step = max((e.data["step"] for e in told if "step" in e.data), default=-1)
+        self._stage: str | None = None
+
+    def look(self) -> None:
+        """Turn what is new into events."""
+        try:
+            report = job_report(self._folder)
+        except SpecpipeError:
+            return  # it has not begun
+        if report.running is not None and report.running != self._stage:
+            self._stage = report.running
+            self._store.add_event(self._job_id, f"Stage {report.running} runs")
+        lines = list(job_metrics(metric_rows(self._folder.train)))
+        for line in lines:
+            if line.step > self._step:
+                self._tell(line)
+        self._step = max((line.step for line in lines), default=self._step)
+
+    def _tell(self, line: JobMetrics) -> None:
+        loss = line.metrics.get("draft_loss")
+        told = f"Step {line.step}, {line.split}" + ("" if loss is None else f": loss {loss:.4f}")
+        self._store.add_event(self._job_id, told, line.model_dump())
+
+
+def _why(folder: JobFolder, exit_code: int) -> tuple[str, str]:
+    try:
+        error = job_report(folder).error
+    except SpecpipeError as problem:
+        return str(problem), type(problem).__name__
+    if error is None:
+        return f"specpipe run ended with {exit_code}; its log.txt has more", "internal_error"
+    return error.message, error.kind or "internal_error"
+
+
+def _now() -> int:
+    return int(time.time())

@@ -1,0 +1,98 @@
+"""What a job's stages run with: the job's own body, and settings that its API has no field for."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from specpipe.pipeline.settings import SomeConfig, problems, read_settings
+from specpipe.schemas.config import Config, DumpConfig, ExportConfig
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.job import SpecDraftJob, parse_job
+from specpipe.schemas.job_state import DUMP_FOLDER, TRAIN_FOLDER, StageName
+from specpipe.schemas.location import without_credentials
+from specpipe.schemas.train_config import TrainConfig
+
+SECTIONS = ("dump", "train", "export")
+Sections = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """A job, checked, with the configuration of each of its stages."""
+
+    job: SpecDraftJob
+    extra: Sections
+    """Settings of stages that the job's body says nothing about."""
+    dump: DumpConfig
+    train: TrainConfig
+    export: ExportConfig
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that decides what the job makes; secrets in URLs do not."""
+        told = json.dumps([self.job.model_dump(mode="json"), self.extra], sort_keys=True)
+        return hashlib.sha256(without_credentials(told).encode()).hexdigest()
+
+    def config(self, stage: StageName) -> dict[str, Any]:
+        """The configuration that the stage's command reads."""
+        config: Config = getattr(self, stage)
+        return config.model_dump(mode="json", exclude_unset=True)
+
+
+def job_settings(job: SpecDraftJob, extra: Sections, out: Path) -> JobSettings:
+    """The configuration of each stage of a job that works in the folder `out`.
+
+    Raises ConfigError that names every wrong setting, or one that the job's body holds.
+    """
+    dump, train = out / DUMP_FOLDER, out / TRAIN_FOLDER
+    own = {
+        "dump": job.dump_settings() | {"out": str(dump)},
+        "train": job.train_settings() | {"dump": str(dump), "out": str(train)},
+        "export": {"checkpoint": str(train), "out": str(out), "target": job.model},
+    }
+    merged = {section: _merged(section, own[section], extra.get(section, {})) for section in own}
+    return JobSettings(
+        job=job,
+        extra=extra,
+        dump=_checked(DumpConfig, "dump", merged),
+        train=_checked(TrainConfig, "train", merged),
+        export=_checked(ExportConfig, "export", merged),
+    )
+
+
+def read_job(path: Path) -> SpecDraftJob:
+    """The job in a JSON file; raises ConfigError where there is none, or a wrong one."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read the job {path}: {error}") from None
+    return parse_job(body)
+
+
+def read_sections(path: Path | None) -> Sections:
+    """Further settings, by stage, from a YAML file."""
+    found = {} if path is None else read_settings(path)
+    for name, section in found.items():
+        if name not in SECTIONS:
+            raise ConfigError(f"{path}: there is no section {name!r}; there are {list(SECTIONS)}")
+        if not isinstance(section, dict):
+            raise ConfigError(f"{path}: {name} must hold settings of `specpipe {name}`")
+    return found
+
+
+def _merged(section: str, own: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    if twice := sorted(set(own) & set(extra)):
+        raise ConfigError(f"{section}.{twice[0]}: the job itself says this; leave it out")
+    return {**own, **extra}
+
+
+def _checked(kind: type[SomeConfig], section: str, merged: Mapping[str, Any]) -> SomeConfig:
+    try:
+        return kind.model_validate(merged[section])
+    except ValidationError as error:
+        raise ConfigError(f"{section}: {problems(error)}") from None

@@ -1,0 +1,60 @@
+"""Where a job stands, read from its folder alone; works while the job runs, and afterwards."""
+
+from specpipe.pipeline.job.folder import JobFolder
+from specpipe.schemas.checkpoint import STATE_FILE, TrainState
+from specpipe.schemas.job_metrics import job_metrics, newest
+from specpipe.schemas.job_state import REPORT_FILE, JobReport, JobState, StageName, StageProgress
+from specpipe.schemas.location import without_credentials
+from specpipe.stages.drafter.checkpoint import latest_checkpoint
+from specpipe.stages.drafter.metric_rows import metric_rows
+
+
+def job_report(folder: JobFolder, *, did_nothing: bool = False) -> JobReport:
+    """Raises ConfigError where there is no job."""
+    state = folder.state()
+    in_use = folder.is_in_use
+    running = _running(state) if in_use else None
+    status = state.status
+    if status in ("queued", "running"):
+        # A killed process wrote nothing of its end.
+        status = "running" if in_use else "stopped"
+    report = folder.path / REPORT_FILE
+    return JobReport(
+        out=str(folder.path),
+        status=status,
+        model=without_credentials(folder.job().model),
+        stages=state.stages,
+        running=running,
+        progress=None if running is None else _progress(folder, running),
+        error=state.error,
+        metrics=newest(job_metrics(metric_rows(folder.train))),
+        artifact=[str(path) for path in folder.artifact] if status == "succeeded" else [],
+        report=str(report) if report.exists() else None,
+        created_at=state.created_at,
+        updated_at=state.updated_at,
+        did_nothing=did_nothing,
+    )
+
+
+def _running(state: JobState) -> StageName | None:
+    return next((name for name, s in state.stages.items() if s.status == "running"), None)
+
+
+def _progress(folder: JobFolder, stage: StageName) -> StageProgress | None:
+    if stage == "dump":
+        planned = len(list(folder.dump.glob("plan/*.parquet")))
+        done = len(list(folder.dump.glob("shards/*.manifest.json")))
+        return StageProgress(done=done, total=planned or None, unit="shards")
+    if stage == "train":
+        steps = [row["step"] for row in metric_rows(folder.train)]
+        return StageProgress(done=max(steps, default=0), total=_total_steps(folder), unit="steps")
+    return None
+
+
+def _total_steps(folder: JobFolder) -> int | None:
+    path = latest_checkpoint(folder.train)
+    try:
+        text = (path / STATE_FILE).read_bytes() if path else b""
+        return TrainState.model_validate_json(text).total_steps
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,133 @@
+"""`specpipe run`: a job from its JSON to the artifact, killed and stopped on the way."""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from specpipe.pipeline.cli import specpipe
+from specpipe.schemas.job_state import JobState
+from specpipe.stages.storage.folder_lock import locked
+from tests.job.conftest import Job, MakeJob
+
+NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
+"""scripts/prove raises it."""
+FILES = ("model.safetensors", "config.json")
+
+
+def artifact(out: Path) -> list[bytes]:
+    return [(out / "checkpoint" / name).read_bytes() for name in FILES]
+
+
+def status(out: Path) -> dict[str, Any]:
+    found = CliRunner().invoke(specpipe, ["run", "--status", str(out), "--json"])
+    report: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return report
+
+
+def test_a_job_killed_again_and_again_leaves_the_files_of_a_whole_one(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job()
+    code, report, notes = Job(job, tmp_path / "whole").result()
+    assert code == 0, notes
+    assert report["status"] == "succeeded"
+    assert [Path(path).read_bytes() for path in report["artifact"]] == artifact(tmp_path / "whole")
+    metrics = report["metrics"]
+    for head in (1, 2):
+        for name in ("lk", "kl", "cross_entropy"):
+            assert metrics[f"train/{name}/head_{head}"] > 0
+            assert metrics[f"validation/{name}/head_{head}"] > 0
+        for name in ("acceptance_rate", "number_of_tokens", "system_efficiency"):
+            assert metrics[f"validation/temperature_1.0/{name}/head_{head}"] > 0
+    assert metrics["train/draft_loss"] > 0
+    assert metrics["validation/target_model_loss"] > 0
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if json.loads(line)["split"] == "train"]
+    assert steps == [*range(1, max(steps) + 1)]
+    assert "<html" in (tmp_path / "whole" / "report.html").read_text()
+
+    seconds = report["updated_at"] - report["created_at"]
+    chance, killed = random.Random(5), 0
+    for _ in range(NUM_KILLS):
+        run = Job(job, tmp_path / "killed")
+        if run.wait(chance.uniform(0.5, seconds)) is None:
+            run.kill()
+            killed += 1
+            if (tmp_path / "killed" / "state.json").exists():
+                assert status(tmp_path / "killed")["status"] in ("running", "stopped")
+    assert killed
+    code, report, notes = Job(job, tmp_path / "killed").result()
+    assert code == 0, notes
+    assert artifact(tmp_path / "killed") == artifact(tmp_path / "whole")
+
+    again = Job(job, tmp_path / "killed").result()[1]
+    assert again["did_nothing"]
+    assert again["stages"] == report["stages"]
+    other = make_job(hyperparameters={"n_epochs": 3})
+    code, error, _ = Job(other, tmp_path / "killed").result()
+    assert code == 2
+    assert "another job" in error["error"]
+
+
+def test_a_job_that_is_stopped_goes_on(make_job: MakeJob, tmp_path: Path) -> None:
+    job, out = make_job(), tmp_path / "out"
+    first = Job(job, out)
+    while not (out / "dump" / "dump.json").exists():
+        assert first.wait(0.05) is None
+    first.terminate()
+    code, error, _ = first.result()
+    assert code == 5
+    assert "SIGTERM" in error["error"]
+    assert status(out)["status"] == "stopped"
+    code, error, _ = Job(job, out, "--time-limit", "0.01").result()
+    assert code == 5
+    assert "time limit" in error["error"]
+    assert Job(job, out).result()[0] == 0
+    report = status(out)
+    assert report["status"] == "succeeded"
+    assert report["stages"]["dump"]["attempts"] == 3
+
+
+def test_a_stage_that_fails_is_named_with_its_own_exit_code(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job(data=[{"input_ids": [1, 2], "attention_mask": [1], "labels": [1, 2]}])
+    code, error, notes = Job(job, tmp_path / "out").result()
+    assert code == 3
+    assert "training.jsonl" in error["error"]
+    assert notes.count(error["error"]) == 1
+    report = status(tmp_path / "out")
+    assert report["status"] == "failed"
+    assert report["error"]["exit_code"] == 3
+    assert report["stages"]["dump"]["status"] == "failed"
+
+
+def test_two_runs_do_not_share_a_folder(make_job: MakeJob, tmp_path: Path) -> None:
+    with locked(tmp_path / "out", "this test has it"):
+        code, error, _ = Job(make_job(), tmp_path / "out").result()
+    assert code == 2
+    assert "another `specpipe run`" in error["error"]
+
+
+def test_secrets_of_urls_are_written_nowhere(make_job: MakeJob, tmp_path: Path) -> None:
+    url = "http://reader:hidden-word@127.0.0.1:9/rows.jsonl?token=hidden-word"
+    code, _, _ = Job(make_job(training_file=url), tmp_path / "out").result()
+    assert code != 0
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or b"hidden-word" not in path.read_bytes(), path
+
+
+def test_a_state_that_is_damaged_is_named(make_job: MakeJob, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "state.json").write_text('{"format_version": 1')
+    code, error, _ = Job(make_job(), out).result()
+    assert code == 4
+    assert "state.json" in error["error"]
+    with pytest.raises(ValueError, match="status"):
+        JobState.model_validate({})
