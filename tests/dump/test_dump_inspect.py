@@ -10,7 +10,7 @@ import pytest
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import INDEX_FILE, manifest_key
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.dump.inspect import attainable_mass, inspect
+from specpipe.stages.dump.inspect import inspect
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
@@ -108,7 +108,7 @@ def test_no_dump() -> None:
 
 def test_attainable_mass_takes_the_most_probable_tokens() -> None:
     mass_V = np.arange(1000, dtype=np.float64)
-    found = attainable_mass(VocabStatistics(np.zeros(1000, np.int64), mass_V))
+    found = VocabStatistics(np.zeros(1000, np.int64), mass_V).attainable_mass()
     assert list(found) == [256, 512, 1000]
     assert found[256] == pytest.approx(mass_V[-256:].sum() / mass_V.sum())
-    assert attainable_mass(VocabStatistics.zeros(1000)) == {}
+    assert VocabStatistics.zeros(1000).attainable_mass() == {}

@@ -11,7 +11,6 @@ from specpipe.pipeline.masked import show_masked
 from specpipe.pipeline.options import json_option
 
 if TYPE_CHECKING:
-    from specpipe.schemas.dump import TextOrigin
     from specpipe.stages.dump.inspect import Inspection, LayerSize
 
 
@@ -96,30 +95,10 @@ def _rows(found: "Inspection") -> list[tuple[str, str]]:
         ("states", f"{identity.states_dtype}, in {identity.shard_format} shards"),
         ("logits", identity.logits),
         ("compression", identity.compression),
-        ("text", text_origin(identity.text)),
+        ("text", identity.text.in_words),
         *generation_rows(found.generation),
         ("fingerprint", found.fingerprint),
     ]
-
-
-def text_origin(text: "TextOrigin") -> str:
-    """How the text came to be, in words."""
-    if text.temperature is None:
-        return text.kind
-    words = [f"{text.kind} at temperature {text.temperature:g}"]
-    if text.stated:
-        words.append("as stated")
-    if text.top_p not in (None, 1.0):
-        words.append(f"top-p {text.top_p:g}")
-    if text.max_tokens is not None:
-        words.append(f"at most {text.max_tokens:,} tokens a turn")
-    if text.stop:
-        words.append(f"stopped at {', '.join(map(repr, text.stop))}")
-    if text.samples_per_prompt is not None:
-        words.append(f"{text.samples_per_prompt:,} per prompt")
-    if text.seed is not None:
-        words.append(f"seed {text.seed}")
-    return ", ".join(words)
 
 
 def _result(found: "Inspection") -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """A sample on stderr, so that a person sees its loss mask: in colour, or in brackets without."""
 
-import unicodedata
 from collections.abc import Sequence
 
 from rich.text import Text
 
 from specpipe.pipeline.console import note, stderr
+from specpipe.schemas.printable import printable
 
 
 def show_masked(title: str, figures: str, pieces: Sequence[tuple[str, bool]]) -> None:
@@ -15,20 +15,10 @@ def show_masked(title: str, figures: str, pieces: Sequence[tuple[str, bool]]) ->
     note(title)
     note(f"{figures} ({how}):")
     text = Text()
-    for piece, supervised in ((_printable(raw), mask) for raw, mask in pieces):
+    for piece, supervised in ((printable(raw), mask) for raw, mask in pieces):
         if in_colour:
             text.append(piece, style="green" if supervised else "dim")
         else:
             text.append(f"[{piece}]" if supervised else piece)
     stderr.print(text, soft_wrap=True)
     note("")
-
-
-def _printable(piece: str) -> str:
-    """The text with its control characters spelled out: a terminal would obey them."""
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) == "Cc" and character not in "\n\t"
-        else character
-        for character in piece
-    )

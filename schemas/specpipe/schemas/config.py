@@ -211,3 +211,20 @@ class ExportConfig(Config):
     """Seed of the sampling in `serve`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target."""
+
+
+class ReportConfig(Config):
+    """`specpipe report`: one page that shows what a run came to."""
+
+    run: Location
+    """Run directory of `specpipe train`."""
+    out: Location
+    """The page, a path or fsspec URL."""
+    artifact: Location | None = None
+    """Folder that `specpipe export` wrote from this run: adds its validation."""
+    dump: Location | None = None
+    """Dump whose samples are drafted; default: the one that the run evaluated on."""
+    samples: int = Field(64, ge=0)
+    """Most held-out samples that are drafted, for acceptance by kind of token; 0: none."""
+    texts: int = Field(4, ge=0)
+    """Of these, how many are shown round by round."""

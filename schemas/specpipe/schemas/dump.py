@@ -111,6 +111,25 @@ class TextOrigin(Record):
     def is_greedy(self) -> bool:
         return self.kind == "generated" and self.temperature == 0
 
+    @property
+    def in_words(self) -> str:
+        if self.temperature is None:
+            return self.kind
+        words = [f"{self.kind} at temperature {self.temperature:g}"]
+        if self.stated:
+            words.append("as stated")
+        if self.top_p not in (None, 1.0):
+            words.append(f"top-p {self.top_p:g}")
+        if self.max_tokens is not None:
+            words.append(f"at most {self.max_tokens:,} tokens a turn")
+        if self.stop:
+            words.append(f"stopped at {', '.join(map(repr, self.stop))}")
+        if self.samples_per_prompt is not None:
+            words.append(f"{self.samples_per_prompt:,} per prompt")
+        if self.seed is not None:
+            words.append(f"seed {self.seed}")
+        return ", ".join(words)
+
 
 class DumpIdentity(Record):
     """`dump.json`: two dumps with equal identities hold the same data."""

@@ -3,27 +3,22 @@
 Legend: T tokens, S verifier rows, L aux layers, H hidden size, V vocabulary, D draft vocabulary.
 """
 
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specpipe.schemas.dump import TARGET_FOLDER, DumpIdentity, GenerationCounts, ShardManifest
+from specpipe.schemas.dump import DumpIdentity, GenerationCounts, ShardManifest
 from specpipe.stages.dump.masked_text import Decode, Pieces, masked_text
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.int8_states import widened
 from specpipe.stages.storage.samples import StoredSample
 from specpipe.stages.storage.states import SampleStates
-from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.target.location import CONFIG_FILE, TOKENIZER_FILES
+from specpipe.stages.target.stored_tokenizer import stored_tokenizer
 
 _NUM_MEASURED = 4
 """Samples over which the size of the states is taken, or more where more are shown."""
-_SMALLEST_VOCAB = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +95,7 @@ def inspect(url: str, num_samples: int = 1) -> Inspection:
         num_bytes=dump.num_bytes,
         generation=_generation(manifests),
         layers=_layer_sizes(dump.identity, [states for _, states in loaded], manifests),
-        attainable=attainable_mass(dump.vocab()),
+        attainable=dump.vocab().attainable_mass(),
         samples=tuple(_show(*pair, decode) for pair in loaded[len(loaded) - num_samples :])
         if num_samples
         else (),
@@ -110,17 +105,6 @@ def inspect(url: str, num_samples: int = 1) -> Inspection:
 def _generation(manifests: Collection[ShardManifest]) -> dict[str, int] | None:
     counted = [manifest.generation for manifest in manifests if manifest.generation is not None]
     return reduce(GenerationCounts.plus, counted).model_dump() if counted else None
-
-
-def attainable_mass(vocab: VocabStatistics) -> dict[int, float]:
-    """m for draft vocabularies of 256, 512, ... and V tokens, the largest acceptance they allow."""
-    mass_V = np.sort(vocab.mass_V)[::-1]
-    total = mass_V.sum()
-    if total == 0:
-        return {}
-    sizes = [1 << k for k in range(_SMALLEST_VOCAB.bit_length() - 1, len(mass_V).bit_length())]
-    sizes = [size for size in sizes if size < len(mass_V)] + [len(mass_V)]
-    return {size: float(mass_V[:size].sum() / total) for size in sizes}
 
 
 def _some_samples(dump: Dump, number: int) -> list[tuple[StoredSample, SampleStates]]:
@@ -182,23 +166,5 @@ def _show(sample: StoredSample, states: SampleStates, decode: Decode | None) -> 
 
 def _decoder(dump: Dump) -> Decode | None:
     """What decodes the dump's tokens; None without a tokenizer, or one that needs its own code."""
-    tokenizer = _tokenizer(dump)
+    tokenizer = stored_tokenizer(dump)
     return None if tokenizer is None else lambda ids: str(tokenizer.decode(ids))
-
-
-def _tokenizer(dump: Dump) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the dump; None if there is none, or none that loads without its own code."""
-    target = dump.folder.child(TARGET_FOLDER)
-    names = [name for name in target.list() if name in TOKENIZER_FILES]
-    if not names:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        for name in [*names, CONFIG_FILE]:
-            (Path(folder) / name).write_bytes(dump.target_file(name))
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False
-            )
-        except (ValueError, OSError, ImportError):
-            return None
-        return tokenizer

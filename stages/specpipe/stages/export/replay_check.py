@@ -20,26 +20,23 @@ from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
 from specpipe.schemas.sample import verifier_rows
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.batch import DrafterSample, make_batch, supervised_spans
+from specpipe.stages.drafter.batch import DrafterSample, supervised_spans
 from specpipe.stages.drafter.checkpoint import Checkpoint
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss import head_losses
 from specpipe.stages.drafter.loss_settings import LossSettings
 from specpipe.stages.drafter.metric_rows import metric_rows
 from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.replay import replay
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.sample_reader import SampleRef
 from specpipe.stages.export.accept import TargetText, text_spans
 from specpipe.stages.export.evaluated import evaluation, settings_for
 from specpipe.stages.export.plain_drafter import PlainDrafter
+from specpipe.stages.export.trained_drafter import TrainedDrafter
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import VerifierHead, load_embedding
+from specpipe.stages.target.head import load_embedding
 
 TOLERANCE = 0.002
 """Accepted relative difference of tau; the artifact's weights are rounded to bfloat16."""
 
-CHUNK_BYTES = 64 * 2**20
 CURVES = ("replay_temperature_1", "replay_greedy", "replay_greedy_draft")
 
 
@@ -142,32 +139,15 @@ def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
     return None
 
 
-@torch.no_grad()
 def _recompute(
     checkpoint: Checkpoint, dump: Dump, context_length: int | None, refs: Sequence[SampleRef]
 ) -> EvalMetrics:
     """The figures of the checkpoint's own weights under the trainer's implementation."""
-    layers = checkpoint.shape.aux_layers
-    if not set(layers) <= set(dump.identity.layers):
-        raise ConfigError(
-            f"{checkpoint.path} was trained on the layers {list(layers)}, but {dump.folder.url}"
-            f" holds {list(dump.identity.layers)}; give a --dump that holds them"
-        )
-    samples = read_samples(SampleReader(dump, context_length, layers=layers), refs)
-    vocab, num_heads = checkpoint.vocab, checkpoint.state.num_heads
-    model = Eagle3(checkpoint.shape, load_embedding(dump.target_file))
-    model.load_state_dict(checkpoint.model)
-    head = VerifierHead.load(dump.target_file, torch.device("cpu"), rows=vocab.target_ids_D)
-    verifier = Verifier(head.logits, vocab.draft_ids(), vocab.target_ids_D)
-    sums = MeasureSums(num_heads, keep_spans=True)
-    chunk_rows = max(1, CHUNK_BYTES // (4 * vocab.size))
-    for sample in samples:
-        batch = make_batch([sample], num_heads)
-        _, measures_MKN = head_losses(
-            model(batch), model.lm_head.weight, batch, verifier, None, chunk_rows
-        )
-        sums.add(batch, measures_MKN)
-    plain = LossSettings({"kl": 1.0}, torch.ones(num_heads))
+    trained = TrainedDrafter(checkpoint, dump)
+    sums = MeasureSums(trained.num_heads, keep_spans=True)
+    for sample in trained.measure(context_length, refs):
+        sums.add(sample.batch, sample.measures_MKN)
+    plain = LossSettings({"kl": 1.0}, torch.ones(trained.num_heads))
     return sums.eval_metrics(plain, dump.identity.text)
 
 

@@ -1,6 +1,6 @@
 """How often each token is a target, and how probable the verifier finds it: vocab.parquet.
 
-Legend: V vocabulary.
+Legend: V vocabulary, D draft vocabulary.
 """
 
 import io
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from specpipe.schemas.errors import IntegrityError
 
+_SMALLEST_DRAFT = 256
 _SCHEMA = pa.schema([("token_id", pa.int32()), ("count", pa.int64()), ("mass", pa.float64())])
 
 
@@ -38,6 +39,17 @@ class VocabStatistics:
         """Sums of so many passes; counts are rounded."""
         count_V = np.rint(self.count_V * weight).astype(np.int64)
         return VocabStatistics(count_V, self.mass_V * weight)
+
+    def attainable_mass(self) -> dict[int, float]:
+        """m for draft vocabularies of 256, 512, ... and V tokens, the largest acceptance they
+        allow: the probability on the D most probable tokens. Empty where nothing was counted."""
+        mass_V = np.sort(self.mass_V)[::-1]
+        total = mass_V.sum()
+        if total == 0:
+            return {}
+        sizes = [1 << k for k in range(_SMALLEST_DRAFT.bit_length() - 1, len(mass_V).bit_length())]
+        sizes = [size for size in sizes if size < len(mass_V)] + [len(mass_V)]
+        return {size: float(mass_V[:size].sum() / total) for size in sizes}
 
     def to_parquet(self) -> bytes:
         """One row per token that has a count or a mass, token ids ascending."""

@@ -1,0 +1,16 @@
+"""Text that was written by others, as a terminal or a page may show it."""
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """The text with its control characters spelled out, all but newlines and tabs.
+
+    A terminal would obey them, and HTML has no way to write most of them.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) == "Cc" and character not in "\n\t"
+        else character
+        for character in text
+    )

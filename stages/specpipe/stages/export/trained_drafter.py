@@ -1,0 +1,79 @@
+"""A checkpoint's own weights under the trainer's implementation, on the samples of a dump.
+
+Legend: K heads, N starts, H hidden size, M measures, R rows of a chunk, D draft vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.drafter.batch import Batch, make_batch
+from specpipe.stages.drafter.checkpoint import Checkpoint
+from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafter.loss import head_losses
+from specpipe.stages.drafter.read_ahead import read_samples
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.head import VerifierHead, load_embedding
+
+CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One sample: `hidden_KNH` is the input of the lm_head, `measures_MKN` as in measures.py."""
+
+    batch: Batch
+    hidden_KNH: Tensor
+    measures_MKN: Tensor
+
+
+class TrainedDrafter:
+    """Raises ConfigError where the dump lacks a layer that the drafter takes."""
+
+    def __init__(self, checkpoint: Checkpoint, dump: Dump) -> None:
+        self.num_heads = checkpoint.state.num_heads
+        self._dump = dump
+        self._layers = checkpoint.shape.aux_layers
+        if not set(self._layers) <= set(dump.identity.layers):
+            raise ConfigError(
+                f"{checkpoint.path} was trained on the layers {list(self._layers)}, but"
+                f" {dump.folder.url} holds {list(dump.identity.layers)}; give a --dump that holds"
+                " them"
+            )
+        vocab = checkpoint.vocab
+        self._target_ids_D = vocab.target_ids_D
+        self._model = Eagle3(checkpoint.shape, load_embedding(dump.target_file))
+        self._model.load_state_dict(checkpoint.model)
+        head = VerifierHead.load(dump.target_file, torch.device("cpu"), rows=vocab.target_ids_D)
+        self._verifier = Verifier(head.logits, vocab.draft_ids(), vocab.target_ids_D)
+        self._chunk_rows = max(1, CHUNK_BYTES // (4 * vocab.size))
+
+    @torch.no_grad()
+    def measure(self, context_length: int | None, refs: Sequence[SampleRef]) -> Iterator[Measured]:
+        """Each of these samples of the dump, cut at the context length, in the dump's order."""
+        reader = SampleReader(self._dump, context_length, layers=self._layers)
+        for sample in read_samples(reader, refs):
+            batch = make_batch([sample], self.num_heads)
+            hidden_KNH = self._model(batch)
+            _, measures_MKN = head_losses(
+                hidden_KNH, self._lm_head_DH, batch, self._verifier, None, self._chunk_rows
+            )
+            yield Measured(batch, hidden_KNH, measures_MKN)
+
+    @torch.no_grad()
+    def most_likely(self, hidden_NH: Tensor) -> Tensor:
+        """The draft of greedy drafting, as a token id of the target: int64 [N]."""
+        best = [
+            (hidden_RH @ self._lm_head_DH.T).argmax(-1)
+            for hidden_RH in hidden_NH.split(self._chunk_rows)
+        ]
+        return self._target_ids_D[torch.cat(best)]
+
+    @property
+    def _lm_head_DH(self) -> Tensor:
+        return self._model.lm_head.weight

@@ -1,0 +1,28 @@
+"""The target's tokenizer, from a dump."""
+
+import tempfile
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from specpipe.schemas.dump import TARGET_FOLDER
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.location import CONFIG_FILE, TOKENIZER_FILES
+
+
+def stored_tokenizer(dump: Dump) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in the dump; None if there is none, or none that loads without its own code."""
+    target = dump.folder.child(TARGET_FOLDER)
+    names = [name for name in target.list() if name in TOKENIZER_FILES]
+    if not names:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [*names, CONFIG_FILE]:
+            (Path(folder) / name).write_bytes(dump.target_file(name))
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False
+            )
+        except (ValueError, OSError, ImportError):
+            return None
+        return tokenizer
