@@ -58,7 +58,7 @@ def test_a_job_killed_again_and_again_leaves_the_files_of_a_whole_one(
         if run.wait(chance.uniform(0.5, seconds)) is None:
             run.kill()
             killed += 1
-            if (tmp_path / "killed" / "state.json").exists():
+            if (tmp_path / "killed" / "job_state.json").exists():
                 assert status(tmp_path / "killed")["status"] in ("running", "stopped")
     assert killed
     code, report, notes = Job(job, tmp_path / "killed").result()
@@ -125,9 +125,9 @@ def test_secrets_of_urls_are_written_nowhere(make_job: MakeJob, tmp_path: Path) 
 def test_a_state_that_is_damaged_is_named(make_job: MakeJob, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "state.json").write_text('{"format_version": 1')
+    (out / "job_state.json").write_text('{"format_version": 1')
     code, error, _ = Job(make_job(), out).result()
     assert code == 4
-    assert "state.json" in error["error"]
+    assert "job_state.json" in error["error"]
     with pytest.raises(ValueError, match="status"):
         JobState.model_validate({})

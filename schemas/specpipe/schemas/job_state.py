@@ -1,4 +1,4 @@
-"""Where a job stands: state.json of its folder, and what `specpipe run --status` makes of it."""
+"""Where a job stands: job_state.json of its folder, and what `specpipe run --status` makes of it."""
 
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from specpipe.schemas.metrics import Frozen
 
-STATE_FILE = "state.json"
+STATE_FILE = "job_state.json"
 JOB_FILE = "job.json"
 METRICS_FILE = "metrics.jsonl"
 """Metrics under the API's names, see schemas/job_metrics.py."""
@@ -15,7 +15,7 @@ DUMP_FOLDER = "dump"
 TRAIN_FOLDER = "train"
 
 StageName = Literal["dump", "train", "export", "report"]
-STAGES: tuple[StageName, ...] = ("dump", "train", "export", "report")
+STAGES: tuple[StageName, ...] = ("dump", "train", "export")
 
 JobStatus = Literal["queued", "running", "stopped", "failed", "succeeded"]
 """`stopped`: killed, stopped or out of time; the same command goes on."""
@@ -44,7 +44,7 @@ class StageState(Frozen):
 
 
 class JobState(Frozen):
-    """state.json."""
+    """job_state.json."""
 
     format_version: Literal[1] = 1
     status: JobStatus

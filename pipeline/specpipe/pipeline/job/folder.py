@@ -109,7 +109,7 @@ class JobFolder:
             raise IntegrityError(f"{path} cannot be read: {error}") from None
 
     def write_state(self, state: JobState) -> JobState:
-        """Write state.json, with the time."""
+        """Write job_state.json, with the time."""
         state = state.model_copy(update={"updated_at": time.time()})
         self._write(STATE_FILE, state.model_dump_json(indent=2))
         return state
