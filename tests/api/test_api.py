@@ -173,8 +173,10 @@ def test_what_is_wrong_is_refused(start: Start, api_target: Path) -> None:
     with pytest.raises(openai.APIStatusError) as raised:
         client.files.create(file=too_large, purpose="fine-tune")
     assert raised.value.status_code == 413
-    chunks = (b" " * 2**16 for _ in range(32))  # no length is told
-    answer = httpx.post(f"{server.url}/v1/files", content=chunks, headers=bearer(TOKEN))
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    chunks = (piece for piece in [part, *[b" " * 2**16] * 32])  # no length is told
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{server.url}/v1/files", content=chunks, headers=bearer(TOKEN) | form)
     assert answer.status_code == 413
     assert len(list((server.log.parent / "api" / "files").iterdir())) == 2
 
