@@ -9,7 +9,7 @@ import pytest
 from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.stages.export import run as export_run
-from specpipe.stages.export import speculators
+from specpipe.stages.export.format import Format
 from specpipe.stages.export.run import run
 from tests.export.small import Trained
 
@@ -62,7 +62,7 @@ def test_killed_export_is_continued(
         raise KeyboardInterrupt
 
     if at == "the artifact":
-        monkeypatch.setattr(speculators, "write", killed)
+        monkeypatch.setattr(Format, "write", killed)
     else:
         name = "_validate" if at == "the validation" else "model_card"
         monkeypatch.setattr(export_run, name, killed)

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from specpipe.schemas.artifact import EMBEDDING, expected_tensors
-from specpipe.schemas.checkpoint import DrafterShape, TargetReference
+from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.stages.drafter.batch import DrafterSample, make_batch
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.shape import check_shape
-from specpipe.stages.export import speculators
+from specpipe.stages.export.artifact_tensors import artifact_tensors
+from specpipe.stages.export.format import Drafter
+from specpipe.stages.export.formats import FORMATS
 from specpipe.stages.export.plain_drafter import PlainDrafter
 from specpipe.stages.storage.states import SampleStates
 
 H, V, D, T, K = 24, 40, 30, 17, 4
 BEGIN = 5  # first supervised token
-TARGET = TargetReference(name="target", revision=None, architecture="X", weights_sha256="0")
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -93,11 +94,14 @@ def test_plain_drafter_equals_the_trained_one(changes: dict[str, object], tmp_pa
         model["embed_proj.weight"] = 0.5 * torch.nn.functional.one_hot(columns, H).float()
     ids = torch.randperm(V, generator=generator)[:draft_size].sort().values
     vocab = {"d2t": ids - torch.arange(draft_size), "t2d": torch.isin(torch.arange(V), ids)}
-    config = speculators.artifact_config(shape, TARGET, K)
     embedding_VH = torch.randn(V, H, generator=generator).bfloat16().float()
-    tensors = speculators.artifact_tensors(shape, model, vocab, lambda: embedding_VH)
+    tensors = artifact_tensors(shape, model, vocab, lambda: embedding_VH)
     assert set(tensors) == set(expected_tensors(shape))
-    speculators.write(tmp_path, config, tensors)
+    drafter = Drafter(shape, "target", "X", K)
+    for format in FORMATS.values():
+        if not format.inexpressible(shape):
+            (tmp_path / format.name).mkdir()
+            format.write(tmp_path / format.name, format.config(drafter), tensors)
     tokens_T = torch.randint(0, V, (T,), generator=generator)
     aux_TLH = torch.randn(T, shape.num_aux, H, generator=generator).bfloat16()
 
@@ -115,13 +119,14 @@ def test_plain_drafter_equals_the_trained_one(changes: dict[str, object], tmp_pa
     batch = make_batch([DrafterSample(tokens_T.int().numpy(), mask_T, states)], K)
     with torch.no_grad():
         expected_KNH = trained(batch)
-    plain = PlainDrafter.load(tmp_path, embedding_VH)
     first, last = int(batch.starts_N[0]), int(batch.starts_N[-1]) + 1
-    hidden_KNH = plain.hidden(tokens_T, aux_TLH, first, last, K)
-
-    assert torch.equal(plain.target_ids_D, ids)
     used_KN = batch.rows_KN >= 0
     assert used_KN.sum() > 3 * K
     # `Eagle3` gives what the lm_head takes; the plain drafter norms inside `logits`.
     expected = expected_KNH[used_KN] @ model["lm_head.weight"].T
-    torch.testing.assert_close(plain.logits(hidden_KNH[used_KN]), expected, rtol=2e-4, atol=1e-3)
+    for folder in tmp_path.iterdir():
+        plain = PlainDrafter.load(folder, embedding_VH)
+        hidden_KNH = plain.hidden(tokens_T, aux_TLH, first, last, K)
+        assert torch.equal(plain.target_ids_D, ids)
+        logits = plain.logits(hidden_KNH[used_KN])
+        torch.testing.assert_close(logits, expected, rtol=2e-4, atol=1e-3)

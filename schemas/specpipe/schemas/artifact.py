@@ -1,9 +1,18 @@
 """What a serving engine expects of an EAGLE-3 artifact: config keys, tensor names and shapes.
 
-Read from vLLM 0.32 (its speculators loader and its Llama EAGLE-3 model) and run against it.
+Read from vLLM 0.32 (its speculators loader and its EAGLE-3 models) and run against it; `eagle3`
+also from SGLang's and TensorRT-LLM's `LlamaForCausalLMEagle3`.
+
+Two formats have the same tensors. `speculators` keeps the layer's settings in
+`transformer_layer_config`; `eagle3` has them at the top, and names the layer `midlayer`.
 """
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 from specpipe.schemas.checkpoint import DrafterShape
+
+FormatName = Literal["speculators", "eagle3"]
 
 MODEL_TENSORS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -60,31 +69,59 @@ and assumes 3."""
 ALLOWED_LAYER_KEYS = REQUIRED_LAYER_KEYS | {"layer_types", "sliding_window"}
 """Both of the further two, or neither: without a window vLLM looks for neither."""
 
+EAGLE3_KEYS = (
+    (REQUIRED_KEYS - {"speculators_model_type", "speculators_version", "speculators_config"})
+    - {"transformer_layer_config"}
+    | REQUIRED_LAYER_KEYS
+    | {"eagle_config", "rope_theta", "rope_scaling", "specpipe"}
+)
+"""Keys of an `eagle3` config, all of them required. Engines before transformers 5 read the rope
+from `rope_theta` and `rope_scaling`, later ones from `rope_parameters`."""
+
+NESTED_KEYS = frozenset({"use_aux_hidden_state", LAYER_IDS})
+"""Keys of `eagle_config`, where SGLang looks: there a layer's output is named by the layer."""
+
 LAYER_TYPES = ("llama", "qwen3")
 """The decoder layers that vLLM has as EAGLE-3."""
 
 EMBEDDING = "embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
 
 
-def expected_tensors(shape: DrafterShape) -> dict[str, tuple[tuple[int, ...], str]]:
+def layer_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where an artifact's config has the settings of its layers."""
+    layer: Mapping[str, Any] = config.get("transformer_layer_config", config)
+    return layer
+
+
+def may_share_lm_head(shape: DrafterShape) -> bool:
+    """Whether an engine can take the target's lm_head where the artifact has none."""
+    return shape.draft_vocab_size == shape.vocab_size and not shape.projects_embedding
+
+
+def expected_tensors(
+    shape: DrafterShape, *, embedding: bool = False, lm_head: bool = True
+) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> (shape, dtype) of every tensor that the artifact must hold; no other is allowed.
 
-    Dtypes are "float" (bfloat16, float16 or float32), "int64" or "bool". `embed_tokens` is left
-    out: the engine shares the target's. Only a drafter of another width has one of its own.
+    Names are those of `speculators`. Dtypes are "float" (bfloat16, float16 or float32), "int64" or
+    "bool". `embedding` and `lm_head` say whether the artifact has its own or leaves them to the
+    target; a drafter of another width than the target's has an embedding of its own anyway.
     """
     H, target = shape.hidden_size, shape.target_hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "fc.weight": (H, shape.num_aux * target),
         "norm.weight": (H,),
-        "lm_head.weight": (shape.draft_vocab_size, H),
     }
+    if lm_head:
+        shapes[LM_HEAD] = (shape.draft_vocab_size, H)
     for number in range(shape.num_layers):
         shapes |= _layer_tensors(shape, number)
     if shape.norm_before_fc:
         shapes["input_norm.weight"] = (shape.num_aux * target,)
     if shape.fc_norm:
         shapes |= {f"fc_norm.{i}.weight": (target,) for i in range(shape.num_aux)}
-    if shape.projects_embedding:
+    if embedding or shape.projects_embedding:
         shapes[EMBEDDING] = (shape.vocab_size, H)
     tensors = {name: (value, "float") for name, value in shapes.items()}
     if shape.draft_vocab_size < shape.vocab_size:

@@ -39,6 +39,10 @@ class Checkpoint:
     state: TrainState
     files: dict[str, bytes]
 
+    @property
+    def num_heads(self) -> int:
+        return self.state.num_heads
+
 
 def resolve_checkpoint(location: str | Path) -> Path:
     """A checkpoint's folder: itself, or a run directory's best checkpoint, else its latest."""

@@ -67,6 +67,11 @@ class TargetCapture:
             self._head = VerifierHead.load(folder.read, self._backend.device)
             self.embedding_VH = load_embedding(folder.read).float().cpu()
 
+    @property
+    def lm_head_VH(self) -> Tensor:
+        """The target's, for a drafter that has none of its own."""
+        return self._head.lm_head_VH.cpu()
+
     def capture(
         self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
     ) -> list[CapturedText]:

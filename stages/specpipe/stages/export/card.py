@@ -29,13 +29,13 @@ def model_card(shape: DrafterShape, validation: Validation, draft_tokens: int) -
     lines = [
         "---",
         f"base_model: {json.dumps(target.name)}",
-        "tags: [speculative-decoding, eagle3, speculators]",
+        f"tags: [speculative-decoding, {shape.architecture}]",
         "---",
         f"# EAGLE-3 drafter for {target.name}",
         "",
         f"Guesses the next tokens of `{target.name}` ({target.architecture}, weights sha256"
         f" `{target.weights_sha256[:16]}`), which accepts or rejects them: the output stays the"
-        " target's own. Trained and exported by specpipe; layout `speculators`.",
+        f" target's own. Trained and exported by specpipe; layout `{validation.config.format}`.",
         "",
         "```sh",
         f"vllm serve {target.name} --speculative-config '{speculative}'",

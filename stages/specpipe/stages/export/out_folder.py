@@ -23,7 +23,7 @@ from specpipe.schemas.checkpoint import (
 )
 from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.export import speculators
+from specpipe.stages.export.format import Format
 from specpipe.stages.export.validation import Validation
 from specpipe.stages.storage.local_disk import write_atomic
 
@@ -67,14 +67,16 @@ class OutFolder:
             path = self.path / VALIDATION_FILE
             write_atomic(str(path), validation.model_dump_json(indent=2).encode())
 
-    def write_artifact(self, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def write_artifact(
+        self, format: Format, config: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> None:
         """Write OUT/checkpoint whole: in a folder beside it, which then takes its name."""
         temporary = self.path / f".{ARTIFACT_FOLDER}.{os.getpid()}.tmp"
         with self._errors():
             try:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir()
-                speculators.write(temporary, config, tensors)
+                format.write(temporary, config, tensors)
                 shutil.rmtree(self.artifact, ignore_errors=True)
                 temporary.rename(self.artifact)
             finally:

@@ -13,6 +13,7 @@ A attention heads, E head size, C steps of a chain, D draft vocabulary, V vocabu
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specpipe.schemas.artifact import CONFIG_FILE, EMBEDDING, MODEL_TENSORS_FILE
+from specpipe.schemas.artifact import (
+    CONFIG_FILE,
+    EMBEDDING,
+    LM_HEAD,
+    MODEL_TENSORS_FILE,
+    layer_config,
+)
 
 Keys = list[tuple[Tensor, Tensor]]
 """(key, value) of each step of a layer: of step 1 [P, A, E] at all positions, then [N, A, E]."""
@@ -36,24 +43,33 @@ class PlainDrafter:
 
     config: dict[str, Any]
     layer: dict[str, Any]
-    """`transformer_layer_config`."""
+    """Settings of its layers."""
     tensors: dict[str, Tensor]
     embedding_VH: Tensor
     target_ids_D: Tensor
 
     @classmethod
-    def load(cls, folder: Path, embedding_VH: Tensor) -> "PlainDrafter":
-        """`embedding_VH` is the target's, which the drafter takes where it has none of its own."""
+    def load(
+        cls, folder: Path, embedding_VH: Tensor, lm_head: Callable[[], Tensor] | None = None
+    ) -> "PlainDrafter":
+        """`embedding_VH` and `lm_head` [V, H] are the target's, which the drafter takes where it
+        has none of its own."""
         config = read_config(folder)
-        stored = load_file(folder / MODEL_TENSORS_FILE)
-        ids_D = torch.arange(config["draft_vocab_size"])
+        layer = dict(layer_config(config))
+        stored = {
+            name.replace("midlayer.", "layers.0."): tensor
+            for name, tensor in load_file(folder / MODEL_TENSORS_FILE).items()
+        }
+        if LM_HEAD not in stored and lm_head is not None:
+            stored[LM_HEAD] = lm_head()
+        ids_D = torch.arange(config["draft_vocab_size"] or layer["vocab_size"])
         if "d2t" in stored:
             ids_D = ids_D + stored["d2t"]
         tensors = {
             name: tensor.float() for name, tensor in stored.items() if tensor.is_floating_point()
         }
         embedding_VH = tensors.get(EMBEDDING, embedding_VH.float())
-        return cls(config, config["transformer_layer_config"], tensors, embedding_VH, ids_D)
+        return cls(config, layer, tensors, embedding_VH, ids_D)
 
     @property
     def aux_layers(self) -> tuple[int, ...]:

@@ -26,13 +26,13 @@ from specpipe.stages.drafter.loss_settings import LossSettings
 from specpipe.stages.drafter.metric_rows import metric_rows
 from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.replay import replay
-from specpipe.stages.drafter.sample_reader import SampleRef
+from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.export.accept import TargetText, text_spans
 from specpipe.stages.export.evaluated import evaluation, settings_for
 from specpipe.stages.export.plain_drafter import PlainDrafter
-from specpipe.stages.export.trained_drafter import TrainedDrafter
+from specpipe.stages.export.trained_drafter import TrainedDrafter, Weights
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding
+from specpipe.stages.target.head import load_embedding, load_lm_head
 
 TOLERANCE = 0.002
 """Accepted relative difference of tau; the artifact's weights are rounded to bfloat16."""
@@ -78,18 +78,33 @@ def check(
         else None
     )
     compared_with = "recorded" if trained else "recomputed"
-    trained = trained or _recompute(checkpoint, dump, reader.context_length, refs)
+    trained = trained or recompute(checkpoint, dump, reader.context_length, refs)
+    return compare(artifact, dump, reader, refs, trained, compared_with, checkpoint.num_heads)
+
+
+def compare(
+    artifact: Path,
+    dump: Dump,
+    reader: SampleReader,
+    refs: Sequence[SampleRef],
+    trained: EvalMetrics,
+    compared_with: str,
+    num_heads: int,
+) -> ReplayFindings:
+    """The replay of an artifact's files beside the figures `trained`."""
     curves: dict[str, ReplayCurve] = {}
-    drafter = PlainDrafter.load(artifact, load_embedding(dump.target_file))
+    drafter = PlainDrafter.load(
+        artifact, load_embedding(dump.target_file), lambda: load_lm_head(dump.target_file)
+    )
     ids, layers = drafter.aux_layers, dump.identity.layers
     if set(ids) <= set(layers):
         columns = [layers.index(k) for k in ids]
         texts = (_text(sample, columns) for sample in read_samples(reader, refs))
-        spans = text_spans(drafter, texts, checkpoint.state.num_heads)
+        spans = text_spans(drafter, texts, num_heads)
         for name in CURVES:
             curves[name] = replay(
                 spans.sampled if name == "replay_temperature_1" else spans.greedy,
-                checkpoint.state.num_heads,
+                num_heads,
                 exact=getattr(trained, name).exact,
             )
         trained_tau = {name: getattr(trained, name).tau for name in CURVES}
@@ -139,11 +154,11 @@ def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
     return None
 
 
-def _recompute(
-    checkpoint: Checkpoint, dump: Dump, context_length: int | None, refs: Sequence[SampleRef]
+def recompute(
+    drafter: Weights, dump: Dump, context_length: int | None, refs: Sequence[SampleRef]
 ) -> EvalMetrics:
-    """The figures of the checkpoint's own weights under the trainer's implementation."""
-    trained = TrainedDrafter(checkpoint, dump)
+    """The figures of the drafter's own weights under the trainer's implementation."""
+    trained = TrainedDrafter(drafter, dump)
     sums = MeasureSums(trained.num_heads, keep_spans=True)
     for sample in trained.measure(context_length, refs):
         sums.add(sample.batch, sample.measures_MKN)

@@ -1,84 +1,121 @@
-"""The `speculators` format of an EAGLE-3 drafter, which vLLM loads directly.
+"""The `speculators` format of an EAGLE-3 drafter, which vLLM loads directly."""
 
-Every key that an engine may read is written out: engines disagree about the defaults, and a key
-that is missing is not an error there but a drafter that guesses badly.
-"""
-
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from safetensors.torch import save
-from torch import Tensor
-
 from specpipe.schemas.artifact import (
+    ALLOWED_KEYS,
+    ALLOWED_LAYER_KEYS,
     CONFIG_FILE,
-    EMBEDDING,
-    LAYER_IDS,
-    MODEL_TENSORS_FILE,
-    SWITCHES,
-    expected_tensors,
+    REQUIRED_KEYS,
+    REQUIRED_LAYER_KEYS,
 )
-from specpipe.schemas.checkpoint import DrafterShape, TargetReference
+from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.stages.export.format import (
+    Drafter,
+    Format,
+    TargetFacts,
+    drafter_settings,
+    layer_settings,
+    missing_and_unknown,
+)
 
 SPECULATORS_VERSION = "0.9.0"
 """Version of the `speculators` library whose config layout this is."""
 
 
-def artifact_config(
-    shape: DrafterShape, target: TargetReference, speculative_tokens: int
-) -> dict[str, Any]:
-    """`config.json`, as vLLM's speculators loader reads it.
+class Speculators(Format):
+    name = "speculators"
 
-    The layer ids stand at the top: nested ones are read by one of vLLM's two model runners and
-    ignored by the other. `num_aux_hidden_states` stands in the layer config, the only place where
-    vLLM's drafter looks for it (it assumes 3 otherwise).
-    """
-    return {
-        "architectures": ["Eagle3Speculator"],
-        "speculators_model_type": shape.architecture,
-        "speculators_version": SPECULATORS_VERSION,
-        "speculators_config": {
-            "algorithm": shape.architecture,
-            "default_proposal_method": "greedy",
-            "proposal_methods": [
-                {
-                    "proposal_type": "greedy",
-                    "speculative_tokens": speculative_tokens,
-                    "verifier_accept_k": 1,
-                    "accept_tolerance": 0.0,
-                }
-            ],
-            "verifier": {"name_or_path": target.name, "architectures": [target.architecture]},
-        },
-        "transformer_layer_config": {
-            "model_type": shape.layer_type,
-            "num_hidden_layers": shape.num_layers,
-            "hidden_size": shape.hidden_size,
-            "intermediate_size": shape.intermediate_size,
-            "num_attention_heads": shape.num_attention_heads,
-            "num_key_value_heads": shape.num_key_value_heads,
-            "head_dim": shape.head_dim,
-            "hidden_act": shape.hidden_act,
-            "rms_norm_eps": shape.rms_norm_eps,
-            "rope_parameters": shape.rope_parameters,
-            "max_position_embeddings": shape.max_position_embeddings,
-            "vocab_size": shape.vocab_size,
-            "num_aux_hidden_states": shape.num_aux,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": False,
-            **_window(shape),
-        },
-        "draft_vocab_size": shape.draft_vocab_size,
-        "target_hidden_size": shape.target_hidden_size,
-        **{switch: getattr(shape, switch) for switch in SWITCHES},
-        LAYER_IDS: list(shape.aux_layers),
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-    }
+    def inexpressible(self, shape: DrafterShape) -> list[str]:
+        return []
+
+    def config(self, drafter: Drafter) -> dict[str, Any]:
+        shape = drafter.shape
+        return {
+            "architectures": ["Eagle3Speculator"],
+            "speculators_model_type": shape.architecture,
+            "speculators_version": SPECULATORS_VERSION,
+            "speculators_config": {
+                "algorithm": shape.architecture,
+                "default_proposal_method": "greedy",
+                "proposal_methods": [
+                    {
+                        "proposal_type": "greedy",
+                        "speculative_tokens": drafter.speculative_tokens,
+                        "verifier_accept_k": 1,
+                        "accept_tolerance": 0.0,
+                    }
+                ],
+                "verifier": {
+                    "name_or_path": drafter.target,
+                    "architectures": [drafter.target_architecture],
+                },
+            },
+            "transformer_layer_config": layer_settings(shape) | _window(shape),
+            **drafter_settings(drafter),
+        }
+
+    def stored_name(self, name: str) -> str:
+        return name
+
+    def key_problems(self, config: Mapping[str, Any]) -> list[str]:
+        layer = config.get("transformer_layer_config", {})
+        if not isinstance(layer, dict):
+            return [f"{CONFIG_FILE}: transformer_layer_config is not an object"]
+        return [
+            *missing_and_unknown(CONFIG_FILE, config, REQUIRED_KEYS, ALLOWED_KEYS),
+            *missing_and_unknown(
+                "transformer_layer_config", layer, REQUIRED_LAYER_KEYS, ALLOWED_LAYER_KEYS
+            ),
+        ]
+
+    def problems(
+        self,
+        config: Mapping[str, Any],
+        shape: DrafterShape,
+        target: TargetFacts,
+        has_lm_head: bool,
+    ) -> list[str]:
+        problems = []
+        layer, kind = config["transformer_layer_config"], config["speculators_model_type"]
+        if kind != "eagle3":
+            problems.append(f"speculators_model_type is {kind!r}, but must be 'eagle3'")
+        windows = ["sliding_attention"] * shape.num_layers if shape.sliding_window else None
+        if layer.get("layer_types") != windows:
+            problems.append(
+                f"layer_types {layer.get('layer_types')!r} must be {windows!r} for a sliding_window"
+                f" of {shape.sliding_window!r}"
+            )
+        try:
+            said = self.drafter(config)
+            if said is None:
+                return [*problems, "speculators_config lacks the verifier or the proposal method"]
+            name, architecture, tokens = said
+            if not (isinstance(tokens, int) and tokens > 0):
+                problems.append("speculative_tokens must be a positive number")
+            if not name:
+                problems.append("speculators_config.verifier.name_or_path is empty")
+            if architecture != target.architecture:
+                problems.append(
+                    f"the verifier's architectures are not [{target.architecture!r}], but"
+                    f" [{architecture!r}]"
+                )
+            if config["speculators_config"]["algorithm"] != kind:
+                algorithm = config["speculators_config"]["algorithm"]
+                problems.append(f"algorithm {algorithm!r} is not the drafter's")
+        except KeyError as error:
+            problems.append(f"speculators_config lacks {error}")
+        return problems
+
+    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
+        try:
+            stated = config["speculators_config"]
+            (architecture,) = stated["verifier"]["architectures"]
+            tokens = stated["proposal_methods"][0]["speculative_tokens"]
+            return stated["verifier"]["name_or_path"], architecture, tokens
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
 
 
 def _window(shape: DrafterShape) -> dict[str, Any]:
@@ -89,34 +126,3 @@ def _window(shape: DrafterShape) -> dict[str, Any]:
         "layer_types": ["sliding_attention"] * shape.num_layers,
         "sliding_window": shape.sliding_window,
     }
-
-
-def artifact_tensors(
-    shape: DrafterShape,
-    model: dict[str, Tensor],
-    vocab: dict[str, Tensor],
-    embedding: Callable[[], Tensor],
-) -> dict[str, Tensor]:
-    """The tensors to write: weights rounded to bfloat16, and the map where D < V.
-
-    A drafter of another width than the target's gets its own embedding, the target's (`embedding`,
-    [V, target's width]) as it projects it. Nothing else of the checkpoint is taken; what is missing
-    is left for `structure` to name.
-    """
-    if shape.projects_embedding and "embed_proj.weight" in model:
-        projected_VH = embedding().float() @ model["embed_proj.weight"].float().T
-        model = model | {EMBEDDING: projected_VH}
-    tensors = {}
-    for name, (_, kind) in expected_tensors(shape).items():
-        source = vocab if kind != "float" else model
-        if name in source:
-            tensor = source[name]
-            tensors[name] = tensor.to(torch.bfloat16).contiguous() if kind == "float" else tensor
-    return tensors
-
-
-def write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write both files of the artifact into `folder`, which must exist."""
-    (folder / MODEL_TENSORS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
-    text = json.dumps(config, indent=2) + "\n"
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")

@@ -19,35 +19,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from specpipe.schemas.artifact import (
-    ALLOWED_KEYS,
-    ALLOWED_LAYER_KEYS,
     CONFIG_FILE,
+    EMBEDDING,
     LAYER_IDS,
     LAYER_TYPES,
+    LM_HEAD,
     MODEL_TENSORS_FILE,
-    REQUIRED_KEYS,
-    REQUIRED_LAYER_KEYS,
     SWITCHES,
     expected_tensors,
+    layer_config,
+    may_share_lm_head,
 )
 from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.stages.export.format import Format, TargetFacts
+from specpipe.stages.export.formats import format_of
 
 DTYPES = {
     "float": (torch.bfloat16, torch.float16, torch.float32),
     "int64": (torch.int64,),
     "bool": (torch.bool,),
 }
-
-
-class TargetFacts(BaseModel):
-    """What the artifact must agree with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    architecture: str
-    hidden_size: int
-    vocab_size: int
-    num_layers: int
 
 
 class StructureFindings(BaseModel):
@@ -76,15 +67,17 @@ def check(
         problems.append(f"{CONFIG_FILE} cannot be read: {error}")
         config = None
     if isinstance(config, dict):
-        missing = _keys(config)
+        format = format_of(config)
+        missing = format.key_problems(config)
         problems += missing
         if not missing:
             shape = _shape(config, problems)
             if shape is not None:
                 problems += _consistent(config, shape, target)
+                problems += format.problems(config, shape, target, LM_HEAD in tensors)
                 problems += _as_trained(shape, trained)
                 if tensors:
-                    problems += _tensors(tensors, shape)
+                    problems += tensor_problems(tensors, shape, format)
     elif config is not None:
         problems.append(f"{CONFIG_FILE} does not hold a JSON object")
     return StructureFindings(
@@ -95,39 +88,19 @@ def check(
     )
 
 
-def _keys(config: Mapping[str, Any]) -> list[str]:
-    """Missing and unknown keys, at the top and in the layer's config."""
-    layer = config.get("transformer_layer_config", {})
-    if not isinstance(layer, dict):
-        return [f"{CONFIG_FILE}: transformer_layer_config is not an object"]
-    problems = []
-    for where, values, required, allowed in (
-        (CONFIG_FILE, config, REQUIRED_KEYS, ALLOWED_KEYS),
-        ("transformer_layer_config", layer, REQUIRED_LAYER_KEYS, ALLOWED_LAYER_KEYS),
-    ):
-        problems += [
-            f"{where}: key {key!r} is missing; an engine would assume a default for it"
-            for key in sorted(required - set(values))
-        ]
-        problems += [
-            f"{where}: key {key!r} is unknown; it belongs elsewhere or is misspelt"
-            for key in sorted(set(values) - allowed)
-        ]
-    return problems
-
-
 def _shape(config: Mapping[str, Any], problems: list[str]) -> DrafterShape | None:
     """The drafter that the config declares; None, and a problem, where a value has no sense."""
-    layer = config["transformer_layer_config"]
+    layer = layer_config(config)
+    size = config["draft_vocab_size"]
     try:
         return DrafterShape(
-            architecture=config["speculators_model_type"],
             layer_type=layer["model_type"],
             num_layers=layer["num_hidden_layers"],
             sliding_window=layer.get("sliding_window"),
             target_hidden_size=config["target_hidden_size"],
             aux_layers=tuple(config[LAYER_IDS]),
-            **{key: config[key] for key in _TOP_KEYS},
+            draft_vocab_size=layer["vocab_size"] if size is None else size,
+            **{key: config[key] for key in SWITCHES},
             **{key: layer[key] for key in _LAYER_KEYS},
         )
     except (ValueError, TypeError) as error:
@@ -135,7 +108,6 @@ def _shape(config: Mapping[str, Any], problems: list[str]) -> DrafterShape | Non
         return None
 
 
-_TOP_KEYS = ("draft_vocab_size", *SWITCHES)
 _LAYER_KEYS = (
     "hidden_size",
     "intermediate_size",
@@ -153,7 +125,7 @@ _LAYER_KEYS = (
 def _consistent(config: Mapping[str, Any], shape: DrafterShape, target: TargetFacts) -> list[str]:
     """The config against itself and against the target's."""
     problems = []
-    layer, speculators = config["transformer_layer_config"], config["speculators_config"]
+    layer = layer_config(config)
     ids = list(shape.aux_layers)
     outside = [k for k in ids if not 1 <= k <= target.num_layers]
     if not ids or outside or ids != sorted(set(ids)):
@@ -162,7 +134,6 @@ def _consistent(config: Mapping[str, Any], shape: DrafterShape, target: TargetFa
             " (id k is the residual stream that enters decoder layer k)"
         )
     expected: list[tuple[str, Any, Any]] = [
-        ("speculators_model_type", config["speculators_model_type"], "eagle3"),
         ("num_aux_hidden_states", layer["num_aux_hidden_states"], len(ids)),
         ("target_hidden_size", config["target_hidden_size"], target.hidden_size),
         ("vocab_size", shape.vocab_size, target.vocab_size),
@@ -182,12 +153,6 @@ def _consistent(config: Mapping[str, Any], shape: DrafterShape, target: TargetFa
         )
     if shape.num_layers < 1:
         problems.append(f"num_hidden_layers {shape.num_layers} is not positive")
-    windows = ["sliding_attention"] * shape.num_layers if shape.sliding_window else None
-    if layer.get("layer_types") != windows:
-        problems.append(
-            f"layer_types {layer.get('layer_types')!r} must be {windows!r} for a sliding_window of"
-            f" {shape.sliding_window!r}"
-        )
     if not 0 < shape.draft_vocab_size <= shape.vocab_size:
         problems.append(
             f"draft_vocab_size {shape.draft_vocab_size} is not in 1..{shape.vocab_size}"
@@ -196,21 +161,6 @@ def _consistent(config: Mapping[str, Any], shape: DrafterShape, target: TargetFa
         problems.append("norm_before_fc and fc_norm exclude each other")
     if "rope_type" not in shape.rope_parameters or "rope_theta" not in shape.rope_parameters:
         problems.append("rope_parameters must name rope_type and rope_theta")
-    try:
-        method = speculators["proposal_methods"][0]
-        if not (isinstance(method["speculative_tokens"], int) and method["speculative_tokens"] > 0):
-            problems.append("speculative_tokens must be a positive number")
-        architectures = speculators["verifier"]["architectures"]
-        if not speculators["verifier"]["name_or_path"]:
-            problems.append("speculators_config.verifier.name_or_path is empty")
-        if architectures != [target.architecture]:
-            problems.append(
-                f"the verifier's architectures {architectures} are not {[target.architecture]}"
-            )
-        if speculators["algorithm"] != config["speculators_model_type"]:
-            problems.append(f"algorithm {speculators['algorithm']!r} is not the drafter's")
-    except (KeyError, IndexError, TypeError) as error:
-        problems.append(f"speculators_config lacks {error}")
     return problems
 
 
@@ -224,9 +174,19 @@ def _as_trained(shape: DrafterShape, trained: DrafterShape | None) -> list[str]:
     ]
 
 
-def _tensors(tensors: Mapping[str, Tensor], shape: DrafterShape) -> list[str]:
-    """Names, shapes, dtypes and values, then the vocabulary map."""
-    expected = expected_tensors(shape)
+def tensor_problems(
+    tensors: Mapping[str, Tensor], shape: DrafterShape, format: Format
+) -> list[str]:
+    """Names, shapes, dtypes and values, then the vocabulary map.
+
+    The names are the format's. An embedding is allowed; a lm_head may be left to the target.
+    """
+    own = expected_tensors(
+        shape,
+        embedding=EMBEDDING in tensors,
+        lm_head=LM_HEAD in tensors or not may_share_lm_head(shape),
+    )
+    expected = {format.stored_name(name): value for name, value in own.items()}
     problems = [f"tensor {name} is missing" for name in sorted(set(expected) - set(tensors))]
     problems += [
         f"tensor {name} does not belong here" for name in sorted(set(tensors) - set(expected))

@@ -1,26 +1,46 @@
-"""A checkpoint's own weights under the trainer's implementation, on the samples of a dump.
+"""A drafter's weights under the trainer's implementation, on the samples of a dump.
 
 Legend: K heads, N starts, H hidden size, M measures, R rows of a chunk, D draft vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.batch import Batch, make_batch
-from specpipe.stages.drafter.checkpoint import Checkpoint
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.loss import head_losses
 from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import VerifierHead, load_embedding
 
 CHUNK_BYTES = 64 * 2**20
+
+
+class Weights(Protocol):
+    """A drafter's weights and where they lie: those of a checkpoint, or of an artifact."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def shape(self) -> DrafterShape: ...
+    @property
+    def vocab(self) -> VocabMap: ...
+    @property
+    def model(self) -> dict[str, Tensor]:
+        """By the names of the model's parameters, float32."""
+
+    @property
+    def num_heads(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +55,20 @@ class Measured:
 class TrainedDrafter:
     """Raises ConfigError where the dump lacks a layer that the drafter takes."""
 
-    def __init__(self, checkpoint: Checkpoint, dump: Dump) -> None:
-        self.num_heads = checkpoint.state.num_heads
+    def __init__(self, drafter: Weights, dump: Dump) -> None:
+        self.num_heads = drafter.num_heads
         self._dump = dump
-        self._layers = checkpoint.shape.aux_layers
+        self._layers = drafter.shape.aux_layers
         if not set(self._layers) <= set(dump.identity.layers):
             raise ConfigError(
-                f"{checkpoint.path} was trained on the layers {list(self._layers)}, but"
+                f"{drafter.path} takes the layers {list(self._layers)}, but"
                 f" {dump.folder.url} holds {list(dump.identity.layers)}; give a --dump that holds"
                 " them"
             )
-        vocab = checkpoint.vocab
+        vocab = drafter.vocab
         self._target_ids_D = vocab.target_ids_D
-        self._model = Eagle3(checkpoint.shape, load_embedding(dump.target_file))
-        self._model.load_state_dict(checkpoint.model)
+        self._model = Eagle3(drafter.shape, load_embedding(dump.target_file))
+        self._model.load_state_dict(drafter.model)
         head = VerifierHead.load(dump.target_file, torch.device("cpu"), rows=vocab.target_ids_D)
         self._verifier = Verifier(head.logits, vocab.draft_ids(), vocab.target_ids_D)
         self._chunk_rows = max(1, CHUNK_BYTES // (4 * vocab.size))

@@ -1,0 +1,217 @@
+"""An EAGLE-3 artifact of whatever program, as it is on disk: its shape, vocabulary and weights.
+
+Ours and speculators' have their settings in `transformer_layer_config` and name their layers
+`layers.N`; SpecForge's, ModelOpt's and the paper's own have them at the top, and one layer, named
+`midlayer` or `layers.0`. Layer ids: `eagle_aux_hidden_state_layer_ids` at the top counts as we do;
+inside `eagle_config` (SGLang's place) it names a layer's output by the layer, one less.
+
+Legend: V target vocabulary, D draft vocabulary, H hidden size.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError as PydanticError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig
+
+from specpipe.schemas.artifact import (
+    ARTIFACT_FOLDER,
+    CONFIG_FILE,
+    LAYER_IDS,
+    MODEL_TENSORS_FILE,
+    SWITCHES,
+    layer_config,
+)
+from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.drafter.shape import check_shape
+from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.stages.drafter.vocab_file import vocab_map
+
+BUFFERS = ("rotary_emb.inv_freq",)
+"""Ends of names that hold what the config says anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfTarget:
+    """What is known of the target; where the artifact says otherwise, it is another's."""
+
+    vocab_size: int
+    hidden_size: int
+    aux_layers: tuple[int, ...]
+    """Ids that an artifact is taken to want whose config does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact as it is on disk, under our names."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    shape: DrafterShape
+    tensors: dict[str, Tensor]
+    layer_ids: tuple[int, ...] | None
+    """As its config says; None where it says nothing."""
+
+    def vocab(self) -> VocabMap:
+        """Raises ConfigError where d2t and t2d are missing or are not its draft vocabulary."""
+        vocab_size, size = self.shape.vocab_size, self.shape.draft_vocab_size
+        where = f"artifact {self.folder}"
+        maps = {name: self.tensors[name] for name in ("d2t", "t2d") if name in self.tensors}
+        if "d2t" not in maps:
+            if size != vocab_size:
+                raise ConfigError(
+                    f"{where} has a draft vocabulary of {size}, but no d2t that says which tokens"
+                )
+            return VocabMap(torch.arange(vocab_size), vocab_size)
+        try:
+            vocab = vocab_map(maps, vocab_size)
+        except IntegrityError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if vocab.size != size:
+            raise ConfigError(f"{where}: d2t names {vocab.size} tokens, its config {size}")
+        return vocab
+
+
+def artifact_folder(location: str) -> Path:
+    """The folder of an artifact's files: the given one, or `checkpoint` of an export's.
+
+    Raises ConfigError where there is no artifact, or none that is read here.
+    """
+    folder = Path(location.removeprefix("file://")).expanduser()
+    if not (folder / CONFIG_FILE).is_file() and (folder / ARTIFACT_FOLDER / CONFIG_FILE).is_file():
+        folder = folder / ARTIFACT_FOLDER
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"artifact {folder}: there is no {CONFIG_FILE} in it; is it an artifact?")
+    pickled = sorted(path.name for end in ("bin", "pt", "pth") for path in folder.glob(f"*.{end}"))
+    if pickled and not (folder / MODEL_TENSORS_FILE).is_file():
+        raise ConfigError(
+            f"artifact {folder}: its weights are pickled ({pickled[0]}), and reading them could run"
+            f" any code; save them as {MODEL_TENSORS_FILE} first"
+        )
+    return folder
+
+
+def read_artifact(location: str, target: OfTarget | None = None) -> Artifact:
+    """The artifact in a local folder; raises ConfigError where it is none for this target.
+
+    Without a target, the artifact has to say everything itself.
+    """
+    folder = artifact_folder(location)
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        tensors = load_file(folder / MODEL_TENSORS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"artifact {folder} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"artifact {folder}: {CONFIG_FILE} holds no JSON object")
+    try:
+        layer_ids = _layer_ids(folder, config)
+        shape = _shape(folder, config, layer_ids, target)
+    except KeyError as error:
+        raise ConfigError(f"artifact {folder}: {CONFIG_FILE} does not say {error}") from None
+    except (PydanticError, TypeError, AttributeError) as error:
+        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {error}") from None
+    return Artifact(folder, config, shape, _our_names(folder, tensors), layer_ids)
+
+
+def _layer_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    own = tuple(config.get(LAYER_IDS) or ())
+    nested = tuple(layer + 1 for layer in _nested(config).get(LAYER_IDS) or ())
+    if own and nested and own != nested:
+        raise ConfigError(
+            f"artifact {folder}: {LAYER_IDS} {list(own)} disagrees with that of eagle_config,"
+            f" {[layer - 1 for layer in nested]}, which must be one less each"
+        )
+    return own or nested or None
+
+
+def _nested(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    nested: Mapping[str, Any] = config.get("eagle_config") or {}
+    return nested
+
+
+def _shape(
+    folder: Path,
+    config: Mapping[str, Any],
+    layer_ids: tuple[int, ...] | None,
+    target: OfTarget | None,
+) -> DrafterShape:
+    layer, nested = layer_config(config), _nested(config)
+    kind = config.get("speculators_model_type", "eagle3")
+    if kind != "eagle3" or not nested.get("use_aux_hidden_state", True):
+        raise ConfigError(f"artifact {folder} is no EAGLE-3 drafter (it takes no auxiliary states)")
+    switches = {name: config.get(name, nested.get(name, False)) for name in SWITCHES}
+    vocab_size, width = _sizes(folder, config, target)
+    aux_layers = layer_ids or (target.aux_layers if target else None)
+    if aux_layers is None:
+        raise ConfigError(
+            f"artifact {folder}: {CONFIG_FILE} names no {LAYER_IDS}, and their default depends on"
+            " the target; give --target"
+        )
+    heads = layer["num_attention_heads"]
+    shape = DrafterShape(
+        layer_type="qwen3" if layer.get("model_type") == "qwen3" else "llama",
+        num_layers=layer.get("num_hidden_layers", 1),
+        sliding_window=layer.get("sliding_window") if layer.get("layer_types") else None,
+        hidden_size=layer["hidden_size"],
+        target_hidden_size=width,
+        intermediate_size=layer["intermediate_size"],
+        num_attention_heads=heads,
+        num_key_value_heads=layer.get("num_key_value_heads") or heads,
+        head_dim=layer.get("head_dim") or layer["hidden_size"] // heads,
+        rms_norm_eps=layer.get("rms_norm_eps", 1e-6),
+        hidden_act=layer.get("hidden_act", "silu"),
+        rope_parameters=_rope(layer),
+        max_position_embeddings=layer["max_position_embeddings"],
+        vocab_size=vocab_size,
+        draft_vocab_size=config.get("draft_vocab_size") or vocab_size,
+        aux_layers=aux_layers,
+        **switches,
+    )
+    if shape.hidden_act != "silu":
+        raise ConfigError(f"artifact {folder}: hidden_act {shape.hidden_act!r} is not silu")
+    check_shape(shape)
+    return shape
+
+
+def _sizes(folder: Path, config: Mapping[str, Any], target: OfTarget | None) -> tuple[int, int]:
+    """The target's vocabulary and width."""
+    layer = layer_config(config)
+    width = config.get("target_hidden_size") or layer.get("hidden_size")
+    vocab_size = layer.get("vocab_size", target.vocab_size if target else None)
+    if target and (vocab_size, width) != (target.vocab_size, target.hidden_size):
+        raise ConfigError(
+            f"artifact {folder} is for a target with a vocabulary of {vocab_size} and {width} wide"
+            f" states, not for this one with {target.vocab_size} and {target.hidden_size}"
+        )
+    if vocab_size is None:
+        raise KeyError("vocab_size")
+    return vocab_size, width
+
+
+def _rope(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' rope_parameters, also from the older rope_theta and rope_scaling."""
+    given = layer.get("rope_parameters")
+    keys = ("rope_parameters",) if given else ("rope_theta", "rope_scaling")
+    values = {key: layer[key] for key in keys if layer.get(key) is not None}
+    rope: dict[str, Any] = LlamaConfig(**values).to_dict()["rope_parameters"]
+    return rope
+
+
+def _our_names(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = {}
+    for name, tensor in tensors.items():
+        ours = name.removeprefix("model.").replace("midlayer.", "layers.0.", 1)
+        if ours in named:
+            raise ConfigError(f"artifact {folder}: two of its tensors are {ours}")
+        if not name.endswith(BUFFERS):
+            named[ours] = tensor
+    return named

@@ -1,0 +1,139 @@
+"""The `eagle3` format: one `midlayer` and a flat config, as SGLang, TensorRT-LLM and vLLM read it.
+
+`LlamaForCausalLMEagle3` is what all of them load. SGLang and TensorRT-LLM pass over switches and
+tensors of EAGLE-3.1, and over the norms of queries and keys, without a word: a drafter that has
+any is given vLLM's own name of the architecture, which they refuse.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from specpipe.schemas.artifact import (
+    CONFIG_FILE,
+    EAGLE3_KEYS,
+    LAYER_IDS,
+    NESTED_KEYS,
+    SWITCHES,
+)
+from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.stages.export.format import (
+    Drafter,
+    Format,
+    TargetFacts,
+    drafter_settings,
+    layer_settings,
+    missing_and_unknown,
+)
+
+EVERY_ENGINE = "LlamaForCausalLMEagle3"
+ONLY_VLLM = {"llama": "Eagle3LlamaForCausalLM", "qwen3": "Eagle3Qwen3ForCausalLM"}
+NUM_AUX = 3
+"""Auxiliary layers that every engine takes."""
+
+LAYER, MIDLAYER = "layers.0.", "midlayer."
+
+
+class Eagle3(Format):
+    name = "eagle3"
+
+    def inexpressible(self, shape: DrafterShape) -> list[str]:
+        problems = []
+        if shape.num_layers != 1:
+            problems.append(f"{shape.num_layers} layers (it has one, midlayer)")
+        if shape.sliding_window is not None:
+            problems.append(f"a sliding window of {shape.sliding_window} (no engine reads it here)")
+        return problems
+
+    def config(self, drafter: Drafter) -> dict[str, Any]:
+        shape, rope = drafter.shape, drafter.shape.rope_parameters
+        return {
+            "architectures": [architecture(shape)],
+            **layer_settings(shape),
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": rope_scaling(rope),
+            **drafter_settings(drafter),
+            # SGLang takes the target's lm_head where no size is given, and only there.
+            "draft_vocab_size": shape.draft_vocab_size if drafter.has_lm_head else None,
+            "eagle_config": {
+                "use_aux_hidden_state": True,
+                LAYER_IDS: [layer - 1 for layer in shape.aux_layers],
+            },
+            "specpipe": {
+                "target": drafter.target,
+                "target_architecture": drafter.target_architecture,
+                "speculative_tokens": drafter.speculative_tokens,
+            },
+        }
+
+    def stored_name(self, name: str) -> str:
+        return name.replace(LAYER, MIDLAYER, 1) if name.startswith(LAYER) else name
+
+    def key_problems(self, config: Mapping[str, Any]) -> list[str]:
+        nested = config.get("eagle_config", {})
+        if not isinstance(nested, dict):
+            return [f"{CONFIG_FILE}: eagle_config is not an object"]
+        return [
+            *missing_and_unknown(CONFIG_FILE, config, EAGLE3_KEYS, EAGLE3_KEYS),
+            *missing_and_unknown("eagle_config", nested, NESTED_KEYS, NESTED_KEYS),
+        ]
+
+    def problems(
+        self,
+        config: Mapping[str, Any],
+        shape: DrafterShape,
+        target: TargetFacts,
+        has_lm_head: bool,
+    ) -> list[str]:
+        nested = config["eagle_config"]
+        expected = [
+            ("architectures", config["architectures"], [architecture(shape)]),
+            (
+                f"eagle_config's {LAYER_IDS} (SGLang's numbering, one less)",
+                nested[LAYER_IDS],
+                [layer - 1 for layer in shape.aux_layers],
+            ),
+            ("use_aux_hidden_state", nested["use_aux_hidden_state"], True),
+            ("rope_theta", config["rope_theta"], shape.rope_parameters.get("rope_theta")),
+            ("rope_scaling", config["rope_scaling"], rope_scaling(shape.rope_parameters)),
+        ]
+        problems = [
+            f"{name} is {value!r}, but must be {right!r}"
+            for name, value, right in expected
+            if value != right
+        ]
+        problems += [f"the format cannot hold {what}" for what in self.inexpressible(shape)]
+        if has_lm_head != (config["draft_vocab_size"] is not None):
+            problems.append(
+                f"draft_vocab_size is {config['draft_vocab_size']!r}, but a lm_head is"
+                f" {'there' if has_lm_head else 'missing'}: null says that the target's is shared"
+            )
+        said = self.drafter(config)
+        if said is None:
+            problems.append("specpipe lacks the target or the number of draft tokens")
+        elif said[1] != target.architecture:
+            problems.append(f"target_architecture {said[1]!r} is not {target.architecture!r}")
+        return problems
+
+    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
+        try:
+            stated = config["specpipe"]
+            return stated["target"], stated["target_architecture"], stated["speculative_tokens"]
+        except (KeyError, TypeError):
+            return None
+
+
+def architecture(shape: DrafterShape) -> str:
+    """The class that loads this drafter, as each engine registers it."""
+    plain = (
+        shape.layer_type == "llama"
+        and shape.num_aux == NUM_AUX
+        and not any(getattr(shape, switch) for switch in SWITCHES)
+    )
+    return EVERY_ENGINE if plain else ONLY_VLLM.get(shape.layer_type, shape.layer_type)
+
+
+def rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The rope as engines before transformers 5 read it, beside `rope_theta`."""
+    if rope.get("rope_type", "default") == "default":
+        return None
+    return {key: value for key, value in rope.items() if key != "rope_theta"}

@@ -1,0 +1,151 @@
+"""What a format of an artifact is: how a drafter is written down, and what is wrong with a file.
+
+Every key that an engine may read is written out: engines disagree about the defaults, and a key
+that is missing is not an error there but a drafter that guesses badly.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save
+from torch import Tensor
+
+from specpipe.schemas.artifact import (
+    CONFIG_FILE,
+    LAYER_IDS,
+    MODEL_TENSORS_FILE,
+    SWITCHES,
+    FormatName,
+)
+from specpipe.schemas.checkpoint import DrafterShape
+
+
+class TargetFacts(BaseModel):
+    """What the artifact must agree with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """All that a config says of a drafter, in whatever format."""
+
+    shape: DrafterShape
+    target: str
+    """Name of the target; empty where it is not known, which no format but eagle3 allows."""
+    target_architecture: str
+    speculative_tokens: int
+    dtype: str = "bfloat16"
+    has_lm_head: bool = True
+    """Or it shares the target's."""
+
+
+class Format(ABC):
+    """One layout of the artifact's two files."""
+
+    name: FormatName
+
+    @abstractmethod
+    def inexpressible(self, shape: DrafterShape) -> list[str]:
+        """What of this drafter the format cannot say, in words; empty if it says all of it."""
+
+    @abstractmethod
+    def config(self, drafter: Drafter) -> dict[str, Any]:
+        """The contents of `config.json`."""
+
+    @abstractmethod
+    def stored_name(self, name: str) -> str:
+        """The name of one of our tensors in the file."""
+
+    @abstractmethod
+    def key_problems(self, config: Mapping[str, Any]) -> list[str]:
+        """Keys that are missing or unknown; without any, the other questions may be asked."""
+
+    @abstractmethod
+    def problems(
+        self,
+        config: Mapping[str, Any],
+        shape: DrafterShape,
+        target: TargetFacts,
+        has_lm_head: bool,
+    ) -> list[str]:
+        """What of the format's own keys contradicts the rest, or the target."""
+
+    @abstractmethod
+    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
+        """Name and architecture of the target, and number of draft tokens; None where they are
+        not said."""
+
+    def write(self, folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Write both files of the artifact into `folder`, which must exist."""
+        stored = {self.stored_name(name): tensor for name, tensor in tensors.items()}
+        (folder / MODEL_TENSORS_FILE).write_bytes(save(stored, metadata={"format": "pt"}))
+        text = json.dumps(config, indent=2) + "\n"
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def layer_settings(shape: DrafterShape) -> dict[str, Any]:
+    """Settings of the drafter's layers, as every format names them.
+
+    vLLM's drafter looks here for `num_aux_hidden_states`, and assumes 3 otherwise.
+    """
+    return {
+        "model_type": shape.layer_type,
+        "num_hidden_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": shape.hidden_act,
+        "rms_norm_eps": shape.rms_norm_eps,
+        "rope_parameters": shape.rope_parameters,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "vocab_size": shape.vocab_size,
+        "num_aux_hidden_states": shape.num_aux,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+    }
+
+
+def drafter_settings(drafter: Drafter) -> dict[str, Any]:
+    """Settings of the drafter as a whole, which every format has at the top.
+
+    Nested layer ids are read by one of vLLM's two model runners and ignored by the other.
+    """
+    shape = drafter.shape
+    return {
+        "draft_vocab_size": shape.draft_vocab_size,
+        "target_hidden_size": shape.target_hidden_size,
+        **{switch: getattr(shape, switch) for switch in SWITCHES},
+        LAYER_IDS: list(shape.aux_layers),
+        "tie_word_embeddings": False,
+        "torch_dtype": drafter.dtype,
+    }
+
+
+def missing_and_unknown(
+    where: str, values: Mapping[str, Any], required: frozenset[str], allowed: frozenset[str]
+) -> list[str]:
+    """A line for each key that is missing in `values` or does not belong there."""
+    return [
+        *(
+            f"{where}: key {key!r} is missing; an engine would assume a default for it"
+            for key in sorted(required - set(values))
+        ),
+        *(
+            f"{where}: key {key!r} is unknown; it belongs elsewhere or is misspelt"
+            for key in sorted(set(values) - allowed)
+        ),
+    ]
