@@ -8,6 +8,7 @@ import sys
 import click
 
 from specpipe.pipeline.console import fail, json_error
+from specpipe.pipeline.convert_command import convert
 from specpipe.pipeline.dump_command import dump
 from specpipe.pipeline.dump_tools import gc, verify
 from specpipe.pipeline.export_command import export
@@ -18,6 +19,7 @@ from specpipe.pipeline.prepare_command import prepare
 from specpipe.pipeline.run_command import run
 from specpipe.pipeline.serve_api_command import serve_api
 from specpipe.pipeline.train_command import train
+from specpipe.pipeline.validate_command import validate
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 
 EPILOG = """\b
@@ -48,7 +50,20 @@ def specpipe() -> None:
     """
 
 
-for command in (prepare, plan, dump, train, export, verify, inspect, gc, run, serve_api):
+for command in (
+    prepare,
+    plan,
+    dump,
+    train,
+    export,
+    convert,
+    validate,
+    verify,
+    inspect,
+    gc,
+    run,
+    serve_api,
+):
     specpipe.add_command(command)
 
 

@@ -45,7 +45,7 @@ class OfTarget:
 
     vocab_size: int
     hidden_size: int
-    aux_layers: tuple[int, ...]
+    aux_layers: tuple[int, ...] | None
     """Ids that an artifact is taken to want whose config does not say."""
 
 
@@ -83,20 +83,25 @@ class Artifact:
 def artifact_folder(location: str) -> Path:
     """The folder of an artifact's files: the given one, or `checkpoint` of an export's.
 
-    Raises ConfigError where there is no artifact, or none that is read here.
+    Raises ConfigError where there is no folder.
     """
     folder = Path(location.removeprefix("file://")).expanduser()
-    if not (folder / CONFIG_FILE).is_file() and (folder / ARTIFACT_FOLDER / CONFIG_FILE).is_file():
-        folder = folder / ARTIFACT_FOLDER
-    if not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"artifact {folder}: there is no {CONFIG_FILE} in it; is it an artifact?")
-    pickled = sorted(path.name for end in ("bin", "pt", "pth") for path in folder.glob(f"*.{end}"))
-    if pickled and not (folder / MODEL_TENSORS_FILE).is_file():
-        raise ConfigError(
-            f"artifact {folder}: its weights are pickled ({pickled[0]}), and reading them could run"
-            f" any code; save them as {MODEL_TENSORS_FILE} first"
-        )
-    return folder
+    if not folder.is_dir():
+        raise ConfigError(f"artifact {location}: there is no such folder on this machine")
+    has_config = (folder / CONFIG_FILE).is_file()
+    inner = folder / ARTIFACT_FOLDER
+    return inner if not has_config and (inner / CONFIG_FILE).is_file() else folder
+
+
+def pickled_weights(folder: Path) -> str | None:
+    """What to say of a folder whose weights are pickled only; None where they are not."""
+    names = sorted(path.name for end in ("bin", "pt", "pth") for path in folder.glob(f"*.{end}"))
+    if not names or (folder / MODEL_TENSORS_FILE).is_file():
+        return None
+    return (
+        f"its weights are pickled ({names[0]}), and reading them could run any code; save them as"
+        f" {MODEL_TENSORS_FILE} first"
+    )
 
 
 def read_artifact(location: str, target: OfTarget | None = None) -> Artifact:
@@ -105,6 +110,10 @@ def read_artifact(location: str, target: OfTarget | None = None) -> Artifact:
     Without a target, the artifact has to say everything itself.
     """
     folder = artifact_folder(location)
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"artifact {folder}: there is no {CONFIG_FILE} in it; is it an artifact?")
+    if pickled := pickled_weights(folder):
+        raise ConfigError(f"artifact {folder}: {pickled}")
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / MODEL_TENSORS_FILE)
@@ -112,6 +121,13 @@ def read_artifact(location: str, target: OfTarget | None = None) -> Artifact:
         raise ConfigError(f"artifact {folder} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(f"artifact {folder}: {CONFIG_FILE} holds no JSON object")
+    tensors = _our_names(folder, tensors)
+    if _is_eagle_1(tensors):
+        raise ConfigError(
+            f"artifact {folder} is an EAGLE-1, EAGLE-2 or HASS drafter: fc takes one hidden state,"
+            " and no layer norms it. Only EAGLE-3 is read here; vLLM serves this one as it is, by"
+            " method eagle"
+        )
     try:
         layer_ids = _layer_ids(folder, config)
         shape = _shape(folder, config, layer_ids, target)
@@ -119,7 +135,7 @@ def read_artifact(location: str, target: OfTarget | None = None) -> Artifact:
         raise ConfigError(f"artifact {folder}: {CONFIG_FILE} does not say {error}") from None
     except (PydanticError, TypeError, AttributeError) as error:
         raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {error}") from None
-    return Artifact(folder, config, shape, _our_names(folder, tensors), layer_ids)
+    return Artifact(folder, config, shape, tensors, layer_ids)
 
 
 def _layer_ids(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -148,6 +164,11 @@ def _shape(
     kind = config.get("speculators_model_type", "eagle3")
     if kind != "eagle3" or not nested.get("use_aux_hidden_state", True):
         raise ConfigError(f"artifact {folder} is no EAGLE-3 drafter (it takes no auxiliary states)")
+    if "speculators_model_type" in config and "norm_before_residual" not in config:
+        raise ConfigError(
+            f"artifact {folder}: {CONFIG_FILE} does not say norm_before_residual; vLLM takes it for"
+            " true, speculators for false: write down what was trained"
+        )
     switches = {name: config.get(name, nested.get(name, False)) for name in SWITCHES}
     vocab_size, width = _sizes(folder, config, target)
     aux_layers = layer_ids or (target.aux_layers if target else None)
@@ -204,6 +225,12 @@ def _rope(layer: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: layer[key] for key in keys if layer.get(key) is not None}
     rope: dict[str, Any] = LlamaConfig(**values).to_dict()["rope_parameters"]
     return rope
+
+
+def _is_eagle_1(tensors: Mapping[str, Tensor]) -> bool:
+    fc = tensors.get("fc.weight")
+    is_normed = any(name.endswith("hidden_norm.weight") for name in tensors)
+    return fc is not None and fc.ndim == 2 and fc.shape[1] == 2 * fc.shape[0] and not is_normed
 
 
 def _our_names(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

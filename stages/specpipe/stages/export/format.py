@@ -24,6 +24,9 @@ from specpipe.schemas.artifact import (
 )
 from specpipe.schemas.checkpoint import DrafterShape
 
+DRAFT_TOKENS = 3
+"""Of an artifact that does not say how many tokens to draft."""
+
 
 class TargetFacts(BaseModel):
     """What the artifact must agree with."""

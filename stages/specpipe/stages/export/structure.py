@@ -31,6 +31,7 @@ from specpipe.schemas.artifact import (
     may_share_lm_head,
 )
 from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.stages.drafter.artifact import pickled_weights
 from specpipe.stages.export.format import Format, TargetFacts
 from specpipe.stages.export.formats import format_of
 
@@ -60,7 +61,8 @@ def check(
     try:
         tensors = load_file(folder / MODEL_TENSORS_FILE)
     except (SafetensorError, OSError) as error:
-        problems.append(f"{MODEL_TENSORS_FILE} cannot be read: {error}")
+        why = pickled_weights(folder) or error
+        problems.append(f"{MODEL_TENSORS_FILE} cannot be read: {why}")
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

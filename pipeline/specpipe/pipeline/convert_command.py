@@ -1,0 +1,63 @@
+"""`specpipe convert`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specpipe.pipeline.console import file_size, note, quiet_libraries, show
+from specpipe.pipeline.options import json_option
+from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.settings import load_config
+from specpipe.schemas.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.config import ConvertConfig
+
+
+@click.command(short_help="Write another program's drafter as engines load it, and back.")
+@click.argument("source", metavar="SRC")
+@click.option("--out", required=True, help="Folder that the engine loads.")
+@click.option(
+    "--format",
+    required=True,
+    type=click.Choice(["speculators", "eagle3"]),
+    help="speculators: for vLLM. eagle3: for SGLang, TensorRT-LLM and vLLM.",
+)
+@click.option("--target", help="Target (its config is read).  [default: as SRC says]")
+@click.option("--revision", help="Revision of a hub target.")
+@click.option("--speculative-tokens", type=int, help="[default: as SRC says, or 3]")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
+@json_option
+def convert(as_json: bool, **flags: Any) -> None:
+    """Write the EAGLE-3 drafter in SRC in another format.
+
+    \b
+      specpipe convert SpecForge/checkpoint --target TARGET \\
+        --out artifact --format speculators
+      specpipe convert runs/artifact --out sglang --format eagle3
+
+    SRC is an artifact of SpecForge, EAGLE, ModelOpt, speculators or specpipe, as safetensors. Every
+    tensor is written as it was read; one that is missing, unknown or of another shape is an error,
+    and so is a drafter that the format cannot hold. `specpipe validate` proves the result.
+    """
+    config = load_config(ConvertConfig, None, flags)
+    quiet_libraries()
+    from specpipe.stages.export.convert import run
+    from specpipe.stages.train.run_folder import write_atomically
+
+    result = run(config, progress=note)
+    if not result.did_nothing:
+        record = provenance(config.model_dump(mode="json"))
+        write_atomically(Path(result.out) / PROVENANCE_FILE, record)
+    layers = ", ".join(map(str, result.aux_layers))
+    own = "own" if result.has_lm_head else "the target's"
+    rows = [
+        ("from", f"{result.source} ({result.source_format})"),
+        ("artifact", f"{result.out} ({result.format}, {file_size(result.num_bytes)})"),
+        ("target", result.target),
+        ("auxiliary layers", layers + (" (EAGLE-3's default)" if result.layers_assumed else "")),
+        ("draft vocabulary", f"{result.draft_vocab_size:,} of {result.vocab_size:,} tokens"),
+        ("embedding", "own" if result.has_embedding else "the target's"),
+        ("lm_head", own),
+        ("state", "nothing to do" if result.did_nothing else "written"),
+    ]
+    show("Converted", rows, result.model_dump(mode="json"), as_json=as_json)

@@ -1,0 +1,76 @@
+"""`specpipe validate`."""
+
+from typing import Any
+
+import click
+
+from specpipe.pipeline.console import note, quiet_libraries, show, show_columns
+from specpipe.pipeline.options import comma_integers, comma_words, json_option
+from specpipe.pipeline.settings import load_config
+from specpipe.schemas.config import ValidateConfig
+
+
+@click.command(short_help="Prove an artifact, without the run that it came from.")
+@click.argument("artifact", metavar="ARTIFACT")
+@click.option("--dump", required=True, help="Dump of its target, to replay on.")
+@click.option(
+    "--levels",
+    callback=comma_words,
+    help="Proofs to give: structure,replay,serve.  [default: structure,replay]",
+)
+@click.option("--target", help="Target for `serve`.  [default: as the dump names it]")
+@click.option("--out", help="File of the findings (JSON).")
+@click.option(
+    "--speculative-tokens", type=int, help="Most draft tokens.  [default: the artifact's]"
+)
+@click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
+@click.option("--serve-data", help="JSONL whose prompts `serve` decodes.  [default: the dump's]")
+@click.option("--serve-prompts", type=int, help="Prompts that `serve` decodes.  [default: 100]")
+@click.option("--serve-max-tokens", type=int, help="Tokens per prompt.  [default: 128]")
+@click.option(
+    "--serve-speculative-tokens",
+    callback=comma_integers,
+    help="Numbers of draft tokens to measure, e.g. 3,5.  [default: 3]",
+)
+@click.option(
+    "--serve-batch-sizes",
+    callback=comma_integers,
+    help="Batch sizes at which steps are timed.  [default: 1,8]",
+)
+@click.option("--seed", type=int, help="Of the sampling in `serve`.  [default: 0]")
+@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
+@json_option
+def validate(as_json: bool, **flags: Any) -> None:
+    """Prove that the drafter in ARTIFACT works with the target of a dump.
+
+    \b
+      specpipe validate runs/artifact --dump runs/dump
+      specpipe validate sglang --dump runs/dump --levels structure,replay,serve
+
+    ARTIFACT is a folder with model.safetensors and config.json, in either format, of whichever
+    program: what `specpipe convert` or `specpipe export` wrote. The structure is always checked.
+    replay says what tau to expect on the dump's samples, by two implementations that must agree;
+    serve starts a real vLLM and measures it. One that fails is exit code 4.
+    """
+    config = load_config(ValidateConfig, None, flags)
+    quiet_libraries()
+    from specpipe.stages.export.validate import run
+
+    result = run(config, progress=note)
+    replay = result.replay
+    if replay is not None:
+        curves = {name.removeprefix("replay_"): c.tau for name, c in replay.artifact.items()}
+        most = max(map(len, curves.values()), default=0)
+        show_columns(
+            f"tau of {replay.num_samples:,} samples, by number of draft tokens",
+            ["", *map(str, range(1, most + 1))],
+            [(name, *(f"{value:.3f}" for value in tau)) for name, tau in curves.items()],
+        )
+    levels = {"structure": result.structure, "replay": replay, "serve": result.serve}
+    rows = [
+        ("artifact", result.artifact),
+        ("tensors", f"{result.structure.num_tensors:,}"),
+        ("parameters", f"{result.structure.num_parameters:,}"),
+        ("passed", ", ".join(name for name, found in levels.items() if found is not None)),
+    ]
+    show("Validation", rows, result.model_dump(mode="json"), as_json=as_json)

@@ -1,0 +1,187 @@
+"""`specpipe convert`: an artifact of any program in a format that engines load, and back.
+
+Nothing is computed: every tensor is written as it was read, under another name, and one that is
+missing or unknown is an error.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from specpipe.schemas.artifact import (
+    CONFIG_FILE,
+    EMBEDDING,
+    LM_HEAD,
+    MODEL_TENSORS_FILE,
+    FormatName,
+    layer_config,
+)
+from specpipe.schemas.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.config import ConvertConfig
+from specpipe.schemas.dump import TargetIdentity, default_layers
+from specpipe.schemas.errors import ConfigError, StoreError
+from specpipe.stages.drafter.artifact import Artifact, OfTarget, read_artifact
+from specpipe.stages.export import structure
+from specpipe.stages.export.format import DRAFT_TOKENS, Drafter, TargetFacts
+from specpipe.stages.export.formats import FORMATS, format_of
+from specpipe.stages.export.out_folder import local_path
+from specpipe.stages.target.identity import target_identity
+
+FEWEST_LAYERS = 4
+"""Of a target that has default auxiliary layers."""
+
+
+class ConvertResult(BaseModel):
+    """What `specpipe convert` reports."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    out: str
+    source_format: FormatName
+    format: FormatName
+    target: str
+    aux_layers: tuple[int, ...]
+    layers_assumed: bool
+    """Whether the source does not name its layers, so that EAGLE-3's default was taken."""
+    vocab_size: int
+    draft_vocab_size: int
+    has_embedding: bool
+    has_lm_head: bool
+    num_tensors: int
+    num_bytes: int
+    did_nothing: bool = False
+
+
+def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None) -> ConvertResult:
+    """Write OUT; one that already holds the same does nothing.
+
+    Raises ConfigError where the source is no EAGLE-3 drafter, not of this target, broken, or of a
+    kind that the format cannot hold, and where OUT holds something else.
+    """
+    out = local_path(config.out, "an artifact is written to a local disk; copy it there")
+    target = _target(config)
+    source = read_artifact(config.source, None if target is None else _of_target(target))
+    if source.layer_ids is None and progress is not None:
+        progress(f"{source.folder} does not name its layers: EAGLE-3's default is taken")
+    format = FORMATS[config.format]
+    if cannot := format.inexpressible(source.shape):
+        raise ConfigError(f"format {format.name} cannot hold {source.folder}: {'; '.join(cannot)}")
+    drafter, tensors = _drafter(config, source, target), _tensors(source)
+    temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+        format.write(temporary, format.config(drafter), tensors)
+        _check(temporary, drafter, target, source.folder)
+        is_there = _is_there(out, temporary)
+        if not is_there:
+            shutil.rmtree(out, ignore_errors=True)
+            temporary.rename(out)
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return ConvertResult(
+        source=str(source.folder),
+        out=str(out),
+        source_format=format_of(source.config).name,
+        format=format.name,
+        target=drafter.target,
+        aux_layers=source.shape.aux_layers,
+        layers_assumed=source.layer_ids is None,
+        vocab_size=source.shape.vocab_size,
+        draft_vocab_size=source.shape.draft_vocab_size,
+        has_embedding=EMBEDDING in tensors,
+        has_lm_head=LM_HEAD in tensors,
+        num_tensors=len(tensors),
+        num_bytes=sum((out / name).stat().st_size for name in (MODEL_TENSORS_FILE, CONFIG_FILE)),
+        did_nothing=is_there,
+    )
+
+
+def _target(config: ConvertConfig) -> TargetIdentity | None:
+    if config.target is None:
+        return None
+    return target_identity(
+        config.target,
+        config.revision,
+        trust_remote_code=config.trust_remote_code,
+        with_weights=False,
+    )
+
+
+def _of_target(target: TargetIdentity) -> OfTarget:
+    default = default_layers(target.num_layers) if target.num_layers >= FEWEST_LAYERS else None
+    return OfTarget(target.vocab_size, target.hidden_size, default)
+
+
+def _drafter(config: ConvertConfig, source: Artifact, target: TargetIdentity | None) -> Drafter:
+    """What the new config says; raises ConfigError where nobody says which target it is for."""
+    name, architecture, tokens = format_of(source.config).drafter(source.config) or ("", "", 0)
+    if target is not None:
+        name, architecture = target.name, target.architecture
+    if not name or not architecture:
+        raise ConfigError(f"artifact {source.folder} does not say its target; give --target")
+    return Drafter(
+        shape=source.shape,
+        target=name,
+        target_architecture=architecture,
+        speculative_tokens=config.speculative_tokens or tokens or DRAFT_TOKENS,
+        dtype=str(source.tensors["fc.weight"].dtype).removeprefix("torch."),
+        has_lm_head=LM_HEAD in source.tensors,
+    )
+
+
+def _tensors(source: Artifact) -> dict[str, Tensor]:
+    """Every tensor, the map as d2t and t2d; raises ConfigError where one is missing, unknown or
+    broken."""
+    layer, where = layer_config(source.config), f"artifact {source.folder}"
+    biased = [key for key in ("attention_bias", "mlp_bias", "bias") if layer.get(key)]
+    if biased:
+        raise ConfigError(f"{where} has biases ({', '.join(biased)}), which no format here has")
+    if layer.get("tie_word_embeddings") and LM_HEAD not in source.tensors:
+        raise ConfigError(
+            f"{where}: its lm_head is its own embedding (tie_word_embeddings); write it down as"
+            f" {LM_HEAD}"
+        )
+    tensors = {
+        name: tensor for name, tensor in source.tensors.items() if name not in ("d2t", "t2d")
+    }
+    vocab = source.vocab()
+    if vocab.size < vocab.vocab_size:
+        tensors |= vocab.tensors()
+    if problems := structure.tensor_problems(tensors, source.shape, FORMATS["speculators"]):
+        raise ConfigError(
+            f"{where} is not the drafter that its config describes: {'; '.join(problems)}"
+        )
+    return tensors
+
+
+def _check(folder: Path, drafter: Drafter, target: TargetIdentity | None, source: Path) -> None:
+    """Raises ConfigError unless what was written has the structure that engines expect."""
+    facts = TargetFacts(
+        architecture=drafter.target_architecture,
+        hidden_size=drafter.shape.target_hidden_size,
+        vocab_size=drafter.shape.vocab_size,
+        num_layers=target.num_layers if target else max(drafter.shape.aux_layers),
+    )
+    if problems := structure.check(folder, facts, drafter.shape).problems:
+        raise ConfigError(f"artifact {source} cannot be served: {'; '.join(problems)}")
+
+
+def _is_there(out: Path, written: Path) -> bool:
+    """Whether OUT holds the same files; raises ConfigError where it holds others."""
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not found and not out.is_file():
+        return False
+    names = {MODEL_TENSORS_FILE, CONFIG_FILE}
+    is_same = names <= found <= names | {PROVENANCE_FILE} and all(
+        (out / name).read_bytes() == (written / name).read_bytes() for name in names
+    )
+    if not is_same:
+        raise ConfigError(f"{out} already holds something else; give another --out")
+    return True

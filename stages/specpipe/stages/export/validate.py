@@ -1,0 +1,163 @@
+"""`specpipe validate`: the three levels on an artifact that is there, without its checkpoint.
+
+There is no figure of the trainer's to compare with: `replay` holds the plain implementation
+against the trainer's code on the same weights, and says what tau to expect.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.config import ValidateConfig
+from specpipe.schemas.dump import TargetIdentity
+from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
+from specpipe.schemas.location import without_credentials
+from specpipe.schemas.versions import versions
+from specpipe.stages.drafter.artifact import OfTarget, artifact_folder, read_artifact
+from specpipe.stages.drafter.artifact_weights import drafter_weights
+from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.stages.export import prompts, replay_check, serve, structure
+from specpipe.stages.export.evaluated import evaluation
+from specpipe.stages.export.format import DRAFT_TOKENS, TargetFacts
+from specpipe.stages.export.formats import format_of
+from specpipe.stages.export.out_folder import local_path
+from specpipe.stages.export.replay_check import ReplayFindings
+from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.export.serve_prompts import serve_prompts
+from specpipe.stages.export.structure import StructureFindings
+from specpipe.stages.export.validation import artifact_sha256
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.local_disk import write_atomic
+from specpipe.stages.target.head import load_embedding, load_lm_head
+
+
+class ArtifactValidation(BaseModel):
+    """What `specpipe validate` found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passed: bool
+    problems: list[str]
+    artifact: str
+    structure: StructureFindings
+    replay: ReplayFindings | None = None
+    """None for a level that was not asked for, or not reached after a failing one."""
+    serve: ServeFindings | None = None
+    config: ValidateConfig
+    artifact_sha256: dict[str, str]
+    target: TargetIdentity
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactWeights:
+    """An artifact as the trainer's code takes it."""
+
+    path: Path
+    shape: DrafterShape
+    vocab: VocabMap
+    model: dict[str, Tensor]
+    num_heads: int
+
+
+def run(
+    config: ValidateConfig, *, progress: Callable[[str], None] | None = None
+) -> ArtifactValidation:
+    """Check the artifact, the structure first, up to the first level that fails.
+
+    Raises ConfigError, IdentityError or StoreError where the inputs are wrong, and
+    ValidationError, after the findings are written, where a level fails.
+    """
+    report = progress or (lambda _: None)
+    folder = artifact_folder(config.artifact)
+    dump = Dump.open(config.dump)
+    target = without_credentials(config.target or dump.identity.target.name)
+    chosen: list[prompts.Prompt] = []
+    if "serve" in config.levels:
+        chosen = serve_prompts(
+            config,
+            target,
+            dump.identity.target,
+            lambda: prompts.from_dump(dump, evaluation(dump, None)[1]),
+        )
+    report("validation: structure")
+    found = structure.check(folder, _facts(dump.identity.target))
+    problems = [f"structure: {problem}" for problem in found.problems]
+    replay, served = None, None
+    if "replay" in config.levels and not problems:
+        report("validation: replay")
+        try:
+            replay = _replay(config, folder, dump)
+            problems += [f"replay: {problem}" for problem in replay.problems]
+        except ConfigError as error:
+            problems.append(f"replay: {error}")
+    if "serve" in config.levels and not problems:
+        report("validation: serve")
+        revision = dump.identity.target.revision
+        served = serve.check(folder, target, chosen, config, report, revision=revision)
+        problems += [f"serve: {problem}" for problem in served.problems]
+    validation = ArtifactValidation(
+        passed=not problems,
+        problems=problems,
+        artifact=str(folder),
+        structure=found,
+        replay=replay,
+        serve=served,
+        config=config.without_credentials(),
+        artifact_sha256=artifact_sha256(folder),
+        target=dump.identity.target,
+        versions=versions(),
+    )
+    _write(config, validation)
+    if problems:
+        raise ValidationError(f"{folder} fails: {'; '.join(problems)}; do not serve it")
+    return validation
+
+
+def _facts(target: TargetIdentity) -> TargetFacts:
+    return TargetFacts(
+        architecture=target.architecture,
+        hidden_size=target.hidden_size,
+        vocab_size=target.vocab_size,
+        num_layers=target.num_layers,
+    )
+
+
+def _replay(config: ValidateConfig, folder: Path, dump: Dump) -> ReplayFindings:
+    """Raises ConfigError where the dump or the trainer's code cannot take the drafter."""
+    reader, everything = evaluation(dump, None)
+    refs = everything[: config.replay_samples]
+    if not refs:
+        raise ConfigError(f"{dump.folder.url} holds no sample to replay; give another --dump")
+    weights = _weights(config, folder, dump)
+    trained = replay_check.recompute(weights, dump, reader.context_length, refs)
+    return replay_check.compare(
+        folder, dump, reader, refs, trained, "recomputed", weights.num_heads
+    )
+
+
+def _weights(config: ValidateConfig, folder: Path, dump: Dump) -> ArtifactWeights:
+    target = dump.identity.target
+    known = OfTarget(target.vocab_size, target.hidden_size, dump.identity.layers)
+    artifact = read_artifact(str(folder), known)
+    said = format_of(artifact.config).drafter(artifact.config)
+    model = drafter_weights(
+        artifact, load_embedding(dump.target_file), load_lm_head(dump.target_file)
+    )
+    num_heads = config.speculative_tokens or (said[2] if said else DRAFT_TOKENS)
+    return ArtifactWeights(folder, artifact.shape, artifact.vocab(), model, num_heads)
+
+
+def _write(config: ValidateConfig, validation: ArtifactValidation) -> None:
+    if config.out is None:
+        return
+    path = local_path(config.out, "the findings are written to a local disk; copy them there")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(str(path), validation.model_dump_json(indent=2).encode())
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error}") from error
