@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from specpipe.schemas.config import ExportConfig
+from specpipe.schemas.artifact import FormatName
+from specpipe.schemas.config import ConvertConfig, ExportConfig, ValidateConfig
 from specpipe.schemas.errors import IdentityError, ValidationError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import replay_check, serve
+from specpipe.stages.export.convert import run as convert
 from specpipe.stages.export.engine import EngineRequest, decode
 from specpipe.stages.export.run import run
 from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.export.validate import run as validate
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run as train
 from tests.export.small import SAMPLE_DATA, Trained
@@ -138,8 +141,9 @@ def test_unrepaired_engine_is_found_not_to_be_lossless(
     assert "vLLM's output at temperature 1 is not the target's" in "; ".join(found.problems)
 
 
-VARIANTS: dict[str, tuple[dict[str, object], str]] = {
+VARIANTS: dict[str, tuple[FormatName, dict[str, object], str]] = {
     "norms and the whole vocabulary": (
+        "eagle3",
         {
             "draft_vocab_size": None,
             "norm_before_residual": True,
@@ -149,6 +153,7 @@ VARIANTS: dict[str, tuple[dict[str, object], str]] = {
         "fc_norm.2.weight",
     ),
     "two layers of Qwen3's kind": (
+        "speculators",
         {"layer_type": "qwen3", "num_layers": 2},
         "layers.1.self_attn.k_norm.weight",
     ),
@@ -162,7 +167,7 @@ def test_variants_of_the_architecture(
     variant: str, sample_trained: Trained, tmp_path: Path
 ) -> None:
     """vLLM computes what was trained: the norms that are off by default, further layers."""
-    settings, tensor = VARIANTS[variant]
+    format, settings, tensor = VARIANTS[variant]
     text = (sample_trained.run / "config.json").read_text(encoding="utf-8")
     changes = {
         "out": str(tmp_path / "run"),
@@ -176,6 +181,8 @@ def test_variants_of_the_architecture(
         ExportConfig(
             checkpoint=str(tmp_path / "run"),
             out=str(tmp_path / "out"),
+            format=format,
+            with_embedding=format == "eagle3",
             validation=("structure", "replay", "serve"),
             serve_data=str(SAMPLE_DATA / "held_out" / "conversations.jsonl"),
             serve_prompts=40,
@@ -188,6 +195,34 @@ def test_variants_of_the_architecture(
     tensors = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
     assert tensor in tensors
     assert ("d2t" in tensors) == ("draft_vocab_size" not in settings)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_converted_artifact_serves(sample_trained: Trained, tmp_path: Path) -> None:
+    """`eagle3`, under the name that every engine loads, proven on its own."""
+    source, out = tmp_path / "source", tmp_path / "eagle3"
+    run(
+        ExportConfig(checkpoint=str(sample_trained.run), out=str(source), validation=("structure",))
+    )
+    convert(ConvertConfig(source=str(source), out=str(out), format="eagle3"))
+    found = validate(
+        ValidateConfig(
+            artifact=str(out),
+            dump=str(sample_trained.dump),
+            levels=("structure", "replay", "serve"),
+            replay_samples=20,
+            serve_prompts=40,
+            serve_max_tokens=48,
+            serve_batch_sizes=(1,),
+        )
+    )
+    assert "midlayer.hidden_norm.weight" in load_file(out / "model.safetensors")
+    assert found.serve is not None
+    (measured,) = found.serve.runs
+    assert measured.greedy is not None
+    assert measured.greedy.tau_measured > 1.1
+    assert abs(measured.greedy.relative_difference) <= 0.01
 
 
 @pytest.mark.slow

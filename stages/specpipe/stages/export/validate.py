@@ -156,6 +156,7 @@ def _write(config: ValidateConfig, validation: ArtifactValidation) -> None:
     if config.out is None:
         return
     path = local_path(config.out, "the findings are written to a local disk; copy them there")
+    path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(str(path), validation.model_dump_json(indent=2).encode())
