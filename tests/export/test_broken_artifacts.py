@@ -6,6 +6,7 @@ An engine starts with most of them, and drafts tokens that are rejected.
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,11 @@ def cases() -> list[Any]:
     both = ("speculators", "eagle3")
     found: list[tuple[str, str, Callable[[Path], object], str]] = []
     for name, (of_tensors, words) in TENSORS.items():
-        found += [(name, f, lambda p, e=of_tensors: edit_tensors(p, e), words) for f in both]
+        found += [(name, format, partial(edit_tensors, edit=of_tensors), words) for format in both]
     for name, (of_config, words) in CONFIGS.items():
-        found += [(name, f, lambda p, e=of_config: edit_config(p, e), words) for f in both]
+        found += [(name, format, partial(edit_config, edit=of_config), words) for format in both]
     for name, (format, of_config, words) in ONE_FORMAT.items():
-        found.append((name, format, lambda p, e=of_config: edit_config(p, e), words))
+        found.append((name, format, partial(edit_config, edit=of_config), words))
     found += [(name, "eagle3", of_files, words) for name, (of_files, words) in FILES.items()]
     return [pytest.param(*case[1:], id=f"{case[0]}, {case[1]}") for case in found]
 

@@ -64,7 +64,9 @@ class Artifact:
         """Raises ConfigError where d2t and t2d are missing or are not its draft vocabulary."""
         vocab_size, size = self.shape.vocab_size, self.shape.draft_vocab_size
         where = f"artifact {self.folder}"
-        maps = {name: self.tensors[name] for name in ("d2t", "t2d") if name in self.tensors}
+        maps: dict[str, Tensor] = {
+            name: self.tensors[name] for name in ("d2t", "t2d") if name in self.tensors
+        }
         if "d2t" not in maps:
             if size != vocab_size:
                 raise ConfigError(
@@ -213,8 +215,8 @@ def _sizes(folder: Path, config: Mapping[str, Any], target: OfTarget | None) -> 
             f"artifact {folder} is for a target with a vocabulary of {vocab_size} and {width} wide"
             f" states, not for this one with {target.vocab_size} and {target.hidden_size}"
         )
-    if vocab_size is None:
-        raise KeyError("vocab_size")
+    if vocab_size is None or width is None:
+        raise KeyError("vocab_size" if vocab_size is None else "hidden_size")
     return vocab_size, width
 
 

@@ -1,6 +1,6 @@
 """The prompts that `serve` decodes, after a check that the target is the drafter's."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 from specpipe.schemas.checkpoint import TargetReference
 from specpipe.schemas.config import ServeConfig
@@ -15,7 +15,7 @@ def serve_prompts(
     config: ServeConfig,
     target: str,
     trained_for: TargetReference | TargetIdentity,
-    from_dump: Callable[[], Iterable[prompts.Prompt]],
+    from_dump: Callable[[], Iterator[prompts.Prompt]],
 ) -> list[prompts.Prompt]:
     """Prompts of `serve_data`, else of the dump, that leave room for their output.
 
