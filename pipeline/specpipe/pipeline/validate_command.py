@@ -47,8 +47,8 @@ def validate(as_json: bool, **flags: Any) -> None:
       specpipe validate runs/artifact --dump runs/dump
       specpipe validate sglang --dump runs/dump --levels structure,replay,serve
 
-    ARTIFACT is a folder with model.safetensors and config.json, in either format, of whichever
-    program: what `specpipe convert` or `specpipe export` wrote. The structure is always checked.
+    ARTIFACT is what `specpipe export` or `specpipe convert` wrote, in either format; another
+    program's goes through convert first. The structure is always checked.
     replay says what tau to expect on the dump's samples, by two implementations that must agree;
     serve starts a real vLLM and measures it. One that fails is exit code 4.
     """
