@@ -94,7 +94,8 @@ def test_the_whole_flow_by_the_official_client(start: Start, api_target: Path) -
     assert "0.0075" in told[1]
     assert "The job goes on" in told
     assert told[-1].startswith("The job is done")
-    steps = [e.data["step"] for e in client.fine_tuning.jobs.list_events(job_id) if e.data]
+    events: list[Any] = list(client.fine_tuning.jobs.list_events(job_id))
+    steps = [event.data["step"] for event in events if event.data]
     assert steps == sorted(steps, reverse=True)
     [checkpoint] = client.fine_tuning.jobs.checkpoints.list(job_id)
     metrics: Any = checkpoint.metrics

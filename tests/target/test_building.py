@@ -21,4 +21,4 @@ def test_threads_that_load_models_leave_weight_tying_as_it_was(
     assert PreTrainedModel.tie_weights is tie_weights
     assert torch.get_default_dtype() == dtype
     for model in models:
-        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # type: ignore[union-attr]
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

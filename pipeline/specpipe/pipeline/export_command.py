@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 @config_option
 @click.option("--checkpoint", help="Run directory (its best checkpoint) or one checkpoint.")
 @click.option("--out", help="Folder of the artifact.")
-@click.option("--format", type=click.Choice(["speculators"]), help="[default: speculators]")
+@click.option(
+    "--format",
+    type=click.Choice(["speculators", "eagle3"]),
+    help="eagle3: for SGLang, TensorRT-LLM and vLLM.  [default: speculators, for vLLM]",
+)
+@click.option(
+    "--with-embedding", is_flag=True, default=None, help="Write the target's embedding too."
+)
+@click.option(
+    "--with-lm-head/--without-lm-head",
+    default=None,
+    help="Without, the engine takes the target's, which it must be.  [default: with]",
+)
 @click.option(
     "--validate",
     "validation",
@@ -29,7 +41,9 @@ if TYPE_CHECKING:
 )
 @click.option("--dump", help="Dump to replay on.  [default: the one that the run evaluated on]")
 @click.option("--target", help="Target of the artifact.  [default: as the dump names it]")
-@click.option("--speculative-tokens", type=int, help="Written into the artifact.  [default: K]")
+@click.option(
+    "--speculative-tokens", type=int, help="Written into the artifact.  [default: the best]"
+)
 @click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
 @click.option("--serve-data", help="JSONL whose prompts `serve` decodes.  [default: the dump's]")
 @click.option("--serve-prompts", type=int, help="Prompts that `serve` decodes.  [default: 100]")
@@ -39,16 +53,23 @@ if TYPE_CHECKING:
     callback=comma_integers,
     help="Numbers of draft tokens to measure, e.g. 3,5.  [default: 3]",
 )
+@click.option(
+    "--serve-batch-sizes",
+    callback=comma_integers,
+    help="Batch sizes at which steps are timed.  [default: 1,8]",
+)
+@click.option("--step-cost", type=float, help="Of a draft token, in target steps (if not timed).")
 @click.option("--seed", type=int, help="Of the sampling in `serve`.  [default: 0]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
 @json_option
 def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
-    """Write the artifact that vLLM loads, and prove it.
+    """Write the artifact that a serving engine loads, and prove it.
 
     \b
       specpipe export --checkpoint runs/drafter --out runs/artifact
       vllm serve TARGET --speculative-config \\
-        '{"model": "runs/artifact/checkpoint", "method": "eagle3", "num_speculative_tokens": 3}'
+        '{"model": "runs/artifact/checkpoint", "method": "eagle3",
+          "num_speculative_tokens": 3}'
 
     structure checks every tensor and key against what the engine expects. replay loads the exported
     files with an independent implementation and must find the trainer's tau. serve starts a real
@@ -74,6 +95,7 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         [(name, *(f"{value:.3f}" for value in curve)) for name, curve in curves.items()],
     )
     _show_served(result)
+    _show_speedups(result)
     show("Artifact", _rows(result), result.model_dump(mode="json"), as_json=as_json)
 
 
@@ -89,6 +111,21 @@ def _show_served(result: "ExportResult") -> None:
     if rows:
         header = ["draft tokens", "measured", "replayed", "difference"]
         show_columns("tau in vLLM, on the texts that it wrote", header, rows)
+
+
+def _show_speedups(result: "ExportResult") -> None:
+    """Expected speed-up by number of draft tokens, with what was measured in brackets."""
+    if not result.speedups:
+        return
+    rows = []
+    for one in result.speedups:
+        figures = [
+            f"{expected:.2f}" + (f" ({one.measured[n]:.2f})" if n in one.measured else "")
+            for n, expected in enumerate(one.expected, start=1)
+        ]
+        rows.append((f"batch size {one.cost.batch_size}", *figures))
+    header = ["", *map(str, range(1, len(result.speedups[0].expected) + 1))]
+    show_columns("Speed-up expected (measured), by number of draft tokens", header, rows)
 
 
 def _rows(result: "ExportResult") -> list[tuple[str, str]]:

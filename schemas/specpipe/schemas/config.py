@@ -14,10 +14,12 @@ from pydantic import (
     model_validator,
 )
 
+from specpipe.schemas.artifact import FormatName
 from specpipe.schemas.location import without_credentials
 
 ValidationLevel = Literal["structure", "replay", "serve"]
 DraftTokens = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[int, Field(ge=1, le=4096)]
 LogitsMode = Annotated[str, Field(pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")]
 
 
@@ -180,25 +182,9 @@ class DumpConfig(InputConfig):
         return self
 
 
-class ExportConfig(Config):
-    """`specpipe export`: write the artifact and prove it."""
+class ServeConfig(Config):
+    """What validation level `serve` decodes, and how."""
 
-    checkpoint: Location
-    """Run directory (its best checkpoint, else the latest), or one checkpoint in it."""
-    out: Location
-    """Folder of the artifact: `checkpoint/`, validation.json, README.md."""
-    format: Literal["speculators"] = "speculators"
-    """Layout of the artifact."""
-    validation: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
-    """Proofs to give."""
-    dump: Location | None = None
-    """Dump whose samples are replayed; default: the one that the run evaluated on."""
-    target: Location | None = None
-    """Target for `serve` and for the artifact's config; default: as recorded in the dump."""
-    speculative_tokens: int | None = Field(None, ge=1)
-    """Draft tokens written into the artifact; default: the number of trained heads."""
-    replay_samples: int | None = Field(None, gt=0)
-    """Most samples that `replay` reads; default: all that the run evaluated on."""
     serve_data: Location | None = None
     """JSONL (messages or pretokenised) whose prompts `serve` decodes; default: the dump's."""
     serve_prompts: int = Field(100, gt=0)
@@ -207,10 +193,79 @@ class ExportConfig(Config):
     """Tokens decoded per prompt."""
     serve_speculative_tokens: tuple[DraftTokens, ...] = Field((3,), min_length=1)
     """Numbers of draft tokens that `serve` measures."""
+    serve_batch_sizes: tuple[BatchSize, ...] = Field((1, 8), min_length=1)
+    """Batch sizes at which `serve` times decoding; the first decides how many tokens to draft."""
     seed: int = Field(0, ge=0)
     """Seed of the sampling in `serve`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target."""
+
+
+class ExportConfig(ServeConfig):
+    """`specpipe export`: write the artifact and prove it."""
+
+    checkpoint: Location
+    """Run directory (its best checkpoint, else the latest), or one checkpoint in it."""
+    out: Location
+    """Folder of the artifact: `checkpoint/`, validation.json, README.md."""
+    format: FormatName = "speculators"
+    """Layout of the artifact."""
+    with_embedding: bool = False
+    """Write the target's embedding too, for engines that do not share it."""
+    with_lm_head: bool = True
+    """Write the lm_head; without, the engine takes the target's, which it then must be."""
+    validation: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
+    """Proofs to give."""
+    dump: Location | None = None
+    """Dump whose samples are replayed; default: the one that the run evaluated on."""
+    target: Location | None = None
+    """Target for `serve` and for the artifact's config; default: as recorded in the dump."""
+    speculative_tokens: int | None = Field(None, ge=1)
+    """Draft tokens written into the artifact; default: what the measured or given costs and the
+    replay recommend, or the number of trained heads where no cost is known."""
+    replay_samples: int | None = Field(None, gt=0)
+    """Most samples that `replay` reads; default: all that the run evaluated on."""
+    step_cost: float | None = Field(None, ge=0)
+    """Cost of one more draft token over that of a target step, where `serve` does not time it; it
+    decides how many tokens to draft."""
+
+
+class ConvertConfig(Config):
+    """`specpipe convert`: another program's artifact in a format that engines load."""
+
+    source: Location
+    """Folder of the artifact: SpecForge's, ModelOpt's, EAGLE's, speculators' or ours."""
+    out: Location
+    """Folder that the engine loads: model.safetensors and config.json."""
+    format: FormatName
+    """Layout to write."""
+    target: Location | None = None
+    """Target of the artifact (its config is read, not its weights); default: as the source says."""
+    revision: str | None = None
+    """Revision of a hub target."""
+    speculative_tokens: int | None = Field(None, ge=1)
+    """Draft tokens written into the artifact; default: as the source says, or 3."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the target."""
+
+
+class ValidateConfig(ServeConfig):
+    """`specpipe validate`: prove an artifact that is there."""
+
+    artifact: Location
+    """Folder of the artifact, or of an export."""
+    dump: Location
+    """Dump of its target, whose samples are replayed."""
+    levels: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
+    """Proofs to give."""
+    target: Location | None = None
+    """Target for `serve`; default: as recorded in the dump."""
+    speculative_tokens: int | None = Field(None, ge=1)
+    """Most draft tokens that `replay` replays; default: as the artifact says, or 3."""
+    replay_samples: int | None = Field(None, gt=0)
+    """Most samples that `replay` reads; default: all of the dump."""
+    out: Location | None = None
+    """File of the findings."""
 
 
 class ReportConfig(Config):

@@ -1,4 +1,4 @@
-"""Where a job stands: job_state.json of its folder, and what `specpipe run --status` makes of it."""
+"""Where a job stands: its folder's job_state.json, and what `specpipe run --status` tells."""
 
 from typing import Any, Literal
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
+from specpipe.stages.export.step_times import StepTime, step_times
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
 
 LOG_TAIL = 4000
@@ -44,6 +45,8 @@ class EngineRequest(Exchange):
     """Every prompt is continued by exactly this many tokens (the end of sequence is ignored)."""
     temperatures: list[float]
     """Each prompt is decoded once at each of these."""
+    timed_batch_sizes: list[int] = []
+    """Batch sizes at which decoding steps are timed afterwards."""
     seed: int
     kv_cache_bytes: int = 256 * 2**20
     trust_remote_code: bool = False
@@ -86,6 +89,7 @@ class Decoded(Exchange):
 
 class EngineResult(Exchange):
     decoded: list[Decoded]
+    step_times: list[StepTime]
     vllm_version: str
     cpu_fix_applied: bool
     start_seconds: float
@@ -184,6 +188,7 @@ def _serve(request: EngineRequest) -> EngineResult:
     decoded = [_decode(llm, request, temperature) for temperature in request.temperatures]
     return EngineResult(
         decoded=decoded,
+        step_times=step_times(llm, request.prompts, request.max_tokens, request.timed_batch_sizes),
         vllm_version=vllm.__version__,
         cpu_fix_applied=_cpu_fix_applied(),
         start_seconds=started - start,

@@ -1,15 +1,20 @@
 """`specpipe export` as a function: from a checkpoint to an artifact that is proven to work."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 from torch import Tensor
 
 from specpipe.schemas.artifact import CONFIG_FILE, MODEL_TENSORS_FILE, VALIDATION_FILE
-from specpipe.schemas.checkpoint import STATE_FILE, TargetReference, TrainState
+from specpipe.schemas.checkpoint import (
+    STATE_FILE,
+    DrafterShape,
+    TargetReference,
+    TrainState,
+)
 from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import (
     ConfigError,
@@ -19,30 +24,30 @@ from specpipe.schemas.errors import (
     ValidationError,
 )
 from specpipe.schemas.location import without_credentials
+from specpipe.schemas.speedup import Recommendation, Speedup
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from specpipe.stages.export import prompts, replay_check, serve, speculators, structure
+from specpipe.stages.export import prompts, replay_check, serve, structure
+from specpipe.stages.export.artifact_tensors import artifact_tensors, without_lm_head
 from specpipe.stages.export.card import model_card
+from specpipe.stages.export.draft_tokens import Findings, recommendation
 from specpipe.stages.export.evaluated import evaluation, run_settings, settings_for
+from specpipe.stages.export.format import Drafter, TargetFacts
+from specpipe.stages.export.formats import FORMATS
 from specpipe.stages.export.out_folder import OutFolder, local_path
-from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.serve import Served, ServeFindings
-from specpipe.stages.export.structure import StructureFindings
+from specpipe.stages.export.serve import Served
+from specpipe.stages.export.serve_prompts import serve_prompts
 from specpipe.stages.export.validation import (
     Validation,
     artifact_sha256,
     still_stands,
 )
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding
-from specpipe.stages.target.identity import load_config, target_identity
-from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.head import load_embedding, load_lm_head
 
 Progress = Callable[[str], None]
 """Told what is going on, a line at a time."""
-
-Findings = StructureFindings | ReplayFindings | ServeFindings
 
 UNFINISHED = "this export has not finished; run it again"
 
@@ -70,6 +75,8 @@ class ExportResult(BaseModel):
     draft_tokens: int
     """Recommended number of draft tokens."""
     draft_tokens_because: str
+    speedups: list[Speedup]
+    """Expected, and measured, by batch size; empty where no cost is known."""
     levels: dict[str, bool]
     """Levels of validation that ran, and whether they passed."""
     served: list[Served]
@@ -94,23 +101,35 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
     if validation := still_stands(out.path, config, state):
         return _result(config, out, path, state, validation, did_nothing=True)
     checkpoint = load_checkpoint(path)
+    _check_format(config, checkpoint.shape)
     settings = run_settings(path)
     dump = _dump(config, settings, checkpoint)
     target = _served(config, checkpoint.state)
     chosen: list[prompts.Prompt] = []
     if "serve" in config.validation:
         chosen = _prompts(config, dump, settings, checkpoint.state, target.name)
+    tensors = _tensors(config, checkpoint, dump)
     # A validation speaks of the artifact beside it: until it does, it says so.
-    out.write_validation(_validation(config, out.artifact, checkpoint, {}, [UNFINISHED]))
-    out.write_artifact(
-        *_artifact(checkpoint, dump, target, _draft_tokens(config, checkpoint.state))
+    out.write_validation(_validation(config, out.artifact, checkpoint, Findings(), [UNFINISHED]))
+    draft_tokens = config.speculative_tokens or checkpoint.state.num_heads
+    format = FORMATS[config.format]
+    drafter = Drafter(
+        shape=checkpoint.shape,
+        target=target.name,
+        target_architecture=target.architecture,
+        speculative_tokens=draft_tokens,
+        has_lm_head=config.with_lm_head,
     )
-    validation = _validate(
+    out.write_artifact(format, format.config(drafter), tensors)
+    findings, problems = _validate(
         config, out.artifact, checkpoint, dump, settings, target.name, chosen, report
     )
-    out.write_card(
-        model_card(checkpoint.shape, validation, _draft_tokens(config, checkpoint.state))
-    )
+    advice = recommendation(config, checkpoint.state.num_heads, findings)
+    if advice.draft_tokens != draft_tokens:
+        drafter = replace(drafter, speculative_tokens=advice.draft_tokens)
+        out.write_artifact(format, format.config(drafter), tensors)
+    validation = _validation(config, out.artifact, checkpoint, findings, problems, advice)
+    out.write_card(model_card(checkpoint.shape, validation, advice.draft_tokens))
     out.write_validation(validation)
     if not validation.passed:
         raise ValidationError(
@@ -126,19 +145,26 @@ def _served(config: ExportConfig, state: TrainState) -> TargetReference:
     return state.target.model_copy(update={"name": name})
 
 
-def _artifact(
-    checkpoint: Checkpoint, dump: Dump, target: TargetReference, draft_tokens: int
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of the artifact."""
-    return (
-        speculators.artifact_config(checkpoint.shape, target, draft_tokens),
-        speculators.artifact_tensors(
-            checkpoint.shape,
-            checkpoint.model,
-            checkpoint.vocab.tensors(),
-            lambda: load_embedding(dump.target_file),
-        ),
+def _check_format(config: ExportConfig, shape: DrafterShape) -> None:
+    if cannot := FORMATS[config.format].inexpressible(shape):
+        raise ConfigError(
+            f"format {config.format} cannot hold this drafter: {'; '.join(cannot)}; give --format"
+            " speculators"
+        )
+
+
+def _tensors(config: ExportConfig, checkpoint: Checkpoint, dump: Dump) -> dict[str, Tensor]:
+    """Tensors of the artifact."""
+    tensors = artifact_tensors(
+        checkpoint.shape,
+        checkpoint.model,
+        checkpoint.vocab.tensors(),
+        lambda: load_embedding(dump.target_file),
+        with_embedding=config.with_embedding,
     )
+    if config.with_lm_head:
+        return tensors
+    return without_lm_head(checkpoint.shape, tensors, load_lm_head(dump.target_file))
 
 
 def _validate(
@@ -150,49 +176,55 @@ def _validate(
     target: str,
     chosen: list[prompts.Prompt],
     report: Progress,
-) -> Validation:
-    """Every level that is asked for, the cheap ones first, up to the first that fails."""
+) -> tuple[Findings, list[str]]:
+    """Every level that is asked for, the cheap ones first, up to the first that fails; and what is
+    wrong."""
     state = checkpoint.state
     identity = dump.identity.target
-    findings: dict[str, Findings] = {}
+    findings = Findings()
     problems: list[str] = []
     for level in ("structure", "replay", "serve"):
         if level not in config.validation or problems:
             continue
         report(f"validation: {level}")
         if level == "structure":
-            facts = structure.TargetFacts(
+            facts = TargetFacts(
                 architecture=state.target.architecture,
                 hidden_size=identity.hidden_size,
                 vocab_size=identity.vocab_size,
                 num_layers=identity.num_layers,
             )
-            findings[level] = structure.check(artifact, facts, checkpoint.shape)
+            proof = structure.check(artifact, facts, checkpoint.shape)
+            findings = replace(findings, structure=proof)
         elif level == "replay":
-            findings[level] = replay_check.check(
+            replayed = replay_check.check(
                 artifact, checkpoint, dump, settings, config.replay_samples
             )
+            findings = replace(findings, replay=replayed)
         else:
-            findings[level] = serve.check(
+            served = serve.check(
                 artifact, target, chosen, config, report, revision=state.target.revision
             )
-        problems += [f"{level}: {problem}" for problem in findings[level].problems]
-    return _validation(config, artifact, checkpoint, findings, problems)
+            findings = replace(findings, serve=served)
+        problems += [f"{level}: {one}" for one in findings.by_level()[level].problems]
+    return findings, problems
 
 
 def _validation(
     config: ExportConfig,
     artifact: Path,
     checkpoint: Checkpoint,
-    findings: dict[str, Findings],
+    findings: Findings,
     problems: list[str],
+    advice: Recommendation | None = None,
 ) -> Validation:
     state = checkpoint.state
     return Validation.model_validate(
         {
             "passed": not problems,
             "problems": problems,
-            **{level: found.model_dump() for level, found in findings.items()},
+            **{level: found.model_dump() for level, found in findings.by_level().items()},
+            "recommendation": None if advice is None else advice.model_dump(),
             "config": config.without_credentials(),
             "checkpoint": str(checkpoint.path),
             "step": state.step,
@@ -207,31 +239,10 @@ def _validation(
 def _prompts(
     config: ExportConfig, dump: Dump, settings: TrainConfig | None, state: TrainState, target: str
 ) -> list[prompts.Prompt]:
-    """Prompts for `serve`, after a check that `target` is the one that the drafter is for."""
-    found = target_identity(
-        target, state.target.revision, trust_remote_code=config.trust_remote_code
+    settings = settings_for(dump, state, settings)
+    return serve_prompts(
+        config, target, state.target, lambda: prompts.from_dump(dump, evaluation(dump, settings)[1])
     )
-    if found.weights_sha256 != state.target.weights_sha256:
-        raise IdentityError(
-            f"{target} is not the target that the drafter was trained for ({state.target.name}):"
-            " its weights differ; give the right --target"
-        )
-    if config.serve_data is not None:
-        source = prompts.from_file(
-            config.serve_data,
-            local_folder(target, state.target.revision),
-            found.vocab_size,
-            trust_remote_code=config.trust_remote_code,
-        )
-    else:
-        settings = settings_for(dump, state, settings)
-        source = prompts.from_dump(dump, evaluation(dump, settings)[1])
-    model = load_config(
-        local_folder(target, state.target.revision), trust_remote_code=config.trust_remote_code
-    ).get_text_config(decoder=True)
-    drafts = max(config.serve_speculative_tokens)
-    longest = model.max_position_embeddings - config.serve_max_tokens - drafts - 1
-    return prompts.choose(source, config.serve_prompts, longest)
 
 
 def _dump(config: ExportConfig, settings: TrainConfig | None, checkpoint: Checkpoint) -> Dump:
@@ -275,6 +286,8 @@ def _result(
     else:
         tau = {}
     recorded = replay_check.recorded_metrics(path, state)
+    advice = validation.recommendation
+    assert advice is not None  # of every validation that passed
     levels = {
         level: found.passed
         for level in ("structure", "replay", "serve")
@@ -298,20 +311,13 @@ def _result(
             "greedy": recorded.greedy.acceptance_rate,
         },
         tau=tau,
-        draft_tokens=_draft_tokens(config, state),
-        draft_tokens_because=(
-            "given"
-            if config.speculative_tokens is not None
-            else "the number of draft steps that were trained; step times were not measured"
-        ),
+        draft_tokens=advice.draft_tokens,
+        draft_tokens_because=advice.because,
+        speedups=advice.speedups,
         levels=levels,
         served=validation.serve.runs if validation.serve is not None else [],
         did_nothing=did_nothing,
     )
-
-
-def _draft_tokens(config: ExportConfig, state: TrainState) -> int:
-    return config.speculative_tokens or state.num_heads
 
 
 def _state(path: Path) -> TrainState:

@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedConfig
 
-from specpipe.schemas.artifact import LAYER_IDS
-from specpipe.schemas.config import ExportConfig
+from specpipe.schemas.artifact import LAYER_IDS, layer_config
+from specpipe.schemas.config import ServeConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.replay import expected_rounds
 from specpipe.stages.export.accept import text_spans
@@ -27,6 +27,7 @@ from specpipe.stages.export.lossless import (
 )
 from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
 from specpipe.stages.export.rounds import Comparison, compare, measured_rounds
+from specpipe.stages.export.step_times import StepTime
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder
 
@@ -58,6 +59,8 @@ class Served(BaseModel):
     counters_temperature_1: Counters
     seconds_greedy: float
     seconds_temperature_1: float
+    step_times: list[StepTime]
+    """Of its rounds, by batch size."""
     passed: bool
 
 
@@ -75,6 +78,7 @@ class ServeFindings(BaseModel):
     max_tokens: int
     seconds_without_drafter_greedy: float
     seconds_without_drafter_temperature_1: float
+    step_times_without_drafter: list[StepTime]
     runs: list[Served]
     problems: list[str]
 
@@ -83,7 +87,7 @@ def check(
     artifact: Path,
     target: str,
     prompts: Sequence[Sequence[int]],
-    config: ExportConfig,
+    config: ServeConfig,
     report: Report,
     *,
     revision: str | None = None,
@@ -96,8 +100,9 @@ def check(
     folder = local_folder(target, revision)
     model = load_config(folder, trust_remote_code=config.trust_remote_code)
     longest = max(map(len, prompts)) + config.serve_max_tokens
-    layers = read_config(artifact)["transformer_layer_config"]["num_hidden_layers"]
-    cache_bytes = _cache_bytes(model, layers, min(len(prompts), PARALLEL_PROMPTS), longest)
+    layers = layer_config(read_config(artifact))["num_hidden_layers"]
+    largest = max(min(len(prompts), PARALLEL_PROMPTS), *config.serve_batch_sizes)
+    cache_bytes = _cache_bytes(model, layers, largest, longest)
 
     def engine(num_draft_tokens: int) -> EngineResult:
         return decode(
@@ -109,6 +114,7 @@ def check(
                 prompts=[list(prompt) for prompt in prompts],
                 max_tokens=config.serve_max_tokens,
                 temperatures=[0.0, 1.0],
+                timed_batch_sizes=list(config.serve_batch_sizes),
                 seed=config.seed,
                 kv_cache_bytes=cache_bytes,
                 trust_remote_code=config.trust_remote_code,
@@ -125,7 +131,7 @@ def check(
     report("replaying the texts that vLLM wrote")
     layers = read_config(artifact)[LAYER_IDS]
     capture = TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
-    drafter = PlainDrafter.load(artifact, capture.embedding_VH)
+    drafter = PlainDrafter.load(artifact, capture.embedding_VH, lambda: capture.lm_head_VH)
     judge = _Judge(capture, drafter, prompts, plain)
     runs = [judge.run(count, result) for count, result in engines.items()]
     problems = [problem for run in runs for problem in _problems(run)]
@@ -138,6 +144,7 @@ def check(
         max_tokens=config.serve_max_tokens,
         seconds_without_drafter_greedy=plain.decoded[0].seconds,
         seconds_without_drafter_temperature_1=plain.decoded[1].seconds,
+        step_times_without_drafter=plain.step_times,
         runs=runs,
         problems=problems,
     )
@@ -212,6 +219,7 @@ class _Judge:
             counters_temperature_1=sampled.counters,
             seconds_greedy=greedy.seconds,
             seconds_temperature_1=sampled.seconds,
+            step_times=result.step_times,
             passed=all(comparison is not None and comparison.passed for comparison in comparisons),
         )
 

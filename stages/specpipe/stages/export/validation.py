@@ -14,6 +14,7 @@ from specpipe.schemas.artifact import (
 )
 from specpipe.schemas.checkpoint import TargetReference, TrainState
 from specpipe.schemas.config import ExportConfig
+from specpipe.schemas.speedup import Recommendation
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.serve import ServeFindings
 from specpipe.stages.export.structure import StructureFindings
@@ -31,6 +32,8 @@ class Validation(BaseModel):
     """None for a level that was not asked for, or not reached after a failing one."""
     replay: ReplayFindings | None = None
     serve: ServeFindings | None = None
+    recommendation: Recommendation | None = None
+    """How many tokens to draft; None while the export has not finished."""
     config: ExportConfig
     checkpoint: str
     step: int

@@ -1,0 +1,63 @@
+"""How many tokens the artifact asks to draft: by the replay's tau and by what a round costs."""
+
+from dataclasses import dataclass
+
+from specpipe.schemas.config import ExportConfig
+from specpipe.schemas.speedup import Cost, Recommendation, fitted_cost, recommend, speedup
+from specpipe.stages.export.replay_check import ReplayFindings
+from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.export.structure import StructureFindings
+
+CURVE = "replay_temperature_1"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Of the levels of validation that have run."""
+
+    structure: StructureFindings | None = None
+    replay: ReplayFindings | None = None
+    serve: ServeFindings | None = None
+
+    def by_level(self) -> dict[str, StructureFindings | ReplayFindings | ServeFindings]:
+        found = (("structure", self.structure), ("replay", self.replay), ("serve", self.serve))
+        return {level: one for level, one in found if one is not None}
+
+
+def recommendation(config: ExportConfig, num_heads: int, findings: Findings) -> Recommendation:
+    """What is given, else what costs recommend, else the number of draft steps that were trained.
+
+    Costs are those that `serve` has timed, or `step_cost`.
+    """
+    if config.speculative_tokens is not None:
+        return Recommendation(draft_tokens=config.speculative_tokens, because="given")
+    replay, serve = findings.replay, findings.serve
+    curve = replay.artifact.get(CURVE) if replay is not None else None
+    if curve is None:
+        because = "the number of draft steps that were trained: no replay foretells their tokens"
+        return Recommendation(draft_tokens=num_heads, because=because)
+    if serve is not None:
+        speedups = [
+            speedup(curve.tau, cost, measured)
+            for size in config.serve_batch_sizes
+            for cost, measured in [_measured(serve, size)]
+        ]
+        return recommend(speedups, f"by step times in vLLM {serve.vllm_version}")
+    if config.step_cost is not None:
+        cost = Cost(batch_size=1, step_cost=config.step_cost, overhead=1.0)
+        return recommend([speedup(curve.tau, cost)], f"with a step cost of {config.step_cost:g}")
+    because = "the number of draft steps that were trained; step times were not measured"
+    return Recommendation(draft_tokens=num_heads, because=because)
+
+
+def _measured(serve: ServeFindings, batch_size: int) -> tuple[Cost, dict[int, float]]:
+    """The cost of rounds at a batch size, and the speed-up by number of draft tokens."""
+    sizes = [time.batch_size for time in serve.step_times_without_drafter]
+    at = sizes.index(batch_size)
+    plain = serve.step_times_without_drafter[at]
+    rounds, speed = {}, {}
+    for run in serve.runs:
+        timed = run.step_times[at]
+        rounds[run.num_draft_tokens] = timed.seconds_per_step / plain.seconds_per_step
+        speed[run.num_draft_tokens] = plain.seconds_per_token / timed.seconds_per_token
+    return fitted_cost(batch_size, rounds), speed
