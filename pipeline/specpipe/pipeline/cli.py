@@ -16,6 +16,7 @@ from specpipe.pipeline.inspect_command import inspect
 from specpipe.pipeline.parent_process import end_with_the_parent
 from specpipe.pipeline.plan_command import plan
 from specpipe.pipeline.prepare_command import prepare
+from specpipe.pipeline.report_command import report
 from specpipe.pipeline.run_command import run
 from specpipe.pipeline.serve_api_command import serve_api
 from specpipe.pipeline.train_command import train
@@ -61,6 +62,7 @@ for command in (
     verify,
     inspect,
     gc,
+    report,
     run,
     serve_api,
 ):

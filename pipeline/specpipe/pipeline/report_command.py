@@ -1,0 +1,45 @@
+"""`specpipe report`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specpipe.pipeline.console import file_size, note, quiet_libraries, show
+from specpipe.pipeline.options import config_option, json_option
+from specpipe.pipeline.settings import load_config
+from specpipe.schemas.config import ReportConfig
+
+
+@click.command(short_help="Show on one page what a run came to.")
+@config_option
+@click.option("--run", help="Run directory of `specpipe train`.")
+@click.option("--artifact", help="Folder that `specpipe export` wrote from it.")
+@click.option("--dump", help="Dump to draft on.  [default: the one that the run evaluated on]")
+@click.option("--out", help="The page, a path or URL.")
+@click.option("--samples", type=int, help="Most held-out samples to draft.  [default: 64]")
+@click.option("--texts", type=int, help="Of these, to show as text.  [default: 4]")
+@json_option
+def report(config_file: Path | None, as_json: bool, **flags: Any) -> None:
+    """Write one HTML page on a run: what was trained, how well it drafts, and where.
+
+    \b
+      specpipe report --run runs/drafter --artifact runs/artifact --out report.html
+
+    The page stands alone: it opens from disk, runs no script and asks for nothing from the network.
+    It shows loss and acceptance over training, tokens per round with their intervals and what the
+    engine measured, acceptance by position and by kind of token, texts with accepted and rejected
+    drafts, and the validation. It reads files only; what is not there (no export, no evaluation, a
+    dump that has moved) is said on the page. docs/report.md explains each part.
+    """
+    config = load_config(ReportConfig, config_file, flags)
+    quiet_libraries()
+    from specpipe.stages.report.run import run
+
+    result = run(config, progress=note)
+    rows = [
+        ("page", f"{result.out} ({file_size(result.num_bytes)})"),
+        ("samples drafted", f"{result.num_samples:,}"),
+        *(("missing", text) for text in result.missing),
+    ]
+    show("Report", rows, result.model_dump(mode="json"), as_json=as_json)

@@ -1,0 +1,108 @@
+"""Section: what the export's validation found."""
+
+from specpipe.stages.export.replay_check import ReplayFindings
+from specpipe.stages.export.rounds import Comparison
+from specpipe.stages.export.serve import Served, ServeFindings
+from specpipe.stages.export.structure import StructureFindings
+from specpipe.stages.report.blocks import Block, Missing, Notes, Section, Table
+from specpipe.stages.report.sources import Sources
+
+Row = tuple[str, str, str]
+LEVELS = ("structure", "replay", "serve")
+
+
+def validation_section(sources: Sources) -> Section:
+    """Levels, the engine's figures beside the replay's, and what is wrong."""
+    lead = "An artifact is served only when every level that was asked for has passed."
+    found = sources.validation
+    if found is None:
+        blocks: list[Block] = [Missing(sources.missing["artifact"])]
+        return Section("validation", "Validation", lead, blocks)
+    rows = [
+        _row(level, getattr(found, level), level in found.config.validation) for level in LEVELS
+    ]
+    blocks = [Table("Levels", ["level", "result", "what was found"], rows, is_words=True)]
+    if found.problems:
+        blocks.append(Notes(found.problems))
+    if found.serve is not None and found.serve.runs:
+        blocks += [_engine_table(found.serve), _lossless_table(found.serve)]
+    return Section("validation", "Validation", lead, blocks)
+
+
+def _row(
+    level: str,
+    found: StructureFindings | ReplayFindings | ServeFindings | None,
+    was_asked: bool,
+) -> Row:
+    if found is None:
+        return level, "not reached" if was_asked else "not asked for", ""
+    return level, "passed" if found.passed else "FAILED", _words(found)
+
+
+def _words(found: StructureFindings | ReplayFindings | ServeFindings) -> str:
+    if isinstance(found, StructureFindings):
+        return f"{found.num_tensors} tensors, {found.num_parameters:,} parameters"
+    if isinstance(found, ReplayFindings):
+        return (
+            f"{found.num_samples:,} samples; tau of the exported files is within"
+            f" {found.largest_difference:.3%} of the trained drafter's ({found.compared_with};"
+            f" allowed: {found.tolerance:.1%})"
+        )
+    fix = ", its CPU fault repaired" if found.cpu_fix_applied else ""
+    return (
+        f"vLLM {found.vllm_version}{fix}; {found.num_prompts:,} prompts,"
+        f" {found.max_tokens:,} tokens each"
+    )
+
+
+def _engine_table(serve: ServeFindings) -> Table:
+    rows = [
+        row
+        for run in serve.runs
+        for row in (
+            _compared(run, "greedy", run.greedy),
+            _compared(run, "temperature 1", run.temperature_1),
+        )
+    ]
+    header = ["draft tokens", "", "tau measured", "tau replayed", "difference", "its 95 % error"]
+    caption = "The replay is of the very texts that the engine wrote."
+    return Table("The engine beside the replay", [*header, "agrees"], rows, caption)
+
+
+def _compared(run: Served, name: str, found: Comparison | None) -> tuple[str, ...]:
+    count = str(run.num_draft_tokens)
+    if found is None:
+        return count, name, "not lossless", "-", "-", "-", "no"
+    return (
+        count,
+        name,
+        f"{found.tau_measured:.4f}",
+        f"{found.tau_replayed:.4f}",
+        f"{found.relative_difference:+.2%}",
+        f"{found.relative_error_95:.2%}",
+        "yes" if found.passed else "NO",
+    )
+
+
+def _lossless_table(serve: ServeFindings) -> Table:
+    rows = []
+    for run in serve.runs:
+        greedy, sampled = run.lossless_greedy, run.lossless_temperature_1
+        rows += [
+            (
+                str(run.num_draft_tokens),
+                "greedy",
+                f"{greedy.num_identical:,} of {greedy.num_prompts:,} outputs are identical",
+                "yes" if greedy.passed else "NO",
+            ),
+            (
+                str(run.num_draft_tokens),
+                "temperature 1",
+                f"mean log-probability {sampled.mean_logprob_with_drafter:.4f} per token with the"
+                f" drafter, {sampled.mean_logprob_without_drafter:.4f} without"
+                f" ({sampled.z:+.1f} standard errors)",
+                "yes" if sampled.passed else "NO",
+            ),
+        ]
+    header = ["draft tokens", "", "output with and without the drafter", "lossless"]
+    return Table("Is the engine's output still the target's?", header, rows, is_words=True)
