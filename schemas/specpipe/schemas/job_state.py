@@ -15,7 +15,7 @@ DUMP_FOLDER = "dump"
 TRAIN_FOLDER = "train"
 
 StageName = Literal["dump", "train", "export", "report"]
-STAGES: tuple[StageName, ...] = ("dump", "train", "export")
+STAGES: tuple[StageName, ...] = ("dump", "train", "export", "report")
 
 JobStatus = Literal["queued", "running", "stopped", "failed", "succeeded"]
 """`stopped`: killed, stopped or out of time; the same command goes on."""
