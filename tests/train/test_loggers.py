@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,20 @@ NAMES: tuple[LoggerName, ...] = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 @pytest.fixture(params=NAMES)
-def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+def name(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[str]:
     """A logger that is installed, which keeps everything below tmp_path."""
     pytest.importorskip(request.param)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    return str(request.param)
+    yield str(request.param)
+    if request.param == "wandb":
+        # Its runs hook every later import, of Ray for one, and tell a service that has ended.
+        import_hooks = importlib.import_module("wandb.sdk.lib.import_hooks")
+        import_hooks.unregister_all_post_import_hooks()
 
 
 def expected(folder: Path) -> History:
