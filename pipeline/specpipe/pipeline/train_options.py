@@ -135,8 +135,9 @@ _OPTIONS = (
     GroupedOption(
         _LOSS,
         "--lambda-source",
-        type=click.Choice(["exact", "previous_step"]),
-        help="lk_hybrid: alpha of this batch, or of the last step (cheaper).  [default: exact]",
+        type=click.Choice(["previous_step", "exact"]),
+        help="lk_hybrid: alpha of the last step, or of this one's batch, which is passed twice."
+        "  [default: previous_step]",
     ),
     GroupedOption(
         _LOSS,

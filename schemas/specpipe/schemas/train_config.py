@@ -56,8 +56,8 @@ class TrainConfig(Config):
     """lk_hybrid: lambda = exp(-eta * mean alpha)."""
     lambda_scope: Literal["head", "token"] = "head"
     """lk_hybrid: one lambda per head, of the whole batch, or one per token, of its own alpha."""
-    lambda_source: Literal["exact", "previous_step"] = "exact"
-    """lk_hybrid: alpha of the same batch (one more pass over the loss), or of the last step."""
+    lambda_source: Literal["exact", "previous_step"] = "previous_step"
+    """lk_hybrid: alpha of the last step, or of the same batch (one more pass over it)."""
     num_heads: int = Field(3, ge=1, le=7)
     """K: draft steps that are unrolled in training."""
     head_decay: float = Field(0.8, gt=0, le=1)
