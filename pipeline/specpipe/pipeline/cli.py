@@ -48,6 +48,13 @@ def specpipe() -> None:
       specpipe export  write the artifact that vLLM serves, and prove it
 
     Each takes --config FILE.yaml; flags on the command line win over the file.
+    One job of all three, from one JSON file, for cron or an orchestrator:
+
+    \b
+      specpipe run JOB.json --out DIR
+
+    First steps: specpipe plan says what a dump of your text will take, specpipe
+    prepare shows which tokens are learned, specpipe inspect what a dump holds.
     """
 
 
