@@ -42,12 +42,12 @@ def convert(as_json: bool, **flags: Any) -> None:
     config = load_config(ConvertConfig, None, flags)
     quiet_libraries()
     from specpipe.stages.export.convert import run
-    from specpipe.stages.train.run_folder import write_atomically
+    from specpipe.stages.storage.local_disk import write_file
 
     result = run(config, progress=note)
     if not result.did_nothing:
         record = provenance(config.model_dump(mode="json"))
-        write_atomically(Path(result.out) / PROVENANCE_FILE, record)
+        write_file(Path(result.out) / PROVENANCE_FILE, record)
     layers = ", ".join(map(str, result.aux_layers))
     own = "own" if result.has_lm_head else "the target's"
     rows = [

@@ -80,12 +80,12 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     config = load_config(ExportConfig, config_file, flags)
     quiet_libraries()
     from specpipe.stages.export.run import run
-    from specpipe.stages.train.run_folder import write_atomically
+    from specpipe.stages.storage.local_disk import write_file
 
     result = run(config, progress=note)
     if not result.did_nothing:
         record = provenance(config.model_dump(mode="json"))
-        write_atomically(Path(result.out) / PROVENANCE_FILE, record)
+        write_file(Path(result.out) / PROVENANCE_FILE, record)
     curves = {f"acceptance, {name}": rates for name, rates in result.acceptance_rate.items()}
     curves |= {f"tau, {name.removeprefix('replay_')}": tau for name, tau in result.tau.items()}
     most = max((len(curve) for curve in curves.values()), default=0)

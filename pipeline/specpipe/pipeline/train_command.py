@@ -45,8 +45,9 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """
     config = train_config(config_file, flags)
     quiet_libraries()
+    from specpipe.stages.storage.local_disk import write_file
     from specpipe.stages.train.run import run
-    from specpipe.stages.train.run_folder import RunFolder, write_atomically
+    from specpipe.stages.train.run_folder import RunFolder
 
     if not is_first_process():
         run(config)
@@ -55,7 +56,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         result = run(config, progress=TrainProgress(report))
     if not result.did_nothing:
         record = provenance(config.model_dump(mode="json"))
-        write_atomically(RunFolder(config.out).path / PROVENANCE_FILE, record)
+        write_file(RunFolder(config.out).path / PROVENANCE_FILE, record)
     show_evaluation(result.untrained, result.best)
     show("Training", _rows(result), result.model_dump(mode="json"), as_json=as_json)
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from specpipe.schemas.artifact import ARTIFACT_FOLDER, MODEL_TENSORS_FILE
 from specpipe.schemas.artifact import CONFIG_FILE as ARTIFACT_CONFIG
-from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, StoreError
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.job import SpecDraftJob
 from specpipe.schemas.job_state import (
     DUMP_FOLDER,
@@ -25,7 +25,7 @@ from specpipe.schemas.job_state import (
 )
 from specpipe.schemas.location import without_credentials
 from specpipe.stages.storage.folder_lock import is_locked, locked
-from specpipe.stages.storage.local_disk import write_atomic
+from specpipe.stages.storage.local_disk import write_file
 
 _PATIENCE_SECONDS = 5.0
 """Processes of a run that was killed need a moment to end."""
@@ -118,11 +118,7 @@ class JobFolder:
         self._write(METRICS_FILE, "".join(f"{line}\n" for line in lines))
 
     def _write(self, name: str, text: str) -> None:
-        path = self.path / name
-        try:
-            write_atomic(str(path), text.encode())
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}") from error
+        write_file(self.path / name, text.encode())
 
 
 def update_stage(state: JobState, name: StageName, **changes: Any) -> JobState:

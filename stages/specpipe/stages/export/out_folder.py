@@ -25,7 +25,7 @@ from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.schemas.location import without_credentials
 from specpipe.stages.export.format import Format
 from specpipe.stages.export.validation import Validation
-from specpipe.stages.storage.local_disk import write_atomic
+from specpipe.stages.storage.local_disk import write_file
 
 OURS = {"passed", "problems", "config", "checkpoint_sha256", "artifact_sha256"}
 """Keys of a validation.json, of whichever version of specpipe."""
@@ -64,8 +64,7 @@ class OutFolder:
         """Write validation.json, and OUT itself where it is missing."""
         with self._errors():
             self.path.mkdir(parents=True, exist_ok=True)
-            path = self.path / VALIDATION_FILE
-            write_atomic(str(path), validation.model_dump_json(indent=2).encode())
+            write_file(self.path / VALIDATION_FILE, validation.model_dump_json(indent=2).encode())
 
     def write_artifact(
         self, format: Format, config: dict[str, Any], tensors: dict[str, Tensor]
@@ -84,7 +83,7 @@ class OutFolder:
 
     def write_card(self, text: str) -> None:
         with self._errors():
-            write_atomic(str(self.path / CARD_FILE), text.encode())
+            write_file(self.path / CARD_FILE, text.encode())
 
     def _has(self, name: str) -> bool:
         return os.path.lexists(self.path / name)

@@ -14,7 +14,7 @@ from torch import Tensor
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.config import ValidateConfig
 from specpipe.schemas.dump import TargetIdentity
-from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
+from specpipe.schemas.errors import ConfigError, ValidationError
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.artifact import OfTarget, artifact_folder, read_artifact
@@ -31,7 +31,7 @@ from specpipe.stages.export.serve_prompts import serve_prompts
 from specpipe.stages.export.structure import StructureFindings
 from specpipe.stages.export.validation import artifact_sha256
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.local_disk import write_atomic
+from specpipe.stages.storage.local_disk import write_file
 from specpipe.stages.target.head import load_embedding, load_lm_head
 
 
@@ -156,9 +156,4 @@ def _write(config: ValidateConfig, validation: ArtifactValidation) -> None:
     if config.out is None:
         return
     path = local_path(config.out, "the findings are written to a local disk; copy them there")
-    path = path.resolve()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(str(path), validation.model_dump_json(indent=2).encode())
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}") from error
+    write_file(path.resolve(), validation.model_dump_json(indent=2).encode())

@@ -11,7 +11,9 @@ import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from specpipe.schemas.errors import StoreError
 from specpipe.stages.storage.store import TakeBlock
 from specpipe.stages.storage.store_faults import advice, is_transient_locally
 
@@ -54,7 +56,7 @@ class LocalDisk:
         finally:
             os.close(descriptor)
         os.replace(source, path)
-        _sync_folder(os.path.dirname(path))
+        sync_folder(os.path.dirname(path))
 
     def create(self, path: str, data: bytes) -> bool:
         return create_atomic(path, data)
@@ -85,6 +87,14 @@ class LocalDisk:
         while not os.path.ismount(disk):
             disk = os.path.dirname(disk)
         return advice(error, f"on the disk that is mounted at {disk}")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write or replace a file whole. Raises StoreError."""
+    try:
+        write_atomic(str(path), data)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_atomic(path: str, data: bytes | memoryview) -> None:
@@ -166,7 +176,7 @@ def _synced_temporary(path: str, data: bytes | memoryview) -> Iterator[str]:
     finally:
         if os.path.lexists(temporary):
             os.unlink(temporary)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _make_folder(folder: str) -> None:
@@ -175,10 +185,11 @@ def _make_folder(folder: str) -> None:
     if not os.path.isdir(above):
         _make_folder(above)
     os.makedirs(folder, exist_ok=True)
-    _sync_folder(above)
+    sync_folder(above)
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make the names in a folder last. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -27,7 +27,7 @@ from specpipe.schemas.checkpoint import (
 )
 from specpipe.schemas.errors import StoreError
 from specpipe.stages.drafter.checkpoint import Checkpoint, read_pointer
-from specpipe.stages.train.run_folder import sync_folder, write_atomically
+from specpipe.stages.storage.local_disk import sync_folder, write_file
 from specpipe.stages.train.sharding import like, whole
 from specpipe.stages.train.trainee import Trainee
 
@@ -72,8 +72,8 @@ def save_checkpoint(
             _write(run, files, state)
             # `latest` last: a kill before it repeats this save, and `best` with it.
             if best:
-                write_atomically(run / BEST_FILE, checkpoint_name(state.step).encode())
-            write_atomically(run / LATEST_FILE, checkpoint_name(state.step).encode())
+                write_file(run / BEST_FILE, checkpoint_name(state.step).encode())
+            write_file(run / LATEST_FILE, checkpoint_name(state.step).encode())
             _rotate(run, keep)
 
 

@@ -18,6 +18,7 @@ from specpipe.stages.drafter.batch import Batch, make_batch
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
 from specpipe.stages.drafter.selection import evaluated, split
+from specpipe.stages.storage.local_disk import write_file
 from specpipe.stages.train.checkpoint import checkpoint_name, restore
 from specpipe.stages.train.dumps import (
     TrainingDumps,
@@ -33,7 +34,7 @@ from specpipe.stages.train.loop import Loop, Progress
 from specpipe.stages.train.packing import epoch_batches
 from specpipe.stages.train.precision import check_dtype
 from specpipe.stages.train.ranks import Ranks, join_ranks
-from specpipe.stages.train.run_folder import RunFolder, write_atomically
+from specpipe.stages.train.run_folder import RunFolder
 from specpipe.stages.train.sharding import is_sharded
 from specpipe.stages.train.stop import StopQuestion, stop_question
 from specpipe.stages.train.trainee import Trainee
@@ -74,7 +75,7 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
         with ranks.together(), _of_the_disk(folder):
             if ranks.is_first:
                 data = result.model_dump_json(indent=2).encode()
-                write_atomically(folder.path / RESULT_FILE, data)
+                write_file(folder.path / RESULT_FILE, data)
     return result
 
 

@@ -1,7 +1,6 @@
 """The folder of a training run: its lock, its configuration, its metrics."""
 
 import json
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.metric_rows import metric_rows
 from specpipe.stages.storage.folder_lock import locked
+from specpipe.stages.storage.local_disk import write_file
 
 MAY_CHANGE = frozenset(
     {
@@ -72,7 +72,7 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig) -> None:
         text = config.without_credentials().model_dump_json(indent=2)
-        write_atomically(self.path / CONFIG_FILE, text.encode())
+        write_file(self.path / CONFIG_FILE, text.encode())
 
     def cut_metrics(self, step: int) -> None:
         """Drop what metrics.jsonl says of steps after `step`, and a torn last line."""
@@ -80,7 +80,7 @@ class RunFolder:
         if not path.exists():
             return
         kept = [_as_line(row) for row in metric_rows(self.path) if row["step"] <= step]
-        write_atomically(path, "".join(kept).encode())
+        write_file(path, "".join(kept).encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         path = self.path / METRICS_FILE
@@ -93,27 +93,3 @@ class RunFolder:
 
 def _as_line(row: dict[str, Any]) -> str:
     return json.dumps(row) + "\n"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a local file whole; it survives a kill and a power cut in one state or the other."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror}") from error
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder last."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from specpipe.schemas.checkpoint import LOGGERS_FILE, LoggerRecord
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.drafter.metric_rows import metric_rows
-from specpipe.stages.train.run_folder import write_atomically
+from specpipe.stages.storage.local_disk import write_file
 
 Records = dict[str, LoggerRecord]
 
@@ -42,7 +42,7 @@ def read_records(folder: Path) -> Records:
 
 
 def write_records(folder: Path, records: Records) -> None:
-    write_atomically(folder / LOGGERS_FILE, _RECORDS.dump_json(records, indent=2))
+    write_file(folder / LOGGERS_FILE, _RECORDS.dump_json(records, indent=2))
 
 
 def _last_rows(run: Path) -> tuple[int, int]:
