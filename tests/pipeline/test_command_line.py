@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from specpipe.pipeline import cli
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.settings import load_config
 from specpipe.schemas.config import DumpConfig, ExportConfig
@@ -75,6 +77,14 @@ def test_a_person_gets_tables_at_80_columns_without_colour(folder: Path) -> None
     text = done.stdout + done.stderr
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", [None, *cli.specpipe.commands])
+def test_help_fits_80_columns(command: str | None) -> None:
+    arguments = ["--help"] if command is None else [command, "--help"]
+    shown = CliRunner().invoke(cli.specpipe, arguments, terminal_width=80)
+    assert shown.exit_code == 0
+    assert [line for line in shown.output.splitlines() if len(line) > 80] == []
 
 
 def test_exit_codes(folder: Path, tmp_path: Path) -> None:

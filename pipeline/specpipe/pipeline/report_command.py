@@ -24,7 +24,8 @@ def report(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Write one HTML page on a run: what was trained, how well it drafts, and where.
 
     \b
-      specpipe report --run runs/drafter --artifact runs/artifact --out report.html
+      specpipe report --run runs/drafter --artifact runs/artifact \\
+        --out report.html
 
     The page stands alone: it opens from disk, runs no script and asks for nothing from the network.
     It shows loss and acceptance over training, tokens per round with their intervals and what the

@@ -53,7 +53,7 @@ def run(
 
     \b
     What the API has no field for comes by --config:
-      dump:   {backend: vllm, engine: {tensor_parallel_size: 4}, generate: {temperature: 1.0}}
+      dump:   {backend: vllm, generate: {temperature: 1.0}}
       train:  {draft_vocab_size: 32000, optimizer: muon}
       export: {validation: [structure, replay, serve]}
     """
