@@ -3,7 +3,6 @@
 Legend: T tokens, V vocabulary.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from specpipe.schemas.dump import DumpIdentity, ShardManifest
 from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.sample import Ids, Mask, Sample, Source, verifier_rows
+from specpipe.stages.storage.parquet_table import decode_table, encode_table
 
 Counts = npt.NDArray[np.int64]
 
@@ -247,19 +246,12 @@ def _planned_row(sample: PlannedSample) -> dict[str, Any]:
 
 def _to_parquet(rows: list[dict[str, Any]], schema: Any) -> bytes:
     columns = [pa.array([row[f.name] for row in rows], type=f.type) for f in schema]
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
-    return buffer.getvalue()
+    return encode_table(pa.table(columns, schema=schema), "zstd")
 
 
 def _rows(data: bytes, schema: Any, where: str) -> list[dict[str, Any]]:
     """The table's rows, with `input_ids` and `loss_mask` as arrays."""
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise IntegrityError(f"{where} is no readable Parquet file: {error}") from None
-    if not table.schema.equals(schema) or any(column.null_count for column in table.columns):
-        raise IntegrityError(f"{where} does not have the columns {schema.names}")
+    table = decode_table(data, schema, where)
     arrays = {"input_ids": np.int32, "loss_mask": np.uint8}
     columns = {
         name: [np.array(value.values, dtype=arrays[name]) for value in table.column(name)]

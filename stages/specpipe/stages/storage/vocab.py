@@ -3,15 +3,14 @@
 Legend: V vocabulary, D draft vocabulary.
 """
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from specpipe.schemas.errors import IntegrityError
+from specpipe.stages.storage.parquet_table import decode_table, encode_table
 
 _SMALLEST_DRAFT = 256
 _SCHEMA = pa.schema([("token_id", pa.int32()), ("count", pa.int64()), ("mass", pa.float64())])
@@ -54,22 +53,13 @@ class VocabStatistics:
     def to_parquet(self) -> bytes:
         """One row per token that has a count or a mass, token ids ascending."""
         ids = np.flatnonzero((self.count_V != 0) | (self.mass_V != 0))
-        table = pa.table(
-            [ids.astype(np.int32), self.count_V[ids], self.mass_V[ids]], schema=_SCHEMA
-        )
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        return buffer.getvalue()
+        columns = [ids.astype(np.int32), self.count_V[ids], self.mass_V[ids]]
+        return encode_table(pa.table(columns, schema=_SCHEMA))
 
     @classmethod
     def from_parquet(cls, data: bytes, vocab_size: int, where: str) -> "VocabStatistics":
         """Raises IntegrityError, naming `where`, if the data is not such a table."""
-        try:
-            table = pq.read_table(pa.BufferReader(data))
-        except (pa.ArrowException, OSError) as error:
-            raise IntegrityError(f"{where} is no readable Parquet file: {error}") from None
-        if not table.schema.equals(_SCHEMA) or any(c.null_count for c in table.columns):
-            raise IntegrityError(f"{where} does not have the columns {_SCHEMA.names}")
+        table = decode_table(data, _SCHEMA, where)
         ids, count, mass = (table.column(name).to_numpy() for name in _SCHEMA.names)
         if len(ids) and not (ids[0] >= 0 and ids[-1] < vocab_size and (np.diff(ids) > 0).all()):
             raise IntegrityError(f"{where}: token ids are not ascending in [0, {vocab_size})")
