@@ -24,8 +24,8 @@ def decode_table(data: bytes, schema: Any, where: str) -> Any:
     Raises IntegrityError, naming `where`, if it is none or has other columns than `schema`.
     """
     try:
-        # Not pq.read_table: its scanner drops `data` on a thread of its own, and a process that
-        # ends meanwhile crashes there.
+        # Not pq.read_table: its scanner drops `data` later, on a thread of its own, and a process
+        # in which tracemalloc stops at that moment crashes.
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise IntegrityError(f"{where} is no readable Parquet file: {error}") from None
