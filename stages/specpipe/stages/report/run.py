@@ -17,6 +17,7 @@ from specpipe.stages.report.acceptance import (
     vocabulary_section,
 )
 from specpipe.stages.report.blocks import Page, Section, Tile
+from specpipe.stages.report.draft_tokens import draft_tokens_section
 from specpipe.stages.report.drafted import DraftedSample, drafted_samples
 from specpipe.stages.report.facts import environment_section, subject_section
 from specpipe.stages.report.kinds import KindSums, sums_by_kind
@@ -99,6 +100,7 @@ def _page(config: ReportConfig, sources: Sources, drafted: _Drafted) -> Page:
         subject_section(sources),
         training_section(sources),
         tau_section(sources),
+        draft_tokens_section(sources),
         position_section(sources, by_kind, how),
         _vocabulary(sources),
         texts_section(shown, drafted.tokenizer, num_heads, no_text),
