@@ -6,29 +6,16 @@ Every step does nothing where its result lies there already, so that it may be e
 """
 
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
 
+from scripts.commands import specpipe
 from scripts.losses.matrix import Material, Training, trainings
 from scripts.losses.tables import print_tables, read_results
 
 _SAMPLE = Path("sample_data")
-
-
-def _specpipe(log: Path, *arguments: object) -> None:
-    with log.open("a", encoding="utf-8") as file:
-        subprocess.run(
-            [sys.executable, "-m", "specpipe", *map(str, arguments)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
 
 
 def make_dumps(out: Path, material: Material, answers: int) -> None:
@@ -39,7 +26,7 @@ def make_dumps(out: Path, material: Material, answers: int) -> None:
         ("greedy", material.held_out, ("--temperature", 0)),
     ):
         where = out / f"dump-{material.name}-{name}"
-        _specpipe(
+        specpipe(
             out / "dumps.log", "dump", "--generate", "--target", material.target,
             "--data", data, "--out", where, "--max-tokens", 128, *more,
         )  # fmt: skip
@@ -49,12 +36,12 @@ def train(out: Path, training: Training) -> None:
     run, dump = out / training.name, out / f"dump-{training.material}"
     flags = [part for name, value in training.settings.items() for part in (f"--{name}", value)]
     log = out / f"{training.name}.log"
-    _specpipe(
+    specpipe(
         log, "train", "--dump", f"{dump}-train", "--eval-dump", f"{dump}-held_out",
         "--out", run, "--eval-tokens", 10**9, "--keep-checkpoints", 1, *flags,
     )  # fmt: skip
     if not (run / "greedy.json").exists():
-        _specpipe(
+        specpipe(
             log, "export", "--checkpoint", run, "--out", run / "artifact",
             "--dump", f"{dump}-greedy", "--validate", "replay",
         )  # fmt: skip

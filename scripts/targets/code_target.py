@@ -1,6 +1,6 @@
 """Train a second target, unlike the sample target, and write texts for it.
 
-A small Qwen3-architecture model (tied embeddings, no chat template) on the Python source of this
+A small Qwen3 or Qwen2 model (tied embeddings, no chat template) on the Python source of this
 interpreter's own standard library, so that anybody can make it. Writes OUT/target, OUT/train.jsonl
 and OUT/held_out.jsonl: beginnings of functions as prompts (`input_ids`, no token supervised) for
 `specpipe dump --generate`. Held out is by module: no function of theirs is trained on.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3Config
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 from scripts.targets.fit import Samples, fit, new_model, save
 from scripts.targets.tokens import train_tokenizer
@@ -29,6 +29,7 @@ _FEWEST_CHARACTERS = 200
 _MOST_CHARACTERS = 1600
 _PROMPT_TOKENS = 32
 _HELD_OUT = 0.1
+_ARCHITECTURES = {"qwen3": Qwen3Config, "qwen2": Qwen2Config}
 
 
 def functions(library: Path) -> Iterator[tuple[str, str]]:
@@ -71,6 +72,7 @@ def write_prompts(path: Path, samples: Samples, number: int) -> None:
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/code"))
+@click.option("--architecture", type=click.Choice(list(_ARCHITECTURES)), default="qwen3")
 @click.option("--vocab-size", default=3072, show_default=True)
 @click.option("--hidden-size", default=128, show_default=True)
 @click.option("--num-layers", default=5, show_default=True)
@@ -82,6 +84,7 @@ def write_prompts(path: Path, samples: Samples, number: int) -> None:
 @click.option("--seed", default=0, show_default=True)
 def main(
     out: Path,
+    architecture: str,
     vocab_size: int,
     hidden_size: int,
     num_layers: int,
@@ -104,7 +107,7 @@ def main(
     write_prompts(out / "train.jsonl", train, train_prompts)
     write_prompts(out / "held_out.jsonl", held_out, held_out_prompts)
     model = new_model(
-        Qwen3Config(
+        _ARCHITECTURES[architecture](
             vocab_size=len(tokenizer),
             hidden_size=hidden_size,
             intermediate_size=3 * hidden_size,
