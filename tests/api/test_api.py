@@ -13,8 +13,11 @@ import httpx
 import openai
 import pytest
 
+from specpipe.schemas.config import ValidateConfig
+from specpipe.stages.export.validate import run as validate
 from tests.api.conftest import TOKEN, Server
 from tests.dump.conftest import rows
+from tests.export.small import SAMPLE_DATA
 
 Start = Callable[..., Server]
 
@@ -70,6 +73,17 @@ def messages(client: openai.OpenAI, job_id: str) -> list[str]:
     return [event.message for event in client.fine_tuning.jobs.list_events(job_id, limit=7)][::-1]
 
 
+def downloaded(client: openai.OpenAI, job_id: str) -> dict[str, bytes]:
+    """The result files of a job that is done, by name."""
+    [checkpoint] = client.fine_tuning.jobs.checkpoints.list(job_id)
+    names = {}
+    for file_id in checkpoint.model_dump()["result_files"]:
+        file = client.files.retrieve(file_id)
+        names[file.filename] = client.files.content(file_id).read()
+        assert len(names[file.filename]) == file.bytes
+    return names
+
+
 def test_the_whole_flow_by_the_official_client(start: Start, api_target: Path) -> None:
     server = start()
 
@@ -100,14 +114,48 @@ def test_the_whole_flow_by_the_official_client(start: Start, api_target: Path) -
     [checkpoint] = client.fine_tuning.jobs.checkpoints.list(job_id)
     metrics: Any = checkpoint.metrics
     assert metrics.model_dump()["validation/temperature_1.0/acceptance_rate/head_1"] > 0
-    names = {}
-    for file_id in checkpoint.model_dump()["result_files"]:
-        file = client.files.retrieve(file_id)
-        names[file.filename] = client.files.content(file_id).read()
-        assert len(names[file.filename]) == file.bytes
+    names = downloaded(client, job_id)
     assert set(names) == {"model.safetensors", "config.json"}
     assert json.loads(names["config.json"])["speculators_model_type"] == "eagle3"
     assert [one.id for one in client.fine_tuning.jobs.list()] == [job_id]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_what_is_downloaded_serves_in_vllm(start: Start, tmp_path: Path) -> None:
+    """Of the sample target, whose drafts are accepted: the engine agrees with the replay."""
+    client = start().client()
+    with (SAMPLE_DATA / "train" / "pretokenized.jsonl").open("rb") as file:
+        training = io.BytesIO(b"".join(file.readline() for _ in range(100)))
+    training.name = "training.jsonl"
+    uploaded = client.files.create(file=training, purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        **request(SAMPLE_DATA / "target", uploaded.id, context_length=512, learning_rate=0.002)
+    )
+    job = wait(client, job.id, until=is_over)
+    assert job.status == "succeeded", job.error
+    artifact = tmp_path / "downloaded"
+    artifact.mkdir()
+    for name, data in downloaded(client, job.id).items():
+        (artifact / name).write_bytes(data)
+    found = validate(
+        ValidateConfig(
+            artifact=str(artifact),
+            dump=str(next((tmp_path / "api").rglob("dump.json")).parent),
+            levels=("structure", "replay", "serve"),
+            replay_samples=20,
+            serve_prompts=20,
+            serve_max_tokens=32,
+            serve_speculative_tokens=(2,),
+            serve_batch_sizes=(1,),
+        )
+    )
+    assert found.serve is not None
+    (measured,) = found.serve.runs
+    assert measured.lossless_greedy.passed
+    assert measured.greedy is not None
+    assert measured.greedy.tau_measured > 1
+    assert abs(measured.greedy.relative_difference) <= 0.01
 
 
 def test_jobs_queue_and_are_cancelled(start: Start, api_target: Path) -> None:
