@@ -18,9 +18,9 @@ PRESETS: dict[PresetName, Preset] = {
         {"learning_rate": 2e-3, "batch_tokens": 1024, "max_steps": 60, "eval_tokens": 12_000},
         "tau 1.37 of sample_data at temperature 1, 3 draft tokens",
     ),
-    "default": Preset({}, ""),
+    "default": Preset({}, "tau 1.60 of sample_data at temperature 1, 3 draft tokens"),
     "best": Preset(
-        {"learning_rate": 2e-3, "batch_tokens": 4096, "num_epochs": 3},
-        "",
+        {"learning_rate": 2e-3, "batch_tokens": 4096},
+        "tau 1.91 of sample_data at temperature 1, 3 draft tokens",
     ),
 }
