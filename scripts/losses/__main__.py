@@ -12,24 +12,11 @@ from pathlib import Path
 import click
 
 from scripts.commands import specpipe
-from scripts.losses.matrix import Material, Training, trainings
+from scripts.losses.matrix import Training, trainings
 from scripts.losses.tables import print_tables, read_results
+from scripts.material import Text, code_material, make_dumps, sample_material
 
-_SAMPLE = Path("sample_data")
-
-
-def make_dumps(out: Path, material: Material, answers: int) -> None:
-    """What the target writes itself: to train on, and held out at temperature 1 and greedily."""
-    for name, data, more in (
-        ("train", material.train, ("--temperature", 1, "--samples-per-prompt", answers)),
-        ("held_out", material.held_out, ("--temperature", 1)),
-        ("greedy", material.held_out, ("--temperature", 0)),
-    ):
-        where = out / f"dump-{material.name}-{name}"
-        specpipe(
-            out / "dumps.log", "dump", "--generate", "--target", material.target,
-            "--data", data, "--out", where, "--max-tokens", 128, *more,
-        )  # fmt: skip
+TEXTS: tuple[Text, ...] = ("train", "held_out", "greedy")
 
 
 def train(out: Path, training: Training) -> None:
@@ -62,14 +49,10 @@ def main(
 ) -> None:
     """Train the matrix and print its tables."""
     out.mkdir(parents=True, exist_ok=True)
-    train_file, held_out_file = "train/generated.jsonl", "held_out/generated.jsonl"
-    materials = [
-        Material("gsm8k", _SAMPLE / "target", _SAMPLE / train_file, _SAMPLE / held_out_file),
-        Material("code", code / "target", code / "train.jsonl", code / "held_out.jsonl"),
-    ]
+    materials = [sample_material("gsm8k"), code_material("code", code)]
     if not tables_only:
         with ThreadPoolExecutor(processes) as pool:
-            list(pool.map(lambda material: make_dumps(out, material, answers), materials))
+            list(pool.map(lambda material: make_dumps(out, material, answers, TEXTS), materials))
             list(pool.map(lambda training: train(out, training), trainings(materials, max_steps)))
     print_tables(read_results(out), [material.name for material in materials])
 

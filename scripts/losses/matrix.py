@@ -2,20 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from scripts.material import Material
 
 SEEDS = (0, 1, 2)
 NUM_HEADS = 3
-
-
-@dataclass(frozen=True)
-class Material:
-    """A target, and the texts that it writes itself, at temperature 1 and greedily."""
-
-    name: str
-    target: Path
-    train: Path
-    held_out: Path
 
 
 @dataclass(frozen=True)

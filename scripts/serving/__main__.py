@@ -16,12 +16,10 @@ from typing import Any
 import click
 
 from scripts.commands import specpipe
-from scripts.losses.__main__ import make_dumps
-from scripts.losses.matrix import Material
+from scripts.material import Material, code_material, make_dumps, sample_material
 
 FORMATS = ("speculators", "eagle3")
 DRAFT_TOKENS = (3, 5, 7)
-SAMPLE = Path("sample_data")
 
 
 def materials(out: Path, code: Path) -> list[Material]:
@@ -31,11 +29,10 @@ def materials(out: Path, code: Path) -> list[Material]:
         if not (folder / "target" / "model.safetensors").exists():
             command = [sys.executable, "-m", "scripts.targets.code_target", "--out", str(folder)]
             subprocess.run([*command, "--architecture", architecture], check=True)
-    train, held_out = "train/generated.jsonl", "held_out/generated.jsonl"
     return [
-        Material("Llama", SAMPLE / "target", SAMPLE / train, SAMPLE / held_out),
-        Material("Qwen3-tied", code / "target", code / "train.jsonl", code / "held_out.jsonl"),
-        Material("Qwen2-tied", qwen2 / "target", qwen2 / "train.jsonl", qwen2 / "held_out.jsonl"),
+        sample_material("Llama"),
+        code_material("Qwen3-tied", code),
+        code_material("Qwen2-tied", qwen2),
     ]
 
 
@@ -94,7 +91,7 @@ def main(out: Path, code: Path, max_steps: int, prompts: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     targets = materials(out, code)
     for material in targets:
-        make_dumps(out, material, answers=1)
+        make_dumps(out, material, 1, ("train", "held_out"))
         serve(out, material, max_steps, prompts)
     header = ["target", "format", "draft tokens", "", "tau measured", "tau replayed", "difference"]
     header += ["its 95 % error", "agrees, lossless"]

@@ -2,8 +2,8 @@
 
     python -m scripts.serving.recommended runs/prove/recommend-1 runs/prove/recommend-2
 
-Each one's recommendation, by costs fitted to its own step times, is held against the speeds that
-the other one measured.
+Each one's best number, by costs fitted to its own step times, is held against the speeds that the
+other one measured; 0 is to decode without the drafter.
 """
 
 import json
@@ -33,12 +33,12 @@ def main(folders: tuple[Path, Path]) -> None:
     for number, (ours, others) in enumerate(((first, second), (second, first)), start=1):
         for one, other in zip(ours.speedups, others.speedups, strict=True):
             size = str(one.cost.batch_size)
-            best = max(one.best, 1)
-            share = other.measured[best] / max(other.measured.values())
+            speeds = {0: 1.0} | other.measured
+            share = speeds[one.best] / max(speeds.values())
             verdict = f"{share:.1%} of the best: {'holds' if share >= ALLOWED else 'DOES NOT HOLD'}"
             expected = [f"{one.expected[count - 1]:.2f}" for count in counts]
             measured = [f"{one.measured[count]:.2f}" for count in counts]
-            click.echo(f"| {number} | {size} | expected | {' | '.join(expected)} | {best} | |")
+            click.echo(f"| {number} | {size} | expected | {' | '.join(expected)} | {one.best} | |")
             click.echo(f"| {number} | {size} | measured | {' | '.join(measured)} | | {verdict} |")
 
 

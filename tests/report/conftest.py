@@ -30,7 +30,7 @@ class Finished:
     """Folders of one small pipeline."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.dump = root, root / f"dump{'<b>'}"
+        self.root, self.dump = root, root / "dump<b>"
         self.run, self.artifact = root / "run", root / "artifact"
 
 

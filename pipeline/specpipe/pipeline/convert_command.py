@@ -7,9 +7,8 @@ import click
 
 from specpipe.pipeline.console import file_size, note, quiet_libraries, show
 from specpipe.pipeline.options import json_option
-from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.provenance import write_provenance
 from specpipe.pipeline.settings import load_config
-from specpipe.schemas.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.config import ConvertConfig
 
 
@@ -42,12 +41,10 @@ def convert(as_json: bool, **flags: Any) -> None:
     config = load_config(ConvertConfig, None, flags)
     quiet_libraries()
     from specpipe.stages.export.convert import run
-    from specpipe.stages.storage.local_disk import write_file
 
     result = run(config, progress=note)
     if not result.did_nothing:
-        record = provenance(config.model_dump(mode="json"))
-        write_file(Path(result.out) / PROVENANCE_FILE, record)
+        write_provenance(Path(result.out), config)
     layers = ", ".join(map(str, result.aux_layers))
     own = "own" if result.has_lm_head else "the target's"
     rows = [

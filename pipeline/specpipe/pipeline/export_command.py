@@ -7,9 +7,8 @@ import click
 
 from specpipe.pipeline.console import file_size, note, quiet_libraries, show, show_columns
 from specpipe.pipeline.options import comma_integers, comma_words, config_option, json_option
-from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.provenance import write_provenance
 from specpipe.pipeline.settings import load_config
-from specpipe.schemas.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.config import ExportConfig
 
 if TYPE_CHECKING:
@@ -80,12 +79,10 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     config = load_config(ExportConfig, config_file, flags)
     quiet_libraries()
     from specpipe.stages.export.run import run
-    from specpipe.stages.storage.local_disk import write_file
 
     result = run(config, progress=note)
     if not result.did_nothing:
-        record = provenance(config.model_dump(mode="json"))
-        write_file(Path(result.out) / PROVENANCE_FILE, record)
+        write_provenance(Path(result.out), config)
     curves = {f"acceptance, {name}": rates for name, rates in result.acceptance_rate.items()}
     curves |= {f"tau, {name.removeprefix('replay_')}": tau for name, tau in result.tau.items()}
     most = max((len(curve) for curve in curves.values()), default=0)

@@ -4,8 +4,11 @@ import json
 import platform
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+from specpipe.schemas.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.config import Config
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.versions import versions
 
@@ -20,3 +23,10 @@ def provenance(config: dict[str, Any]) -> bytes:
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return json.dumps(record, indent=2).encode()
+
+
+def write_provenance(folder: Path, config: Config) -> None:
+    """Write provenance.json into a local folder. Raises StoreError."""
+    from specpipe.stages.storage.local_disk import write_file
+
+    write_file(folder / PROVENANCE_FILE, provenance(config.model_dump(mode="json")))

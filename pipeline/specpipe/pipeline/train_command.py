@@ -8,10 +8,10 @@ import click
 from specpipe.pipeline.console import is_first_process, quiet_libraries, show, show_columns
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.progress import progress
-from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.provenance import write_provenance
 from specpipe.pipeline.train_options import preset_help, train_config, train_options
 from specpipe.pipeline.train_progress import TrainProgress
-from specpipe.schemas.checkpoint import PROVENANCE_FILE, TrainResult
+from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.metrics import EvalMetrics
 
 
@@ -45,7 +45,6 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """
     config = train_config(config_file, flags)
     quiet_libraries()
-    from specpipe.stages.storage.local_disk import write_file
     from specpipe.stages.train.run import run
     from specpipe.stages.train.run_folder import RunFolder
 
@@ -55,8 +54,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     with progress("train", "steps") as report:
         result = run(config, progress=TrainProgress(report))
     if not result.did_nothing:
-        record = provenance(config.model_dump(mode="json"))
-        write_file(RunFolder(config.out).path / PROVENANCE_FILE, record)
+        write_provenance(RunFolder(config.out).path, config)
     show_evaluation(result.untrained, result.best)
     show("Training", _rows(result), result.model_dump(mode="json"), as_json=as_json)
 

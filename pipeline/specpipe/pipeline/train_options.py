@@ -303,8 +303,7 @@ def preset_help() -> str:
         text = " ".join(given) or "the defaults above"
         head, body = f"  {name:9}", " " * 11
         lines += wrap(text, 76, initial_indent=head, subsequent_indent=body, break_on_hyphens=False)
-        if preset.figures:
-            lines.append(" " * 11 + preset.figures)
+        lines.append(" " * 11 + preset.figures)
     return "\n".join(lines)
 
 

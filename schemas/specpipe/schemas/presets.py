@@ -10,7 +10,7 @@ class Preset(NamedTuple):
 
     settings: dict[str, Any]
     figures: str
-    """Of sample_data with --draft-vocab-size 1024 (untrained: tau 1.04); empty: not measured."""
+    """Of sample_data with --draft-vocab-size 1024 (untrained: tau 1.04)."""
 
 
 PRESETS: dict[PresetName, Preset] = {

@@ -27,7 +27,8 @@ def step_times(
     """Decode batches of each size at temperature 1; prompts are taken again where they are few.
 
     Reading the prompts is timed alone and taken off. What else the machine does only adds to a
-    step, so the fastest of five passes counts; the first is in nothing but the average of rounds.
+    step, so the fastest of five passes counts. One more warms up first: only its
+    rounds count.
     """
     return [_step_time(llm, prompts, num_tokens, size) for size in batch_sizes]
 

@@ -25,18 +25,13 @@ def draft_tokens_section(sources: Sources) -> Section:
 
 
 def _blocks(recommended: Recommendation) -> list[Block]:
-    rows = [("draft tokens", f"{recommended.draft_tokens}"), ("because", recommended.because)]
-    blocks: list[Block] = []
+    rows = [("draft tokens", str(recommended.draft_tokens)), ("because", recommended.because)]
+    number = Table("Recommended", [], rows, is_words=True)
     figure = _figure(recommended)
-    if figure is not None:
-        blocks.append(Figures([figure]))
-        blocks.append(_costs(recommended.speedups))
-    blocks.append(Table("Recommended", [], rows, is_words=True))
     if figure is None:
-        blocks.append(
-            Missing("What a round costs is not known: export with --validate serve to time it.")
-        )
-    return blocks
+        why = "What a round costs is not known: export with --validate serve to time it."
+        return [number, Missing(why)]
+    return [Figures([figure]), _costs(recommended.speedups), number]
 
 
 def _figure(recommended: Recommendation) -> Figure | None:
