@@ -36,16 +36,21 @@ NAMES: tuple[LoggerName, ...] = ("tensorboard", "wandb", "trackio", "mlflow")
 @pytest.fixture(params=NAMES)
 def name(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[str]:
+) -> str:
     """A logger that is installed, which keeps everything below tmp_path."""
     pytest.importorskip(request.param)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    yield str(request.param)
-    if request.param == "wandb":
-        # Its runs hook every later import, of Ray for one, and tell a service that has ended.
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_import_hooks() -> Iterator[None]:
+    """W&B's runs hook every later import, of Ray for one, and tell a service that has ended."""
+    yield
+    if "wandb" in sys.modules:
         import_hooks = importlib.import_module("wandb.sdk.lib.import_hooks")
         import_hooks.unregister_all_post_import_hooks()
 
