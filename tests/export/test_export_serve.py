@@ -28,20 +28,37 @@ from specpipe.stages.train.run import run as train
 from tests.export.small import SAMPLE_DATA, Trained
 
 PROMPTS = 100
+PROMPT_TOKENS = 20
+
+
+def prompts_of_one_length(path: Path) -> Path:
+    """The held-out texts with all but their first tokens to be written again.
+
+    All outputs then end at the engine's longest length, where vLLM leaves off drafting for all.
+    """
+    text = (SAMPLE_DATA / "held_out" / "generated.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    for row in rows:
+        row["labels"] = [-100] * PROMPT_TOKENS + row["input_ids"][PROMPT_TOKENS:]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")
 def served(sample_trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export with all three levels, of 3 and 5 draft tokens."""
     out = tmp_path_factory.mktemp("served")
+    prompts = prompts_of_one_length(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
     run(
         ExportConfig(
             checkpoint=str(sample_trained.run),
             out=str(out),
             validation=("structure", "replay", "serve"),
+            serve_data=str(prompts),
             serve_prompts=PROMPTS,
             serve_max_tokens=64,
             serve_speculative_tokens=(3, 5),
+            serve_batch_sizes=(1,),
         )
     )
     return out

@@ -34,9 +34,7 @@ NAMES: tuple[LoggerName, ...] = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 @pytest.fixture(params=NAMES)
-def name(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> str:
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A logger that is installed, which keeps everything below tmp_path."""
     pytest.importorskip(request.param)
     monkeypatch.setenv("WANDB_MODE", "offline")

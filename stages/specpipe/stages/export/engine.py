@@ -95,6 +95,15 @@ class EngineResult(Exchange):
     start_seconds: float
 
 
+def spare_tokens(num_draft_tokens: int) -> int:
+    """How many tokens longer than any text the engine's max_model_len must be.
+
+    While one sequence of a batch leaves no room for the drafts under verification and as many new
+    ones, vLLM drafts for none of them, and their drafters' caches keep holes from then on.
+    """
+    return 2 * num_draft_tokens + 1
+
+
 def decode(request: EngineRequest) -> EngineResult:
     """Run the request in a child process.
 
@@ -176,8 +185,7 @@ def _serve(request: EngineRequest) -> EngineResult:
         skip_tokenizer_init=True,
         trust_remote_code=request.trust_remote_code,
         enforce_eager=True,
-        # Room for the drafts of the last round, so that no round is cut short.
-        max_model_len=longest + request.max_tokens + request.num_draft_tokens + 1,
+        max_model_len=longest + request.max_tokens + spare_tokens(request.num_draft_tokens),
         kv_cache_memory_bytes=request.kv_cache_bytes,
         enable_prefix_caching=False,
         disable_log_stats=False,

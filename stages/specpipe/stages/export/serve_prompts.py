@@ -7,6 +7,7 @@ from specpipe.schemas.config import ServeConfig
 from specpipe.schemas.dump import TargetIdentity
 from specpipe.schemas.errors import IdentityError
 from specpipe.stages.export import prompts
+from specpipe.stages.export.engine import spare_tokens
 from specpipe.stages.target.identity import load_config, target_identity
 from specpipe.stages.target.location import local_folder
 
@@ -41,5 +42,7 @@ def serve_prompts(
     )
     model = load_config(folder, trust_remote_code=config.trust_remote_code)
     most_tokens = model.get_text_config(decoder=True).max_position_embeddings
-    longest = most_tokens - config.serve_max_tokens - max(config.serve_speculative_tokens) - 1
-    return prompts.choose(source, config.serve_prompts, longest)
+    spare = spare_tokens(max(config.serve_speculative_tokens))
+    return prompts.choose(
+        source, config.serve_prompts, most_tokens - config.serve_max_tokens - spare
+    )
