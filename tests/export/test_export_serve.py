@@ -6,6 +6,7 @@ and for the architecture's variants.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -158,7 +159,10 @@ def test_unrepaired_engine_is_found_not_to_be_lossless(
     assert "vLLM's output at temperature 1 is not the target's" in "; ".join(found.problems)
 
 
-VARIANTS: dict[str, tuple[FormatName, dict[str, object], str]] = {
+Variant = tuple[FormatName, dict[str, object], str]
+"""Format, settings of the training, and a tensor that only such an artifact has."""
+
+VARIANTS: dict[str, Variant] = {
     "norms and the whole vocabulary": (
         "eagle3",
         {
@@ -175,6 +179,22 @@ VARIANTS: dict[str, tuple[FormatName, dict[str, object], str]] = {
         "layers.1.self_attn.k_norm.weight",
     ),
 }
+if os.environ.get("SPECPIPE_ALL_VARIANTS"):
+    VARIANTS |= {
+        "two layers of Llama's kind": (
+            "speculators",
+            {"num_layers": 2},
+            "layers.1.mlp.up_proj.weight",
+        ),
+        "a sliding window": ("speculators", {"sliding_window": 16}, "fc.weight"),
+        "another width than the target's": (
+            "speculators",
+            {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2},
+            "embed_tokens.weight",
+        ),
+        "two aux layers": ("eagle3", {"layers": (2, 5)}, "fc.weight"),
+        "one norm before fc": ("speculators", {"norm_before_fc": True}, "input_norm.weight"),
+    }
 
 
 @pytest.mark.vllm
