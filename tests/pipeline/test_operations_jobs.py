@@ -1,24 +1,27 @@
 """The job files of docs/operations do what their schedulers expect, with real dumps inside."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from specpipe.pipeline.settings import load_config
 from specpipe.schemas.config import DumpConfig
 from specpipe.stages.dump.run import run
 from tests.dump.conftest import rows, save_target, small_config, write_lines
 from tests.dump.test_dump_kill import contents
+from tests.schedulers import (
+    OPERATIONS,
+    SRUN,
+    environment,
+    manifests,
+    sbatch_variables,
+    start_all,
+    write_command,
+)
 
-FOLDER = Path(__file__).parents[2] / "docs" / "operations"
 NUM_SAMPLES = 6
 
 
@@ -41,57 +44,13 @@ def config_file(alone: DumpConfig, tmp_path: Path) -> Path:
     return path
 
 
-def environment(commands: Path, changes: Mapping[str, str]) -> dict[str, str]:
-    """With the commands of a folder, and `specpipe`, on the path."""
-    path = [str(commands), str(Path(sys.executable).parent), os.environ["PATH"]]
-    return {**os.environ, **changes, "PATH": os.pathsep.join(path)}
-
-
-def start_all(
-    commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
-) -> list[tuple[int, str, str]]:
-    """Run commands side by side; their exit codes, and what they print."""
-    processes = [
-        subprocess.Popen(
-            command, env=dict(variables), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for command, variables in zip(commands, environments, strict=True)
-    ]
-    printed = [process.communicate(timeout=300) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, printed, strict=True)]
-
-
-def write_command(folder: Path, name: str, script: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
-    (folder / name).chmod(0o755)
-
-
-# What a task that `srun` starts finds; an option of srun would be in its way.
-SRUN = 'SLURM_PROCID=0 SLURM_NTASKS=${SLURM_NTASKS:-1} exec "$@"'
-
-
-def sbatch_variables(index: int, first: int, count: int) -> dict[str, str]:
-    """As sbatch sets them for a task of an array."""
-    return {
-        "SLURM_JOB_ID": str(100 + index),
-        "SLURM_ARRAY_JOB_ID": "100",
-        "SLURM_ARRAY_TASK_ID": str(index),
-        "SLURM_ARRAY_TASK_MIN": str(first),
-        "SLURM_ARRAY_TASK_MAX": str(first + count - 1),
-        "SLURM_ARRAY_TASK_COUNT": str(count),
-        "SLURM_ARRAY_TASK_STEP": "1",
-        "SLURM_NTASKS": "1",
-    }
-
-
 @pytest.mark.slow
 def test_the_tasks_of_a_slurm_array(alone: DumpConfig, config_file: Path, tmp_path: Path) -> None:
     bin = tmp_path / "bin"
     write_command(bin, "srun", SRUN)
     write_command(bin, "scontrol", "exit 1")
     tasks = [environment(bin, sbatch_variables(index, 3, 2)) for index in (3, 4)]
-    script = ["bash", str(FOLDER / "slurm_array.sh"), str(config_file)]
+    script = ["bash", str(OPERATIONS / "slurm_array.sh"), str(config_file)]
     done = start_all([script] * 2, tasks)
     assert [code for code, _, _ in done] == [0, 0], done
     results = [json.loads(stdout.splitlines()[-1]) for _, stdout, _ in done]
@@ -110,7 +69,7 @@ def test_a_slurm_task_that_can_go_on_is_put_back_into_the_queue(
     write_command(bin, "srun", f"exit {code}")
     write_command(bin, "scontrol", f'echo "$@" > {tmp_path}/scontrol')
     variables = {**sbatch_variables(4, 3, 2), "SLURM_RESTART_COUNT": restarts}
-    script = ["bash", str(FOLDER / "slurm_array.sh"), "dump.yaml"]
+    script = ["bash", str(OPERATIONS / "slurm_array.sh"), "dump.yaml"]
     [(found, _, _)] = start_all([script], [environment(bin, variables)])
     assert found == code
     asked = tmp_path / "scontrol"
@@ -118,7 +77,7 @@ def test_a_slurm_task_that_can_go_on_is_put_back_into_the_queue(
 
 
 def test_the_options_of_the_slurm_script() -> None:
-    text = (FOLDER / "slurm_array.sh").read_text()
+    text = (OPERATIONS / "slurm_array.sh").read_text()
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", text, re.MULTILINE))
     assert len(options) == text.count("#SBATCH ")
     assert re.fullmatch(r"0-\d+", options["array"])
@@ -129,8 +88,7 @@ def test_the_options_of_the_slurm_script() -> None:
 
 
 def kubernetes_objects() -> dict[str, Any]:
-    text = (FOLDER / "kubernetes_job.yaml").read_text()
-    return {each["kind"]: each for each in yaml.safe_load_all(text)}
+    return manifests("kubernetes_job.yaml")
 
 
 def test_the_kubernetes_manifest_is_valid() -> None:
@@ -186,5 +144,5 @@ def test_the_indexes_of_a_kubernetes_job(alone: DumpConfig, s3_root: str, tmp_pa
 def test_the_configurations_are_valid_and_the_same(tmp_path: Path) -> None:
     mounted = tmp_path / "dump.yaml"
     mounted.write_text(kubernetes_objects()["ConfigMap"]["data"]["dump.yaml"])
-    config = load_config(DumpConfig, FOLDER / "dump.yaml", {})
+    config = load_config(DumpConfig, OPERATIONS / "dump.yaml", {})
     assert config == load_config(DumpConfig, mounted, {})
