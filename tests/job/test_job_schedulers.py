@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.job.test_job_manifests import kubernetes_job
 from tests.job.test_run import artifact
 from tests.schedulers import OPERATIONS, SRUN, environment, start_all, write_command
 
@@ -103,6 +105,35 @@ def test_a_slurm_job_whose_time_is_up_is_put_back_into_the_queue(tmp_path: Path)
     assert script.returncode == 5
     assert "SIGTERM" in json.loads(printed.splitlines()[-1])["error"]
     assert (folder / "scontrol").read_text() == "requeue 104\n"
+
+
+@pytest.mark.slow
+def test_a_pod_goes_on_where_another_one_stopped(by_slurm: Path, tmp_path: Path) -> None:
+    """The Kubernetes container's own command, in a folder that was lost after training."""
+    write_sample_job(tmp_path)
+    out = Path(shutil.copytree(by_slurm, tmp_path / "data" / "job"))
+    shutil.rmtree(out / "checkpoint")
+    _, _, container = kubernetes_job()
+    command = [
+        part.replace("/etc/specpipe", str(tmp_path))
+        .replace("/data/", f"{tmp_path}/data/")
+        .replace("--processes=4", "--processes=1")
+        for part in container["command"] + container["args"]
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path, {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    stages = json.loads(done.stdout.splitlines()[-1])["stages"]
+    did = [name for name, stage in stages.items() if not stage["result"].get("did_nothing")]
+    assert did == ["export", "report"]
+    assert artifact(out) == artifact(by_slurm)
 
 
 @pytest.mark.parametrize(
