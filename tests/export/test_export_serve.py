@@ -28,7 +28,7 @@ from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run as train
 from tests.export.small import SAMPLE_DATA, Trained
 
-PROMPTS = 100
+PROMPTS = 60
 PROMPT_TOKENS = 20
 
 
