@@ -33,9 +33,8 @@ class StageProcess:
         self._arguments, self._config, self._lock = list(arguments), config, lock
         self._launcher = [sys.executable, "-m"]
         if processes > 1:
-            ranks = ["--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
-            self._launcher += ["torch.distributed.run", *ranks, "--rdzv-endpoint", "localhost:0"]
-            self._launcher += ["-m"]
+            ranks = ["--standalone", "--nproc-per-node", str(processes)]
+            self._launcher += ["specpipe.pipeline.torchrun", *ranks, "-m"]
         self._process: subprocess.Popen[str] | None = None
 
     def run(self) -> StageOutcome:
