@@ -3,10 +3,8 @@
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,14 +32,6 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """`dump` takes SIGTERM for itself."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def test_every_command_is_one_of_ours() -> None:
     assert len(COMMANDS) > 6
     assert len(CRON) == 1
@@ -54,7 +44,6 @@ def test_every_command_is_one_of_ours() -> None:
         found.make_context(name, rest)
 
 
-@pytest.mark.usefixtures("signals")
 def test_the_commands_work_on_s3(config_file: Path, s3_root: str) -> None:
     """Those with several workers are for tests of their own."""
     url = f"{s3_root}/dump"

@@ -1,7 +1,6 @@
 """`specpipe dump`."""
 
 import os
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from specpipe.pipeline.generation_rows import generation_rows
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.stopping import stops_early
 from specpipe.pipeline.worker_index import own_share
 from specpipe.schemas.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.config import DumpConfig
@@ -43,16 +43,16 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     config = dump_config(config_file, flags)
     if config.worker_index == "auto":
         config = config.model_copy(update=own_share(os.environ, config.worker_count))
-    # A scheduler's SIGTERM ends the command as an interrupt does: workers are let go, exit code 5.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     quiet_libraries()
-    from specpipe.pipeline.executors import executor_of
-    from specpipe.stages.dump.run import run
-    from specpipe.stages.storage.folder import Folder
+    # Stopped early, it lets its workers go.
+    with stops_early(config.time_limit), progress("dump", "tokens") as report:
+        from specpipe.pipeline.executors import executor_of
+        from specpipe.stages.dump.run import run
 
-    with progress("dump", "tokens") as report:
         result = run(config, execute=executor_of(config), progress=report)
     if not result.did_nothing:
+        from specpipe.stages.storage.folder import Folder
+
         Folder.open(config.out).write(PROVENANCE_FILE, provenance(config.model_dump(mode="json")))
     rows = [
         ("dump", result.url),

@@ -202,6 +202,7 @@ _OPTIONS = (
         help="This is worker N of --worker-count; auto: as SLURM or a Kubernetes indexed job says.",
     ),
     GroupedOption(_WHO, "--worker-count", type=int, help="Commands that share the dump."),
+    GroupedOption(_WHO, "--time-limit", type=float, help="Seconds; then leave with exit code 5."),
 )
 
 

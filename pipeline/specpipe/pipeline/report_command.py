@@ -8,6 +8,7 @@ import click
 from specpipe.pipeline.console import file_size, note, quiet_libraries, show
 from specpipe.pipeline.options import config_option, json_option
 from specpipe.pipeline.settings import load_config
+from specpipe.pipeline.stopping import stops_early
 from specpipe.schemas.config import ReportConfig
 
 
@@ -35,9 +36,10 @@ def report(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """
     config = load_config(ReportConfig, config_file, flags)
     quiet_libraries()
-    from specpipe.stages.report.run import run
+    with stops_early():
+        from specpipe.stages.report.run import run
 
-    result = run(config, progress=note)
+        result = run(config, progress=note)
     rows = [
         ("page", f"{result.out} ({file_size(result.num_bytes)})"),
         ("samples drafted", f"{result.num_samples:,}"),

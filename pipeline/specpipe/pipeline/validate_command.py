@@ -7,6 +7,7 @@ import click
 from specpipe.pipeline.console import note, quiet_libraries, show, show_columns
 from specpipe.pipeline.options import comma_integers, comma_words, json_option
 from specpipe.pipeline.settings import load_config
+from specpipe.pipeline.stopping import stops_early
 from specpipe.schemas.config import ValidateConfig
 
 
@@ -54,9 +55,10 @@ def validate(as_json: bool, **flags: Any) -> None:
     """
     config = load_config(ValidateConfig, None, flags)
     quiet_libraries()
-    from specpipe.stages.export.validate import run
+    with stops_early():
+        from specpipe.stages.export.validate import run
 
-    result = run(config, progress=note)
+        result = run(config, progress=note)
     replay = result.replay
     if replay is not None:
         curves = {name.removeprefix("replay_"): c.tau for name, c in replay.artifact.items()}

@@ -160,6 +160,8 @@ class DumpConfig(InputConfig):
     `auto`: by SLURM_PROCID and SLURM_NTASKS, or JOB_COMPLETION_INDEX."""
     worker_count: int | None = Field(None, gt=0)
     """Processes that share the dump; with `worker_index`."""
+    time_limit: float | None = Field(None, gt=0)
+    """Seconds after which the dump leaves with exit code 5; shards that are done stay."""
 
     @model_validator(mode="after")
     def _one_kind_of_text(self) -> "DumpConfig":
@@ -228,6 +230,12 @@ class ExportConfig(ServeConfig):
     step_cost: float | None = Field(None, ge=0)
     """Cost of one more draft token over that of a target step, where `serve` does not time it; it
     decides how many tokens to draft."""
+    time_limit: float | None = Field(None, gt=0)
+    """Seconds after which the export leaves with exit code 5."""
+
+    def settings(self) -> Self:
+        """What decides on the result, as it may be written down."""
+        return self.without_credentials().model_copy(update={"time_limit": None})
 
 
 class ConvertConfig(Config):

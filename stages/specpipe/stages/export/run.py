@@ -225,7 +225,7 @@ def _validation(
             "problems": problems,
             **{level: found.model_dump() for level, found in findings.by_level().items()},
             "recommendation": None if advice is None else advice.model_dump(),
-            "config": config.without_credentials(),
+            "config": config.settings(),
             "checkpoint": str(checkpoint.path),
             "step": state.step,
             "checkpoint_sha256": state.files_sha256,

@@ -55,7 +55,7 @@ def still_stands(out: Path, config: ExportConfig, state: TrainState) -> Validati
         return None  # another version's: it is written anew
     stands = (
         validation.passed
-        and validation.config == config.without_credentials()
+        and validation.config == config.settings()
         and validation.checkpoint_sha256 == state.files_sha256
         and validation.artifact_sha256 == artifact_sha256(out / ARTIFACT_FOLDER)
     )
