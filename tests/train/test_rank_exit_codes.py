@@ -1,6 +1,7 @@
 """The ranks of a job's training, by the real torchrun: the stage ends with their own exit code."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -43,10 +44,22 @@ def _after_a_checkpoint(config: TrainConfig, stage: StageProcess, disturb: Distu
 
 
 def kill_a_rank(_stage: StageProcess) -> None:
-    """SIGKILL to the last of the processes that the launcher started."""
+    _, *ranks = launcher_and_ranks()
+    os.kill(ranks[-1], signal.SIGKILL)
+
+
+def stop_all(stage: StageProcess) -> None:
+    """A scheduler sends it to every process, and the job to its stage, too."""
+    for pid in launcher_and_ranks():
+        os.kill(pid, signal.SIGTERM)
+    stage.stop()
+
+
+def launcher_and_ranks() -> list[int]:
     [launcher] = [pid for pid in children(os.getpid()) if "torchrun" in command(pid)]
     ranks = [pid for pid in children(launcher) if "specpipe" in command(pid)]
-    os.kill(ranks[-1], signal.SIGKILL)
+    assert len(ranks) == 2
+    return [launcher, *ranks]
 
 
 def children(pid: int) -> list[int]:
@@ -91,7 +104,10 @@ def test_a_rank_that_is_killed_is_exit_code_5(make_config: MakeConfig) -> None:
 @pytest.mark.slow
 def test_a_stage_that_is_asked_to_stop_saves_and_is_exit_code_5(make_config: MakeConfig) -> None:
     config = make_config(checkpoint_every=5_000, eval_every=4, max_steps=5_000)
-    outcome = train(config, StageProcess.stop)
+    outcome = train(config, stop_all)
     assert outcome.exit_code == 5
     assert outcome.result["kind"] == "UnfinishedError"
-    assert "SIGTERM" in outcome.result["error"]
+    [step] = re.findall(r"SIGTERM\): stopped at step (\d+)", outcome.result["error"])
+    latest = latest_checkpoint(Path(config.out))
+    assert latest is not None
+    assert latest.name == f"step-{int(step):08}"

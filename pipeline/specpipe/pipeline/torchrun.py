@@ -6,6 +6,7 @@ python -m specpipe.pipeline.torchrun --nproc-per-node 8 -m specpipe train ...
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -22,13 +23,21 @@ torchrun's own 30 seconds are too few for the checkpoint of a large drafter."""
 
 def main(arguments: Sequence[str]) -> None:
     """Run the ranks of this machine; ends the process with their exit code."""
+    signal.signal(signal.SIGTERM, _stop)
+    settings = ["--shutdown-timeout", str(SAVE_SECONDS), "--signals-to-handle", "SIGINT,SIGHUP"]
     try:
-        run(parse_args(["--shutdown-timeout", str(SAVE_SECONDS), *arguments]))
+        run(parse_args([*settings, *arguments]))
     except ChildFailedError as error:
         end_as(error.failures.values())
     except SignalException:
         # Each rank has saved, and said so.
         sys.exit(UnfinishedError.exit_code)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """torchrun's own way to end the ranks, but once: it must not be interrupted while they save."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SignalException("asked to stop", signal.Signals(number))
 
 
 def end_as(failures: Iterable[ProcessFailure]) -> NoReturn:
