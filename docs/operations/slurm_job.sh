@@ -13,9 +13,10 @@
 #
 # A whole job on one node:  sbatch slurm_job.sh job.json --config job.yaml --out /scratch/drafter
 #
-# The arguments are those of `specpipe run`; each GPU of the node trains as a rank. Five minutes
-# before the time is up SLURM sends SIGTERM, upon which the job saves and ends with exit code 5: that
-# puts it back into the queue, where it goes on, on any node that sees the same folder.
+# The arguments are those of `specpipe run`; each GPU of the node trains as a rank, and job.yaml says
+# how many engines dump (`dump: {workers: 4}`). Five minutes before the time is up SLURM sends
+# SIGTERM, upon which the job saves and ends with exit code 5: that puts it back into the queue, where
+# it goes on, on any node that sees the same folder.
 set -uo pipefail
 
 : "${1:?usage: sbatch slurm_job.sh JOB.json --out DIR [options of specpipe run]}"

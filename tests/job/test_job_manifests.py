@@ -71,6 +71,7 @@ def test_the_pod_of_the_job_has_what_it_needs_and_no_more() -> None:
     assert f"--out={mounts['data']}/job" in container["args"]
     gpus = container["resources"]["limits"]["nvidia.com/gpu"]
     assert f"--processes={gpus}" in container["args"]
+    assert f"workers: {gpus}" in objects["ConfigMap"]["data"]["job.yaml"]
 
 
 def test_the_job_in_the_config_map_is_valid(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.pipeline.cli import specpipe
+from specpipe.pipeline.job.stage_process import StageProcess, is_unfinished
 from specpipe.schemas.job_state import JobState
 from specpipe.stages.storage.folder_lock import locked
 from tests.job.conftest import Job, MakeJob
@@ -119,6 +120,14 @@ def test_a_stage_that_fails_is_named_with_its_own_exit_code(
     assert report["status"] == "failed"
     assert report["error"]["exit_code"] == 3
     assert report["stages"]["dump"]["status"] == "failed"
+
+
+def test_a_stage_that_is_asked_to_stop_while_it_starts(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("a") as lock:
+        stage = StageProcess(["dump"], {}, lock.fileno(), 1)
+        stage.stop()
+        # Left to itself, it would miss its --target.
+        assert is_unfinished(stage.run())
 
 
 def test_two_runs_do_not_share_a_folder(make_job: MakeJob, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class StageProcess:
             ranks = ["--standalone", "--nproc-per-node", str(processes)]
             self._launcher += ["specpipe.pipeline.torchrun", *ranks, "-m"]
         self._process: subprocess.Popen[str] | None = None
+        self._is_to_stop = False
 
     def run(self) -> StageOutcome:
         """Wait for its end."""
@@ -48,11 +49,14 @@ class StageProcess:
                 pass_fds=(self._lock,),
                 env=with_this_parent(),
             )
+            if self._is_to_stop:  # Asked while it was being started.
+                self.stop()
             printed, _ = self._process.communicate()
         return StageOutcome(self._process.returncode, _last_object(printed))
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Ask it to save and end; before `run` has started it, as soon as it is there."""
+        self._is_to_stop = True
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
