@@ -21,6 +21,8 @@ set -uo pipefail
 config=${1:?usage: sbatch slurm_array.sh CONFIG.yaml}
 most_restarts=10
 
+# Since SLURM 22.05 srun does not take this from sbatch's option.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 srun specpipe dump --config "$config" --worker-index auto --json
 code=$?
 if [[ $code == 5 || $code == 6 ]] && ((${SLURM_RESTART_COUNT:-0} < most_restarts)); then

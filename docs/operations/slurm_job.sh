@@ -22,7 +22,7 @@ set -uo pipefail
 : "${1:?usage: sbatch slurm_job.sh JOB.json --out DIR [options of specpipe run]}"
 most_restarts=50
 
-# srun takes this from no option of sbatch.
+# Since SLURM 22.05 srun does not take this from sbatch's option.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 srun specpipe run "$@" --processes "${SLURM_GPUS_ON_NODE:-1}" --json
 code=$?
