@@ -10,6 +10,7 @@ from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.stages.export import run as export_run
 from specpipe.stages.export.format import Format
+from specpipe.stages.export.out_folder import LOCK_FILE, OutFolder
 from specpipe.stages.export.run import run
 from tests.export.small import Trained
 
@@ -75,7 +76,14 @@ def test_killed_export_is_continued(
     assert not run(config(trained, tmp_path)).did_nothing
     assert run(config(trained, tmp_path)).did_nothing
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"checkpoint", "validation.json", "README.md"}
+    assert names == {"checkpoint", "validation.json", "README.md", LOCK_FILE}
+
+
+def test_two_exports_do_not_share_a_folder(trained: Trained, tmp_path: Path) -> None:
+    with OutFolder(str(tmp_path)).locked(), pytest.raises(ConfigError, match="another export"):
+        run(config(trained, tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {LOCK_FILE}
+    assert not run(config(trained, tmp_path)).did_nothing
 
 
 def test_validation_of_another_version_is_ours(

@@ -12,6 +12,7 @@ from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, 
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint
 from specpipe.stages.export import replay_check
 from specpipe.stages.export import run as export_run
+from specpipe.stages.export.out_folder import LOCK_FILE
 from specpipe.stages.export.run import run
 from tests.export.small import Trained
 
@@ -34,7 +35,12 @@ def test_export_writes_artifact_card_and_validation(trained: Trained, exported: 
     card = (exported / "README.md").read_text()
     assert "vllm serve" in card
     assert "Validation: passed" in card
-    assert {p.name for p in exported.iterdir()} == {"checkpoint", "validation.json", "README.md"}
+    assert {p.name for p in exported.iterdir()} == {
+        "checkpoint",
+        "validation.json",
+        "README.md",
+        LOCK_FILE,
+    }
 
 
 def test_replay_of_the_files_is_the_trainers_evaluation(trained: Trained, exported: Path) -> None:

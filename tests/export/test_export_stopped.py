@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.stages.export import run as export_run
+from specpipe.stages.export.out_folder import LOCK_FILE
 from tests.export.small import Trained
 
 
@@ -25,7 +26,12 @@ def is_whole_or_unfinished(out: Path) -> bool:
     """Whether OUT says of itself that it is unfinished, without a file of somebody else's."""
     validation = json.loads((out / "validation.json").read_text())
     left = {path.name for path in out.iterdir()}
-    return not validation["passed"] and left <= {"checkpoint", "validation.json", "README.md"}
+    return not validation["passed"] and left <= {
+        "checkpoint",
+        "validation.json",
+        "README.md",
+        LOCK_FILE,
+    }
 
 
 @pytest.mark.slow

@@ -25,8 +25,10 @@ from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.schemas.location import without_credentials
 from specpipe.stages.export.format import Format
 from specpipe.stages.export.validation import Validation
+from specpipe.stages.storage.folder_lock import locked
 from specpipe.stages.storage.local_disk import write_file
 
+LOCK_FILE = ".export.lock"
 OURS = {"passed", "problems", "config", "checkpoint_sha256", "artifact_sha256"}
 """Keys of a validation.json, of whichever version of specpipe."""
 
@@ -59,6 +61,15 @@ class OutFolder:
                     f" {VALIDATION_FILE} of specpipe is there); give another --out, or move that"
                     " away"
                 )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only export that writes here; raises ConfigError where another one does.
+
+        The folder's usual lock may be that of the job which this export belongs to.
+        """
+        with locked(self.path, "another export writes to this folder", name=LOCK_FILE):
+            yield
 
     def write_validation(self, validation: Validation) -> None:
         """Write validation.json, and OUT itself where it is missing."""

@@ -87,9 +87,9 @@ class ExportResult(BaseModel):
 def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResult:
     """Write the artifact and prove it; an export that stands does nothing.
 
-    Raises ConfigError, IdentityError or IntegrityError where the inputs are wrong or OUT holds
-    what no export wrote, StoreError where OUT cannot be written to, and ValidationError, after
-    validation.json is written, where a level fails.
+    Raises ConfigError, IdentityError or IntegrityError where the inputs are wrong, OUT holds what
+    no export wrote or another one writes there, StoreError where OUT cannot be written to, and
+    ValidationError, after validation.json is written, where a level fails.
     """
     report = progress or (lambda _: None)
     out = OutFolder(config.out)
@@ -109,28 +109,31 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
     if "serve" in config.validation:
         chosen = _prompts(config, dump, settings, checkpoint.state, target.name)
     tensors = _tensors(config, checkpoint, dump)
-    # A validation speaks of the artifact beside it: until it does, it says so.
-    out.write_validation(_validation(config, out.artifact, checkpoint, Findings(), [UNFINISHED]))
-    draft_tokens = config.speculative_tokens or checkpoint.state.num_heads
-    format = FORMATS[config.format]
-    drafter = Drafter(
-        shape=checkpoint.shape,
-        target=target.name,
-        target_architecture=target.architecture,
-        speculative_tokens=draft_tokens,
-        has_lm_head=config.with_lm_head,
-    )
-    out.write_artifact(format, format.config(drafter), tensors)
-    findings, problems = _validate(
-        config, out.artifact, checkpoint, dump, settings, target.name, chosen, report
-    )
-    advice = recommendation(config, checkpoint.state.num_heads, findings)
-    if advice.draft_tokens != draft_tokens:
-        drafter = replace(drafter, speculative_tokens=advice.draft_tokens)
+    with out.locked():
+        # A validation speaks of the artifact beside it: until it does, it says so.
+        out.write_validation(
+            _validation(config, out.artifact, checkpoint, Findings(), [UNFINISHED])
+        )
+        draft_tokens = config.speculative_tokens or checkpoint.state.num_heads
+        format = FORMATS[config.format]
+        drafter = Drafter(
+            shape=checkpoint.shape,
+            target=target.name,
+            target_architecture=target.architecture,
+            speculative_tokens=draft_tokens,
+            has_lm_head=config.with_lm_head,
+        )
         out.write_artifact(format, format.config(drafter), tensors)
-    validation = _validation(config, out.artifact, checkpoint, findings, problems, advice)
-    out.write_card(model_card(checkpoint.shape, validation, advice.draft_tokens))
-    out.write_validation(validation)
+        findings, problems = _validate(
+            config, out.artifact, checkpoint, dump, settings, target.name, chosen, report
+        )
+        advice = recommendation(config, checkpoint.state.num_heads, findings)
+        if advice.draft_tokens != draft_tokens:
+            drafter = replace(drafter, speculative_tokens=advice.draft_tokens)
+            out.write_artifact(format, format.config(drafter), tensors)
+        validation = _validation(config, out.artifact, checkpoint, findings, problems, advice)
+        out.write_card(model_card(checkpoint.shape, validation, advice.draft_tokens))
+        out.write_validation(validation)
     if not validation.passed:
         raise ValidationError(
             f"{out.artifact} fails its validation: {'; '.join(validation.problems)}."

@@ -8,20 +8,24 @@ from pathlib import Path
 
 from specpipe.schemas.errors import ConfigError, StoreError
 
+LOCK_FILE = ".lock"
 _LOOK_SECONDS = 0.1
 
 
 @contextmanager
-def locked(folder: Path, taken: str, *, patience: float = 0.0) -> Iterator[int]:
+def locked(
+    folder: Path, taken: str, *, patience: float = 0.0, name: str = LOCK_FILE
+) -> Iterator[int]:
     """Hold the folder, which is made where it is missing; yields the lock's file descriptor.
 
+    `name` is the lock's file, of which a folder that several commands write to has several.
     Processes that inherit the descriptor hold the folder too. Raises ConfigError with the text
     `taken` where another process has had it for `patience` seconds, StoreError where the folder
     cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
+        lock = (folder / name).open("a")
     except OSError as error:
         raise StoreError(f"cannot write to {folder}: {error.strerror}") from error
     with lock:
@@ -36,7 +40,7 @@ def locked(folder: Path, taken: str, *, patience: float = 0.0) -> Iterator[int]:
 def is_locked(folder: Path) -> bool:
     """Whether a process holds the folder now."""
     try:
-        lock = (folder / ".lock").open("a")
+        lock = (folder / LOCK_FILE).open("a")
     except OSError:
         return False
     with lock:
