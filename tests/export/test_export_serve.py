@@ -22,7 +22,7 @@ from specpipe.stages.export import replay_check, serve
 from specpipe.stages.export.convert import run as convert
 from specpipe.stages.export.engine import EngineRequest, decode
 from specpipe.stages.export.run import run
-from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.export.validate import run as validate
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run as train

@@ -1,6 +1,6 @@
 """`specpipe validate`."""
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -8,7 +8,7 @@ from specpipe.pipeline.console import note, quiet_libraries, show, show_columns
 from specpipe.pipeline.options import comma_integers, comma_words, json_option
 from specpipe.pipeline.settings import load_config
 from specpipe.pipeline.stopping import stops_early
-from specpipe.schemas.config import ValidateConfig
+from specpipe.schemas.config import DraftSampleMethod, ValidateConfig
 
 
 @click.command(short_help="Prove an artifact, without the run that it came from.")
@@ -39,6 +39,13 @@ from specpipe.schemas.config import ValidateConfig
     help="Batch sizes at which steps are timed.  [default: 1,8]",
 )
 @click.option("--seed", type=int, help="Of the sampling in `serve`.  [default: 0]")
+@click.option("--serve-url", help="A vLLM server to measure, e.g. http://host:8000.")
+@click.option("--serve-model", help="What it calls its model.  [default: the only one]")
+@click.option(
+    "--serve-draft-sample-method",
+    type=click.Choice(get_args(DraftSampleMethod)),
+    help="That it was started with.  [default: probabilistic]",
+)
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
 @json_option
 def validate(as_json: bool, **flags: Any) -> None:
@@ -51,7 +58,9 @@ def validate(as_json: bool, **flags: Any) -> None:
     ARTIFACT is what `specpipe export` or `specpipe convert` wrote, in either format; another
     program's goes through convert first. The structure is always checked.
     replay says what tau to expect on the dump's samples, by two implementations that must agree;
-    serve starts a real vLLM and measures it. One that fails is exit code 4.
+    serve starts a real vLLM and measures it, or a server that runs already and that nobody else
+    uses meanwhile (--serve-url; its token in SPECPIPE_SERVE_TOKEN; it drafts what it was started
+    to). One that fails is exit code 4.
     """
     config = load_config(ValidateConfig, None, flags)
     quiet_libraries()

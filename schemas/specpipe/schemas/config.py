@@ -1,5 +1,6 @@
 """The configuration of each stage: frozen, unknown fields are errors, a line on every field."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -20,7 +21,11 @@ from specpipe.schemas.location import without_credentials
 ValidationLevel = Literal["structure", "replay", "serve"]
 DraftTokens = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=1, le=4096)]
+DraftSampleMethod = Literal["probabilistic", "greedy"]
+"""Whether drafts are drawn from the drafter at temperatures above 0; vLLM's name for it."""
 LogitsMode = Annotated[str, Field(pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")]
+
+_SERVER = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
 
 
 def _no_blank(value: str) -> str:
@@ -203,6 +208,27 @@ class ServeConfig(Config):
     """Run Python code that comes with the target."""
 
 
+class ServerConfig(ServeConfig):
+    """A server that runs already, for `serve`."""
+
+    serve_url: Location | None = None
+    """vLLM server that `serve` measures, e.g. http://host:8000; default: it starts an engine."""
+    serve_model: str | None = None
+    """Model to ask that server for; default: the only one that it serves."""
+    serve_draft_sample_method: DraftSampleMethod = "probabilistic"
+    """The `draft_sample_method` that it was started with."""
+
+    @field_validator("serve_url")
+    @classmethod
+    def _plain_url(cls, url: str | None) -> str | None:
+        if url is not None and not _SERVER.fullmatch(url):
+            raise ValueError(
+                "give http://HOST:PORT; a token belongs into the environment variable"
+                " SPECPIPE_SERVE_TOKEN"
+            )
+        return url
+
+
 class ExportConfig(ServeConfig):
     """`specpipe export`: write the artifact and prove it."""
 
@@ -257,7 +283,7 @@ class ConvertConfig(Config):
     """Run Python code that comes with the target."""
 
 
-class ValidateConfig(ServeConfig):
+class ValidateConfig(ServerConfig):
     """`specpipe validate`: prove an artifact that is there."""
 
     artifact: Location

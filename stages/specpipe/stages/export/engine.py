@@ -63,16 +63,18 @@ class Counters(Exchange):
     accepted_per_position: list[int]
 
     def minus(self, before: "Counters") -> "Counters":
+        return self._with(before, -1)
+
+    def plus(self, more: "Counters") -> "Counters":
+        return self._with(more, 1)
+
+    def _with(self, other: "Counters", sign: int) -> "Counters":
+        pairs = zip(self.accepted_per_position, other.accepted_per_position, strict=True)
         return Counters(
-            num_drafts=self.num_drafts - before.num_drafts,
-            num_draft_tokens=self.num_draft_tokens - before.num_draft_tokens,
-            num_accepted_tokens=self.num_accepted_tokens - before.num_accepted_tokens,
-            accepted_per_position=[
-                now - then
-                for now, then in zip(
-                    self.accepted_per_position, before.accepted_per_position, strict=True
-                )
-            ],
+            num_drafts=self.num_drafts + sign * other.num_drafts,
+            num_draft_tokens=self.num_draft_tokens + sign * other.num_draft_tokens,
+            num_accepted_tokens=self.num_accepted_tokens + sign * other.num_accepted_tokens,
+            accepted_per_position=[ours + sign * theirs for ours, theirs in pairs],
         )
 
 

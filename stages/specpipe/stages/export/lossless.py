@@ -30,6 +30,7 @@ class Difference(Record):
     position: int
     """First token of the output that differs."""
     token_without_drafter: int
+    """Of an engine without a drafter, or the target's own choice."""
     token_with_drafter: int
     logit_gap: float
     """Target's logit of the first minus that of the second, on the text that both share."""
@@ -55,16 +56,27 @@ class SampledCheck(Record):
     sum, the *excess*, must be 0, which is the sharper test of the two.
     """
 
-    mean_logprob_without_drafter: float
+    mean_logprob_without_drafter: float | None
+    """None where there is no engine without a drafter to compare with: a server that runs."""
     mean_logprob_with_drafter: float
-    standard_error: float
+    standard_error: float | None
     """Of the difference, over prompts."""
-    z: float
+    z: float | None
     excess: float
     """Mean of log p(token) + entropy(p) over the outputs with drafter, nats."""
     excess_standard_error: float
     excess_z: float
     passed: bool
+
+    def in_words(self) -> str:
+        """The first of the two tests."""
+        words = f"mean log-probability {self.mean_logprob_with_drafter:.4f} per token with drafter"
+        if self.z is None:
+            return words
+        return (
+            f"{words}, {self.mean_logprob_without_drafter:.4f} without"
+            f" ({self.z:+.1f} standard errors)"
+        )
 
 
 def greedy_difference(
@@ -76,18 +88,33 @@ def greedy_difference(
     """The first difference of two greedy outputs; `logits_SV` are the target's, row per token."""
     for position, (first, second) in enumerate(zip(without, with_drafter, strict=True)):
         if first != second:
-            gap = float(logits_SV[position, first] - logits_SV[position, second])
-            step = bf16_step(float(np.abs(logits_SV[position, [first, second]]).max()))
-            return Difference(
-                prompt=prompt,
-                position=position,
-                token_without_drafter=first,
-                token_with_drafter=second,
-                logit_gap=gap,
-                bf16_step=step,
-                near_tie=abs(gap) <= NEAR_TIE_BF16_STEPS * step,
-            )
+            return _difference(prompt, position, first, second, logits_SV[position])
     return None
+
+
+def target_difference(prompt: int, output: Sequence[int], logits_SV: Array) -> Difference | None:
+    """Where a greedy output is furthest from the target's own choice after the same text."""
+    best_S = logits_SV.argmax(-1)
+    differences = [
+        _difference(prompt, position, int(best_S[position]), token, logits_SV[position])
+        for position, token in enumerate(output)
+        if token != best_S[position]
+    ]
+    return max(differences, key=lambda one: one.logit_gap / one.bf16_step, default=None)
+
+
+def _difference(prompt: int, position: int, first: int, second: int, logits_V: Array) -> Difference:
+    gap = float(logits_V[first] - logits_V[second])
+    step = bf16_step(float(np.abs(logits_V[[first, second]]).max()))
+    return Difference(
+        prompt=prompt,
+        position=position,
+        token_without_drafter=first,
+        token_with_drafter=second,
+        logit_gap=gap,
+        bf16_step=step,
+        near_tie=abs(gap) <= NEAR_TIE_BF16_STEPS * step,
+    )
 
 
 def check_greedy(differences: Sequence[Difference | None]) -> GreedyCheck:
@@ -101,22 +128,23 @@ def check_greedy(differences: Sequence[Difference | None]) -> GreedyCheck:
     )
 
 
-def check_sampled(without_B: Array, with_B: Array, excess_B: Array) -> SampledCheck:
+def check_sampled(without_B: Array | None, with_B: Array, excess_B: Array) -> SampledCheck:
     """From the mean log-probability of each output, of the same prompts in the same order.
 
-    `excess_B` is the mean of log p(token) + entropy(p) over each output with drafter.
+    `excess_B` is the mean of log p(token) + entropy(p) over each output with drafter; without
+    outputs that had no drafter it is the only test.
     """
-    error, z = _error_and_z(with_B - without_B)
+    error, z = (None, None) if without_B is None else _error_and_z(with_B - without_B)
     excess_error, excess_z = _error_and_z(excess_B)
     return SampledCheck(
-        mean_logprob_without_drafter=float(without_B.mean()),
+        mean_logprob_without_drafter=None if without_B is None else float(without_B.mean()),
         mean_logprob_with_drafter=float(with_B.mean()),
         standard_error=error,
         z=z,
         excess=float(excess_B.mean()),
         excess_standard_error=excess_error,
         excess_z=excess_z,
-        passed=max(abs(z), abs(excess_z)) <= LARGEST_Z,
+        passed=max(abs(z or 0.0), abs(excess_z)) <= LARGEST_Z,
     )
 
 

@@ -36,7 +36,7 @@ from specpipe.stages.export.evaluated import evaluation, run_settings, settings_
 from specpipe.stages.export.format import Drafter, TargetFacts
 from specpipe.stages.export.formats import FORMATS
 from specpipe.stages.export.out_folder import OutFolder, local_path
-from specpipe.stages.export.serve import Served
+from specpipe.stages.export.serve_findings import Served
 from specpipe.stages.export.serve_prompts import serve_prompts
 from specpipe.stages.export.validation import (
     Validation,

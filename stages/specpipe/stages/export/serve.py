@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedConfig
 
 from specpipe.schemas.artifact import LAYER_IDS, layer_config
@@ -17,22 +16,17 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.replay import expected_rounds
 from specpipe.stages.export.accept import text_spans
 from specpipe.stages.export.capture import CapturedText, TargetCapture
-from specpipe.stages.export.engine import Counters, Decoded, EngineRequest, EngineResult, decode
+from specpipe.stages.export.engine import Decoded, EngineRequest, EngineResult, decode
 from specpipe.stages.export.lossless import (
-    GreedyCheck,
-    SampledCheck,
     check_greedy,
     check_sampled,
     greedy_difference,
 )
 from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
-from specpipe.stages.export.rounds import Comparison, compare, measured_rounds
-from specpipe.stages.export.step_times import StepTime
+from specpipe.stages.export.rounds import Comparison, measured_rounds
+from specpipe.stages.export.serve_findings import Served, ServeFindings, compare_at, problems_of
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder
-
-GREEDY_TOLERANCE = 0.01
-SAMPLED_TOLERANCE = 0.02
 
 PARALLEL_PROMPTS = 32
 SPARE_TOKENS = 64
@@ -41,46 +35,6 @@ LEAST_CACHE_BYTES = 256 * 2**20
 
 Report = Callable[[str], None]
 """Told what is going on, a line at a time."""
-
-
-class Served(BaseModel):
-    """Findings for one number of draft tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_draft_tokens: int
-    lossless_greedy: GreedyCheck
-    lossless_temperature_1: SampledCheck
-    greedy: Comparison | None
-    """None where the engine is not lossless: its acceptance then means nothing."""
-    temperature_1: Comparison | None
-    counters_greedy: Counters
-    """vLLM's own; they hold the last, cut round of each output too."""
-    counters_temperature_1: Counters
-    seconds_greedy: float
-    seconds_temperature_1: float
-    step_times: list[StepTime]
-    """Of its rounds, by batch size."""
-    passed: bool
-
-
-class ServeFindings(BaseModel):
-    """What `serve` found."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    passed: bool
-    vllm_version: str
-    cpu_fix_applied: bool
-    """Whether vLLM's CPU build had to be repaired here (see target/vllm/cpu_fix.py)."""
-    target: str
-    num_prompts: int
-    max_tokens: int
-    seconds_without_drafter_greedy: float
-    seconds_without_drafter_temperature_1: float
-    step_times_without_drafter: list[StepTime]
-    runs: list[Served]
-    problems: list[str]
 
 
 def check(
@@ -134,7 +88,7 @@ def check(
     drafter = PlainDrafter.load(artifact, capture.embedding_VH, lambda: capture.lm_head_VH)
     judge = _Judge(capture, drafter, prompts, plain)
     runs = [judge.run(count, result) for count, result in engines.items()]
-    problems = [problem for run in runs for problem in _problems(run)]
+    problems = [problem for run in runs for problem in problems_of(run)]
     return ServeFindings(
         passed=not problems,
         vllm_version=plain.vllm_version,
@@ -231,44 +185,7 @@ class _Judge:
         lengths = [len(output) for output in decoded.output_ids]
         measured = measured_rounds(decoded.accepted_per_round, lengths, num_draft_tokens)
         spans = text_spans(self._drafter, [text.text for text in texts], num_draft_tokens)
-        is_greedy = decoded.temperature == 0
-        replayed = expected_rounds(spans.greedy if is_greedy else spans.sampled, num_draft_tokens)
-        return compare(
-            measured,
-            replayed,
-            tolerance=GREEDY_TOLERANCE if is_greedy else SAMPLED_TOLERANCE,
-            or_within_error=not is_greedy,
+        replayed = expected_rounds(
+            spans.greedy if decoded.temperature == 0 else spans.sampled, num_draft_tokens
         )
-
-
-def _problems(run: Served) -> list[str]:
-    """What is wrong, in words, one line each."""
-    with_tokens = f"with {run.num_draft_tokens} draft tokens"
-    problems = []
-    if not run.lossless_greedy.passed:
-        worst = next(d for d in run.lossless_greedy.differences if not d.near_tie)
-        problems.append(
-            f"{with_tokens} vLLM's greedy output is not the target's: prompt {worst.prompt} differs"
-            f" at token {worst.position} where the logits are {worst.logit_gap:.3g} apart"
-        )
-    if not run.lossless_temperature_1.passed:
-        check = run.lossless_temperature_1
-        problems.append(
-            f"{with_tokens} vLLM's output at temperature 1 is not the target's: mean"
-            f" log-probability {check.mean_logprob_with_drafter:.3f} per token with the drafter,"
-            f" {check.mean_logprob_without_drafter:.3f} without ({check.z:+.1f} standard errors);"
-            f" {check.excess:+.3f} beside the target's own entropy ({check.excess_z:+.1f})"
-        )
-    for name, comparison in (("greedy", run.greedy), ("at temperature 1", run.temperature_1)):
-        if comparison is not None and not comparison.passed:
-            problems.append(
-                f"{with_tokens}, {name}: replayed tau {comparison.tau_replayed:.4f}, measured"
-                f" {comparison.tau_measured:.4f}; acceptance per position replayed"
-                f" {_rates(comparison.acceptance_replayed)},"
-                f" measured {_rates(comparison.acceptance_measured)}"
-            )
-    return problems
-
-
-def _rates(rates: Sequence[float]) -> str:
-    return ", ".join(f"{rate:.3f}" for rate in rates)
+        return compare_at(decoded.temperature, measured, replayed)

@@ -20,13 +20,13 @@ from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.artifact import OfTarget, artifact_folder, read_artifact
 from specpipe.stages.drafter.artifact_weights import drafter_weights
 from specpipe.stages.drafter.vocab import VocabMap
-from specpipe.stages.export import prompts, replay_check, serve, structure
+from specpipe.stages.export import prompts, replay_check, serve, server_check, structure
 from specpipe.stages.export.evaluated import evaluation
 from specpipe.stages.export.format import DRAFT_TOKENS, TargetFacts
 from specpipe.stages.export.formats import format_of
 from specpipe.stages.export.out_folder import local_path
 from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.export.serve_prompts import serve_prompts
 from specpipe.stages.export.structure import StructureFindings
 from specpipe.stages.export.validation import artifact_sha256
@@ -98,7 +98,8 @@ def run(
     if "serve" in config.levels and not problems:
         report("validation: serve")
         revision = dump.identity.target.revision
-        served = serve.check(folder, target, chosen, config, report, revision=revision)
+        check = serve.check if config.serve_url is None else server_check.check
+        served = check(folder, target, chosen, config, report, revision=revision)
         problems += [f"serve: {problem}" for problem in served.problems]
     validation = ArtifactValidation(
         passed=not problems,

@@ -16,7 +16,7 @@ from specpipe.schemas.checkpoint import TargetReference, TrainState
 from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.speedup import Recommendation
 from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.export.structure import StructureFindings
 
 

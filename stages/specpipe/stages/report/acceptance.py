@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
 from specpipe.stages.export.card import TITLES
 from specpipe.stages.export.rounds import Comparison
-from specpipe.stages.export.serve import ServeFindings
+from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.report.blocks import Block, Cell, Figures, Missing, Section, Table
 from specpipe.stages.report.chart import Axis, Figure, Series, line_chart
 from specpipe.stages.report.kinds import KindSums

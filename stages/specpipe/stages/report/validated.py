@@ -2,7 +2,7 @@
 
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.rounds import Comparison
-from specpipe.stages.export.serve import Served, ServeFindings
+from specpipe.stages.export.serve_findings import Served, ServeFindings
 from specpipe.stages.export.structure import StructureFindings
 from specpipe.stages.report.blocks import Block, Missing, Notes, Section, Table
 from specpipe.stages.report.sources import Sources
@@ -98,9 +98,7 @@ def _lossless_table(serve: ServeFindings) -> Table:
             (
                 str(run.num_draft_tokens),
                 "temperature 1",
-                f"mean log-probability {sampled.mean_logprob_with_drafter:.4f} per token with the"
-                f" drafter, {sampled.mean_logprob_without_drafter:.4f} without"
-                f" ({sampled.z:+.1f} standard errors)",
+                sampled.in_words(),
                 "yes" if sampled.passed else "NO",
             ),
         ]

@@ -1,0 +1,99 @@
+"""What validation level `serve` found, and what is wrong with it in words."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from specpipe.stages.drafter.replay import Rounds
+from specpipe.stages.export.engine import Counters
+from specpipe.stages.export.lossless import GreedyCheck, SampledCheck
+from specpipe.stages.export.rounds import Comparison, compare
+from specpipe.stages.export.step_times import StepTime
+
+GREEDY_TOLERANCE = 0.01
+SAMPLED_TOLERANCE = 0.02
+
+
+class Served(BaseModel):
+    """Findings for one number of draft tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_draft_tokens: int
+    lossless_greedy: GreedyCheck
+    lossless_temperature_1: SampledCheck
+    greedy: Comparison | None
+    """None where the engine is not lossless: its acceptance then means nothing."""
+    temperature_1: Comparison | None
+    counters_greedy: Counters
+    """vLLM's own; they hold the last, cut round of each output too."""
+    counters_temperature_1: Counters
+    seconds_greedy: float
+    seconds_temperature_1: float
+    step_times: list[StepTime]
+    """Of its rounds, by batch size; none of a server's, which may stand anywhere."""
+    passed: bool
+
+
+class ServeFindings(BaseModel):
+    """What `serve` found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    passed: bool
+    vllm_version: str
+    cpu_fix_applied: bool
+    """Whether vLLM's CPU build had to be repaired here (see target/vllm/cpu_fix.py)."""
+    target: str
+    num_prompts: int
+    max_tokens: int
+    server: str | None = None
+    """URL of a server that was measured from outside; None: an engine of our own."""
+    seconds_without_drafter_greedy: float | None
+    seconds_without_drafter_temperature_1: float | None
+    step_times_without_drafter: list[StepTime]
+    runs: list[Served]
+    problems: list[str]
+
+
+def compare_at(temperature: float, measured: Rounds, replayed: Rounds) -> Comparison:
+    """By the tolerance of that temperature; only draws of acceptance excuse more."""
+    is_greedy = temperature == 0
+    return compare(
+        measured,
+        replayed,
+        tolerance=GREEDY_TOLERANCE if is_greedy else SAMPLED_TOLERANCE,
+        or_within_error=not is_greedy,
+    )
+
+
+def problems_of(run: Served) -> list[str]:
+    """What is wrong, in words, one line each."""
+    with_tokens = f"with {run.num_draft_tokens} draft tokens"
+    problems = []
+    if not run.lossless_greedy.passed:
+        worst = next(d for d in run.lossless_greedy.differences if not d.near_tie)
+        problems.append(
+            f"{with_tokens} vLLM's greedy output is not the target's: prompt {worst.prompt} differs"
+            f" at token {worst.position} where the logits are {worst.logit_gap:.3g} apart"
+        )
+    if not run.lossless_temperature_1.passed:
+        check = run.lossless_temperature_1
+        problems.append(
+            f"{with_tokens} vLLM's output at temperature 1 is not the target's:"
+            f" {check.in_words()}; {check.excess:+.3f} beside the target's own entropy"
+            f" ({check.excess_z:+.1f})"
+        )
+    for name, comparison in (("greedy", run.greedy), ("at temperature 1", run.temperature_1)):
+        if comparison is not None and not comparison.passed:
+            problems.append(
+                f"{with_tokens}, {name}: replayed tau {comparison.tau_replayed:.4f}, measured"
+                f" {comparison.tau_measured:.4f}; acceptance per position replayed"
+                f" {_rates(comparison.acceptance_replayed)},"
+                f" measured {_rates(comparison.acceptance_measured)}"
+            )
+    return problems
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:.3f}" for rate in rates)

@@ -1,0 +1,148 @@
+"""Validation level `serve` of a server that runs already: a deployment, measured from outside.
+
+Only counters say what it accepted. They hold the rounds that an output's end cuts too, as whole
+ones; so each output is continued by K - 1 tokens, and the replay counts every round that began
+before the end. There is no engine without a drafter beside it: that its output is the target's is
+shown by the target alone.
+
+Legend: B prompts, G groups of prompts, K draft tokens.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from specpipe.schemas.artifact import LAYER_IDS
+from specpipe.schemas.config import ServerConfig
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.drafter.replay import Rounds, expected_rounds
+from specpipe.stages.export.accept import text_spans
+from specpipe.stages.export.capture import CapturedText, TargetCapture
+from specpipe.stages.export.engine import Counters, spare_tokens
+from specpipe.stages.export.lossless import check_greedy, check_sampled, target_difference
+from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
+from specpipe.stages.export.rounds import Comparison
+from specpipe.stages.export.serve import Report
+from specpipe.stages.export.serve_findings import Served, ServeFindings, compare_at, problems_of
+from specpipe.stages.export.server import Group, Server, ServerDecoded
+
+
+def check(
+    artifact: Path,
+    target: str,
+    prompts: Sequence[Sequence[int]],
+    config: ServerConfig,
+    report: Report,
+    *,
+    revision: str | None = None,
+) -> ServeFindings:
+    """Let the server of `config` decode `prompts` (token ids), and replay what it wrote."""
+    server = Server(config)
+    num_draft_tokens = server.num_draft_tokens
+    spare = spare_tokens(num_draft_tokens)
+    needed = max(map(len, prompts)) + config.serve_max_tokens + spare
+    if server.longest is not None and needed > server.longest:
+        raise ConfigError(
+            f"{server.url} takes {server.longest} tokens at most: the longest prompt, its output"
+            f" and room for drafts are {needed}; give less --serve-max-tokens or shorter prompts"
+        )
+    report(f"{server.url} decodes with {num_draft_tokens} draft tokens, at temperature 0")
+    greedy = server.decode(prompts, config.serve_max_tokens, 0.0)
+    report(f"{server.url} decodes at temperature 1")
+    sampled = server.decode(prompts, config.serve_max_tokens, 1.0)
+    report("replaying the texts that it wrote")
+    layers = read_config(artifact)[LAYER_IDS]
+    capture = TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
+    drafter = PlainDrafter.load(artifact, capture.embedding_VH, lambda: capture.lm_head_VH)
+
+    greedy_texts = capture.capture(prompts, greedy.output_ids)
+    sampled_texts = capture.capture(prompts, sampled.output_ids)
+    lossless_greedy = check_greedy(
+        [
+            target_difference(number, output, text.output_logits_SV.numpy())
+            for number, (output, text) in enumerate(
+                zip(greedy.output_ids, greedy_texts, strict=True)
+            )
+        ]
+    )
+    lossless_sampled = check_sampled(
+        None,
+        np.array([text.mean_logprob for text in sampled_texts]),
+        np.array([text.excess for text in sampled_texts]),
+    )
+    draws = config.serve_draft_sample_method == "probabilistic"
+    compared: list[Comparison | None] = []
+    for decoded, lossless in ((greedy, lossless_greedy), (sampled, lossless_sampled)):
+        if not lossless.passed:
+            compared.append(None)
+            continue
+        texts = _with_further(capture, prompts, decoded)
+        spans = text_spans(drafter, [text.text for text in texts], num_draft_tokens)
+        replayed = expected_rounds(
+            spans.sampled if draws and decoded.temperature else spans.greedy, num_draft_tokens
+        )
+        groups = decoded.groups
+        compared.append(compare_at(decoded.temperature, _counted(groups), _by(groups, replayed)))
+    run = Served(
+        num_draft_tokens=num_draft_tokens,
+        lossless_greedy=lossless_greedy,
+        lossless_temperature_1=lossless_sampled,
+        greedy=compared[0],
+        temperature_1=compared[1],
+        counters_greedy=_sum(greedy),
+        counters_temperature_1=_sum(sampled),
+        seconds_greedy=greedy.seconds,
+        seconds_temperature_1=sampled.seconds,
+        step_times=[],
+        passed=all(comparison is not None and comparison.passed for comparison in compared),
+    )
+    problems = problems_of(run)
+    return ServeFindings(
+        passed=not problems,
+        vllm_version=server.version,
+        cpu_fix_applied=False,
+        target=target,
+        num_prompts=len(prompts),
+        max_tokens=config.serve_max_tokens,
+        server=server.url,
+        seconds_without_drafter_greedy=None,
+        seconds_without_drafter_temperature_1=None,
+        step_times_without_drafter=[],
+        runs=[run],
+        problems=problems,
+    )
+
+
+def _with_further(
+    capture: TargetCapture, prompts: Sequence[Sequence[int]], decoded: ServerDecoded
+) -> list[CapturedText]:
+    """The outputs with the tokens that the last rounds drafted beyond them."""
+    longer = [
+        [*output, *further]
+        for output, further in zip(decoded.output_ids, decoded.further_ids, strict=True)
+    ]
+    return capture.capture(prompts, longer)
+
+
+def _counted(groups: Sequence[Group]) -> Rounds:
+    """The counters of each group."""
+    return Rounds(
+        np.array([group.counters.num_drafts for group in groups], dtype=float),
+        np.array([group.counters.accepted_per_position for group in groups], dtype=float),
+    )
+
+
+def _by(groups: Sequence[Group], replayed: Rounds) -> Rounds:
+    """The rounds of each group's prompts."""
+    return Rounds(
+        np.array([replayed.rounds_B[group.prompts].sum() for group in groups]),
+        np.array([replayed.accepted_BK[group.prompts].sum(0) for group in groups]),
+    )
+
+
+def _sum(decoded: ServerDecoded) -> Counters:
+    total, *others = (group.counters for group in decoded.groups)
+    for counters in others:
+        total = total.plus(counters)
+    return total
