@@ -27,6 +27,7 @@ from specpipe.stages.export.validate import run as validate
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run as train
 from tests.export.small import SAMPLE_DATA, Trained
+from tests.export.vllm_server import vllm_server
 
 PROMPTS = 60
 PROMPT_TOKENS = 20
@@ -260,6 +261,38 @@ def test_a_converted_artifact_serves(sample_trained: Trained, tmp_path: Path) ->
     assert measured.greedy is not None
     assert measured.greedy.tau_measured > 1.1
     assert abs(measured.greedy.relative_difference) <= 0.01
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_server_that_runs_is_measured_from_outside(
+    sample_trained: Trained, served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stock server with a token: its counters agree with the replay of what it wrote."""
+    monkeypatch.setenv("SPECPIPE_SERVE_TOKEN", "open sesame")
+    prompts = prompts_of_one_length(tmp_path / "prompts.jsonl")
+    with vllm_server(sample_trained.target, served / "checkpoint", 3, "open sesame") as url:
+        config = ValidateConfig(
+            artifact=str(served),
+            dump=str(sample_trained.dump),
+            levels=("structure", "serve"),
+            serve_data=str(prompts),
+            serve_prompts=48,
+            serve_max_tokens=32,
+            serve_url=url,
+            out=str(tmp_path / "findings.json"),
+        )
+        found = validate(config).serve
+    assert found is not None
+    assert (found.server, found.num_prompts) == (url, 48)
+    (measured,) = found.runs
+    assert measured.num_draft_tokens == 3
+    assert measured.greedy is not None
+    assert measured.temperature_1 is not None
+    assert measured.greedy.tau_measured > 1.1
+    assert measured.greedy.num_rounds_measured == measured.counters_greedy.num_drafts
+    assert measured.lossless_temperature_1.z is None
+    assert "sesame" not in (tmp_path / "findings.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
