@@ -19,7 +19,8 @@ COMMANDS = [
     line.split(" # ")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     for line in block.splitlines()
-    if line.startswith(("specpipe convert", "specpipe validate"))
+    # Of a server: test_export_serve.py.
+    if line.startswith(("specpipe convert", "specpipe validate")) and "--serve-url" not in line
 ]
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError as BadConfig
 
-from specpipe.schemas.config import ServerConfig
+from specpipe.schemas.config import ServerConfig, ValidateConfig
 from specpipe.schemas.errors import ConfigError, SpecpipeError, StoreError, ValidationError
 from specpipe.stages.drafter.replay import ReplaySpan, expected_rounds
 from specpipe.stages.export import server, server_check
@@ -193,3 +193,8 @@ def test_texts_that_the_server_cannot_hold(says: StandIn, tmp_path: Path) -> Non
 def test_urls_that_are_refused(url: str) -> None:
     with pytest.raises(BadConfig, match=r"SPECPIPE_SERVE_TOKEN"):
         ServerConfig(serve_url=url)
+
+
+def test_a_server_that_no_level_asks_for() -> None:
+    with pytest.raises(BadConfig, match="name it in levels"):
+        ValidateConfig(artifact="a", dump="d", serve_url="http://host:8000")

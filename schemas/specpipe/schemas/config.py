@@ -301,6 +301,12 @@ class ValidateConfig(ServerConfig):
     out: Location | None = None
     """File of the findings."""
 
+    @model_validator(mode="after")
+    def _a_server_for_its_level(self) -> "ValidateConfig":
+        if self.serve_url is not None and "serve" not in self.levels:
+            raise ValueError("serve_url is for level serve: name it in levels too")
+        return self
+
 
 class ReportConfig(Config):
     """`specpipe report`: one page that shows what a run came to."""
