@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specpipe.pipeline.console import file_size, note, quiet_libraries, show, show_columns
-from specpipe.pipeline.options import comma_integers, comma_words, config_option, json_option
+from specpipe.pipeline.options import comma_words, config_option, json_option
 from specpipe.pipeline.provenance import write_provenance
+from specpipe.pipeline.serve_options import serve_options, show_served
 from specpipe.pipeline.settings import load_config
 from specpipe.pipeline.stopping import stops_early
 from specpipe.schemas.config import ExportConfig
@@ -45,23 +46,9 @@ if TYPE_CHECKING:
     "--speculative-tokens", type=int, help="Written into the artifact.  [default: the best]"
 )
 @click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
-@click.option("--serve-data", help="JSONL whose prompts `serve` decodes.  [default: the dump's]")
-@click.option("--serve-prompts", type=int, help="Prompts that `serve` decodes.  [default: 100]")
-@click.option("--serve-max-tokens", type=int, help="Tokens per prompt.  [default: 128]")
-@click.option(
-    "--serve-speculative-tokens",
-    callback=comma_integers,
-    help="Numbers of draft tokens to measure, e.g. 3,5.  [default: 3]",
-)
-@click.option(
-    "--serve-batch-sizes",
-    callback=comma_integers,
-    help="Batch sizes at which steps are timed.  [default: 1,8]",
-)
 @click.option("--step-cost", type=float, help="Of a draft token, in target steps (if not timed).")
-@click.option("--seed", type=int, help="Of the sampling in `serve`.  [default: 0]")
 @click.option("--time-limit", type=float, help="Seconds; then leave with exit code 5.")
-@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
+@serve_options
 @json_option
 def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Write the artifact that a serving engine loads, and prove it.
@@ -94,23 +81,9 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         ["", *map(str, range(1, most + 1))],
         [(name, *(f"{value:.3f}" for value in curve)) for name, curve in curves.items()],
     )
-    _show_served(result)
+    show_served(result.served)
     _show_speedups(result)
     show("Artifact", _rows(result), result.model_dump(mode="json"), as_json=as_json)
-
-
-def _show_served(result: "ExportResult") -> None:
-    """tau as vLLM measured it, beside the replay of the texts that it wrote."""
-    rows = []
-    for served in result.served:
-        for name, tau in (("greedy", served.greedy), ("temperature 1", served.temperature_1)):
-            if tau is not None:
-                figures = (f"{tau.tau_measured:.4f}", f"{tau.tau_replayed:.4f}")
-                difference = f"{tau.relative_difference:+.2%}"
-                rows.append((f"{served.num_draft_tokens}, {name}", *figures, difference))
-    if rows:
-        header = ["draft tokens", "measured", "replayed", "difference"]
-        show_columns("tau in vLLM, on the texts that it wrote", header, rows)
 
 
 def _show_speedups(result: "ExportResult") -> None:

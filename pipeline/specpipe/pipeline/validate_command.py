@@ -5,7 +5,8 @@ from typing import Any, get_args
 import click
 
 from specpipe.pipeline.console import note, quiet_libraries, show, show_columns
-from specpipe.pipeline.options import comma_integers, comma_words, json_option
+from specpipe.pipeline.options import comma_words, json_option
+from specpipe.pipeline.serve_options import serve_options, show_served
 from specpipe.pipeline.settings import load_config
 from specpipe.pipeline.stopping import stops_early
 from specpipe.schemas.config import DraftSampleMethod, ValidateConfig
@@ -25,28 +26,14 @@ from specpipe.schemas.config import DraftSampleMethod, ValidateConfig
     "--speculative-tokens", type=int, help="Most draft tokens.  [default: the artifact's]"
 )
 @click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
-@click.option("--serve-data", help="JSONL whose prompts `serve` decodes.  [default: the dump's]")
-@click.option("--serve-prompts", type=int, help="Prompts that `serve` decodes.  [default: 100]")
-@click.option("--serve-max-tokens", type=int, help="Tokens per prompt.  [default: 128]")
-@click.option(
-    "--serve-speculative-tokens",
-    callback=comma_integers,
-    help="Numbers of draft tokens to measure, e.g. 3,5.  [default: 3]",
-)
-@click.option(
-    "--serve-batch-sizes",
-    callback=comma_integers,
-    help="Batch sizes at which steps are timed.  [default: 1,8]",
-)
-@click.option("--seed", type=int, help="Of the sampling in `serve`.  [default: 0]")
-@click.option("--serve-url", help="A vLLM server to measure, e.g. http://host:8000.")
+@serve_options
+@click.option("--serve-url", help="A vLLM server that `serve` measures, e.g. http://host:8000.")
 @click.option("--serve-model", help="What it calls its model.  [default: the only one]")
 @click.option(
     "--serve-draft-sample-method",
     type=click.Choice(get_args(DraftSampleMethod)),
     help="That it was started with.  [default: probabilistic]",
 )
-@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
 @json_option
 def validate(as_json: bool, **flags: Any) -> None:
     """Prove that the drafter in ARTIFACT works with the target of a dump.
@@ -58,9 +45,9 @@ def validate(as_json: bool, **flags: Any) -> None:
     ARTIFACT is what `specpipe export` or `specpipe convert` wrote, in either format; another
     program's goes through convert first. The structure is always checked.
     replay says what tau to expect on the dump's samples, by two implementations that must agree;
-    serve starts a real vLLM and measures it, or a server that runs already and that nobody else
-    uses meanwhile (--serve-url; its token in SPECPIPE_SERVE_TOKEN; it drafts what it was started
-    to). One that fails is exit code 4.
+    serve starts a real vLLM and measures it; with --serve-url it measures a server that runs
+    already, as it was started, and that nobody else uses meanwhile (its token is taken from
+    SPECPIPE_SERVE_TOKEN). A level that fails is exit code 4.
     """
     config = load_config(ValidateConfig, None, flags)
     quiet_libraries()
@@ -77,6 +64,7 @@ def validate(as_json: bool, **flags: Any) -> None:
             ["", *map(str, range(1, most + 1))],
             [(name, *(f"{value:.3f}" for value in tau)) for name, tau in curves.items()],
         )
+    show_served(result.serve.runs if result.serve is not None else [])
     levels = {"structure": result.structure, "replay": replay, "serve": result.serve}
     rows = [
         ("artifact", result.artifact),
