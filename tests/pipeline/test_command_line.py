@@ -39,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_three_stages_and_their_second_runs(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def stages(folder: Path) -> list[tuple[list[str | Path], dict[str, Any]]]:
+    """The three commands, each with its result."""
     commands: list[list[str | Path]] = [
         ["dump", "--target", folder / "target", "--data", folder / "data.jsonl",
          "--out", folder / "dump", "--backend", "hf", "--shard-tokens", "400"],
@@ -47,11 +49,17 @@ def test_the_three_stages_and_their_second_runs(folder: Path) -> None:
          "--held-out-fraction", "0.3", "--batch-tokens", "300"],
         ["export", "--checkpoint", folder / "run", "--out", folder / "artifact"],
     ]  # fmt: skip
+    done = [(command, specpipe(*command, "--json")) for command in commands]
+    for _, process in done:
+        assert process.returncode == 0, process.stderr
+    return [(command, last_json(process)) for command, process in done]
+
+
+def test_the_three_stages_and_their_second_runs(
+    folder: Path, stages: list[tuple[list[str | Path], dict[str, Any]]]
+) -> None:
     results = []
-    for command in commands:
-        done = specpipe(*command, "--json")
-        assert done.returncode == 0, done.stderr
-        result = last_json(done)
+    for command, result in stages:
         assert result["did_nothing"] is False
         again = specpipe(*command, "--json")
         assert again.returncode == 0, again.stderr
@@ -69,9 +77,10 @@ def test_the_three_stages_and_their_second_runs(folder: Path) -> None:
     assert "attainable mass" in shown.stderr
 
 
-def test_a_person_gets_tables_at_80_columns_without_colour(folder: Path) -> None:
-    done = specpipe("train", "--dump", folder / "dump", "--out", folder / "run", "--max-steps", "4",
-                    "--held-out-fraction", "0.3", "--batch-tokens", "300")  # fmt: skip
+def test_a_person_gets_tables_at_80_columns_without_colour(
+    stages: list[tuple[list[str | Path], dict[str, Any]]],
+) -> None:
+    done = specpipe(*stages[1][0])
     assert done.returncode == 0
     assert "nothing to do" in done.stdout
     text = done.stdout + done.stderr
@@ -168,6 +177,7 @@ def test_damage_and_unfinished_have_their_own_codes(folder: Path, tmp_path: Path
     assert "aux" in trained.stderr
 
 
+@pytest.mark.usefixtures("stages")
 def test_a_file_url_as_output(folder: Path) -> None:
     out = folder / "run-by-url"
     done = specpipe("train", "--dump", folder / "dump", "--out", f"file://{out}", "--max-steps",
