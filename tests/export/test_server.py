@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +27,15 @@ def says() -> Iterator[StandIn]:
         yield says
 
 
-def connect(says: StandIn, model: str | None = None) -> Server:
-    return Server(ServerConfig(serve_url=says.url + "/v1", serve_model=model))
+def connect(says: StandIn) -> AbstractContextManager[Server]:
+    return Server.connect(ServerConfig(serve_url=says.url + "/v1"))
 
 
 def test_outputs_and_counters_by_group(says: StandIn) -> None:
-    ours = connect(says)
-    assert (ours.model, ours.longest, ours.version) == ("target", 64, "0.32.0")
-    assert ours.num_draft_tokens == 2
-    decoded = ours.decode(PROMPTS, 5, 1.0)
+    with connect(says) as ours:
+        assert (ours.model, ours.longest, ours.version) == ("target", 64, "0.32.0")
+        assert ours.num_draft_tokens == 2
+        decoded = ours.decode(PROMPTS, 5, 1.0)
     assert decoded.output_ids == [[7] * 5] * len(PROMPTS)
     assert decoded.further_ids == [[7]] * len(PROMPTS)
     assert [group.prompts for group in decoded.groups] == [
@@ -164,8 +165,8 @@ def test_what_is_wrong_with_a_server_is_said(
     monkeypatch.setattr(server, "COUNT_SECONDS", 0.2)
     monkeypatch.delenv(server.TOKEN, raising=False)
     break_it(says)
-    with pytest.raises(error, match=words):
-        connect(says).decode(PROMPTS, 5, 0.0)
+    with pytest.raises(error, match=words), connect(says) as ours:
+        ours.decode(PROMPTS, 5, 0.0)
 
 
 def test_the_token_comes_from_the_environment(
@@ -173,10 +174,11 @@ def test_the_token_comes_from_the_environment(
 ) -> None:
     says.token = "sesame"
     monkeypatch.setenv(server.TOKEN, "sesame")
-    assert connect(says).num_draft_tokens == 2
+    with connect(says) as ours:
+        assert ours.num_draft_tokens == 2
     monkeypatch.setenv(server.TOKEN, "open")
-    with pytest.raises(ConfigError) as refused:
-        connect(says)
+    with pytest.raises(ConfigError) as refused, connect(says):
+        pass
     assert "open" not in str(refused.value)
 
 

@@ -7,13 +7,17 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specpipe.schemas.config import ServerConfig
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.stages.export.engine import Counters
+
+if TYPE_CHECKING:
+    import httpx
 
 TOKEN = "SPECPIPE_SERVE_TOKEN"
 """Environment variable of the server's bearer token."""
@@ -24,6 +28,8 @@ SMALLEST_NUMBER_OF_GROUPS = 16
 LARGEST_GROUP = 32
 """Prompts in flight at once."""
 MOST_SHOWN = 500
+
+_INSTALL = "pip install 'specpipe[server]'"
 
 _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens_total"
@@ -70,30 +76,32 @@ class Server:
     where it cannot be reached or fails.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
-        try:
-            import httpx
-            from prometheus_client.parser import text_string_to_metric_families
-        except ImportError as error:
-            raise ConfigError(
-                f"--serve-url needs {error.name}: pip install 'specpipe[server]'"
-            ) from None
-        assert config.serve_url is not None
-        self.url = config.serve_url.rstrip("/").removesuffix("/v1")
-        self._families: Callable[[str], Any] = text_string_to_metric_families
-        token = os.environ.get(TOKEN)
-        try:
-            self._client = httpx.Client(
-                base_url=self.url,
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-                timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            )
-        except (ValueError, httpx.InvalidURL) as error:
-            raise ConfigError(f"--serve-url {self.url}: {error}") from None
-        self._failures = (httpx.HTTPError, httpx.InvalidURL)
-        self.model, self.longest = self._served(config.serve_model)
+    def __init__(self, client: "httpx.Client", url: str, model: str | None) -> None:
+        self.url = url
+        self._client = client
+        self.model, self.longest = self._served(model)
         self.version = str(self._json("GET", "/version").get("version", "unknown"))
         self.num_draft_tokens = len(self.totals().speculative.accepted_per_position)
+
+    @classmethod
+    @contextmanager
+    def connect(cls, config: ServerConfig) -> "Iterator[Server]":
+        """The server at `serve_url`, with the token of the environment."""
+        try:
+            import httpx
+        except ImportError:
+            raise ConfigError(f"--serve-url needs httpx: {_INSTALL}") from None
+        assert config.serve_url is not None
+        url = config.serve_url.rstrip("/").removesuffix("/v1")
+        token = os.environ.get(TOKEN)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
+        try:
+            client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
+        except (ValueError, httpx.InvalidURL) as error:
+            raise ConfigError(f"--serve-url {url}: {error}") from None
+        with client:
+            yield cls(client, url, config.serve_model)
 
     def decode(
         self, prompts: Sequence[Sequence[int]], num_tokens: int, temperature: float
@@ -224,9 +232,13 @@ class Server:
         return name, models[name]
 
     def _samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        try:
+            from prometheus_client.parser import text_string_to_metric_families
+        except ImportError:
+            raise ConfigError(f"--serve-url needs prometheus_client: {_INSTALL}") from None
         text = self._text("GET", "/metrics")
         try:
-            for family in self._families(text):
+            for family in text_string_to_metric_families(text):
                 for sample in family.samples:
                     yield sample.name, sample.labels, sample.value
         except (ValueError, KeyError):
@@ -243,9 +255,11 @@ class Server:
         return answer
 
     def _text(self, method: str, path: str, body: Any = None) -> str:
+        import httpx
+
         try:
             response = self._client.request(method, path, json=body)
-        except self._failures as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             said = str(error) or type(error).__name__
             raise StoreError(f"{self.url}{path} cannot be reached: {said}") from None
         status = response.status_code

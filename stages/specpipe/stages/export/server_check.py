@@ -38,19 +38,9 @@ def check(
     revision: str | None = None,
 ) -> ServeFindings:
     """Let the server of `config` decode `prompts` (token ids), and replay what it wrote."""
-    server = Server(config)
+    with Server.connect(config) as server:
+        greedy, sampled = _decoded(server, prompts, config, report)
     num_draft_tokens = server.num_draft_tokens
-    spare = spare_tokens(num_draft_tokens)
-    needed = max(map(len, prompts)) + config.serve_max_tokens + spare
-    if server.longest is not None and needed > server.longest:
-        raise ConfigError(
-            f"{server.url} takes {server.longest} tokens at most: the longest prompt, its output"
-            f" and room for drafts are {needed}; give less --serve-max-tokens or shorter prompts"
-        )
-    report(f"{server.url} decodes with {num_draft_tokens} draft tokens, at temperature 0")
-    greedy = server.decode(prompts, config.serve_max_tokens, 0.0)
-    report(f"{server.url} decodes at temperature 1")
-    sampled = server.decode(prompts, config.serve_max_tokens, 1.0)
     report("replaying the texts that it wrote")
     layers = read_config(artifact)[LAYER_IDS]
     capture = TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
@@ -112,6 +102,23 @@ def check(
         runs=[run],
         problems=problems,
     )
+
+
+def _decoded(
+    server: Server, prompts: Sequence[Sequence[int]], config: ServerConfig, report: Report
+) -> tuple[ServerDecoded, ServerDecoded]:
+    """Raises ConfigError where a text does not fit into the server."""
+    spare = spare_tokens(server.num_draft_tokens)
+    needed = max(map(len, prompts)) + config.serve_max_tokens + spare
+    if server.longest is not None and needed > server.longest:
+        raise ConfigError(
+            f"{server.url} takes {server.longest} tokens at most: the longest prompt, its output"
+            f" and room for drafts are {needed}; give less --serve-max-tokens or shorter prompts"
+        )
+    report(f"{server.url} decodes with {server.num_draft_tokens} draft tokens, at temperature 0")
+    greedy = server.decode(prompts, config.serve_max_tokens, 0.0)
+    report(f"{server.url} decodes at temperature 1")
+    return greedy, server.decode(prompts, config.serve_max_tokens, 1.0)
 
 
 def _with_further(
