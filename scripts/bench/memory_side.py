@@ -19,9 +19,9 @@ from scripts.bench.material import (
 )
 from scripts.bench.resident import forget_peak, peak, resident
 from specpipe.schemas.dump import DumpIdentity, manifest_key
-from specpipe.stages.drafter.read_ahead import ReadAhead, copies
-from specpipe.stages.drafter.sample_reader import SampleReader
-from specpipe.stages.drafter.shard_window import Read
+from specpipe.stages.drafter.samples.read_ahead import ReadAhead, copies
+from specpipe.stages.drafter.samples.reader import SampleReader
+from specpipe.stages.drafter.samples.shard_window import Read
 from specpipe.stages.storage.arrays import planned_chunks, shard_arrays
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder

@@ -19,10 +19,10 @@ from scripts.bench.table import heading, note, table, verdict
 from scripts.bench.timing import over, rates, rounds, with_spread
 from scripts.bench.variants import VARIANTS
 from specpipe.schemas.dump import DumpIdentity
-from specpipe.stages.drafter.batch import DrafterSample, make_batch
-from specpipe.stages.drafter.read_ahead import ReadAhead, read_samples
-from specpipe.stages.drafter.sample_reader import SHARDS_TOGETHER, SampleReader, SampleRef
-from specpipe.stages.drafter.shard_window import Read
+from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
+from specpipe.stages.drafter.samples.read_ahead import ReadAhead, read_samples
+from specpipe.stages.drafter.samples.reader import SHARDS_TOGETHER, SampleReader, SampleRef
+from specpipe.stages.drafter.samples.shard_window import Read
 from specpipe.stages.storage.arrays import array_names, shard_arrays
 from specpipe.stages.storage.buffer_pool import BufferPool
 from specpipe.stages.storage.dump import Dump

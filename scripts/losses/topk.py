@@ -20,14 +20,14 @@ from torch import Tensor
 
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.batch import Batch, make_batch
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss import head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings
-from specpipe.stages.drafter.read_ahead import read_samples
-from specpipe.stages.drafter.sample_reader import SampleReader
-from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.loss.heads import head_losses
+from specpipe.stages.drafter.loss.settings import LossSettings
+from specpipe.stages.drafter.loss.verifier import Verifier
+from specpipe.stages.drafter.samples.batch import Batch, make_batch
+from specpipe.stages.drafter.samples.read_ahead import read_samples
+from specpipe.stages.drafter.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import VerifierHead, load_embedding
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.batch import Batch
-from specpipe.stages.drafter.loss import alpha_sums, head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings, hybrid_lambda
-from specpipe.stages.drafter.measures import MEASURES, alpha_sums_of
-from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.loss.heads import alpha_sums, head_losses
+from specpipe.stages.drafter.loss.measures import MEASURES, alpha_sums_of
+from specpipe.stages.drafter.loss.settings import LossSettings, hybrid_lambda
+from specpipe.stages.drafter.loss.verifier import Verifier
+from specpipe.stages.drafter.samples.batch import Batch
 
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 ETA = 3.0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.batch import DrafterSample
+from specpipe.stages.drafter.samples.batch import DrafterSample
 
 Weights = Mapping[str, Tensor]
 

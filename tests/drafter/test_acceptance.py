@@ -17,12 +17,12 @@ from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.drafter.loss import head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings, hybrid_lambda
-from specpipe.stages.drafter.measures import MEASURES
+from specpipe.stages.drafter.loss.heads import head_losses
+from specpipe.stages.drafter.loss.measures import MEASURES
+from specpipe.stages.drafter.loss.settings import LossSettings, hybrid_lambda
+from specpipe.stages.drafter.loss.verifier import Verifier
 from specpipe.stages.drafter.replay import ReplaySpan, replay
-from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.storage.states import SampleStates
 from tests.drafter import reference
 from tests.drafter.loss_rows import mean_alpha

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specpipe.stages.drafter.batch import DrafterSample, make_batch, supervised_spans
+from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch, supervised_spans
 from tests.drafter.reference import is_valid, verifier_row
 from tests.drafter.toys import H, L, V, random_samples
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.batch import make_batch
 from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafter.samples.batch import make_batch
 from tests.drafter.toys import (
     H,
     V,

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.batch import make_batch
-from specpipe.stages.drafter.loss import head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings
+from specpipe.stages.drafter.attention.rotary import Rotary
+from specpipe.stages.drafter.loss.heads import head_losses
+from specpipe.stages.drafter.loss.settings import LossSettings
 from specpipe.stages.drafter.norm import RMSNorm
-from specpipe.stages.drafter.rotary import Rotary
+from specpipe.stages.drafter.samples.batch import make_batch
 from tests.drafter.toys import (
     DRAFT_IDS,
     H,

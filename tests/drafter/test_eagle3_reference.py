@@ -14,10 +14,10 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.batch import make_batch
-from specpipe.stages.drafter.loss import head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings, hybrid_lambda
-from specpipe.stages.drafter.rotary import Rotary
+from specpipe.stages.drafter.attention.rotary import Rotary
+from specpipe.stages.drafter.loss.heads import head_losses
+from specpipe.stages.drafter.loss.settings import LossSettings, hybrid_lambda
+from specpipe.stages.drafter.samples.batch import make_batch
 from tests.drafter import reference
 from tests.drafter.loss_rows import mean_alpha
 from tests.drafter.toys import (

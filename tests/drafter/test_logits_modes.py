@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.drafter.loss import head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings
-from specpipe.stages.drafter.measures import MEASURES
+from specpipe.stages.drafter.loss.heads import head_losses
+from specpipe.stages.drafter.loss.measures import MEASURES
+from specpipe.stages.drafter.loss.settings import LossSettings
+from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
 from tests.drafter.loss_rows import LOSSES
 from tests.drafter.toys import DRAFT_IDS, H, V, bf16, random_samples, verifier_of
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.batch import Batch
-from specpipe.stages.drafter.denominators import Denominators
-from specpipe.stages.drafter.loss import alpha_sums, head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings
-from specpipe.stages.drafter.measures import MEASURES, alpha_sums_of
+from specpipe.stages.drafter.loss.denominators import Denominators
+from specpipe.stages.drafter.loss.heads import alpha_sums, head_losses
+from specpipe.stages.drafter.loss.measures import MEASURES, alpha_sums_of
+from specpipe.stages.drafter.loss.settings import LossSettings
+from specpipe.stages.drafter.samples.batch import Batch
 from tests.drafter.loss_rows import ETA, LOSSES
 from tests.drafter.toys import (
     DRAFT_IDS,

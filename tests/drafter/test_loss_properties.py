@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.batch import Batch, make_batch
-from specpipe.stages.drafter.loss import head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings
-from specpipe.stages.drafter.measures import MEASURES
-from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.loss.heads import head_losses
+from specpipe.stages.drafter.loss.measures import MEASURES
+from specpipe.stages.drafter.loss.settings import LossSettings
+from specpipe.stages.drafter.loss.verifier import Verifier
+from specpipe.stages.drafter.samples.batch import Batch, make_batch
 from tests.drafter.loss_rows import ETA, LOSSES, Outcome, close, evaluate, random_rows, rows_batch
 from tests.drafter.toys import DRAFT_IDS, H, Largest, V, random_samples, verifier_of
 

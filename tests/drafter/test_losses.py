@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.loss import head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings
-from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.loss.heads import head_losses
+from specpipe.stages.drafter.loss.settings import LossSettings
+from specpipe.stages.drafter.loss.verifier import Verifier
 from tests.drafter.loss_rows import (
     ETA,
     LOSSES,

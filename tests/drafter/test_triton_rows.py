@@ -10,11 +10,11 @@ import torch
 PROGRAM = """
 import sys
 import torch
-from specpipe.stages.drafter.loss_chunk import VerifierChunk
-from specpipe.stages.drafter.plain_rows import PlainRows
-from specpipe.stages.drafter.row_pass import RowPass
-from specpipe.stages.drafter.loss_settings import RowWeights
-from specpipe.stages.drafter.triton_rows import TritonRows
+from specpipe.stages.drafter.loss.chunk import VerifierChunk
+from specpipe.stages.drafter.loss.plain_rows import PlainRows
+from specpipe.stages.drafter.loss.row_pass import RowPass
+from specpipe.stages.drafter.loss.settings import RowWeights
+from specpipe.stages.drafter.loss.triton_rows import TritonRows
 
 device = torch.device(sys.argv[1])
 torch.manual_seed(0)

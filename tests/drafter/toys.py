@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.loss.verifier import Verifier
+from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.storage.states import SampleStates
 
 V, H, L, THETA = 23, 12, 3, 50.0

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.batch import DrafterSample, make_batch
 from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
 from specpipe.stages.dump.survey_trainer import activation_numbers
 from specpipe.stages.storage.states import SampleStates
 

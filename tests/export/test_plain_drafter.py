@@ -8,8 +8,8 @@ import torch
 
 from specpipe.schemas.artifact import EMBEDDING, expected_tensors
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.batch import DrafterSample, make_batch
 from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
 from specpipe.stages.drafter.shape import check_shape
 from specpipe.stages.export.artifact_tensors import artifact_tensors
 from specpipe.stages.export.format import Drafter

@@ -11,9 +11,9 @@ from scripts.bench.counting_disk import CountingDisk
 from specpipe.schemas.errors import ConfigError, IdentityError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint
-from specpipe.stages.drafter.read_ahead import read_samples
-from specpipe.stages.drafter.sample_reader import SampleReader
-from specpipe.stages.drafter.selection import split
+from specpipe.stages.drafter.samples.read_ahead import read_samples
+from specpipe.stages.drafter.samples.reader import SampleReader
+from specpipe.stages.drafter.samples.selection import split
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.retry import DEFAULT_POLICY

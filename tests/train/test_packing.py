@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specpipe.stages.drafter.sample_reader import SampleRef
+from specpipe.stages.drafter.samples.reader import SampleRef
 from specpipe.stages.train.packing import Batches, epoch_batches, pack
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.drafter.batch import DrafterSample, make_batch
-from specpipe.stages.drafter.read_ahead import ReadAhead, copies, read_samples
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef, Samples, WholeShard
-from specpipe.stages.drafter.shard_window import Read, ShardWindow
+from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
+from specpipe.stages.drafter.samples.read_ahead import ReadAhead, copies, read_samples
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef, Samples, WholeShard
+from specpipe.stages.drafter.samples.shard_window import Read, ShardWindow
 from specpipe.stages.storage.buffer_pool import BufferPool
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.drafter.read_ahead import read_samples
-from specpipe.stages.drafter.sample_reader import SampleReader
+from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
+from specpipe.stages.drafter.samples.read_ahead import read_samples
+from specpipe.stages.drafter.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.objective import Measured
 from specpipe.stages.train.run import run

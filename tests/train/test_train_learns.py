@@ -10,10 +10,10 @@ import torch
 
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.batch import make_batch
-from specpipe.stages.drafter.read_ahead import read_samples
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.drafter.selection import limit_tokens, split
+from specpipe.stages.drafter.samples.batch import make_batch
+from specpipe.stages.drafter.samples.read_ahead import read_samples
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
+from specpipe.stages.drafter.samples.selection import limit_tokens, split
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.packing import epoch_batches
 from specpipe.stages.train.run import run

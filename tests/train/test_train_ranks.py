@@ -16,8 +16,8 @@ from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
-from specpipe.stages.drafter.sample_reader import SampleReader
-from specpipe.stages.drafter.selection import split
+from specpipe.stages.drafter.samples.reader import SampleReader
+from specpipe.stages.drafter.samples.selection import split
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.train.order import planned_steps

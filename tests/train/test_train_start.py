@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, IdentityError
 from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.batch import DrafterSample, make_batch
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.export.run import run as export
 from specpipe.stages.storage.dump import Dump

@@ -19,10 +19,10 @@ from torch import Tensor
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics, SamplingMetrics, sampling_metrics
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.batch import Batch
-from specpipe.stages.drafter.loss_settings import LossSettings
-from specpipe.stages.drafter.measures import MEASURES
+from specpipe.stages.drafter.loss.measures import MEASURES
+from specpipe.stages.drafter.loss.settings import LossSettings
 from specpipe.stages.drafter.replay import ReplaySpan, replay
+from specpipe.stages.drafter.samples.batch import Batch
 
 Array = npt.NDArray[np.float64]
 

@@ -15,13 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.attention_layout import Layout
-from specpipe.stages.drafter.batch import Batch
+from specpipe.stages.drafter.attention.layout import Layout
+from specpipe.stages.drafter.attention.rotary import Rotary
+from specpipe.stages.drafter.attention.self_attention import KeyValue, Projections
 from specpipe.stages.drafter.embedding import FrozenEmbedding
 from specpipe.stages.drafter.layer import Layer
 from specpipe.stages.drafter.norm import RMSNorm
-from specpipe.stages.drafter.rotary import Rotary
-from specpipe.stages.drafter.self_attention import KeyValue, Projections
+from specpipe.stages.drafter.samples.batch import Batch
 
 Stepped = tuple[Tensor, KeyValue]
 

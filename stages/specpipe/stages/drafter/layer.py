@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.attention import chain_attention
-from specpipe.stages.drafter.attention_layout import Layout
+from specpipe.stages.drafter.attention.chain import chain_attention
+from specpipe.stages.drafter.attention.layout import Layout
+from specpipe.stages.drafter.attention.rotary import CosSin
+from specpipe.stages.drafter.attention.self_attention import KeyValue, Projections, SelfAttention
 from specpipe.stages.drafter.mlp import Mlp
 from specpipe.stages.drafter.norm import RMSNorm
-from specpipe.stages.drafter.rotary import CosSin
-from specpipe.stages.drafter.self_attention import KeyValue, Projections, SelfAttention
 
 
 class Layer(nn.Module):

@@ -7,8 +7,8 @@ from pydantic import ValidationError as PydanticError
 from specpipe.schemas.checkpoint import CONFIG_FILE, TrainState
 from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.drafter.selection import by_prompt, evaluated
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
+from specpipe.stages.drafter.samples.selection import by_prompt, evaluated
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import Source, first_supervised, sample_from_pretokenized
-from specpipe.stages.drafter.sample_reader import SampleRef
+from specpipe.stages.drafter.samples.reader import SampleRef
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.location import tokenizer_files
 

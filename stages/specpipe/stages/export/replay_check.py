@@ -20,13 +20,13 @@ from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
 from specpipe.schemas.sample import verifier_rows
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.batch import DrafterSample, supervised_spans
 from specpipe.stages.drafter.checkpoint import Checkpoint
-from specpipe.stages.drafter.loss_settings import LossSettings
+from specpipe.stages.drafter.loss.settings import LossSettings
 from specpipe.stages.drafter.metric_rows import metric_rows
-from specpipe.stages.drafter.read_ahead import read_samples
 from specpipe.stages.drafter.replay import replay
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.samples.batch import DrafterSample, supervised_spans
+from specpipe.stages.drafter.samples.read_ahead import read_samples
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 from specpipe.stages.export.accept import TargetText, text_spans
 from specpipe.stages.export.evaluated import evaluation, settings_for
 from specpipe.stages.export.plain_drafter import PlainDrafter

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.drafter.batch import Batch, make_batch
 from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss import head_losses
-from specpipe.stages.drafter.read_ahead import read_samples
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.loss.heads import head_losses
+from specpipe.stages.drafter.loss.verifier import Verifier
+from specpipe.stages.drafter.samples.batch import Batch, make_batch
+from specpipe.stages.drafter.samples.read_ahead import read_samples
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import VerifierHead, load_embedding

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from specpipe.stages.drafter.measures import MEASURES
-from specpipe.stages.drafter.sample_reader import SampleRef
+from specpipe.stages.drafter.loss.measures import MEASURES
+from specpipe.stages.drafter.samples.reader import SampleRef
 from specpipe.stages.export.trained_drafter import Measured, TrainedDrafter
 
 Ids = npt.NDArray[np.int64]

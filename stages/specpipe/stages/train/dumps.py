@@ -7,7 +7,7 @@ from specpipe.schemas.dump import TextOrigin, canonical_sha256
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import Checkpoint
-from specpipe.stages.drafter.sample_reader import SampleReader
+from specpipe.stages.drafter.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.verify import verify

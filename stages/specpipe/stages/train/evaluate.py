@@ -9,9 +9,9 @@ from safetensors.numpy import load, save
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.batch import Batch
-from specpipe.stages.drafter.on_device import on_device
 from specpipe.stages.drafter.replay import ReplaySpan
+from specpipe.stages.drafter.samples.batch import Batch
+from specpipe.stages.drafter.samples.on_device import on_device
 from specpipe.stages.train.sharding import gathered
 from specpipe.stages.train.trainee import Trainee
 

@@ -11,10 +11,10 @@ from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.errors import DivergedError, SpecpipeError, StoreError, UnfinishedError
 from specpipe.schemas.metrics import EvalMetrics
-from specpipe.stages.drafter.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.drafter.read_ahead import ReadAhead
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.drafter.shard_window import Read
+from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
+from specpipe.stages.drafter.samples.read_ahead import ReadAhead
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
+from specpipe.stages.drafter.samples.shard_window import Read
 from specpipe.stages.storage.buffer_pool import BufferPool
 from specpipe.stages.train.checkpoint import save_checkpoint
 from specpipe.stages.train.early_stop import stops_early

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.loss_settings import LossSettings, hybrid_lambda
+from specpipe.stages.drafter.loss.settings import LossSettings, hybrid_lambda
 
 SURVIVAL_MEMORY = 0.9
 """Share of the average survival that a step keeps: about the last ten steps count."""

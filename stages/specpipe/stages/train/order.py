@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.drafter.shard_window import Read
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
+from specpipe.stages.drafter.samples.shard_window import Read
 from specpipe.stages.train.packing import Batches, epoch_batches, pack
 
 

@@ -14,10 +14,10 @@ from specpipe.schemas.checkpoint import (
 )
 from specpipe.schemas.errors import ConfigError, InputError, StoreError
 from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.batch import Batch, make_batch
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.drafter.selection import evaluated, split
+from specpipe.stages.drafter.samples.batch import Batch, make_batch
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
+from specpipe.stages.drafter.samples.selection import evaluated, split
 from specpipe.stages.storage.local_disk import write_file
 from specpipe.stages.train.checkpoint import checkpoint_name, restore
 from specpipe.stages.train.dumps import (

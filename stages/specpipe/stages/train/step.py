@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.batch import Batch
-from specpipe.stages.drafter.denominators import Denominators
-from specpipe.stages.drafter.measures import alpha_sums_of
-from specpipe.stages.drafter.on_device import on_device
+from specpipe.stages.drafter.loss.denominators import Denominators
+from specpipe.stages.drafter.loss.measures import alpha_sums_of
+from specpipe.stages.drafter.samples.batch import Batch
+from specpipe.stages.drafter.samples.on_device import on_device
 from specpipe.stages.train.objective import Measured
 from specpipe.stages.train.sharding import gathered
 from specpipe.stages.train.trainee import Trainee

@@ -11,12 +11,12 @@ from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.batch import Batch
-from specpipe.stages.drafter.denominators import Denominators
 from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss import alpha_sums, head_losses
-from specpipe.stages.drafter.loss_settings import LossSettings
-from specpipe.stages.drafter.verifier import Verifier
+from specpipe.stages.drafter.loss.denominators import Denominators
+from specpipe.stages.drafter.loss.heads import alpha_sums, head_losses
+from specpipe.stages.drafter.loss.settings import LossSettings
+from specpipe.stages.drafter.loss.verifier import Verifier
+from specpipe.stages.drafter.samples.batch import Batch
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics

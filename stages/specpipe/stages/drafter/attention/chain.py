@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.attention_kernel import AttentionKernel, attention_kernel
-from specpipe.stages.drafter.attention_layout import Layout
+from specpipe.stages.drafter.attention.kernel import AttentionKernel, attention_kernel
+from specpipe.stages.drafter.attention.layout import Layout
 
 
 def chain_attention(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.loss_chunk import VerifierChunk
-from specpipe.stages.drafter.row_block import argmax_of_rows, block_rows
+from specpipe.stages.drafter.loss.chunk import VerifierChunk
+from specpipe.stages.drafter.loss.row_block import argmax_of_rows, block_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """One head's rows of a chunk: from logits to measures and, in place, to the loss's gradient.
 
 Numbers of rows are worked with here, block by block; the passes over [rows, D] are those of
-`PlainRows` or `TritonRows`, and the matrix products around it (loss.py) work on whole chunks.
+`PlainRows` or `TritonRows`, and the matrix products around it (heads.py) work on whole chunks.
 Per row, with p the verifier over the full vocabulary, m its mass on D, p~ = p / m, q = softmax(z)
 the drafter, S' = sum of q where q < p:
 
@@ -21,10 +21,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.loss_chunk import VerifierChunk
-from specpipe.stages.drafter.loss_settings import RowWeights
-from specpipe.stages.drafter.measures import NUM_MEASURES
-from specpipe.stages.drafter.plain_rows import PlainRows, RowStats
+from specpipe.stages.drafter.loss.chunk import VerifierChunk
+from specpipe.stages.drafter.loss.measures import NUM_MEASURES
+from specpipe.stages.drafter.loss.plain_rows import PlainRows, RowStats
+from specpipe.stages.drafter.loss.settings import RowWeights
 
 UNDERFLOW = 1e-25
 """Overlaps below are summed in log space: q may have lost terms of theirs to underflow."""
@@ -63,7 +63,7 @@ class RowPass:
         self._target_ids_D = target_ids_D
         self.passes: Passes = PlainRows(chunk_rows, len(target_ids_D), like)
         if like.is_cuda and like.dtype == torch.float32:
-            from specpipe.stages.drafter.triton_rows import TritonRows
+            from specpipe.stages.drafter.loss.triton_rows import TritonRows
 
             self.passes = TritonRows(chunk_rows)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from specpipe.schemas.sample import is_held_out
 from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 
 
 def split(

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specpipe.stages.drafter.loss_chunk import VerifierChunk
-from specpipe.stages.drafter.plain_rows import RowStats
+from specpipe.stages.drafter.loss.chunk import VerifierChunk
+from specpipe.stages.drafter.loss.plain_rows import RowStats
 
 _COLUMNS = 4096
 """Of a row that a program holds at a time."""

@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Generic, Self
 
 from specpipe.schemas.train_config import PREFETCH_MIB
-from specpipe.stages.drafter.batch import DrafterSample
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef
-from specpipe.stages.drafter.shard_window import R, Read, ShardWindow, T
+from specpipe.stages.drafter.samples.batch import DrafterSample
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
+from specpipe.stages.drafter.samples.shard_window import R, Read, ShardWindow, T
 
 
 class ReadAhead(Generic[R, T]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.denominators import Denominators
+from specpipe.stages.drafter.loss.denominators import Denominators
 
 
 @dataclass(frozen=True, slots=True)

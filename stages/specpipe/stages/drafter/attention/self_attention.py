@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.stages.drafter.attention.rotary import CosSin, rotate
 from specpipe.stages.drafter.norm import RMSNorm
-from specpipe.stages.drafter.rotary import CosSin, rotate
 
 KeyValue = tuple[Tensor, Tensor]
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.attention_layout import Layout
-from specpipe.stages.drafter.flash_blocks import FlashBlocks
-from specpipe.stages.drafter.flash_varlen import FlashVarlen
-from specpipe.stages.drafter.reference_attention import ReferenceAttention
+from specpipe.stages.drafter.attention.flash_blocks import FlashBlocks
+from specpipe.stages.drafter.attention.flash_varlen import FlashVarlen
+from specpipe.stages.drafter.attention.layout import Layout
+from specpipe.stages.drafter.attention.reference import ReferenceAttention
 
 
 class AttentionKernel(Protocol):

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Generic, TypeVar
 
-from specpipe.stages.drafter.batch import DrafterSample
-from specpipe.stages.drafter.sample_reader import SampleReader, SampleRef, Samples, WholeShard
+from specpipe.stages.drafter.samples.batch import DrafterSample
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef, Samples, WholeShard
 from specpipe.stages.storage.buffer_pool import BufferPool
 
 _PARALLEL_SHARDS = 4

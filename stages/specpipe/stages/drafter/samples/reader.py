@@ -7,7 +7,7 @@ from functools import cached_property
 
 from specpipe.schemas.dump import ShardManifest
 from specpipe.schemas.errors import InputError
-from specpipe.stages.drafter.batch import DrafterSample, supervised_spans
+from specpipe.stages.drafter.samples.batch import DrafterSample, supervised_spans
 from specpipe.stages.storage.arrays import verifier_row_bytes
 from specpipe.stages.storage.buffer_pool import BufferPool
 from specpipe.stages.storage.dump import Dump
