@@ -37,6 +37,8 @@ _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 _ACCEPTED_AT = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
 _GENERATED = "vllm:generation_tokens_total"
 _REQUESTS = "vllm:request_success_total"
+_OF_DRAFTS = {_DRAFTS, _DRAFT_TOKENS, _ACCEPTED, _ACCEPTED_AT}
+_OF_SERVER = {_GENERATED, _REQUESTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +114,14 @@ class Server:
         groups = []
         seconds = 0.0
         for at in _slices(len(prompts)):
-            before, start = self.totals(), time.monotonic()
-            written = self._complete(prompts[at], num_tokens, temperature)
+            start = time.monotonic()
+            written, counters = self._counted(prompts[at], num_tokens, temperature)
             seconds += time.monotonic() - start
-            groups.append(Group(at, self._grown(before, written)))
+            groups.append(Group(at, counters))
             outputs += written
             if self.num_draft_tokens > 1:
                 texts = [[*prompt, *out] for prompt, out in zip(prompts[at], written, strict=True)]
-                further += self._complete(texts, self.num_draft_tokens - 1, temperature)
+                further += self._counted(texts, self.num_draft_tokens - 1, temperature)[0]
             else:
                 further += [[] for _ in written]
         return ServerDecoded(temperature, outputs, further, groups, seconds)
@@ -129,15 +131,13 @@ class Server:
         sums: Counter[str] = Counter()
         positions: Counter[int] = Counter()
         for name, labels, value in self._samples():
-            sums[name] += round(value)
+            if name in _OF_SERVER or name in _OF_DRAFTS:
+                sums[name] += round(value)
             if name == _ACCEPTED_AT:
                 positions[int(labels["position"])] += round(value)
-        missing = {_DRAFTS, _DRAFT_TOKENS, _ACCEPTED, _ACCEPTED_AT, _GENERATED, _REQUESTS} - set(
-            sums
-        )
-        if missing & {_GENERATED, _REQUESTS}:
+        if _OF_SERVER - sums.keys():
             raise ConfigError(f"{self.url}/metrics has no counters of vLLM: is it a vLLM server?")
-        if missing:
+        if _OF_DRAFTS - sums.keys():
             raise ConfigError(
                 f"{self.url} does not decode speculatively: start it with --speculative-config"
             )
@@ -149,12 +149,27 @@ class Server:
         )
         return Totals(counters, sums[_GENERATED], sums[_REQUESTS])
 
-    def _grown(self, before: Totals, outputs: Sequence[Sequence[int]]) -> Counters:
-        """What the counters grew by, as soon as they hold all of these outputs.
+    def _counted(
+        self, prompts: Sequence[Sequence[int]], num_tokens: int, temperature: float
+    ) -> tuple[list[list[int]], Counters]:
+        """Outputs, and what the counters grew by."""
+        before = self.totals()
+        outputs = self._complete(prompts, num_tokens, temperature)
+        now = self._settled(before, num_tokens * len(prompts), len(prompts))
+        counters = now.speculative.minus(before.speculative)
+        if counters.num_draft_tokens != counters.num_drafts * self.num_draft_tokens:
+            raise ConfigError(
+                f"{self.url} drafted {counters.num_draft_tokens} tokens in {counters.num_drafts}"
+                f" rounds, not {self.num_draft_tokens} in each: leave room for them in"
+                " --max-model-len, and let it draft a fixed number"
+            )
+        return outputs, counters
 
-        Raises ConfigError where they hold more than these.
+    def _settled(self, before: Totals, tokens: int, requests: int) -> Totals:
+        """The counters as soon as they hold so many more; they may lag behind an answer.
+
+        Raises ConfigError where they hold more than that, or never come to hold as many.
         """
-        tokens, requests = sum(map(len, outputs)), len(outputs)
         deadline = time.monotonic() + COUNT_SECONDS
         while True:
             now = self.totals()
@@ -167,21 +182,13 @@ class Server:
                     " without traffic"
                 )
             if (new_tokens, new_requests) == (tokens, requests):
-                break
+                return now
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"the counters of {self.url} miss what it answered ({new_tokens} of {tokens}"
                     " tokens): are there several servers behind one address? Give one of them"
                 )
             time.sleep(POLL_SECONDS)
-        counters = now.speculative.minus(before.speculative)
-        if counters.num_draft_tokens != counters.num_drafts * self.num_draft_tokens:
-            raise ConfigError(
-                f"{self.url} drafted {counters.num_draft_tokens} tokens in {counters.num_drafts}"
-                f" rounds, not {self.num_draft_tokens} in each: leave room for them in"
-                " --max-model-len, and let it draft a fixed number"
-            )
-        return counters
 
     def _complete(
         self, prompts: Sequence[Sequence[int]], num_tokens: int, temperature: float
