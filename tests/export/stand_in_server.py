@@ -26,6 +26,8 @@ class StandIn:
     missing_tokens: int = 0
     drafts_per_round: int = 2
     speculates: bool = True
+    dies: bool = False
+    """When it is asked for tokens."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     tokens: int = 0
     requests: int = 0
@@ -86,7 +88,9 @@ def stand_in() -> Iterator[StandIn]:
             self._answer(None)
 
         def do_POST(self) -> None:
-            self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not server_says.dies:  # else the connection ends
+                self._answer(body)
 
         def _answer(self, body: dict[str, Any] | None) -> None:
             status, text = server_says.answer(self.path, body, self.headers.get("Authorization"))

@@ -104,6 +104,11 @@ WRONG: dict[str, tuple[Callable[[StandIn], object], type[SpecpipeError], str]] =
         StoreError,
         "answers 500: engine is dead",
     ),
+    "a server that dies meanwhile": (
+        lambda says: setattr(says, "dies", True),
+        StoreError,
+        "/v1/completions cannot be reached",
+    ),
     "no models": (
         lambda says: says.answers.update({"/v1/models": (200, "{}")}),
         ConfigError,
@@ -173,13 +178,24 @@ def test_the_token_comes_from_the_environment(
     says: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     says.token = "sesame"
-    monkeypatch.setenv(server.TOKEN, "sesame")
-    with connect(says) as ours:
-        assert ours.num_draft_tokens == 2
+    for right in ("sesame", "sesame\n"):
+        monkeypatch.setenv(server.TOKEN, right)
+        with connect(says) as ours:
+            assert ours.num_draft_tokens == 2
     monkeypatch.setenv(server.TOKEN, "open")
     with pytest.raises(ConfigError) as refused, connect(says):
         pass
     assert "open" not in str(refused.value)
+
+
+@pytest.mark.parametrize("token", ["sesame\nopen", "s\u00e9same"])
+def test_a_token_that_no_header_holds_is_not_shown(
+    says: StandIn, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv(server.TOKEN, token)
+    with pytest.raises(ConfigError, match="SPECPIPE_SERVE_TOKEN") as refused, connect(says):
+        pass
+    assert "same" not in str(refused.value)
 
 
 def test_texts_that_the_server_cannot_hold(says: StandIn, tmp_path: Path) -> None:

@@ -95,8 +95,7 @@ class Server:
             raise ConfigError(f"--serve-url needs httpx: {_INSTALL}") from None
         assert config.serve_url is not None
         url = config.serve_url.rstrip("/").removesuffix("/v1")
-        token = os.environ.get(TOKEN)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = _authorization()
         timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
         try:
             client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
@@ -276,6 +275,16 @@ class Server:
             kind = ConfigError if status < 500 else StoreError
             raise kind(f"{self.url}{path} answers {status}: {response.text[:MOST_SHOWN]}")
         return str(response.text)
+
+
+def _authorization() -> dict[str, str]:
+    """Raises ConfigError, without the token, where no header can hold it: httpx would show it."""
+    token = os.environ.get(TOKEN, "").strip()  # files of secrets end in a newline
+    if not token:
+        return {}
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigError(f"{TOKEN} holds more than a token: give printable ASCII in one line")
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _slices(num_prompts: int) -> list[slice]:
