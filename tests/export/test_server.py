@@ -216,3 +216,26 @@ def test_urls_that_are_refused(url: str) -> None:
 def test_a_server_that_no_level_asks_for() -> None:
     with pytest.raises(BadConfig, match="name it in levels"):
         ValidateConfig(artifact="a", dump="d", serve_url="http://host:8000")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"serve_model": "m"}, "serve_model needs serve_url"),
+        ({"serve_draft_sample_method": "greedy"}, "serve_draft_sample_method needs serve_url"),
+        ({"serve_url": "http://h", "serve_speculative_tokens": (5,)}, "is the server's own"),
+        ({"serve_url": "http://h", "serve_batch_sizes": (4,)}, "serve_batch_sizes is the server's"),
+        ({"serve_url": "http://h", "seed": 1}, "seed is the server's own"),
+    ],
+)
+def test_settings_that_would_do_nothing(settings: dict[str, object], words: str) -> None:
+    given_levels = {"artifact": "a", "dump": "d", "levels": ("structure", "serve")}
+    with pytest.raises(BadConfig, match=words):
+        ValidateConfig.model_validate({**given_levels, **settings})
+
+
+def test_settings_of_a_server_are_read_back() -> None:
+    config = ValidateConfig(
+        artifact="a", dump="d", levels=("serve",), serve_url="http://h", serve_model="m"
+    )
+    assert ValidateConfig.model_validate_json(config.model_dump_json()) == config

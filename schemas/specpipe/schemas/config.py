@@ -25,6 +25,9 @@ DraftSampleMethod = Literal["probabilistic", "greedy"]
 """Whether drafts are drawn from the drafter at temperatures above 0; vLLM's name for it."""
 LogitsMode = Annotated[str, Field(pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")]
 
+_OF_A_SERVER = ("serve_model", "serve_draft_sample_method")
+_OF_AN_ENGINE = ("serve_speculative_tokens", "serve_batch_sizes", "seed")
+
 _SERVER = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
 
 
@@ -305,6 +308,13 @@ class ValidateConfig(ServerConfig):
     def _a_server_for_its_level(self) -> "ValidateConfig":
         if self.serve_url is not None and "serve" not in self.levels:
             raise ValueError("serve_url is for level serve: name it in levels too")
+        ignored = _OF_A_SERVER if self.serve_url is None else _OF_AN_ENGINE
+        fields = type(self).model_fields
+        for name in ignored:
+            if getattr(self, name) != fields[name].default:
+                if self.serve_url is None:
+                    raise ValueError(f"{name} needs serve_url: give both or neither")
+                raise ValueError(f"{name} is the server's own with serve_url: leave it out")
         return self
 
 
