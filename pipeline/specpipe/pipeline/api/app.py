@@ -15,6 +15,7 @@ from specpipe.pipeline.api.guard import Guard
 from specpipe.pipeline.api.objects import (
     checkpoint_objects,
     error_object,
+    event_number,
     event_object,
     file_object,
     job_object,
@@ -130,7 +131,10 @@ def _add_jobs(app: FastAPI, store: Store) -> None:
     @app.get("/v1/fine_tuning/jobs/{job_id}/events")
     def events(job_id: str, limit: Limit = 20, after: str | None = None) -> Answer:
         _job(store, job_id)
-        return page([event_object(event) for event in store.events(job_id)], limit, after)
+        # There may be one for each step of a long training.
+        before = None if after is None else event_number(after)
+        found = store.events(job_id, before=before, most=limit + 1)
+        return page([event_object(event) for event in found], limit)
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
     def checkpoints(job_id: str, limit: Limit = 10, after: str | None = None) -> Answer:

@@ -4,6 +4,8 @@ from typing import Any
 
 from specpipe.pipeline.api.store import StoredEvent, StoredFile, StoredJob
 
+_EVENT = "ftevent-"
+
 
 def file_object(file: StoredFile) -> dict[str, Any]:
     return {
@@ -47,7 +49,7 @@ def job_object(job: StoredJob) -> dict[str, Any]:
 
 def event_object(event: StoredEvent) -> dict[str, Any]:
     return {
-        "id": f"ftevent-{event.number}",
+        "id": f"{_EVENT}{event.number}",
         "object": "fine_tuning.job.event",
         "created_at": event.created_at,
         "level": event.level,
@@ -55,6 +57,12 @@ def event_object(event: StoredEvent) -> dict[str, Any]:
         "message": event.message,
         "data": event.data,
     }
+
+
+def event_number(event_id: str) -> int:
+    """0, below every event's, for what is no event's id."""
+    digits = event_id.removeprefix(_EVENT)
+    return int(digits) if digits.isdecimal() and len(digits) < 19 else 0
 
 
 def checkpoint_objects(job: StoredJob) -> list[dict[str, Any]]:
@@ -75,7 +83,7 @@ def checkpoint_objects(job: StoredJob) -> list[dict[str, Any]]:
     ]
 
 
-def page(objects: list[dict[str, Any]], limit: int, after: str | None) -> dict[str, Any]:
+def page(objects: list[dict[str, Any]], limit: int, after: str | None = None) -> dict[str, Any]:
     """Objects that come after the one with the id `after`, at most `limit`."""
     if after is not None:
         ids = [one["id"] for one in objects]

@@ -28,6 +28,10 @@ CREATE INDEX IF NOT EXISTS events_of_job ON events(job, number);
 """
 
 
+_NO_END = 2**63 - 1
+"""Above every number in SQLite."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     id: str
@@ -62,6 +66,14 @@ class StoredEvent:
     type: str
     message: str
     data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    message: str
+    data: dict[str, Any] | None = None
+    """Metrics; None for a message alone."""
+    level: str = "info"
 
 
 class Store:
@@ -146,20 +158,39 @@ class Store:
             # The names are this module's callers', never a client's.
             database.execute(f"UPDATE jobs SET {columns} WHERE id = ?", (*values, job_id))
 
-    def add_event(
-        self, job_id: str, message: str, data: dict[str, Any] | None = None, level: str = "info"
-    ) -> None:
-        kind = "message" if data is None else "metrics"
+    def add_event(self, job_id: str, message: str, level: str = "info") -> None:
+        self.add_events(job_id, [NewEvent(message, level=level)])
+
+    def add_events(self, job_id: str, events: Sequence[NewEvent]) -> None:
+        """All of them or none."""
+        if not events:
+            return
+        rows = [
+            (
+                job_id,
+                _now(),
+                event.level,
+                "message" if event.data is None else "metrics",
+                event.message,
+                json.dumps(event.data or {}),
+            )
+            for event in events
+        ]
         with self._connected() as database:
-            database.execute(
+            database.executemany(
                 "INSERT INTO events (job, created_at, level, type, message, data)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
-                (job_id, _now(), level, kind, message, json.dumps(data or {})),
+                rows,
             )
 
-    def events(self, job_id: str) -> list[StoredEvent]:
-        """The newest first."""
-        rows = self._rows("SELECT * FROM events WHERE job = ? ORDER BY number DESC", (job_id,))
+    def events(
+        self, job_id: str, *, before: int | None = None, most: int | None = None
+    ) -> list[StoredEvent]:
+        """The newest first; those with a number below `before`, at most so many."""
+        rows = self._rows(
+            "SELECT * FROM events WHERE job = ? AND number < ? ORDER BY number DESC LIMIT ?",
+            (job_id, _NO_END if before is None else before, -1 if most is None else most),
+        )
         return [StoredEvent(**{**row, "data": json.loads(row["data"])}) for row in rows]
 
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:

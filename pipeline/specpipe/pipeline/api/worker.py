@@ -8,14 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from specpipe.pipeline.api.followed import Followed
 from specpipe.pipeline.api.store import Store, StoredJob
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.pipeline.job.status import job_report
 from specpipe.pipeline.parent_process import with_this_parent
 from specpipe.schemas.errors import SpecpipeError
-from specpipe.schemas.job_metrics import JobMetrics, job_metrics
 from specpipe.schemas.job_state import METRICS_FILE, REPORT_FILE, JobReport
-from specpipe.stages.drafter.metric_rows import metric_rows
 
 _LOOK_SECONDS = 0.5
 RESULTS = "fine-tune-results"
@@ -67,7 +66,7 @@ class Worker:
                 stderr=log,
                 env=with_this_parent(),
             )
-        followed = _Followed(self._store, job.id, JobFolder(out))
+        followed = Followed(self._store, job.id, JobFolder(out))
         is_stopped = False
         while process.poll() is None:
             time.sleep(_LOOK_SECONDS)
@@ -114,36 +113,6 @@ class Worker:
     def _end(self, job: StoredJob, status: str, message: str, level: str = "info") -> None:
         self._store.add_event(job.id, message, level=level)
         self._store.update_job(job.id, status=status, finished_at=_now())
-
-
-class _Followed:
-    """What has been told of a job that runs."""
-
-    def __init__(self, store: Store, job_id: str, folder: JobFolder) -> None:
-        self._store, self._job_id, self._folder = store, job_id, folder
-        told = store.events(job_id)
-        self._step = max((e.data["step"] for e in told if "step" in e.data), default=-1)
-        self._stage: str | None = None
-
-    def look(self) -> None:
-        """Turn what is new into events."""
-        try:
-            report = job_report(self._folder)
-        except SpecpipeError:
-            return  # it has not begun
-        if report.running is not None and report.running != self._stage:
-            self._stage = report.running
-            self._store.add_event(self._job_id, f"Stage {report.running} runs")
-        lines = list(job_metrics(metric_rows(self._folder.train)))
-        for line in lines:
-            if line.step > self._step:
-                self._tell(line)
-        self._step = max((line.step for line in lines), default=self._step)
-
-    def _tell(self, line: JobMetrics) -> None:
-        loss = line.metrics.get("draft_loss")
-        told = f"Step {line.step}, {line.split}" + ("" if loss is None else f": loss {loss:.4f}")
-        self._store.add_event(self._job_id, told, line.model_dump())
 
 
 def _why(folder: JobFolder, exit_code: int) -> tuple[str, str]:

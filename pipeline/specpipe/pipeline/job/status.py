@@ -36,6 +36,12 @@ def job_report(folder: JobFolder, *, did_nothing: bool = False) -> JobReport:
     )
 
 
+def running_stage(folder: JobFolder) -> StageName | None:
+    """None where nothing runs. Raises ConfigError where there is no job."""
+    state = folder.state()
+    return _running(state) if folder.is_in_use else None
+
+
 def _running(state: JobState) -> StageName | None:
     return next((name for name, s in state.stages.items() if s.status == "running"), None)
 

@@ -1,21 +1,50 @@
 """The rows of a run's metrics.jsonl."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.checkpoint import METRICS_FILE
 
+Row = dict[str, Any]
 
-def metric_rows(run: Path) -> Iterator[dict[str, Any]]:
+
+def metric_rows(run: Path) -> Iterator[Row]:
     """Each row in its order, none where there is no file; a line that a kill tore is no row."""
     path = run / METRICS_FILE
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    if path.exists():
+        yield from _rows(path.read_bytes())
+
+
+class NewMetricRows:
+    """The rows that are new since the last look, of a file that training writes meanwhile."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / METRICS_FILE
+        self._inode = self._seen = 0
+        """Of the file, so many bytes of whole lines."""
+
+    def look(self) -> list[Row]:
+        """A run that goes on replaces its file by one that is cut back: all of it is new then."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._seen:
+                self._inode, self._seen = status.st_ino, 0
+            file.seek(self._seen)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._seen += len(whole)
+        return list(_rows(whole))
+
+
+def _rows(lines: bytes) -> Iterator[Row]:
+    for line in lines.splitlines():
         try:
-            row: dict[str, Any] = json.loads(line)
+            row: Row = json.loads(line)
         except ValueError:
             return
         yield row

@@ -1,0 +1,46 @@
+"""A job that runs, followed into the events that clients read."""
+
+from specpipe.pipeline.api.store import NewEvent, Store
+from specpipe.pipeline.job.folder import JobFolder
+from specpipe.pipeline.job.status import running_stage
+from specpipe.schemas.errors import SpecpipeError
+from specpipe.schemas.job_metrics import JobMetrics, job_metrics
+from specpipe.stages.drafter.metric_rows import NewMetricRows
+
+
+class Followed:
+    """What has been told of a job that runs."""
+
+    def __init__(self, store: Store, job_id: str, folder: JobFolder) -> None:
+        self._store, self._job_id, self._folder = store, job_id, folder
+        self._rows = NewMetricRows(folder.train)
+        # A job that goes on does the steps after its last checkpoint again.
+        self._told = {
+            (event.data["split"], event.data["step"])
+            for event in store.events(job_id)
+            if event.type == "metrics"
+        }
+        self._stage: str | None = None
+
+    def look(self) -> None:
+        """Turn what is new into events."""
+        try:
+            stage = running_stage(self._folder)
+        except SpecpipeError:
+            return  # it has not begun
+        if stage is not None and stage != self._stage:
+            self._stage = stage
+            self._store.add_event(self._job_id, f"Stage {stage} runs")
+        new = [
+            line
+            for line in job_metrics(self._rows.look())
+            if (line.split, line.step) not in self._told
+        ]
+        self._told |= {(line.split, line.step) for line in new}
+        self._store.add_events(self._job_id, list(map(_event, new)))
+
+
+def _event(line: JobMetrics) -> NewEvent:
+    loss = line.metrics.get("draft_loss")
+    told = f"Step {line.step}, {line.split}" + ("" if loss is None else f": loss {loss:.4f}")
+    return NewEvent(told, line.model_dump())
