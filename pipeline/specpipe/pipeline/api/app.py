@@ -122,11 +122,12 @@ def _add_jobs(app: FastAPI, store: Store) -> None:
 
     @app.post("/v1/fine_tuning/jobs/{job_id}/cancel")
     def cancel(job_id: str) -> Answer:
+        _job(store, job_id)
+        was_going_on = store.cancel_job(job_id)
         job = _job(store, job_id)
-        if job.status in TERMINAL:
+        if not was_going_on:
             raise HTTPException(400, f"the job is over: it has {job.status}")
-        store.update_job(job_id, cancel=1)
-        return job_object(_job(store, job_id))
+        return job_object(job)
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/events")
     def events(job_id: str, limit: Limit = 20, after: str | None = None) -> Answer:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TERMINAL = ("succeeded", "failed", "cancelled")
+CANCELLED = "The job was cancelled"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (
@@ -150,6 +151,33 @@ class Store:
         )
         return _job(rows[0]) if rows else None
 
+    def start_job(self, job_id: str) -> bool:
+        """False where it was cancelled meanwhile."""
+        with self._connected() as database:
+            changed = database.execute(
+                "UPDATE jobs SET status = 'running', started_at = COALESCE(started_at, ?)"
+                " WHERE id = ? AND status IN ('running', 'queued')",
+                (_now(), job_id),
+            )
+            return changed.rowcount == 1
+
+    def cancel_job(self, job_id: str) -> bool:
+        """A job that waits is over at once, one that runs when it has stopped; False where it is
+        over already."""
+        with self._connected() as database:
+            waited = database.execute(
+                "UPDATE jobs SET cancel = 1, status = 'cancelled', finished_at = ?"
+                " WHERE id = ? AND status = 'queued'",
+                (_now(), job_id),
+            )
+            if waited.rowcount == 1:
+                _insert_events(database, job_id, [NewEvent(CANCELLED)])
+                return True
+            runs = database.execute(
+                "UPDATE jobs SET cancel = 1 WHERE id = ? AND status = 'running'", (job_id,)
+            )
+            return runs.rowcount == 1
+
     def update_job(self, job_id: str, **changes: Any) -> None:
         """Change columns of a job; a mapping is stored as JSON."""
         columns = ", ".join(f"{name} = ?" for name in changes)
@@ -163,25 +191,9 @@ class Store:
 
     def add_events(self, job_id: str, events: Sequence[NewEvent]) -> None:
         """All of them or none."""
-        if not events:
-            return
-        rows = [
-            (
-                job_id,
-                _now(),
-                event.level,
-                "message" if event.data is None else "metrics",
-                event.message,
-                json.dumps(event.data or {}),
-            )
-            for event in events
-        ]
-        with self._connected() as database:
-            database.executemany(
-                "INSERT INTO events (job, created_at, level, type, message, data)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                rows,
-            )
+        if events:
+            with self._connected() as database:
+                _insert_events(database, job_id, events)
 
     def events(
         self, job_id: str, *, before: int | None = None, most: int | None = None
@@ -206,6 +218,25 @@ class Store:
                 yield database
         finally:
             database.close()
+
+
+def _insert_events(database: sqlite3.Connection, job_id: str, events: Sequence[NewEvent]) -> None:
+    rows = [
+        (
+            job_id,
+            _now(),
+            event.level,
+            "message" if event.data is None else "metrics",
+            event.message,
+            json.dumps(event.data or {}),
+        )
+        for event in events
+    ]
+    database.executemany(
+        "INSERT INTO events (job, created_at, level, type, message, data)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        rows,
+    )
 
 
 def _job(row: dict[str, Any]) -> StoredJob:

@@ -1,22 +1,28 @@
 """The queue's worker: one job at a time, each by `specpipe run`, followed into events."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from specpipe.pipeline.api.followed import Followed
-from specpipe.pipeline.api.store import Store, StoredJob
+from specpipe.pipeline.api.store import CANCELLED, Store, StoredJob
+from specpipe.pipeline.console import note
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.pipeline.job.status import job_report
 from specpipe.pipeline.parent_process import with_this_parent
-from specpipe.schemas.errors import SpecpipeError
+from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 from specpipe.schemas.job_state import METRICS_FILE, REPORT_FILE, JobReport
 
 _LOOK_SECONDS = 0.5
+_RETRY_SECONDS = 5.0
+MOST_STOPS = 3
+"""Ends of a job that neither it nor its client asked for (memory, a kill) until it has failed."""
 RESULTS = "fine-tune-results"
 
 
@@ -26,6 +32,7 @@ class Worker:
     def __init__(self, store: Store, config: Path | None) -> None:
         """`config`: further settings of every job, as `specpipe run --config` takes them."""
         self._store, self._config = store, config
+        self._stops: Counter[str] = Counter()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="specpipe-jobs", daemon=True)
 
@@ -39,23 +46,32 @@ class Worker:
 
     def _work(self) -> None:
         while not self._closing.is_set():
-            job = self._store.next_job()
-            if job is None:
-                self._closing.wait(_LOOK_SECONDS)
-            elif job.cancel:
-                self._end(job, "cancelled", "The job was cancelled")
-            else:
-                try:
-                    self._run(job)
-                except Exception as error:  # one job's trouble must not end the queue
-                    self._fail(job, f"{type(error).__name__}: {error}", "internal_error")
+            try:
+                self._next()
+            except sqlite3.Error as error:
+                # A full disk, most likely: what is in the queue waits until there is room.
+                note(f"the queue cannot be written ({error}); trying again")
+                self._closing.wait(_RETRY_SECONDS)
+
+    def _next(self) -> None:
+        job = self._store.next_job()
+        if job is None:
+            self._closing.wait(_LOOK_SECONDS)
+        elif job.cancel:
+            self._end(job, "cancelled", CANCELLED)
+        elif self._store.start_job(job.id):
+            try:
+                self._run(job)
+            except sqlite3.Error:
+                raise
+            except Exception as error:  # one job's trouble must not end the queue
+                self._fail(job, f"{type(error).__name__}: {error}", "internal_error")
 
     def _run(self, job: StoredJob) -> None:
         folder = self._store.jobs / job.id
         folder.mkdir(exist_ok=True)
         body = folder / "request.json"
         body.write_text(json.dumps(self._with_path(job.body)), encoding="utf-8")
-        self._store.update_job(job.id, status="running", started_at=job.started_at or _now())
         self._store.add_event(job.id, "The job goes on" if job.started_at else "The job starts")
         out = folder / "out"
         with (folder / "log.txt").open("ab") as log:
@@ -66,17 +82,26 @@ class Worker:
                 stderr=log,
                 env=with_this_parent(),
             )
-        followed = Followed(self._store, job.id, JobFolder(out))
+        try:
+            self._follow(job.id, process, JobFolder(out))
+        finally:
+            # Nobody would follow it any more, and the next job must not run beside it.
+            process.terminate()
+            process.wait()
+        self._after(job, JobFolder(out), process.returncode)
+
+    def _follow(self, job_id: str, process: subprocess.Popen[bytes], folder: JobFolder) -> None:
+        """Until it ends, by itself or because somebody asked for that."""
+        followed = Followed(self._store, job_id, folder)
         is_stopped = False
         while process.poll() is None:
             time.sleep(_LOOK_SECONDS)
             followed.look()
-            found = self._store.job(job.id)
+            found = self._store.job(job_id)
             if not is_stopped and (self._closing.is_set() or (found and found.cancel)):
                 process.terminate()
                 is_stopped = True
         followed.look()
-        self._after(job, JobFolder(out), process.returncode)
 
     def _with_path(self, body: dict[str, Any]) -> dict[str, Any]:
         file = self._store.file(body["training_file"])
@@ -84,13 +109,20 @@ class Worker:
 
     def _after(self, job: StoredJob, folder: JobFolder, exit_code: int) -> None:
         found = self._store.job(job.id)
-        if exit_code != 0 and found is not None and found.cancel:
-            self._end(job, "cancelled", "The job was cancelled")
-        elif exit_code == 0:
+        if exit_code == 0:
             self._succeed(job, job_report(folder))
+        elif found is not None and found.cancel:
+            self._end(job, "cancelled", CANCELLED)
         elif not self._closing.is_set():
             message, kind = _why(folder, exit_code)
-            self._fail(job, message, kind)
+            self._stops[job.id] += 1
+            # Somebody else ended it: who stops the server may well tell all of its processes.
+            is_stopped = exit_code < 0 or exit_code == UnfinishedError.exit_code
+            if is_stopped and self._stops[job.id] < MOST_STOPS:
+                self._store.add_event(job.id, f"The job was stopped: {message}", level="warn")
+                self._closing.wait(_LOOK_SECONDS)
+            else:
+                self._fail(job, message, kind)
 
     def _succeed(self, job: StoredJob, report: JobReport) -> None:
         paths = [Path(path) for path in report.artifact]
