@@ -102,7 +102,12 @@ def test_a_job_that_is_stopped_goes_on(make_job: MakeJob, tmp_path: Path) -> Non
     code, error, _ = Job(job, out, "--time-limit", "0.01").result()
     assert code == 5
     assert "time limit" in error["error"]
-    assert Job(job, out).result()[0] == 0
+    again = Job(job, out)
+    while status(out)["running"] is None:
+        assert again.wait(0.05) is None
+    # What runs again has not finished, whatever became of it before.
+    assert status(out)["stages"]["dump"]["finished_at"] is None
+    assert again.result()[0] == 0
     report = status(out)
     assert report["status"] == "succeeded"
     assert report["stages"]["dump"]["attempts"] == 3
@@ -145,12 +150,22 @@ def test_secrets_of_urls_are_written_nowhere(make_job: MakeJob, tmp_path: Path) 
         assert path.is_dir() or b"hidden-word" not in path.read_bytes(), path
 
 
-def test_a_state_that_is_damaged_is_named(make_job: MakeJob, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "job_state.json").write_text('{"format_version": 1')
-    code, error, _ = Job(make_job(), out).result()
+def test_a_state_that_is_damaged_may_be_removed(make_job: MakeJob, tmp_path: Path) -> None:
+    job, out = make_job(), tmp_path / "out"
+    assert Job(job, out, "--time-limit", "0").result()[0] == 5
+    state = out / "job_state.json"
+    state.write_text(state.read_text()[:-10])
+    code, error, _ = Job(job, out).result()
     assert code == 4
-    assert "job_state.json" in error["error"]
+    assert f"{state} cannot be read" in error["error"]
+    assert "remove it, and run the job again" in error["error"]
+    state.unlink()
+    (out / "dump").mkdir()
+    (out / ".tmp-0-job_state.json").write_text("left by a kill")
+    assert Job(job, out, "--time-limit", "0").result()[0] == 5
+    state.unlink()
+    code, error, _ = Job(make_job(seed=2), out).result()
+    assert code == 2
+    assert "another job" in error["error"]
     with pytest.raises(ValueError, match="status"):
         JobState.model_validate({})

@@ -57,9 +57,6 @@ class JobState(Frozen):
     created_at: float
     updated_at: float
 
-    def with_stage(self, name: StageName, stage: StageState, **changes: Any) -> "JobState":
-        return self.model_copy(update={"stages": self.stages | {name: stage}, **changes})
-
 
 class StageProgress(Frozen):
     """How far the running stage is."""

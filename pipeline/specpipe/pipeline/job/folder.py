@@ -24,8 +24,8 @@ from specpipe.schemas.job_state import (
     StageState,
 )
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.storage.folder_lock import is_locked, locked
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.storage.folder_lock import LOCK_FILE, is_locked, locked
+from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, write_file
 
 _PATIENCE_SECONDS = 5.0
 """Processes of a run that was killed need a moment to end."""
@@ -71,12 +71,8 @@ class JobFolder:
                     f" ({self.path / JOB_FILE}); give another --out, or the same job to go on"
                 )
             return state
-        others = [path.name for path in self.path.iterdir() if path.name != ".lock"]
-        if others and others != [JOB_FILE]:
-            raise ConfigError(
-                f"{self.path} holds {others[0]}, which no job wrote; give a new --out"
-            )
-        self._write(JOB_FILE, without_credentials(job.model_dump_json(indent=2, exclude_none=True)))
+        self._check_others(job)
+        self._write(JOB_FILE, _as_written(job))
         now = time.time()
         state = JobState(
             status="queued",
@@ -87,6 +83,22 @@ class JobFolder:
         )
         self.write_state(state)
         return state
+
+    def _check_others(self, job: SpecDraftJob) -> None:
+        """That a folder without a state is new, or this job's, whose state was lost."""
+        # A write that was killed leaves its temporary file.
+        names = {p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY_PREFIX)}
+        others = names - {LOCK_FILE, JOB_FILE}
+        if not others:
+            return
+        if JOB_FILE not in names:
+            raise ConfigError(
+                f"{self.path} holds {min(others)}, which no job wrote; give a new --out"
+            )
+        if _as_written(self.job()) != _as_written(job):
+            raise IdentityError(
+                f"{self.path} holds another job ({self.path / JOB_FILE}); give another --out"
+            )
 
     def state(self) -> JobState:
         """Raises ConfigError where there is no job, IntegrityError for a damaged state."""
@@ -119,6 +131,10 @@ class JobFolder:
 
     def _write(self, name: str, text: str) -> None:
         write_file(self.path / name, text.encode())
+
+
+def _as_written(job: SpecDraftJob) -> str:
+    return without_credentials(job.model_dump_json(indent=2, exclude_none=True))
 
 
 def update_stage(state: JobState, name: StageName, **changes: Any) -> JobState:

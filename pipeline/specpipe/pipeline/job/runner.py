@@ -88,6 +88,7 @@ class JobRunner:
             status="running",
             attempts=stage.attempts + 1,
             started_at=stage.started_at or time.time(),
+            finished_at=None,
         )
         state = self._folder.write_state(state)
         self._note(f"[{STAGES.index(name) + 1}/{len(STAGES)}] {name}")
