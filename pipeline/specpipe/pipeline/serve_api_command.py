@@ -1,12 +1,17 @@
 """`specpipe serve-api`."""
 
+import re
 import secrets
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from specpipe.pipeline.console import note
 from specpipe.schemas.errors import ConfigError
+
+_TOKEN = re.compile(r"[!-~]{8,}")
 
 
 @click.command("serve-api", short_help="A local server with the fine-tuning API.")
@@ -17,7 +22,13 @@ from specpipe.schemas.errors import ConfigError
     help="Folder of uploads, jobs and the queue.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="0: any that is free.",
+)
 @click.option(
     "--token",
     envvar="SPECPIPE_API_TOKEN",
@@ -37,7 +48,12 @@ from specpipe.schemas.errors import ConfigError
     help="Further settings of every job, as `specpipe run --config` takes them.",
 )  # fmt: skip
 def serve_api(
-    data: Path, host: str, port: int, token: str | None, max_upload_mib: int, config_file: Path
+    data: Path,
+    host: str,
+    port: int,
+    token: str | None,
+    max_upload_mib: int,
+    config_file: Path | None,
 ) -> None:
     """Serve the spec-draft fine-tuning API of the hosted service on this machine.
 
@@ -58,16 +74,32 @@ def serve_api(
             f"the server needs FastAPI and uvicorn ({error}): pip install 'specpipe[api]'"
         ) from None
     from specpipe.pipeline.api.store import Store
-    from specpipe.pipeline.job.settings import read_sections
+    from specpipe.pipeline.job.settings import check_sections, read_sections
     from specpipe.stages.storage.folder_lock import locked
 
-    read_sections(config_file)
+    check_sections(read_sections(config_file))
     if token is None:
         token = secrets.token_urlsafe(32)
         note(f"token (new with every start; SPECPIPE_API_TOKEN sets it): {token}")
-    if len(token) < 8:
-        raise ConfigError("the token is too short: give 8 characters or more")
-    with locked(data, "another server works in this folder"):
+    if not _TOKEN.fullmatch(token):
+        raise ConfigError(
+            "the token is too short or cannot stand in a request: give 8 or more letters, digits"
+            " and signs of ASCII, without a space or a newline at its end"
+        )
+    with locked(data, "another server works in this folder"), _listening(host, port) as listener:
         app = make_app(Store(data), token, max_upload_mib * 2**20, config_file)
-        note(f"listening on http://{host}:{port}/v1; data in {data}")
-        uvicorn.run(app, host=host, port=port, log_level="warning")
+        shown = f"[{host}]" if ":" in host else host
+        note(f"listening on http://{shown}:{listener.getsockname()[1]}/v1; data in {data}")
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        with suppress(KeyboardInterrupt):  # it has ended in order before that comes
+            server.run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; give another --port or --host"
+        ) from None

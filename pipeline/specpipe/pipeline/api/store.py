@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specpipe.schemas.errors import IntegrityError, StoreError
+
 TERMINAL = ("succeeded", "failed", "cancelled")
 CANCELLED = "The job was cancelled"
 
@@ -81,14 +83,25 @@ class Store:
     """Any number of threads may use it: each call has its own connection."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files = folder / "files"
-        self.jobs = folder / "jobs"
-        for path in (self.files, self.jobs):
-            path.mkdir(parents=True, exist_ok=True)
-        with self._connected() as database:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.executescript(_TABLES)
+        """Raises StoreError where the folder cannot be written to, IntegrityError where its
+        database is none or damaged."""
+        self.folder = folder.resolve()
+        self.files = self.folder / "files"
+        self.jobs = self.folder / "jobs"
+        self._database = self.folder / "jobs.sqlite"
+        try:
+            for path in (self.files, self.jobs):
+                path.mkdir(parents=True, exist_ok=True)
+            with self._connected() as database:
+                database.execute("PRAGMA journal_mode=WAL")
+                database.executescript(_TABLES)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise StoreError(f"cannot write to {self.folder}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise IntegrityError(
+                f"{self._database} holds no queue, or a damaged one ({error}); give another --data,"
+                " or put the file back from a copy"
+            ) from None
 
     def new_file_path(self) -> tuple[str, Path]:
         """A new file's id, and where its bytes go."""
@@ -100,18 +113,18 @@ class Store:
         with self._connected() as database:
             database.execute(
                 "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
-                (file_id, name, purpose, str(path), path.stat().st_size, _now()),
+                (file_id, name, purpose, self._stored(path), path.stat().st_size, _now()),
             )
         return file_id
 
     def file(self, file_id: str) -> StoredFile | None:
         rows = self._rows("SELECT * FROM files WHERE id = ?", (file_id,))
-        return StoredFile(**rows[0]) if rows else None
+        return self._file(rows[0]) if rows else None
 
     def list_files(self) -> list[StoredFile]:
         """The newest first."""
         rows = self._rows("SELECT * FROM files ORDER BY created_at DESC, rowid DESC")
-        return [StoredFile(**row) for row in rows]
+        return [self._file(row) for row in rows]
 
     def delete_file(self, file: StoredFile) -> None:
         """Forget a file; its bytes go where they were uploaded."""
@@ -205,13 +218,20 @@ class Store:
         )
         return [StoredEvent(**{**row, "data": json.loads(row["data"])}) for row in rows]
 
+    def _stored(self, path: Path) -> str:
+        """Below the folder: it may move."""
+        return str(path.relative_to(self.folder))
+
+    def _file(self, row: dict[str, Any]) -> StoredFile:
+        return StoredFile(**{**row, "path": str(self.folder / row["path"])})
+
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         with self._connected() as database:
             return [dict(row) for row in database.execute(query, values)]
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(self.folder / "jobs.sqlite", timeout=30)
+        database = sqlite3.connect(self._database, timeout=30)
         database.row_factory = sqlite3.Row
         try:
             with database:

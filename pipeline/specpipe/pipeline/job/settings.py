@@ -85,6 +85,13 @@ def read_sections(path: Path | None) -> Sections:
     return found
 
 
+def check_sections(extra: Sections) -> None:
+    """Raises ConfigError for further settings with which no job can run."""
+    method = {"type": "spec-draft"}
+    any_job = parse_job({"model": "model", "training_file": "file", "method": method})
+    job_settings(any_job, extra, Path("out"))
+
+
 def _merged(section: str, own: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     if twice := sorted(set(own) & set(extra)):
         raise ConfigError(f"{section}.{twice[0]}: the job itself says this; leave it out")
