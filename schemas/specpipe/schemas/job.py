@@ -2,13 +2,27 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+)
 
 from specpipe.schemas.errors import ConfigError
 
 Text = Annotated[str, Field(min_length=1)]
+_ENDLESS = 2**31
+"""Far above any use, and below what integers on the way can hold."""
 _HIGH_RATE = 5e-3
 """Learning rate from which on AdamW tends to diverge on drafters."""
+
+
+def _zero_for_null(seed: Any) -> Any:
+    return 0 if seed is None else seed
 
 
 class Strict(BaseModel):
@@ -22,14 +36,14 @@ class Loss(Strict):
 class Hyperparameters(Strict):
     """Hyperparameters of the spec-draft method; names and meaning are the API's."""
 
-    batch_size: StrictInt = Field(32, ge=1)
+    batch_size: StrictInt = Field(32, ge=1, lt=_ENDLESS)
     """Samples of one optimiser step."""
     learning_rate: StrictFloat | None = Field(None, gt=0)
     """The API's docs recommend 0.0075, which suits another optimiser than AdamW."""
-    n_epochs: StrictInt = Field(1, ge=1)
+    n_epochs: StrictInt = Field(1, ge=1, lt=_ENDLESS)
     warmup_ratio: StrictFloat = Field(0.1, ge=0, lt=1)
     max_grad_norm: StrictFloat = Field(1.0, gt=0)
-    context_length: StrictInt = Field(8192, ge=2)
+    context_length: StrictInt = Field(8192, ge=2, lt=_ENDLESS)
     num_decoding_heads: StrictInt = Field(3, ge=1, le=7)
     architecture: Literal["eagle3_original", "eagle3"] = "eagle3_original"
     """`eagle3` adds a norm per auxiliary state and normed feedback."""
@@ -51,7 +65,8 @@ class SpecDraftJob(Strict):
     model: Text
     training_file: Text
     method: Method
-    seed: StrictInt = Field(0, ge=0)
+    seed: Annotated[StrictInt, BeforeValidator(_zero_for_null)] = Field(0, ge=0, lt=2**63)
+    """null, which OpenAI's client sends for None, is the default."""
     suffix: str | None = Field(None, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
 
     def dump_settings(self) -> dict[str, Any]:
