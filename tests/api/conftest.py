@@ -12,7 +12,10 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from starlette.testclient import TestClient
 
+from specpipe.pipeline.api.app import make_app
+from specpipe.pipeline.api.store import Store
 from tests.dump.conftest import save_target
 from tests.job.conftest import EXTRA
 
@@ -67,6 +70,20 @@ class Server:
 @pytest.fixture(scope="session")
 def api_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_target(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def client(store: Store) -> TestClient:
+    """The application on `store` within this process, without its worker."""
+    app = make_app(store, TOKEN, 4 * 2**20, None)
+    made = TestClient(app, raise_server_exceptions=False)
+    made.headers["Authorization"] = f"Bearer {TOKEN}"
+    return made
 
 
 @pytest.fixture

@@ -8,21 +8,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from specpipe.pipeline.api.app import make_app
 from specpipe.pipeline.api.followed import Followed
 from specpipe.pipeline.api.store import NewEvent, Store
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.schemas.job import parse_job
 from specpipe.stages.storage.local_disk import write_file
-from tests.api.conftest import TOKEN
 
 BODY = {"model": "m", "training_file": "f", "method": {"type": "spec-draft"}}
 Write = Callable[..., None]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "api")
 
 
 @pytest.fixture
@@ -100,13 +93,11 @@ def test_what_was_read_is_not_read_again(
     assert sum("draft_loss" in str(text) for text in parsed) == 1
 
 
-def test_events_come_a_page_at_a_time(store: Store) -> None:
+def test_events_come_a_page_at_a_time(store: Store, client: TestClient) -> None:
     job_id, other = store.add_job(BODY).id, store.add_job(BODY).id
     for number in range(5):
         store.add_events(job_id, [NewEvent(str(number)), NewEvent(f"{number}b")])
         store.add_event(other, "of the other job")
-    client = TestClient(make_app(store, TOKEN, 2**20, None))
-    client.headers["Authorization"] = f"Bearer {TOKEN}"
     seen: list[str] = []
     after = ""
     for more in (True, True, True, False):

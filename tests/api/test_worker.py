@@ -22,11 +22,6 @@ AddJob = Callable[[], str]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "api")
-
-
-@pytest.fixture
 def add_job(store: Store, api_target: Path, tmp_path: Path) -> AddJob:
     """A job that takes longer than any test waits."""
 

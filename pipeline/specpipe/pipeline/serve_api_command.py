@@ -3,6 +3,7 @@
 import re
 import secrets
 import socket
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -87,7 +88,10 @@ def serve_api(
             " and signs of ASCII, without a space or a newline at its end"
         )
     with locked(data, "another server works in this folder"), _listening(host, port) as listener:
-        app = make_app(Store(data), token, max_upload_mib * 2**20, config_file)
+        store = Store(data)
+        # Uploads come in where they will lie: /tmp may be small, or memory.
+        tempfile.tempdir = str(store.files)
+        app = make_app(store, token, max_upload_mib * 2**20, config_file)
         shown = f"[{host}]" if ":" in host else host
         note(f"listening on http://{shown}:{listener.getsockname()[1]}/v1; data in {data}")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

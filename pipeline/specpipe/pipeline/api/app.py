@@ -1,10 +1,11 @@
 """The HTTP interface: files and fine-tuning jobs, as OpenAI's clients call them."""
 
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -27,7 +28,11 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.job import parse_job
 
 PURPOSES = ("fine-tune",)
+MOST_FILES = 10_000
 Limit = Annotated[int, Query(ge=1, le=100)]
+FilesLimit = Annotated[int, Query(ge=1, le=MOST_FILES)]
+_STEP = {"desc": 1, "asc": -1}
+"""Through a list that begins with the newest."""
 Answer = dict[str, Any]
 
 
@@ -46,6 +51,7 @@ def make_app(store: Store, token: str, most_bytes: int, config: Path | None) -> 
     app.add_middleware(Guard, token=token, most_bytes=most_bytes)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(sqlite3.Error, _database_error)
     _add_files(app, store)
     _add_jobs(app, store)
 
@@ -66,14 +72,21 @@ def _add_files(app: FastAPI, store: Store) -> None:
             with path.open("wb") as target:
                 shutil.copyfileobj(file.file, target)
             store.add_file(Path(file.filename or "file").name, purpose, path, file_id)
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             path.unlink(missing_ok=True)
-            raise HTTPException(507, f"the file cannot be stored: {error.strerror}") from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise HTTPException(507, f"the file cannot be stored: {why}") from None
         return file_object(_file(store, file_id))
 
     @app.get("/v1/files")
-    def files(limit: Limit = 100, after: str | None = None) -> Answer:
-        return page([file_object(file) for file in store.list_files()], limit, after)
+    def files(
+        purpose: str | None = None,
+        order: Literal["asc", "desc"] = "desc",
+        limit: FilesLimit = MOST_FILES,
+        after: str | None = None,
+    ) -> Answer:
+        found = [file for file in store.list_files() if purpose in (None, file.purpose)]
+        return page([file_object(file) for file in found[:: _STEP[order]]], limit, after)
 
     @app.get("/v1/files/{file_id}")
     def file(file_id: str) -> Answer:
@@ -82,6 +95,8 @@ def _add_files(app: FastAPI, store: Store) -> None:
     @app.get("/v1/files/{file_id}/content")
     def content(file_id: str) -> FileResponse:
         found = _file(store, file_id)
+        if not Path(found.path).is_file():
+            raise HTTPException(404, f"{found.name} is gone from the server's disk")
         return FileResponse(found.path, filename=found.name)
 
     @app.delete("/v1/files/{file_id}")
@@ -165,3 +180,9 @@ def _validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
     return JSONResponse(error_object("; ".join(problems)), status_code=400)
+
+
+def _database_error(_request: Request, error: Exception) -> JSONResponse:
+    # Clients try again after a 503.
+    answer = error_object(f"the server's database does not answer: {error}")
+    return JSONResponse(answer, status_code=503)

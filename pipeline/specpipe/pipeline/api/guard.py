@@ -16,6 +16,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = ("/health",)
+UPLOADS = "/v1/files"
+MOST_JSON_BYTES = 2**20
+"""Of the body of any other request, which is held in memory."""
 
 
 class Guard:
@@ -23,7 +26,6 @@ class Guard:
 
     def __init__(self, app: App, token: str, most_bytes: int) -> None:
         self._app, self._most_bytes = app, most_bytes
-        self._too_large = f"the request is over {most_bytes // 2**20} MiB, this server's limit"
         self._digest = hashlib.sha256(token.encode()).digest()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -40,28 +42,34 @@ class Guard:
             )
             await answer(scope, receive, send)
             return
+        most = self._most_bytes if scope["path"] == UPLOADS else MOST_JSON_BYTES
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._most_bytes:
-            answer = JSONResponse(error_object(self._too_large), status_code=413)
+        if not length.isdigit() or int(length) > most:
+            answer = JSONResponse(error_object(_too_large(most)), status_code=413)
             await answer(scope, receive, send)
             return
-        await self._app(scope, self._counted(receive), send)
-
-    def _counted(self, receive: Receive) -> Receive:
-        """The body counted as it comes: its length may be a lie, or not be given."""
-        left = self._most_bytes
-
-        async def counted() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise HTTPException(413, self._too_large)
-            return message
-
-        return counted
+        await self._app(scope, _counted(receive, most), send)
 
     def _is_known(self, header: bytes | None) -> bool:
         kind, _, token = (header or b"").partition(b" ")
         digest = hashlib.sha256(token.strip()).digest()
         return hmac.compare_digest(digest, self._digest) and kind.lower() == b"bearer"
+
+
+def _counted(receive: Receive, most: int) -> Receive:
+    """The body counted as it comes: its length may be a lie, or not be given."""
+    left = most
+
+    async def counted() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise HTTPException(413, _too_large(most))
+        return message
+
+    return counted
+
+
+def _too_large(most: int) -> str:
+    return f"the request is over {most // 2**20} MiB, this server's limit"

@@ -80,7 +80,10 @@ class NewEvent:
 
 
 class Store:
-    """Any number of threads may use it: each call has its own connection."""
+    """Any number of threads may use it: each call has its own connection.
+
+    Old and new are told apart by rowid: a clock may be set back.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Raises StoreError where the folder cannot be written to, IntegrityError where its
@@ -109,8 +112,14 @@ class Store:
         return file_id, self.files / file_id
 
     def add_file(self, name: str, purpose: str, path: Path, file_id: str | None = None) -> str:
-        file_id = file_id or _new_id("file")
+        """The file's id; the one that it has, if it was added before."""
         with self._connected() as database:
+            known = database.execute(
+                "SELECT id FROM files WHERE path = ?", (self._stored(path),)
+            ).fetchone()
+            if known is not None:
+                return str(known["id"])
+            file_id = file_id or _new_id("file")
             database.execute(
                 "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
                 (file_id, name, purpose, self._stored(path), path.stat().st_size, _now()),
@@ -123,7 +132,7 @@ class Store:
 
     def list_files(self) -> list[StoredFile]:
         """The newest first."""
-        rows = self._rows("SELECT * FROM files ORDER BY created_at DESC, rowid DESC")
+        rows = self._rows("SELECT * FROM files ORDER BY rowid DESC")
         return [self._file(row) for row in rows]
 
     def delete_file(self, file: StoredFile) -> None:
@@ -150,17 +159,14 @@ class Store:
 
     def list_jobs(self) -> list[StoredJob]:
         """The newest first."""
-        return [
-            _job(row)
-            for row in self._rows("SELECT * FROM jobs ORDER BY created_at DESC, rowid DESC")
-        ]
+        return [_job(row) for row in self._rows("SELECT * FROM jobs ORDER BY rowid DESC")]
 
     def next_job(self) -> StoredJob | None:
         """The one to run: the oldest that is not over. One that runs belongs to a server that
         was killed, and goes on first."""
         rows = self._rows(
             "SELECT * FROM jobs WHERE status IN ('running', 'queued')"
-            " ORDER BY status = 'queued', created_at, rowid LIMIT 1"
+            " ORDER BY status = 'queued', rowid LIMIT 1"
         )
         return _job(rows[0]) if rows else None
 
