@@ -2,8 +2,8 @@
 
     python -m scripts.serving.recommended runs/prove/recommend-1 runs/prove/recommend-2
 
-Each one's best number, by costs fitted to its own step times, is held against the speeds that the
-other one measured; 0 is to decode without the drafter.
+Each one's best number, by costs fitted to its own step times and tokens of the replay, is held
+against the speeds that the other one measured; 0 is to draft nothing while the drafter is loaded.
 """
 
 import json
@@ -28,18 +28,18 @@ def main(folders: tuple[Path, Path]) -> None:
     """Print a table of both, and whether each recommendation holds in the other."""
     first, second = map(read, folders)
     counts = sorted(first.speedups[0].measured)
-    header = ["run", "batch size", "", *map(str, counts), "recommended", "measured by the other"]
+    header = ["run", "batch size", "", "0", *map(str, counts), "best", "measured by the other"]
     click.echo(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for number, (ours, others) in enumerate(((first, second), (second, first)), start=1):
         for one, other in zip(ours.speedups, others.speedups, strict=True):
-            size = str(one.cost.batch_size)
-            speeds = {0: 1.0} | other.measured
+            speeds = {0: 1 / other.cost.idle} | other.measured
             share = speeds[one.best] / max(speeds.values())
             verdict = f"{share:.1%} of the best: {'holds' if share >= ALLOWED else 'DOES NOT HOLD'}"
-            expected = [f"{one.expected[count - 1]:.2f}" for count in counts]
-            measured = [f"{one.measured[count]:.2f}" for count in counts]
-            click.echo(f"| {number} | {size} | expected | {' | '.join(expected)} | {one.best} | |")
-            click.echo(f"| {number} | {size} | measured | {' | '.join(measured)} | | {verdict} |")
+            expected = ["", *(f"{one.expected[count - 1]:.2f}" for count in counts)]
+            measured = [f"{1 / one.cost.idle:.2f}", *(f"{one.measured[n]:.2f}" for n in counts)]
+            start = f"| {number} | {one.cost.batch_size} |"
+            click.echo(f"{start} expected | {' | '.join(expected)} | {one.best} | |")
+            click.echo(f"{start} measured | {' | '.join(measured)} | | {verdict} |")
 
 
 if __name__ == "__main__":

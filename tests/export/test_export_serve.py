@@ -16,11 +16,14 @@ from safetensors.torch import load_file
 from specpipe.schemas.artifact import FormatName
 from specpipe.schemas.config import ConvertConfig, ExportConfig, ValidateConfig
 from specpipe.schemas.errors import IdentityError, ValidationError
+from specpipe.schemas.speedup import Recommendation
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import replay_check, serve
+from specpipe.stages.export.capture import TargetCapture
 from specpipe.stages.export.convert import run as convert
 from specpipe.stages.export.engine import EngineRequest, decode
+from specpipe.stages.export.lossless import check_greedy, greedy_difference
 from specpipe.stages.export.run import run
 from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.export.validate import run as validate
@@ -29,6 +32,8 @@ from specpipe.stages.train.run import run as train
 from tests.export.small import SAMPLE_DATA, Trained
 from tests.export.vllm_server import vllm_server
 
+ALL_VARIANTS = bool(os.environ.get("SPECPIPE_ALL_VARIANTS"))
+"""scripts/prove variants"""
 PROMPTS = 60
 PROMPT_TOKENS = 20
 
@@ -118,6 +123,57 @@ def test_whole_rounds_are_almost_all_that_the_counters_count(served: Path) -> No
 
 @pytest.mark.vllm
 @pytest.mark.slow
+def test_steps_are_timed_for_each_number_of_draft_tokens(served: Path) -> None:
+    timed = findings(served).step_times
+    assert [(time.batch_size, time.num_draft_tokens) for time in timed] == [
+        (1, count) for count in (None, 0, 1, 2, 3, 4, 5)
+    ]
+    plain, *_, most = [time.seconds_per_step for time in timed]
+    assert 0 < plain < most
+    text = (served / "validation.json").read_text(encoding="utf-8")
+    advice = Recommendation.model_validate(json.loads(text)["recommendation"])
+    (speedup,) = advice.speedups
+    assert speedup.measured.keys() == {3, 5}
+    assert speedup.cost.idle > 0
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.skipif(not ALL_VARIANTS, reason="scripts/prove variants runs it")
+def test_engine_that_follows_a_schedule(sample_trained: Trained, served: Path) -> None:
+    """Batches become small as their outputs end: numbers change within each of them."""
+    rows = (SAMPLE_DATA / "held_out" / "generated.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [row["input_ids"][: 20 + i] for i, row in enumerate(map(json.loads, rows[:16]))]
+    request = EngineRequest(
+        target=str(sample_trained.target),
+        artifact=None,
+        prompts=prompts,
+        max_tokens=64,
+        temperatures=[0.0],
+        seed=0,
+    )
+    plain = decode(request)
+    changes = {
+        "artifact": str(served / "checkpoint"),
+        "num_draft_tokens": 5,
+        "draft_schedule": [(1, 8, 5), (9, 13, 2), (14, 16, 0)],
+    }
+    scheduled = decode(request.model_copy(update=changes))
+    capture = TargetCapture(str(sample_trained.target), None, (1, 2, 3), trust_remote_code=False)
+    before, after = plain.decoded[0].output_ids, scheduled.decoded[0].output_ids
+    texts = capture.capture(prompts, after)
+    differences = [
+        greedy_difference(i, one, other, text.output_logits_SV.numpy())
+        for i, (one, other, text) in enumerate(zip(before, after, texts, strict=True))
+    ]
+    assert check_greedy(differences).passed
+    rounds = scheduled.decoded[0].counters
+    assert rounds is not None
+    assert 2 * rounds.num_drafts < rounds.num_draft_tokens < 5 * rounds.num_drafts
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
 def test_a_finished_export_still_shows_what_was_measured(
     sample_trained: Trained, served: Path
 ) -> None:
@@ -163,25 +219,26 @@ def test_unrepaired_engine_is_found_not_to_be_lossless(
 Variant = tuple[FormatName, dict[str, object], str]
 """Format, settings of the training, and a tensor that only such an artifact has."""
 
+NORMS: dict[str, object] = {"norm_before_residual": True, "fc_norm": True, "norm_output": True}
 VARIANTS: dict[str, Variant] = {
-    "norms and the whole vocabulary": (
-        "eagle3",
-        {
-            "draft_vocab_size": None,
-            "norm_before_residual": True,
-            "fc_norm": True,
-            "norm_output": True,
-        },
-        "fc_norm.2.weight",
-    ),
-    "two layers of Qwen3's kind": (
+    "two layers of Qwen3's kind, norms and the whole vocabulary": (
         "speculators",
-        {"layer_type": "qwen3", "num_layers": 2},
+        {"layer_type": "qwen3", "num_layers": 2, "draft_vocab_size": None, **NORMS},
         "layers.1.self_attn.k_norm.weight",
     ),
 }
-if os.environ.get("SPECPIPE_ALL_VARIANTS"):
+if ALL_VARIANTS:
     VARIANTS |= {
+        "norms and the whole vocabulary": (
+            "eagle3",
+            {"draft_vocab_size": None, **NORMS},
+            "fc_norm.2.weight",
+        ),
+        "two layers of Qwen3's kind": (
+            "speculators",
+            {"layer_type": "qwen3", "num_layers": 2},
+            "layers.1.self_attn.k_norm.weight",
+        ),
         "two layers of Llama's kind": (
             "speculators",
             {"num_layers": 2},

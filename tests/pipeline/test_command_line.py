@@ -216,6 +216,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("dump: a\nout: b\nlearning_rate: .inf\n", "learning_rate"),
         ("dump: a\nout: b\nadam_betas: [2, 2]\n", "adam_betas"),
         ("dump: a\nout: b\nseed: 18446744073709551616\n", "seed"),
+        ("dump: a\nout: b\nfc_norm: true\nnorm_before_fc: true\n", "yaml: norm_before_fc and fc"),
         ("dump: a\nout: b\nintermediate_size: 100000000000\n", "intermediate_size"),
     ],
 )

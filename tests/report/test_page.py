@@ -70,6 +70,7 @@ def test_figures_are_those_of_the_sources(make_page: MakePage, finished: Finishe
     (cost,) = (one["cost"] for one in validation["recommendation"]["speedups"])
     assert page.row("1", f"{cost['overhead']:.3f}") == [
         f"{cost['step_cost']:.3f}",
+        f"{cost['idle']:.3f}",
         str(validation["recommendation"]["speedups"][0]["best"]),
     ]
 

@@ -12,6 +12,7 @@ from specpipe.pipeline.serve_options import serve_options, show_served
 from specpipe.pipeline.settings import load_config
 from specpipe.pipeline.stopping import stops_early
 from specpipe.schemas.config import ExportConfig
+from specpipe.schemas.speedup import in_words
 
 if TYPE_CHECKING:
     from specpipe.stages.export.run import ExportResult
@@ -116,5 +117,6 @@ def _rows(result: "ExportResult") -> list[tuple[str, str]]:
         ("training loss", loss),
         ("validation", f"{levels} ({result.validation})"),
         ("draft tokens", f"{result.draft_tokens} ({result.draft_tokens_because})"),
+        *([("by batch size", in_words(result.draft_schedule))] if result.draft_schedule else []),
         ("state", "nothing to do" if result.did_nothing else "written"),
     ]

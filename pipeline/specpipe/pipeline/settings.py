@@ -65,7 +65,9 @@ def _problem(error: Any) -> str:
         return f"--{field.replace('_', '-')} is missing (give the flag, or {field}: in the file)"
     if error["type"] == "extra_forbidden":
         return f"there is no setting {field!r}"
-    return f"{field}: {error['msg']} (got {error['input']!r})" if field else str(error["msg"])
+    # One of our own is said in its own words alone.
+    says = str(error["ctx"]["error"] if error["type"] == "value_error" else error["msg"])
+    return f"{field}: {says} (got {error['input']!r})" if field else says
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from specpipe.schemas.artifact import ARTIFACT_FOLDER, VALIDATION_FILE
 from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.speedup import Recommendation
 from specpipe.stages.export.rounds import Comparison
 from specpipe.stages.export.validation import Validation
 
@@ -15,17 +16,17 @@ TITLES = {
 }
 
 
-def model_card(shape: DrafterShape, validation: Validation, draft_tokens: int) -> str:
+def model_card(shape: DrafterShape, validation: Validation, advice: Recommendation) -> str:
     """README.md: what it is, how to serve it, what to expect."""
     target = validation.target
-    speculative = json.dumps(
-        {
-            "method": shape.architecture,
-            "model": ARTIFACT_FOLDER,
-            "num_speculative_tokens": draft_tokens,
-            "draft_sample_method": "probabilistic",
-        }
-    )
+    speculative = {
+        "method": shape.architecture,
+        "model": ARTIFACT_FOLDER,
+        "num_speculative_tokens": advice.most_draft_tokens,
+        "draft_sample_method": "probabilistic",
+    }
+    if advice.schedule:
+        speculative["num_speculative_tokens_per_batch_size"] = advice.schedule
     lines = [
         "---",
         f"base_model: {json.dumps(target.name)}",
@@ -38,7 +39,7 @@ def model_card(shape: DrafterShape, validation: Validation, draft_tokens: int) -
         f" target's own. Trained and exported by specpipe; layout `{validation.config.format}`.",
         "",
         "```sh",
-        f"vllm serve {target.name} --speculative-config '{speculative}'",
+        f"vllm serve {target.name} --speculative-config '{json.dumps(speculative)}'",
         "```",
         "",
         "`draft_sample_method: probabilistic` samples the drafts, which is better at temperatures"
@@ -49,7 +50,7 @@ def model_card(shape: DrafterShape, validation: Validation, draft_tokens: int) -
         f"| auxiliary layers (vLLM's numbering) | {', '.join(map(str, shape.aux_layers))} |",
         f"| draft vocabulary | {shape.draft_vocab_size} of {shape.vocab_size} tokens |",
         f"| training step | {validation.step} |",
-        f"| recommended draft tokens | {draft_tokens} |",
+        f"| recommended draft tokens | {advice.draft_tokens}: {advice.because} |",
         "",
         *_replayed(validation),
         *_served(validation),

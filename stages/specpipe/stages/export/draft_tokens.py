@@ -51,13 +51,22 @@ def recommendation(config: ExportConfig, num_heads: int, findings: Findings) -> 
 
 
 def _measured(serve: ServeFindings, batch_size: int) -> tuple[Cost, dict[int, float]]:
-    """The cost of rounds at a batch size, and the speed-up by number of draft tokens."""
-    sizes = [time.batch_size for time in serve.step_times_without_drafter]
-    at = sizes.index(batch_size)
-    plain = serve.step_times_without_drafter[at]
-    rounds, speed = {}, {}
-    for run in serve.runs:
-        timed = run.step_times[at]
-        rounds[run.num_draft_tokens] = timed.seconds_per_step / plain.seconds_per_step
-        speed[run.num_draft_tokens] = plain.seconds_per_token / timed.seconds_per_token
+    """The cost of rounds at a batch size, and the speed-up by number of draft tokens.
+
+    The latter where the engine's tau was measured: it does not depend on the batch size.
+    """
+    seconds = {
+        time.num_draft_tokens: time.seconds_per_step
+        for time in serve.step_times
+        if time.batch_size == batch_size
+    }
+    # A drafter that only follows costs something: an engine without one that seems slower was timed
+    # while the machine was.
+    plain = min(seconds.pop(None), seconds[0])
+    rounds = {n: of_round / plain for n, of_round in seconds.items() if n is not None}
+    speed = {
+        run.num_draft_tokens: run.temperature_1.tau_measured / rounds[run.num_draft_tokens]
+        for run in serve.runs
+        if run.temperature_1 is not None
+    }
     return fitted_cost(batch_size, rounds), speed

@@ -21,6 +21,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
+from specpipe.schemas.speedup import Schedule
+from specpipe.stages.export.counters import Counters, read_counters
 from specpipe.stages.export.step_times import StepTime, step_times
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
 
@@ -45,37 +47,16 @@ class EngineRequest(Exchange):
     """Every prompt is continued by exactly this many tokens (the end of sequence is ignored)."""
     temperatures: list[float]
     """Each prompt is decoded once at each of these."""
+    draft_schedule: Schedule = []
+    """Of draft tokens by batch size; empty: `num_draft_tokens` for all."""
     timed_batch_sizes: list[int] = []
-    """Batch sizes at which decoding steps are timed afterwards."""
+    """Batch sizes at which decoding steps are timed afterwards; with a drafter, which then needs a
+    schedule, for each number of draft tokens from 0 to `num_draft_tokens`."""
     seed: int
     kv_cache_bytes: int = 256 * 2**20
     trust_remote_code: bool = False
     fix_cpu: bool = True
     """Repair the CPU build's expand kernel (see target/vllm/cpu_fix.py)."""
-
-
-class Counters(Exchange):
-    """vLLM's own counters over one decode of all prompts."""
-
-    num_drafts: int
-    num_draft_tokens: int
-    num_accepted_tokens: int
-    accepted_per_position: list[int]
-
-    def minus(self, before: "Counters") -> "Counters":
-        return self._with(before, -1)
-
-    def plus(self, more: "Counters") -> "Counters":
-        return self._with(more, 1)
-
-    def _with(self, other: "Counters", sign: int) -> "Counters":
-        pairs = zip(self.accepted_per_position, other.accepted_per_position, strict=True)
-        return Counters(
-            num_drafts=self.num_drafts + sign * other.num_drafts,
-            num_draft_tokens=self.num_draft_tokens + sign * other.num_draft_tokens,
-            num_accepted_tokens=self.num_accepted_tokens + sign * other.num_accepted_tokens,
-            accepted_per_position=[ours + sign * theirs for ours, theirs in pairs],
-        )
 
 
 class Decoded(Exchange):
@@ -181,6 +162,9 @@ def _serve(request: EngineRequest) -> EngineResult:
                 "rejection_sample_method": "standard",
             },
         }
+        if request.draft_schedule:
+            by_batch_size = {"num_speculative_tokens_per_batch_size": request.draft_schedule}
+            speculative["speculative_config"] |= by_batch_size
     llm = vllm.LLM(
         model=request.target,
         revision=request.revision,
@@ -198,7 +182,13 @@ def _serve(request: EngineRequest) -> EngineResult:
     decoded = [_decode(llm, request, temperature) for temperature in request.temperatures]
     return EngineResult(
         decoded=decoded,
-        step_times=step_times(llm, request.prompts, request.max_tokens, request.timed_batch_sizes),
+        step_times=step_times(
+            llm,
+            request.prompts,
+            request.max_tokens,
+            request.timed_batch_sizes,
+            request.num_draft_tokens,
+        ),
         vllm_version=vllm.__version__,
         cpu_fix_applied=_cpu_fix_applied(),
         start_seconds=started - start,
@@ -212,7 +202,7 @@ def _decode(llm: Any, request: EngineRequest, temperature: float) -> Decoded:
         temperature=temperature, max_tokens=request.max_tokens, ignore_eos=True, detokenize=False
     )
     with_drafter = request.artifact is not None
-    before = _counters(llm) if with_drafter else None
+    before = read_counters(llm) if with_drafter else None
     start = time.monotonic()
     outputs = llm.generate(
         [{"prompt_token_ids": prompt} for prompt in request.prompts], sampling, use_tqdm=False
@@ -227,19 +217,8 @@ def _decode(llm: Any, request: EngineRequest, temperature: float) -> Decoded:
             if with_drafter
             else None
         ),
-        counters=_counters(llm).minus(before) if before is not None else None,
+        counters=read_counters(llm).minus(before) if before is not None else None,
         seconds=seconds,
-    )
-
-
-def _counters(llm: Any) -> Counters:
-    metrics = {metric.name: metric for metric in llm.get_metrics()}
-    prefix = "vllm:spec_decode_num"
-    return Counters(
-        num_drafts=metrics[f"{prefix}_drafts"].value,
-        num_draft_tokens=metrics[f"{prefix}_draft_tokens"].value,
-        num_accepted_tokens=metrics[f"{prefix}_accepted_tokens"].value,
-        accepted_per_position=metrics[f"{prefix}_accepted_tokens_per_pos"].values,
     )
 
 

@@ -24,7 +24,7 @@ from specpipe.schemas.errors import (
     ValidationError,
 )
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.speedup import Recommendation, Speedup
+from specpipe.schemas.speedup import Recommendation, Schedule, Speedup
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
@@ -77,6 +77,8 @@ class ExportResult(BaseModel):
     draft_tokens_because: str
     speedups: list[Speedup]
     """Expected, and measured, by batch size; empty where no cost is known."""
+    draft_schedule: Schedule
+    """Of draft tokens by batch size; empty where one number is best for all."""
     levels: dict[str, bool]
     """Levels of validation that ran, and whether they passed."""
     served: list[Served]
@@ -132,7 +134,7 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
             drafter = replace(drafter, speculative_tokens=advice.draft_tokens)
             out.write_artifact(format, format.config(drafter), tensors)
         validation = _validation(config, out.artifact, checkpoint, findings, problems, advice)
-        out.write_card(model_card(checkpoint.shape, validation, advice.draft_tokens))
+        out.write_card(model_card(checkpoint.shape, validation, advice))
         out.write_validation(validation)
     if not validation.passed:
         raise ValidationError(
@@ -317,6 +319,7 @@ def _result(
         draft_tokens=advice.draft_tokens,
         draft_tokens_because=advice.because,
         speedups=advice.speedups,
+        draft_schedule=advice.schedule,
         levels=levels,
         served=validation.serve.runs if validation.serve is not None else [],
         did_nothing=did_nothing,

@@ -58,7 +58,8 @@ def check(
     largest = max(min(len(prompts), PARALLEL_PROMPTS), *config.serve_batch_sizes)
     cache_bytes = _cache_bytes(model, layers, largest, longest)
 
-    def engine(num_draft_tokens: int) -> EngineResult:
+    def engine(num_draft_tokens: int, *, is_timed: bool) -> EngineResult:
+        always = [(1, 1, num_draft_tokens)]
         return decode(
             EngineRequest(
                 target=target,
@@ -68,7 +69,8 @@ def check(
                 prompts=[list(prompt) for prompt in prompts],
                 max_tokens=config.serve_max_tokens,
                 temperatures=[0.0, 1.0],
-                timed_batch_sizes=list(config.serve_batch_sizes),
+                draft_schedule=always if is_timed and num_draft_tokens else [],
+                timed_batch_sizes=list(config.serve_batch_sizes) if is_timed else [],
                 seed=config.seed,
                 kv_cache_bytes=cache_bytes,
                 trust_remote_code=config.trust_remote_code,
@@ -77,11 +79,13 @@ def check(
         )
 
     report("vLLM decodes without a drafter")
-    plain = engine(0)
+    plain = engine(0, is_timed=True)
     engines = {}
+    most = max(config.serve_speculative_tokens)
     for num_draft_tokens in config.serve_speculative_tokens:
         report(f"vLLM decodes with {num_draft_tokens} draft tokens")
-        engines[num_draft_tokens] = engine(num_draft_tokens)
+        # The largest can draft fewer too.
+        engines[num_draft_tokens] = engine(num_draft_tokens, is_timed=num_draft_tokens == most)
     report("replaying the texts that vLLM wrote")
     layers = read_config(artifact)[LAYER_IDS]
     capture = TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
@@ -98,7 +102,7 @@ def check(
         max_tokens=config.serve_max_tokens,
         seconds_without_drafter_greedy=plain.decoded[0].seconds,
         seconds_without_drafter_temperature_1=plain.decoded[1].seconds,
-        step_times_without_drafter=plain.step_times,
+        step_times=[*plain.step_times, *engines[most].step_times],
         runs=runs,
         problems=problems,
     )
@@ -173,7 +177,6 @@ class _Judge:
             counters_temperature_1=sampled.counters,
             seconds_greedy=greedy.seconds,
             seconds_temperature_1=sampled.seconds,
-            step_times=result.step_times,
             passed=all(comparison is not None and comparison.passed for comparison in comparisons),
         )
 

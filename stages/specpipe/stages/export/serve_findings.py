@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from specpipe.stages.drafter.replay import Rounds
-from specpipe.stages.export.engine import Counters
+from specpipe.stages.export.counters import Counters
 from specpipe.stages.export.lossless import GreedyCheck, SampledCheck
 from specpipe.stages.export.rounds import Comparison, compare
 from specpipe.stages.export.step_times import StepTime
@@ -30,8 +30,6 @@ class Served(BaseModel):
     counters_temperature_1: Counters
     seconds_greedy: float
     seconds_temperature_1: float
-    step_times: list[StepTime]
-    """Of its rounds, by batch size; none of a server's, which may stand anywhere."""
     passed: bool
 
 
@@ -42,8 +40,9 @@ class ServeFindings(BaseModel):
 
     passed: bool
     vllm_version: str
-    cpu_fix_applied: bool
-    """Whether vLLM's CPU build had to be repaired here (see target/vllm/cpu_fix.py)."""
+    cpu_fix_applied: bool | None
+    """Whether vLLM's CPU build had to be repaired here (see target/vllm/cpu_fix.py); unknown of a
+    server."""
     target: str
     num_prompts: int
     max_tokens: int
@@ -51,7 +50,8 @@ class ServeFindings(BaseModel):
     """URL of a server that was measured from outside; None: an engine of our own."""
     seconds_without_drafter_greedy: float | None
     seconds_without_drafter_temperature_1: float | None
-    step_times_without_drafter: list[StepTime]
+    step_times: list[StepTime]
+    """Without and with the drafter; none of a server's, which may stand anywhere."""
     runs: list[Served]
     problems: list[str]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from specpipe.schemas.config import ServerConfig
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
-from specpipe.stages.export.engine import Counters
+from specpipe.stages.export.counters import Counters
 
 if TYPE_CHECKING:
     import httpx

@@ -19,7 +19,8 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.replay import Rounds, expected_rounds
 from specpipe.stages.export.accept import text_spans
 from specpipe.stages.export.capture import CapturedText, TargetCapture
-from specpipe.stages.export.engine import Counters, spare_tokens
+from specpipe.stages.export.counters import Counters
+from specpipe.stages.export.engine import spare_tokens
 from specpipe.stages.export.lossless import check_greedy, check_sampled, target_difference
 from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
 from specpipe.stages.export.rounds import Comparison
@@ -84,21 +85,20 @@ def check(
         counters_temperature_1=_sum(sampled),
         seconds_greedy=greedy.seconds,
         seconds_temperature_1=sampled.seconds,
-        step_times=[],
         passed=all(comparison is not None and comparison.passed for comparison in compared),
     )
     problems = problems_of(run)
     return ServeFindings(
         passed=not problems,
         vllm_version=server.version,
-        cpu_fix_applied=False,
+        cpu_fix_applied=None,
         target=target,
         num_prompts=len(prompts),
         max_tokens=config.serve_max_tokens,
         server=server.url,
         seconds_without_drafter_greedy=None,
         seconds_without_drafter_temperature_1=None,
-        step_times_without_drafter=[],
+        step_times=[],
         runs=[run],
         problems=problems,
     )

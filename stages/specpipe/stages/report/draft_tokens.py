@@ -1,6 +1,6 @@
 """Section: how many tokens to draft, by what a round gives and what it costs."""
 
-from specpipe.schemas.speedup import Recommendation, Speedup
+from specpipe.schemas.speedup import Recommendation, Speedup, in_words
 from specpipe.stages.report.blocks import Block, Figures, Missing, Section, Table
 from specpipe.stages.report.chart import NUM_STYLES, Axis, Figure, Series, line_chart
 from specpipe.stages.report.sources import Sources
@@ -26,6 +26,8 @@ def draft_tokens_section(sources: Sources) -> Section:
 
 def _blocks(recommended: Recommendation) -> list[Block]:
     rows = [("draft tokens", str(recommended.draft_tokens)), ("because", recommended.because)]
+    if recommended.schedule:
+        rows.append(("by batch size", in_words(recommended.schedule)))
     number = Table("Recommended", [], rows, is_words=True)
     figure = _figure(recommended)
     if figure is None:
@@ -65,11 +67,12 @@ def _costs(speedups: list[Speedup]) -> Table:
             str(one.cost.batch_size),
             f"{one.cost.overhead:.3f}",
             f"{one.cost.step_cost:.3f}",
-            str(one.best) if one.best else "none pays",
+            f"{one.cost.idle:.3f}",
+            str(one.best) if one.pays else "none pays",
         )
         for one in speedups
     ]
-    header = ["batch size", "a round", "and each draft token", "best number"]
+    header = ["batch size", "a round", "and each draft token", "without drafts", "best number"]
     return Table(
         "What a round costs", header, rows, "In passes of the target that give one token each."
     )
