@@ -156,7 +156,7 @@ def test_engine_that_follows_a_schedule(sample_trained: Trained, served: Path) -
     changes = {
         "artifact": str(served / "checkpoint"),
         "num_draft_tokens": 5,
-        "draft_schedule": [(1, 8, 5), (9, 13, 2), (14, 16, 0)],
+        "draft_schedule": [(1, 8, 5), (9, 12, 0), (13, 16, 2)],
     }
     scheduled = decode(request.model_copy(update=changes))
     capture = TargetCapture(str(sample_trained.target), None, (1, 2, 3), trust_remote_code=False)
