@@ -28,6 +28,7 @@ def main(target: str, num_added: int, out: Path) -> None:
     config = AutoConfig.from_pretrained(target)
     first = config.num_hidden_layers
     config.num_hidden_layers += num_added
+    torch.manual_seed(0)
     deep = AutoModelForCausalLM.from_config(config, dtype=shallow.dtype)
     deep.load_state_dict(shallow.state_dict(), strict=False)
     with torch.no_grad():
