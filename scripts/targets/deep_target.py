@@ -4,7 +4,7 @@ Layers are put behind the last whose outputs are zero, so that they add nothing 
 A draft step is then as cheap beside the target's as it is for a real one, which no small target
 offers: how many tokens to draft can be measured on a CPU.
 
-    scripts/make_deep_target --target sample_data/target --add 40 --out runs/deep
+    scripts/make_deep_target --target sample_data/target --add 24 --out runs/deep
 """
 
 import shutil
@@ -20,7 +20,7 @@ _ADDS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 @click.command()
 @click.option("--target", default="sample_data/target", show_default=True)
-@click.option("--add", "num_added", default=40, show_default=True, help="Layers to add.")
+@click.option("--add", "num_added", default=24, show_default=True, help="Layers to add.")
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 def main(target: str, num_added: int, out: Path) -> None:
     """Write the deeper target to OUT."""
