@@ -1,9 +1,9 @@
 """Seconds of a decoding step of a running engine, by batch size and number of draft tokens."""
 
 import time
-from collections.abc import Sequence
-from itertools import count, product
-from statistics import median
+from collections.abc import Iterator, Sequence
+from itertools import count, cycle, islice
+from statistics import quantiles
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from specpipe.schemas.errors import ValidationError
 from specpipe.stages.export.counters import read_counters
 
-_PASSES = 5
-_STEPS = 8
+_ROUNDS = 12
+_STEPS_TO_CHANGE = 2
+"""Until a step verifies, and proposes, the new number of drafts."""
+_TIMED_STEPS = 3
 
 
 class StepTime(BaseModel):
@@ -37,76 +39,99 @@ def step_times(
     """Decode batches of each size at temperature 1, with 0 to `most_draft_tokens` draft tokens.
 
     Where that is 0 the engine has no drafter; any other must have been started with a schedule of
-    draft tokens, which is overwritten. Prompts are taken again where they are few. All cases take
-    turns, so that a machine that is slow for a while is slow for all of them; what else it does
-    only adds to a step, so that the fastest of five passes counts, after one that warms up.
+    draft tokens, which is overwritten. Prompts are taken again where they are few. The numbers take
+    turns of a few steps within a running batch, so that a machine that is slow for a while is slow
+    for all of them; what else it does only adds to a step, so that the lower quartile counts.
     Raises ValidationError where vLLM drafts other numbers of tokens than it was told.
     """
     counts: Sequence[int | None] = range(most_draft_tokens + 1) if most_draft_tokens else [None]
-    fastest = dict.fromkeys(product(batch_sizes, counts), float("inf"))
-    ids = count()
-    for number in range(1 + _PASSES):
-        for size, num_drafts in fastest:
-            batch = [prompts[(number * size + at) % len(prompts)] for at in range(size)]
-            names = [f"timed-{next(ids)}" for _ in batch]
-            if num_drafts is None:
-                seconds = _seconds_per_step(llm, names, batch, num_tokens)
-            else:
-                seconds = _drafting(llm, names, batch, num_tokens, num_drafts)
-            if number > 0:
-                fastest[size, num_drafts] = min(fastest[size, num_drafts], seconds)
-    return [
-        StepTime(batch_size=size, num_draft_tokens=num_drafts, seconds_per_step=seconds)
-        for (size, num_drafts), seconds in fastest.items()
-    ]
+    batches = _Batches(llm, prompts, num_tokens)
+    found = []
+    for size in batch_sizes:
+        seconds: dict[int | None, list[float]] = {number: [] for number in counts}
+        for number in islice(cycle(counts), _ROUNDS * len(counts)):
+            if number is not None:
+                _draft(llm, number)
+            seconds[number] += batches.steps(size, number)
+        batches.end()
+        found += [
+            StepTime(
+                batch_size=size,
+                num_draft_tokens=number,
+                seconds_per_step=quantiles(of_steps, n=4)[0],
+            )
+            for number, of_steps in seconds.items()
+        ]
+    return found
 
 
-def _drafting(
-    llm: Any, names: Sequence[str], batch: Sequence[Sequence[int]], num_tokens: int, num_drafts: int
-) -> float:
+def _draft(llm: Any, num_draft_tokens: int) -> None:
+    """From the next step on, whatever the batch."""
     # vLLM has no setting for a running engine; this one is in this process, with its table from
     # batch size to draft tokens.
     lookup = llm.llm_engine.engine_core.engine_core.scheduler.dynamic_sd_lookup
-    lookup[:] = [num_drafts] * len(lookup)
-    before = read_counters(llm)
-    seconds = _seconds_per_step(llm, names, batch, num_tokens)
-    made = read_counters(llm).minus(before)
-    # Of an engine that schedules ahead, one step of the batch before may still be counted.
-    of_a_round = made.num_draft_tokens / max(1, made.num_drafts)
-    obeys = round(of_a_round) == num_drafts if num_drafts else made.num_drafts <= len(batch)
-    if not obeys:
-        raise ValidationError(
-            f"vLLM drafted {of_a_round:.2f} tokens in each of {made.num_drafts} rounds, not"
-            f" {num_drafts}: its step times cannot be told apart"
+    lookup[:] = [num_draft_tokens] * len(lookup)
+
+
+class _Batches:
+    """Requests that decode together, step by step; new ones where one has come to its end."""
+
+    def __init__(self, llm: Any, prompts: Sequence[Sequence[int]], num_tokens: int) -> None:
+        self._llm, self._engine = llm, llm.llm_engine
+        self._prompts = cycle(prompts)
+        self._num_tokens = num_tokens
+        self._ids: Iterator[int] = count()
+        self._running: list[str] = []
+
+    def steps(self, size: int, num_draft_tokens: int | None) -> list[float]:
+        """Seconds of some steps in which every request of the batch decodes."""
+        if not self._running:
+            self._begin(size)
+        for _ in range(_STEPS_TO_CHANGE):
+            if self._step():
+                # Too short for more: what is measured next begins anew.
+                self.end()
+                self._begin(size)
+        before = None if num_draft_tokens is None else read_counters(self._llm)
+        seconds: list[float] = []
+        while len(seconds) < _TIMED_STEPS:
+            start = time.perf_counter()
+            is_over = self._step()
+            seconds.append(time.perf_counter() - start)
+            if is_over:
+                self.end()
+                break
+        if before is not None:
+            made = read_counters(self._llm).minus(before)
+            if made.num_draft_tokens != made.num_drafts * (num_draft_tokens or 0):
+                raise ValidationError(
+                    f"vLLM drafted {made.num_draft_tokens} tokens in {made.num_drafts} rounds, not"
+                    f" {num_draft_tokens} in each: its step times cannot be told apart"
+                )
+        return seconds
+
+    def end(self) -> None:
+        self._engine.abort_request(self._running, internal=True)
+        self._running = []
+        while self._engine.has_unfinished_requests():
+            self._engine.step()
+
+    def _begin(self, size: int) -> None:
+        import vllm
+
+        sampling = vllm.SamplingParams(
+            temperature=1.0, max_tokens=self._num_tokens, ignore_eos=True, detokenize=False
         )
-    return seconds
+        self._running = [
+            self._engine.add_request(
+                f"timed-{next(self._ids)}", {"prompt_token_ids": list(prompt)}, sampling
+            )
+            for prompt in islice(self._prompts, size)
+        ]
+        has_begun: set[str] = set()
+        while len(has_begun) < size:
+            has_begun |= {output.request_id for output in self._engine.step()}
 
-
-def _seconds_per_step(
-    llm: Any, names: Sequence[str], batch: Sequence[Sequence[int]], num_tokens: int
-) -> float:
-    """The median of some steps in which every request of the batch decodes."""
-    import vllm
-
-    sampling = vllm.SamplingParams(
-        temperature=1.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False
-    )
-    engine = llm.llm_engine
-    requests = [
-        engine.add_request(name, {"prompt_token_ids": list(prompt)}, sampling)
-        for name, prompt in zip(names, batch, strict=True)
-    ]
-    has_begun: set[str] = set()
-    while len(has_begun) < len(batch):
-        has_begun |= {output.request_id for output in engine.step()}
-    seconds: list[float] = []
-    while len(seconds) < _STEPS:
-        start = time.perf_counter()
-        outputs = engine.step()
-        seconds.append(time.perf_counter() - start)
-        if any(output.finished for output in outputs):
-            break
-    engine.abort_request(requests, internal=True)
-    while engine.has_unfinished_requests():
-        engine.step()
-    return median(seconds)
+    def _step(self) -> bool:
+        """Whether a request has come to its end."""
+        return any(output.finished for output in self._engine.step())
