@@ -86,7 +86,7 @@ def test_what_the_engine_measured_stands_beside(make_page: MakePage, served: Pat
             assert shown[0] == f"{found['tau_replayed']:.4f}"
             assert shown[-1] == "yes"
     assert "vLLM, temperature 1" in page.text
-    assert "batch size 8, measured in vLLM" in page.text
+    assert "batch size 4, measured in vLLM" in page.text
     assert "No engine was measured" not in page.text
 
 
