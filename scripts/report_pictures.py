@@ -1,0 +1,57 @@
+"""The pictures of docs/report.md, from a report in a real browser.
+
+.venv/bin/python -m scripts.report_pictures report.html docs/images
+"""
+
+import io
+import shutil
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import click
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+HEIGHT = 1450
+
+
+class Picture(NamedTuple):
+    width: int
+    scheme: Literal["light", "dark"]
+    section: str | None
+    """Id of the section at its top; None: the page's own."""
+
+
+PICTURES = {
+    "laptop-light": Picture(1200, "light", "tau"),
+    "laptop-dark": Picture(1200, "dark", "texts"),
+    "phone-light": Picture(390, "light", None),
+    "phone-dark": Picture(390, "dark", "tau"),
+}
+
+
+@click.command()
+@click.argument("report", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def main(report: Path, out: Path) -> None:
+    """Write OUT/report-*.png."""
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        raise click.ClickException("neither chromium nor google-chrome is installed")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        for name, (width, scheme, section) in PICTURES.items():
+            page = browser.new_page(
+                viewport={"width": width, "height": HEIGHT}, color_scheme=scheme
+            )
+            page.goto(report.resolve().as_uri())
+            if section is not None:
+                page.evaluate("id => document.getElementById(id).scrollIntoView()", section)
+            picture = Image.open(io.BytesIO(page.screenshot()))
+            # Flat colours: a palette loses nothing to see, and two thirds of the bytes.
+            picture.quantize(64).save(out / f"report-{name}.png", optimize=True)
+            page.close()
+
+
+if __name__ == "__main__":
+    main()
