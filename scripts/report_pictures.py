@@ -13,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 HEIGHT = 1450
+MARGIN = 16
 
 
 class Picture(NamedTuple):
@@ -45,11 +46,12 @@ def main(report: Path, out: Path) -> None:
                 viewport={"width": width, "height": HEIGHT}, color_scheme=scheme
             )
             page.goto(report.resolve().as_uri())
-            if section is not None:
-                page.evaluate("id => document.getElementById(id).scrollIntoView()", section)
-            picture = Image.open(io.BytesIO(page.screenshot()))
+            whole = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+            top = "id => document.getElementById(id).getBoundingClientRect().top + scrollY"
+            first = 0 if section is None else int(page.evaluate(top, section)) - MARGIN
+            picture = whole.crop((0, first, width, first + HEIGHT))
             # Flat colours: a palette loses nothing to see, and two thirds of the bytes.
-            picture.quantize(64).save(out / f"report-{name}.png", optimize=True)
+            picture.quantize(256).save(out / f"report-{name}.png", optimize=True)
             page.close()
 
 
