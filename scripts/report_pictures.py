@@ -4,13 +4,14 @@
 """
 
 import io
-import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import click
 from PIL import Image
 from playwright.sync_api import sync_playwright
+
+from tests.report.browser import BROWSERS, browser_path
 
 HEIGHT = 1450
 MARGIN = 16
@@ -36,11 +37,11 @@ PICTURES = {
 @click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def main(report: Path, out: Path) -> None:
     """Write OUT/report-*.png."""
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser_path is None:
-        raise click.ClickException("neither chromium nor google-chrome is installed")
+    path = browser_path()
+    if path is None:
+        raise click.ClickException(f"none of {', '.join(BROWSERS)} is installed")
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         for name, (width, scheme, section) in PICTURES.items():
             page = browser.new_page(
                 viewport={"width": width, "height": HEIGHT}, color_scheme=scheme

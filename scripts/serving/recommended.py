@@ -1,6 +1,6 @@
 """Is the recommended number of draft tokens the measured best? Of two exports of one drafter.
 
-    python -m scripts.serving.recommended runs/prove/recommend-1 runs/prove/recommend-2
+    python -m scripts.serving.recommended EXPORT_1 EXPORT_2
 
 Each one's best number, by costs fitted to its own step times and tokens of the replay, is held
 against the speeds that the other one measured; 0 is to draft nothing while the drafter is loaded.

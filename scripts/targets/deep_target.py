@@ -7,12 +7,11 @@ offers: how many tokens to draft can be measured on a CPU.
     scripts/make_deep_target --target sample_data/target --add 24 --out runs/deep
 """
 
-import shutil
 from pathlib import Path
 
 import click
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 _ADDS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 """What a layer of Llama's kind adds to the residual stream comes through these."""
@@ -39,10 +38,7 @@ def main(target: str, num_added: int, out: Path) -> None:
     if not torch.equal(deep(input_ids).logits, shallow(input_ids).logits):
         raise click.ClickException(f"the layers of {target} are of another kind: its logits change")
     deep.save_pretrained(out)
-    for path in Path(target).glob("*token*"):
-        shutil.copy(path, out)
-    for path in Path(target).glob("chat_template*"):
-        shutil.copy(path, out)
+    AutoTokenizer.from_pretrained(target).save_pretrained(out)
 
 
 if __name__ == "__main__":

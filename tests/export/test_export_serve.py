@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -38,13 +39,18 @@ PROMPTS = 60
 PROMPT_TOKENS = 20
 
 
+def held_out_rows() -> list[dict[str, Any]]:
+    """Pretokenised prompts with the answers that the target wrote."""
+    text = (SAMPLE_DATA / "held_out" / "generated.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def prompts_of_one_length(path: Path) -> Path:
     """The held-out texts with all but their first tokens to be written again.
 
     All outputs then end at the engine's longest length, where vLLM leaves off drafting for all.
     """
-    text = (SAMPLE_DATA / "held_out" / "generated.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = held_out_rows()
     for row in rows:
         row["labels"] = [-100] * PROMPT_TOKENS + row["input_ids"][PROMPT_TOKENS:]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -142,8 +148,7 @@ def test_steps_are_timed_for_each_number_of_draft_tokens(served: Path) -> None:
 @pytest.mark.skipif(not ALL_VARIANTS, reason="scripts/prove variants runs it")
 def test_engine_that_follows_a_schedule(sample_trained: Trained, served: Path) -> None:
     """Batches become small as their outputs end: numbers change within each of them."""
-    rows = (SAMPLE_DATA / "held_out" / "generated.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = [row["input_ids"][: 20 + i] for i, row in enumerate(map(json.loads, rows[:16]))]
+    prompts = [row["input_ids"][: 20 + i] for i, row in enumerate(held_out_rows()[:16])]
     request = EngineRequest(
         target=str(sample_trained.target),
         artifact=None,
@@ -195,8 +200,7 @@ def test_unrepaired_engine_is_found_not_to_be_lossless(
     sample_trained: Trained, served: Path
 ) -> None:
     """The fault of vLLM's CPU build, left in: no acceptance is compared, and the level fails."""
-    rows = (SAMPLE_DATA / "held_out" / "generated.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = [row["input_ids"][: row["labels"].count(-100)] for row in map(json.loads, rows[:24])]
+    prompts = [row["input_ids"][: row["labels"].count(-100)] for row in held_out_rows()[:24]]
     config = ExportConfig(checkpoint="-", out="-", serve_max_tokens=32)
     found = serve.check(
         served / "checkpoint",

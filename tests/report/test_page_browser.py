@@ -1,6 +1,5 @@
 """The page in a real browser: laptop and phone, light and dark."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,16 +8,16 @@ from typing import Literal, get_args
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.report.browser import BROWSERS, browser_path
 from tests.report.conftest import MakePage
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIZES = {"laptop": (1280, 800), "phone": (390, 844)}
 Scheme = Literal["light", "dark"]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    path = browser_path()
     if path is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
     with sync_playwright() as driver:

@@ -49,7 +49,7 @@ def step_times(
     found = []
     for size in batch_sizes:
         seconds: dict[int | None, list[float]] = {number: [] for number in counts}
-        for number in islice(cycle(counts), _ROUNDS * len(counts)):
+        for number in [*counts] * _ROUNDS:
             if number is not None:
                 _draft(llm, number)
             seconds[number] += batches.steps(size, number)
