@@ -181,6 +181,13 @@ def test_context_too_short_for_any_draft(make_config: MakeConfig) -> None:
         run(make_config(context_length=4))
 
 
+def test_held_out_answers_too_short_for_a_round_of_all_heads(make_config: MakeConfig) -> None:
+    # Answers begin at the fifth token, so three of their tokens are left.
+    with pytest.raises(InputError, match=r"longer than 3 tokens.*fewer --num-heads"):
+        run(make_config(context_length=7, max_steps=1))
+    assert run(make_config(context_length=7, max_steps=1, num_heads=2)).steps == 1
+
+
 def test_draft_vocabulary_larger_than_the_targets(make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match="draft_vocab_size 1000"):
         run(make_config(draft_vocab_size=1000))

@@ -159,7 +159,7 @@ def _prepare(
         reader=reader,
         training=training,
         eval_reader=eval_reader,
-        held_out=evaluated(eval_reader, config),
+        held_out=_held_out_samples(config, eval_reader),
         eval_text=evaluated_on.text,
         folder=folder,
         state=state,
@@ -201,6 +201,19 @@ def _training_samples(
             " --eval-dump to hold some out"
         )
     return training, len(refs) - len(training)
+
+
+def _held_out_samples(config: TrainConfig, eval_reader: SampleReader) -> list[SampleRef]:
+    """What is evaluated on; the best checkpoint is chosen by whole rounds of all heads."""
+    held_out = evaluated(eval_reader, config)
+    if not eval_reader.has_span(held_out, config.num_heads + 1):
+        raise InputError(
+            f"no held-out answer of {eval_reader.dump.folder.url} is longer than"
+            f" {config.num_heads} tokens, so none has a whole round of {config.num_heads} draft"
+            " tokens to choose the best checkpoint by; give fewer --num-heads, or another"
+            " --eval-dump"
+        )
+    return held_out
 
 
 def _fresh_state(

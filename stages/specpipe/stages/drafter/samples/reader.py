@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import groupby
 
 from specpipe.schemas.dump import ShardManifest
 from specpipe.schemas.errors import InputError
@@ -103,6 +104,16 @@ class SampleReader:
                 " context length; there is nothing to train on"
             )
         return refs
+
+    def has_span(self, refs: Sequence[SampleRef], num_tokens: int) -> bool:
+        """Whether one of these samples has so many supervised tokens in a row."""
+        for shard_id, of_shard in groupby(sorted(refs), lambda ref: ref.shard_id):
+            stored = self._open(shard_id).samples()
+            for ref in of_shard:
+                spans = supervised_spans(stored[ref.index].loss_mask[: ref.num_tokens])
+                if any(end - begin >= num_tokens for begin, end in spans):
+                    return True
+        return False
 
     def is_sparse(self, refs: Sequence[SampleRef]) -> bool:
         """Whether these are so few of their shards' samples that whole shards are a waste."""
