@@ -40,6 +40,23 @@ def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) ->
     assert config.max_steps == preset["max_steps"]
 
 
+@pytest.mark.parametrize("where", ["flag", "file"])
+def test_num_epochs_does_away_with_the_steps_of_what_is_below(where: str, tmp_path: Path) -> None:
+    if where == "flag":
+        config = from_file(tmp_path, "max_steps: 7\n", preset="quick", num_epochs=3)
+    else:
+        config = from_file(tmp_path, "num_epochs: 3\n", preset="quick")
+    assert (config.max_steps, config.num_epochs) == (None, 3)
+    beside = from_file(tmp_path, "max_steps: 7\nnum_epochs: 3\n", preset="quick")
+    assert beside.max_steps == 7
+
+
+def test_batch_tokens_do_away_with_the_batch_size_of_the_file(tmp_path: Path) -> None:
+    config = from_file(tmp_path, "batch_size: 8\n", batch_tokens=512)
+    assert (config.batch_size, config.batch_tokens) == (None, 512)
+    assert from_file(tmp_path, "batch_size: 8\n", preset="quick").batch_size == 8
+
+
 def test_default_is_no_preset_at_all(tmp_path: Path) -> None:
     assert from_file(tmp_path, "preset: default\n") == from_file(tmp_path, "")
 

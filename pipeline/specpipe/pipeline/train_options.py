@@ -28,6 +28,9 @@ def _weights(
     return {url: weight for url, _, weight in parts} or None
 
 
+_OVERRIDING = {"max_steps": "num_epochs", "batch_size": "batch_tokens"}
+"""What the one would override, were it given beside it: below it, it gives way."""
+
 _DATA, _DRAFTER, _LOSS = "What is read", "The drafter", "The loss"
 _STEPS, _EVAL = "Steps and optimiser", "Evaluation"
 _RUN, _MACHINE = "The run", "The machine"
@@ -309,4 +312,5 @@ def preset_help() -> str:
 
 def train_config(path: Path | None, flags: dict[str, Any]) -> TrainConfig:
     """The configuration that a file, flags and a preset make."""
-    return load_config(TrainConfig, path, flags, {n: p.settings for n, p in PRESETS.items()})
+    presets = {name: preset.settings for name, preset in PRESETS.items()}
+    return load_config(TrainConfig, path, flags, presets, _OVERRIDING)
