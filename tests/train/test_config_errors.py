@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from specpipe.pipeline.train_options import train_config
 from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.schemas.presets import PRESETS
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig
@@ -146,7 +147,6 @@ def test_whatever_a_file_holds_is_taken_or_refused_by_name(field: str, value: An
     ("values", "words"),
     [
         ({"norm_before_fc": True, "fc_norm": True}, "norm_before_fc and fc_norm"),
-        ({"muon_learning_rate": 0.1}, "muon_learning_rate is for optimizer muon"),
         ({"schedule": "wsd", "warmup_ratio": 0.5, "wsd_decay": 0.6}, "warmup_ratio and wsd_decay"),
         ({"sliding_window": 2, "num_heads": 3}, "sliding_window 2"),
         ({"init_from": "a", "draft_vocab_size": 5}, "init_from"),
@@ -159,6 +159,73 @@ def test_settings_that_exclude_each_other(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         read(tmp_path, values)
+
+
+IDLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"muon_learning_rate": 0.1}, {"optimizer": "muon"}, "is for optimizer muon"),
+    ({"muon_momentum": 0.95}, {"optimizer": "muon"}, "is for optimizer muon"),
+    ({"wsd_decay": 0.2}, {"schedule": "wsd"}, "is for schedule wsd"),
+    ({"eta": 3.0}, {"loss": "lk_hybrid=1,ce=1"}, "is for loss lk_hybrid"),
+    ({"lambda_scope": "token"}, {"loss": "lk_hybrid"}, "is for loss lk_hybrid"),
+    ({"lambda_source": "exact"}, {"loss": "lk_hybrid"}, "is for loss lk_hybrid"),
+    ({"lambda_source": "exact"}, {"lambda_scope": "head"}, "lambda_scope head"),
+    ({"num_epochs": 10}, {"max_steps": None}, "is for runs without max_steps"),
+    ({"batch_tokens": 8192}, {"batch_size": None}, "is for steps without batch_size"),
+    ({"held_out_fraction": 0.05}, {"eval_dump": None}, "is for runs without eval_dump"),
+    ({"log_project": "p"}, {"log": ("wandb",)}, "is for runs with log"),
+    ({"log_name": "n"}, {"log": ("wandb",)}, "is for runs with log"),
+    ({"num_layers": 1}, {"init_from": None}, "is for drafters without init_from"),
+    ({"fc_norm": False}, {"init_from": None}, "is for drafters without init_from"),
+    ({"rope_theta": 1e4}, {"init_from": None}, "is for drafters without init_from"),
+    ({"draft_vocab_by": "mass"}, {"init_from": None}, "is for vocabularies that are chosen"),
+    ({"draft_vocab_by": "mass"}, {"draft_vocab_file": None}, "is for vocabularies that are chosen"),
+]
+"""A flag, what makes it count, and what is said where it does not."""
+WITHOUT: dict[str, Any] = {
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "loss": "kl",
+    "lambda_scope": "token",
+    "max_steps": 5,
+    "batch_size": 8,
+    "eval_dump": "e",
+    "log": None,
+    "init_from": "a",
+    "draft_vocab_file": "f",
+}
+"""In their place, what makes it idle."""
+
+
+@pytest.mark.parametrize(("flag", "needed", "words"), IDLE, ids=str)
+def test_a_flag_that_has_no_effect_is_refused(
+    flag: dict[str, Any], needed: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    file = {"dump": "d", "out": "o"}
+    idle = {name: WITHOUT[name] for name in needed}
+    [name] = flag
+    with pytest.raises(ConfigError, match=rf"^{name} .*{words}.*leave --") as raised:
+        train_config(None, file | idle | flag)
+    assert raised.value.exit_code == 2
+    train_config(None, file | needed | flag)
+    # A file may serve several runs.
+    assert read(tmp_path, flag | {n: v for n, v in idle.items() if v}) is not None
+
+
+def test_shard_is_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {"dump": "d", "out": "o", "shard": True}
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ConfigError, match="shard is for the processes of torchrun"):
+        train_config(None, flags)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert train_config(None, flags).shard
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_neither_presets_nor_a_runs_own_settings_are_refused(preset: str, tmp_path: Path) -> None:
+    flags = {"dump": "d", "out": "o", "preset": preset, "loss": "kl", "batch_size": 8}
+    config = train_config(None, flags)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    assert train_config(tmp_path / "config.json", {}) == config
 
 
 NOT_OF_THIS_DUMP: dict[str, Any] = {

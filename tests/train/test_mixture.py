@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError as PydanticError
 
 from scripts.bench.counting_disk import CountingDisk
+from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import ConfigError, IdentityError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint
@@ -167,3 +169,10 @@ def test_a_mix_is_read_from_flags_and_files(tmp_path: Path) -> None:
     settings = {"dump": "a", "out": "b", "mix": {"s3://bucket/dump": "0.5", "c=d": 2}}
     config = TrainConfig.model_validate(settings)
     assert config.mix == {"s3://bucket/dump": 0.5, "c=d": 2.0}
+
+
+def test_a_dump_that_is_mixed_in_twice() -> None:
+    command = ["train", "--dump", "a", "--out", "b", "--mix", "c=1", "--mix", "c=2"]
+    refused = CliRunner().invoke(specpipe, command)
+    assert refused.exit_code == 2
+    assert "a dump is named twice" in refused.output

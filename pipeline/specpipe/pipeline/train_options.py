@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import click
 
+from specpipe.pipeline.idle_flags import refuse_idle
 from specpipe.pipeline.options import (
     Function,
     GroupedOption,
@@ -13,7 +14,7 @@ from specpipe.pipeline.options import (
     comma_words,
     with_options,
 )
-from specpipe.pipeline.settings import load_config
+from specpipe.pipeline.settings import given, load_config
 from specpipe.schemas.presets import PRESETS
 from specpipe.schemas.train_config import AttentionName, LossName, TrainConfig
 
@@ -25,7 +26,10 @@ def _weights(
     parts = [value.rpartition("=") for value in values]
     if lacking := [weight for url, _, weight in parts if not url]:
         raise click.BadParameter(f"{lacking[0]!r} is not URL=WEIGHT, as in s3://bucket/dump=0.5")
-    return {url: weight for url, _, weight in parts} or None
+    weights = {url: weight for url, _, weight in parts}
+    if len(weights) < len(parts):
+        raise click.BadParameter("a dump is named twice")
+    return weights or None
 
 
 _OVERRIDING = {"max_steps": "num_epochs", "batch_size": "batch_tokens"}
@@ -311,6 +315,8 @@ def preset_help() -> str:
 
 
 def train_config(path: Path | None, flags: dict[str, Any]) -> TrainConfig:
-    """The configuration that a file, flags and a preset make."""
-    presets = {name: preset.settings for name, preset in PRESETS.items()}
-    return load_config(TrainConfig, path, flags, presets, _OVERRIDING)
+    """The configuration that a file, flags and a preset make; a flag without effect is refused."""
+    presets: dict[str, dict[str, Any]] = {name: p.settings for name, p in PRESETS.items()}
+    config = load_config(TrainConfig, path, flags, presets, _OVERRIDING)
+    refuse_idle(config, given(flags))
+    return config

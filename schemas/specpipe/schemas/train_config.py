@@ -214,9 +214,7 @@ class TrainConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _rates_of_what_there_is(self) -> "TrainConfig":
-        if self.muon_learning_rate is not None and self.optimizer != "muon":
-            raise ValueError("muon_learning_rate is for optimizer muon")
+    def _shares_of_the_same_steps(self) -> "TrainConfig":
         if self.schedule == "wsd" and self.warmup_ratio + self.wsd_decay > 1:
             raise ValueError(
                 "warmup_ratio and wsd_decay are shares of the same steps: together at most 1"

@@ -1,0 +1,63 @@
+"""Flags of `specpipe train` that could do nothing beside the other settings."""
+
+import os
+from collections.abc import Callable, Iterable
+
+from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.train_config import TrainConfig
+
+
+def _hybrid(config: TrainConfig) -> bool:
+    return "lk_hybrid" in config.losses
+
+
+def _muon(config: TrainConfig) -> bool:
+    return config.optimizer == "muon"
+
+
+def _fresh(config: TrainConfig) -> bool:
+    return config.init_from is None
+
+
+_COUNTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
+    "muon_learning_rate": (_muon, "optimizer muon"),
+    "muon_momentum": (_muon, "optimizer muon"),
+    "wsd_decay": (lambda c: c.schedule == "wsd", "schedule wsd"),
+    "eta": (_hybrid, "loss lk_hybrid"),
+    "lambda_scope": (_hybrid, "loss lk_hybrid"),
+    "lambda_source": (
+        lambda c: _hybrid(c) and c.lambda_scope == "head",
+        "loss lk_hybrid with lambda_scope head",
+    ),
+    "num_epochs": (lambda c: c.max_steps is None, "runs without max_steps"),
+    "batch_tokens": (lambda c: c.batch_size is None, "steps without batch_size"),
+    "held_out_fraction": (lambda c: c.eval_dump is None, "runs without eval_dump"),
+    "log_project": (lambda c: bool(c.log), "runs with log"),
+    "log_name": (lambda c: bool(c.log), "runs with log"),
+    "shard": (lambda _: "WORLD_SIZE" in os.environ, "the processes of torchrun"),
+    **{
+        name: (_fresh, "drafters without init_from, whose artifact decides it")
+        for name in ("rope_theta", *DrafterShape.model_fields)
+    },
+    "draft_vocab_by": (
+        lambda c: _fresh(c) and c.draft_vocab_file is None,
+        "vocabularies that are chosen, without draft_vocab_file and init_from",
+    ),
+}
+"""When a setting counts, and in words what it is for; others always count."""
+
+
+def refuse_idle(config: TrainConfig, flags: Iterable[str]) -> None:
+    """Raise ConfigError naming every one of the given flags that has no effect.
+
+    In a file such a setting may stand: it may serve several runs, and a job's says everything.
+    """
+    idle = [name for name in flags if name in _COUNTS and not _COUNTS[name][0](config)]
+    if idle:
+        raise ConfigError(
+            "; ".join(
+                f"{name} is for {_COUNTS[name][1]}: leave --{name.replace('_', '-')} out"
+                for name in idle
+            )
+        )
