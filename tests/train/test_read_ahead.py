@@ -224,9 +224,9 @@ def reading_threads() -> list[threading.Thread]:
 
 
 def check_threads_end() -> None:
-    for thread in reading_threads():
-        thread.join(30)
-    assert not reading_threads()
+    while threads := reading_threads():
+        threads[0].join(30)
+        assert not threads[0].is_alive()
 
 
 @pytest.mark.parametrize("prefetch_mib", [0, 64])

@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from specpipe.schemas.errors import StoreError, UnfinishedError
 from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import load_checkpoint
+from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.storage import retry
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.retry import RetryPolicy
@@ -166,6 +168,33 @@ def test_sigterm_while_the_store_does_not_answer(
     check_threads_end()
     run(config)
     same_run(Path(whole.out), Path(config.out))
+
+
+def test_the_process_ends_while_the_store_does_not_answer(
+    s3_dump: str, s3_server: S3Server, stalled: threading.Event, tmp_path: Path
+) -> None:
+    out, waits = tmp_path / "run", threading.Event()
+
+    def wait(_request: Request) -> None:
+        if latest_checkpoint(out) is not None:
+            waits.set()
+            stalled.wait()
+
+    stalled.clear()
+    s3_server.fault = wait
+    file = tmp_path / "config.json"
+    file.write_text(make_stream_config(s3_dump, out, prefetch_mib=0).model_dump_json())
+    command = [sys.executable, "-m", "specpipe", "train", "--config", str(file)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert waits.wait(120)
+            process.send_signal(signal.SIGTERM)
+            # The store is asked again for minutes.
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 5, said
+    assert "checkpoint saved" in said
 
 
 def test_the_waits_of_steps_and_evaluations_add_up(make_config: MakeConfig) -> None:

@@ -4,7 +4,7 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
 from specpipe.stages.storage.int8_states import Quantiser
 from specpipe.stages.storage.listing import listed_arrays, shard_entries
 from specpipe.stages.storage.objects import read_object
+from specpipe.stages.storage.reading_threads import ReadingThreads
 from specpipe.stages.storage.row_scan import RowScan
 from specpipe.stages.storage.samples import StoredSample, check_samples, samples_from_parquet
 from specpipe.stages.storage.scales import read_scales
@@ -171,30 +172,29 @@ class ShardReader:
     ) -> None:
         """Whole arrays to their places, their chunks read in parallel and checked in order."""
         checks = {array.name: self._check(array, samples) for array in arrays}
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            try:
-                reads = {
-                    array.name: self._start_reading(pool, array, places[array.name], check)
-                    for array, check in zip(arrays, checks.values(), strict=True)
-                }
-                for name, check in checks.items():
-                    for index, read in enumerate(reads[name]):
-                        for key, problem in check.chunk(index, read.result()):
-                            where = self._folder.where(key)
-                            raise IntegrityError(f"{where} {problem}; {HOW_TO_REPAIR}")
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        threads = ReadingThreads(_PARALLEL_READS, "specpipe-chunk")
+        try:
+            reads = {
+                array.name: self._start_reading(threads, array, places[array.name], check)
+                for array, check in zip(arrays, checks.values(), strict=True)
+            }
+            for name, check in checks.items():
+                for index, read in enumerate(reads[name]):
+                    for key, problem in check.chunk(index, read.result()):
+                        where = self._folder.where(key)
+                        raise IntegrityError(f"{where} {problem}; {HOW_TO_REPAIR}")
+        finally:
+            threads.close()
 
     def _start_reading(
         self,
-        pool: ThreadPoolExecutor,
+        threads: ReadingThreads,
         array: ArrayLayout,
         place: npt.NDArray[Any],
         check: ArrayCheck,
     ) -> list[Future[ReadChunk]]:
         return [
-            pool.submit(
+            threads.submit(
                 self._read_chunk,
                 array,
                 index,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from itertools import groupby
 from types import TracebackType
 from typing import Generic, Self
@@ -11,6 +11,7 @@ from specpipe.schemas.train_config import PREFETCH_MIB
 from specpipe.stages.drafter.samples.batch import DrafterSample
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 from specpipe.stages.drafter.samples.shard_window import R, Read, ShardWindow, T
+from specpipe.stages.storage.reading_threads import ReadingThreads
 
 
 class ReadAhead(Generic[R, T]):
@@ -26,7 +27,7 @@ class ReadAhead(Generic[R, T]):
     ) -> None:
         self._window = ShardWindow(plan, make, prefetch_mib * 2**20)
         self._made = iter(self._window)
-        self._pool = ThreadPoolExecutor(1, "specpipe-batch")
+        self._threads = ReadingThreads(1, "specpipe-batch")
         self._is_ahead = prefetch_mib > 0
         self._coming: Future[tuple[R, T] | None] | None = None
         self.seconds_waited = 0.0
@@ -42,7 +43,7 @@ class ReadAhead(Generic[R, T]):
     ) -> None:
         """Read no further; the threads end once what they read has come."""
         self._window.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def __iter__(self) -> Iterator[tuple[R, T]]:
         return self
@@ -66,7 +67,7 @@ class ReadAhead(Generic[R, T]):
         return made
 
     def _next(self) -> "Future[tuple[R, T] | None]":
-        self._coming = self._coming or self._pool.submit(next, self._made, None)
+        self._coming = self._coming or self._threads.submit(next, self._made, None)
         return self._coming
 
 

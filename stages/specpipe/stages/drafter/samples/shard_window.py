@@ -12,7 +12,7 @@ go.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Generic, TypeVar
@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 from specpipe.stages.drafter.samples.batch import DrafterSample
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef, Samples, WholeShard
 from specpipe.stages.storage.buffer_pool import BufferPool
+from specpipe.stages.storage.reading_threads import ReadingThreads
 
 _PARALLEL_SHARDS = 4
 _USES_AHEAD = 4096
@@ -94,7 +95,7 @@ class ShardWindow(Generic[R, T]):
         self._open: dict[Key, tuple[Future[WholeShard | Samples], int]] = {}
         """With its bytes; the one used longest ago first."""
         self._num_bytes = 0
-        self._pool = ThreadPoolExecutor(_PARALLEL_SHARDS, "specpipe-read")
+        self._threads = ReadingThreads(_PARALLEL_SHARDS, "specpipe-read")
 
     def __iter__(self) -> Iterator[tuple[R, T]]:
         """Raises what opening a shard raised, when the shard's turn has come."""
@@ -115,7 +116,7 @@ class ShardWindow(Generic[R, T]):
 
     def close(self) -> None:
         """Open no more; what is being read now ends on its own."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _take(self, use: _Use[R]) -> None:
         """The samples of a use, to those of its read."""
@@ -141,7 +142,7 @@ class ShardWindow(Generic[R, T]):
                         return
                     self._let_go()
                     self._make_room(num_bytes)
-                self._open[key] = self._pool.submit(use.open, self._buffers), num_bytes
+                self._open[key] = self._threads.submit(use.open, self._buffers), num_bytes
                 self._num_bytes += num_bytes
             self._num_ahead[key] += 1
             self._ahead.append(use)
