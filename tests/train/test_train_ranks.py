@@ -89,11 +89,19 @@ def test_packs_of_a_step_are_uneven_over_two_ranks(make_packed: MakeConfig) -> N
     assert any(count % 2 for count in counts)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("sharded", "mixed", "optimizer"),
+    [(False, True, "adamw"), (True, False, "adamw"), (True, False, "muon")],
+)
 def test_two_ranks_train_as_one_process(
-    sharded: bool, whole: TrainConfig, make_packed: MakeConfig
+    sharded: bool, mixed: bool, optimizer: str, make_packed: MakeConfig, make_dump: MakeDump
 ) -> None:
-    config = make_packed("two", shard=sharded)
+    mix = {str(make_dump(data_seed=5, num_samples=30)): 0.5} if mixed else {}
+    whole, config = (
+        make_packed(name, shard=name == "two" and sharded, mix=mix, optimizer=optimizer)
+        for name in ("whole", "two")
+    )
+    run(whole)
     file = Path(config.out).with_suffix(".json")
     file.write_text(config.model_dump_json())
     command = [*TORCHRUN, "-m", "specpipe", "train", "--config", str(file), "--json"]
@@ -106,6 +114,8 @@ def test_two_ranks_train_as_one_process(
     assert one.keys() == two.keys()
     for name, weight in one.items():
         assert weight.shape == two[name].shape
+        # Muon turns matrices in bfloat16: its weights differ by up to 5e-4, and by 7e-3 where each
+        # shard is turned alone.
         torch.testing.assert_close(two[name], weight, rtol=1e-2, atol=2e-3, msg=name)
 
 
