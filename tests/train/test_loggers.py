@@ -105,6 +105,27 @@ def test_a_run_that_is_killed_reports_no_step_twice(
         assert {step for step, _ in wanted[key]} - set(steps) <= {3, 4, 5}, (key, steps)
 
 
+def test_an_evaluation_that_is_made_again_is_reported_once(
+    name: str, make_config: MakeConfig
+) -> None:
+    # An evaluation of several batches, in which the time limit falls.
+    config = make_config(log=name, log_project="tests", pack_tokens=110, max_steps=3, eval_every=2)
+
+    def die_after_evaluation(_step: int, _total: int, figures: dict[str, float]) -> None:
+        if "tau" in figures:
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(UnfinishedError):
+            run(config.model_copy(update={"time_limit": 1e-6}))
+    with pytest.raises(ZeroDivisionError):
+        run(config, progress=die_after_evaluation)
+    run(config)
+    folder = Path(config.out)
+    assert [row["step"] for row in read_metrics(folder)] == [0, 1, 2, 2, 3, 3]
+    same_history(history(name, folder), expected(folder))
+
+
 def test_no_secret_reaches_a_logger(name: str, tmp_path: Path) -> None:
     config = TrainConfig(
         dump="s3://key:hunter2@bucket/dump", out=str(tmp_path / "run"), log=(name,)

@@ -155,6 +155,19 @@ def test_a_rank_that_is_killed_ends_the_run_which_goes_on_bit_for_bit(
     same_run(Path(whole.out), Path(broken.out))
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_sigterm_to_a_rank_within_an_evaluation(sharded: bool, make_packed: MakeConfig) -> None:
+    whole, stopped = (make_packed(name, shard=sharded) for name in ("whole", "stopped"))
+    assert train(whole)[0] == [0, 0]
+    # Of an evaluation's three batches the second is its own.
+    codes, stderr = train(stopped, "1/eval:2")
+    assert codes == [5, 5], stderr
+    assert stderr.count("SIGTERM): stopped at step 4 of 12") == 1
+    assert _state(stopped).eval_due
+    assert train(stopped)[0] == [0, 0]
+    same_run(Path(whole.out), Path(stopped.out))
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(make_packed: MakeConfig) -> None:
     config = make_packed("diverged", checkpoint_every=1)
     codes, stderr = train(config, "1/nan:3")

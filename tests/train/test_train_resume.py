@@ -12,9 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from specpipe.schemas.errors import UnfinishedError
-from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.drafter.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    resolve_checkpoint,
+)
 from specpipe.stages.train.run import run
+from specpipe.stages.train.trainee import Trainee
 from tests.train.conftest import MakeConfig, read_metrics, same_run
+from tests.train.train_killed import prepare
 
 KILLED = Path(__file__).with_name("train_killed.py")
 NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
@@ -64,6 +70,55 @@ def test_sigterm_saves_and_asks_to_be_run_again(make_config: MakeConfig, tmp_pat
     whole = make_config(out=str(tmp_path / "whole"))
     run(whole)
     same_run(Path(whole.out), Path(config.out))
+
+
+def test_sigterm_within_an_evaluation_which_is_made_when_the_run_goes_on(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = (
+        make_config(out=str(tmp_path / name), pack_tokens=110) for name in ("whole", "stopped")
+    )
+    run(whole)
+
+    def stop_at_batch(number: int) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainee, "measure", Trainee.measure)
+            prepare(f"eval:{number}")
+            with pytest.raises(UnfinishedError, match="SIGTERM") as raised:
+                run(stopped)
+        return str(raised.value)
+
+    def die_after_evaluation(_step: int, _total: int, figures: dict[str, float]) -> None:
+        if "tau" in figures:
+            raise ZeroDivisionError
+
+    # An evaluation has three batches.
+    assert "before the first step, in the evaluation" in stop_at_batch(2)
+    assert latest_checkpoint(Path(stopped.out)) is None
+    for number in (5, 1):
+        assert "step 4 of 12" in stop_at_batch(number)
+    # The evaluation stands in metrics.jsonl then, and in no checkpoint.
+    with pytest.raises(ZeroDivisionError):
+        run(stopped, progress=die_after_evaluation)
+    assert read_metrics(stopped.out)[-1]["eval"]
+    assert "step 12 of 12" in stop_at_batch(8)
+    run(stopped)
+    same_run(Path(whole.out), Path(stopped.out))
+
+
+def test_a_time_limit_within_evaluations_lets_every_run_get_further(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    whole, limited = (
+        make_config(out=str(tmp_path / name), pack_tokens=110, max_steps=4, eval_every=2)
+        for name in ("whole", "limited")
+    )
+    run(whole)
+    for step in (1, 2, 2, 3, 4):
+        with pytest.raises(UnfinishedError, match=f"time limit.*step {step} of 4"):
+            run(limited.model_copy(update={"time_limit": 1e-6}))
+    run(limited)
+    same_run(Path(whole.out), Path(limited.out))
 
 
 def test_time_limit_saves_and_asks_to_be_run_again(make_config: MakeConfig) -> None:

@@ -130,7 +130,7 @@ def stalled() -> Iterator[threading.Event]:
     event.set()
 
 
-@pytest.mark.parametrize("at_step", [0, 5])
+@pytest.mark.parametrize("at_step", [0, 4, 5])
 def test_sigterm_while_the_store_does_not_answer(
     at_step: int,
     whole: TrainConfig,

@@ -4,8 +4,9 @@
 
 MOMENT is `write:N` (SIGKILL right after the N-th flush of a file to disk, so also in the middle of
 a checkpoint), `step:N` (SIGKILL after N optimiser steps of this process), `term:N` (SIGTERM then),
-`nan:N` (the N-th loss of this process is not finite); `none` runs to the end. Of several
-processes it happens to RANK alone. The exit code is that of the command line.
+`eval:N` (SIGTERM after N batches of evaluations), `nan:N` (the N-th loss of this process is not
+finite); `none` runs to the end. Of several processes it happens to RANK alone. The exit code is
+that of the command line.
 """
 
 import math
@@ -52,6 +53,8 @@ def prepare(moment: str) -> None:
         after(Loop, "_step", int(number), send(signal.SIGKILL))
     elif kind == "term":
         after(Loop, "_step", int(number), send(signal.SIGTERM))
+    elif kind == "eval":
+        after(Trainee, "measure", int(number), send(signal.SIGTERM))
     elif kind == "nan":
         after(Trainee, "loss", int(number), lambda made: (made[0] * math.nan, made[1]))
 

@@ -7,6 +7,7 @@ RUN/
   checkpoints/
     step-00000120/       model.safetensors, optimizer.safetensors, vocab.safetensors,
                          drafter.json, state.json
+    step-...-unevaluated/  the same, before the evaluation at this step
   result.json            the TrainResult, once the run is complete
   latest, best           names of checkpoints
   loggers.json           a LoggerRecord for each logger that the run has reported to
@@ -99,6 +100,8 @@ class TrainState(Sealed):
     epoch: int = Field(ge=0)
     batch_in_epoch: int = Field(ge=0)
     total_steps: int
+    eval_due: bool
+    """The evaluation at this step is still to come."""
     num_heads: int
     previous_alpha: list[float] | None
     """Mean alpha per head of the last step (lk_hybrid with lambda_source previous_step)."""
@@ -136,6 +139,11 @@ class LoggerRecord(Record):
     """The last step that it has an evaluation of."""
     is_open: bool = True
     """Whether it is, or was at the last run's end, being reported to."""
+
+    def up_to(self, step: int) -> "LoggerRecord":
+        """Without what was reported of later steps."""
+        seen = {"step": min(self.step, step), "evaluation": min(self.evaluation, step)}
+        return self.model_copy(update=seen)
 
 
 class TrainResult(Record):

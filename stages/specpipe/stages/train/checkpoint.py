@@ -51,6 +51,11 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def _name(state: TrainState) -> str:
+    """Of its own while the evaluation is to come: the one after it has the step's plain name."""
+    return checkpoint_name(state.step) + ("-unevaluated" if state.eval_due else "")
+
+
 def save_checkpoint(
     run: Path, trainee: Trainee, state: TrainState, *, best: bool, keep: int
 ) -> None:
@@ -72,14 +77,14 @@ def save_checkpoint(
             _write(run, files, state)
             # `latest` last: a kill before it repeats this save, and `best` with it.
             if best:
-                write_file(run / BEST_FILE, checkpoint_name(state.step).encode())
-            write_file(run / LATEST_FILE, checkpoint_name(state.step).encode())
+                write_file(run / BEST_FILE, _name(state).encode())
+            write_file(run / LATEST_FILE, _name(state).encode())
             _rotate(run, keep)
 
 
 def _write(run: Path, files: dict[str, bytes], state: TrainState) -> None:
     folder = run / CHECKPOINTS_FOLDER
-    final = folder / checkpoint_name(state.step)
+    final = folder / _name(state)
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     # Validated anew, which seals the state as it is now.
     state = TrainState.model_validate(

@@ -1,6 +1,6 @@
 """Evaluation on held-out samples: every metric and the replay, whatever the loss."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -17,13 +17,33 @@ from specpipe.stages.train.trainee import Trainee
 
 
 @torch.no_grad()
-def evaluate(trainee: Trainee, batches: Iterable[Batch], text: TextOrigin) -> EvalMetrics:
-    """All metrics of the drafter as it stands, on the batches of all ranks."""
+def evaluate(
+    trainee: Trainee,
+    batches: Iterable[Batch],
+    num_batches: int,
+    text: TextOrigin,
+    should_stop: Callable[[], str | None],
+) -> EvalMetrics | str:
+    """All metrics of the drafter as it stands, on the batches of all ranks.
+
+    `batches` are this rank's: those with the numbers rank, rank + size, ... of `num_batches`.
+    Between them the ranks ask together whether to stop, and where they do, return the reason; so
+    they do where a rank's batches end too early.
+    """
     ranks = trainee.ranks
     sums = MeasureSums(trainee.config.num_heads, keep_spans=True, eta=trainee.config.eta)
-    with gathered(trainee.model), ranks.together():
-        for batch in on_device(batches, trainee.device):
-            sums.add(batch, trainee.measure(trainee.hidden(batch), batch))
+    moved = on_device(batches, trainee.device)
+    with gathered(trainee.model):
+        for first in range(0, num_batches, ranks.size):
+            is_mine, is_last = first + ranks.rank < num_batches, first + ranks.size >= num_batches
+            with ranks.together() as agreed:
+                batch = next(moved, None)
+                if batch is not None:
+                    sums.add(batch, trainee.measure(trainee.hidden(batch), batch))
+                if not is_last or (is_mine and batch is None):
+                    agreed.reason = should_stop()
+            if agreed.reason is not None:
+                return agreed.reason
     if ranks.size > 1:
         sums = _merged([load(data) for data in ranks.gather(save(_arrays(sums)))], sums.num_heads)
     metrics = trainee.eval_metrics(sums, text)

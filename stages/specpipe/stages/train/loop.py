@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, NoReturn
 
 from specpipe.schemas.checkpoint import TrainState
@@ -34,6 +33,7 @@ from specpipe.stages.train.ranks import lost
 from specpipe.stages.train.run_folder import RunFolder
 from specpipe.stages.train.schedule import rate_factor
 from specpipe.stages.train.step import StepFigures, compute_gradients
+from specpipe.stages.train.stop import StopQuestion
 from specpipe.stages.train.trainee import Trainee
 
 MOST_STEPS_AT_RISK = 500
@@ -59,8 +59,8 @@ class Loop:
     folder: RunFolder
     state: TrainState
     reports: Reports
-    should_stop: Callable[[], str | None]
-    """The reason to stop early, if there is one; asked after every step and while data is late."""
+    should_stop: StopQuestion
+    """Asked after every step, between the batches of an evaluation, and while data is late."""
     progress: Progress
 
     idle: Batch | None = None
@@ -70,6 +70,8 @@ class Loop:
     _memory: BufferPool = field(init=False, default_factory=lambda: BufferPool(0))
     """Of batches that are done with, for the next ones."""
     _steps: Iterator[Step] = field(init=False)
+    _num_eval_batches: int = field(init=False)
+    """Of one evaluation, on all ranks."""
     _before: TrainState = field(init=False)
     _began: float = field(init=False)
     _report_error: Exception | None = field(init=False, default=None)
@@ -79,42 +81,63 @@ class Loop:
         config, ranks = self.trainee.config, self.trainee.ranks
         share = slice(ranks.rank, None, ranks.size)
         pack_tokens = config.pack_tokens or config.batch_tokens
-        evaluation = evaluation_reads(self.eval_reader, self.held_out, pack_tokens)[share]
-        reads = planned_reads(config, self.state, self.reader, self.training, evaluation, share)
+        evaluation = evaluation_reads(self.eval_reader, self.held_out, pack_tokens, ranks.size)
+        self._num_eval_batches = len(evaluation)
+        reads = planned_reads(
+            config, self.state, self.reader, self.training, evaluation[share], share
+        )
         self._steps = planned_steps(config, self.state, self.training)
         self._before, self._began = self.state, time.monotonic()
         # A sharded model exchanges its weights and gradients inside its passes.
         with lost(), ReadAhead(reads, self._batch, config.prefetch_mib) as self._batches:
-            self._run(len(evaluation))
+            self._run()
         return self.state
 
     def _batch(self, samples: list[DrafterSample]) -> Batch:
         batch = make_batch(samples, self.trainee.config.num_heads, self._memory)
         return batch.pinned() if self.trainee.device.type == "cuda" else batch
 
-    def _run(self, num_eval_batches: int) -> None:
-        total, config = self.state.total_steps, self.trainee.config
+    def _run(self) -> None:
+        if self.state.eval_due and self.state.step > 0:
+            self._finish_step()
+        elif self.state.eval_due:
+            metrics = self._evaluate()
+            self.state = self.state.model_copy(update={"untrained": metrics})
+        while not self._is_over():
+            self._step()
+            self._finish_step()
+
+    def _is_over(self) -> bool:
+        is_last = self.state.step == self.state.total_steps
+        return is_last or stops_early(self.state, self.trainee.config)
+
+    def _finish_step(self) -> None:
+        """After the update: the evaluation and the checkpoint, where it is their turn."""
+        step, total, config = self.state.step, self.state.total_steps, self.trainee.config
         checkpoint_every = config.checkpoint_every or min(
             eval_every(total, config), MOST_STEPS_AT_RISK
         )
+        best = self.state.eval_due and self._keep_best(self._evaluate())
+        is_over = self._is_over()
+        with self.trainee.ranks.together() as agreed:
+            self._check_reported()
+            agreed.reason = None if is_over else self.should_stop()
+        if best or agreed.reason or step % checkpoint_every == 0 or is_over:
+            self._save(best)
+        if agreed.reason:
+            self._stop(agreed.reason)
+
+    def _leave(self, reason: str, at_first: str) -> NoReturn:
+        """Stop where no checkpoint is due; `at_first` says what came before the first step."""
         if self.state.step == 0:
-            metrics = self._evaluate(num_eval_batches)
-            self.state = self.state.model_copy(update={"untrained": metrics})
-        while self.state.step < total and not stops_early(self.state, config):
-            self._step()
-            step = self.state.step
-            best = False
-            if evaluates_after(step, total, config):
-                best = self._keep_best(self._evaluate(num_eval_batches))
-            is_last = step == total or stops_early(self.state, config)
-            with self.trainee.ranks.together() as agreed:
-                if self._report_error is not None:
-                    raise self._report_error
-                agreed.reason = None if is_last else self.should_stop()
-            if best or agreed.reason or step % checkpoint_every == 0 or is_last:
-                self._save(best)
-            if agreed.reason:
-                self._stop(agreed.reason)
+            self._end(
+                UnfinishedError(
+                    f"{reason}: stopped before the first step, {at_first}; run the same command"
+                    " again"
+                )
+            )
+        self._save(best=False)
+        self._stop(reason)
 
     def _stop(self, reason: str) -> NoReturn:
         step, total = self.state.step, self.state.total_steps
@@ -142,15 +165,7 @@ class Loop:
                     agreed.reason = self.should_stop()
         if agreed.reason is None:
             return packs
-        if self.state.step == 0:
-            self._end(
-                UnfinishedError(
-                    f"{agreed.reason}: stopped before the first step, which waited for data from"
-                    f" {self.reader.dump.folder.url}; run the same command again"
-                )
-            )
-        self._save(best=False)
-        self._stop(agreed.reason)
+        self._leave(agreed.reason, f"which waited for data from {self.reader.dump.folder.url}")
 
     def _step(self) -> None:
         trainee, config, number = self.trainee, self.trainee.config, self.state.step
@@ -171,6 +186,7 @@ class Loop:
                 "step": number + 1,
                 "epoch": step.epoch,
                 "batch_in_epoch": step.index + 1,
+                "eval_due": evaluates_after(number + 1, self.state.total_steps, config),
                 "previous_alpha": after.alpha,
                 "survival": after.survival,
                 "num_tokens": self.state.num_tokens + step.num_tokens,
@@ -204,16 +220,43 @@ class Loop:
             )
         )
 
-    def _evaluate(self, num_batches: int) -> EvalMetrics:
+    def _evaluate(self) -> EvalMetrics:
         began, waited = time.monotonic(), self._batches.seconds_waited
-        held_out = (batch for _, batch in islice(self._batches, num_batches))
-        metrics = evaluate(self.trainee, held_out, self.eval_text)
+        metrics = evaluate(
+            self.trainee,
+            self._held_out(),
+            self._num_eval_batches,
+            self.eval_text,
+            self._stops_evaluation,
+        )
+        if isinstance(metrics, str):
+            self._leave(metrics, "in the evaluation")
         waited = self._batches.seconds_waited - waited
         seconds = time.monotonic() - began
         self._report({"eval": metrics.model_dump(), "seconds": seconds, "data_wait": waited})
         tau = selection_tau(metrics, self.eval_text)
         self._show({"tau": tau})
+        self.state = self.state.model_copy(update={"eval_due": False})
         return metrics
+
+    def _held_out(self) -> Iterator[Batch]:
+        """This rank's batches of an evaluation; they end where one is late and the run stops."""
+        ranks = self.trainee.ranks
+        for _ in range(ranks.rank, self._num_eval_batches, ranks.size):
+            while not self._batches.is_ready(STOP_PATIENCE):
+                if self._stops_evaluation() is not None:
+                    return
+            yield next(self._batches)[1]
+
+    def _stops_evaluation(self) -> str | None:
+        """The reason to stop within an evaluation.
+
+        One that the run goes on with is not stopped by the time limit: a limit shorter than an
+        evaluation would let no run get further.
+        """
+        self._check_reported()
+        is_first = self.state.step == self._before.step
+        return self.should_stop.of_signal() if is_first else self.should_stop()
 
     def _keep_best(self, metrics: EvalMetrics) -> bool:
         best = self.state.best
@@ -234,6 +277,11 @@ class Loop:
             # Raised where the ranks agree: alone it would leave the others waiting.
             self._report_error = self._report_error or error
         self.reports.add(row)
+
+    def _check_reported(self) -> None:
+        """Raise what went wrong with the metrics; to be called where the ranks agree."""
+        if self._report_error is not None:
+            raise self._report_error
 
     def _show(self, figures: dict[str, float]) -> None:
         if self.trainee.ranks.is_first:

@@ -57,7 +57,7 @@ def planned_reads(
 
     `share` picks the rank's packs of a step; `evaluation` is the rank's part of one evaluation.
     """
-    if state.step == 0:
+    if state.eval_due:
         yield from evaluation
     is_sparse = not reader.has_room(config.prefetch_mib)
     steps = planned_steps(config, state, training)

@@ -67,8 +67,8 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
             loop = _prepare(config, folder, checkpoint_path, ranks, reports, should_stop, progress)
             if ranks.is_first:
                 _bind(config, folder, loop)
-                folder.cut_metrics(-1 if checkpoint_path is None else loop.state.step)
-                step = loop.state.step or -1
+                folder.cut_metrics(loop.state)
+                step = -1 if checkpoint_path is None else loop.state.step
                 held.enter_context(open_loggers(config, folder.path, step, records, reports))
         with _of_the_disk(folder):
             result = _result(config, folder, loop.run())
@@ -233,6 +233,7 @@ def _fresh_state(
         epoch=0,
         batch_in_epoch=0,
         total_steps=total,
+        eval_due=True,
         num_heads=config.num_heads,
         previous_alpha=None,
         num_tokens=0,

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from specpipe.schemas.checkpoint import CONFIG_FILE, METRICS_FILE
+from specpipe.schemas.checkpoint import CONFIG_FILE, METRICS_FILE, TrainState
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
 from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.metric_rows import metric_rows
+from specpipe.stages.drafter.metric_rows import Row, metric_rows
 from specpipe.stages.storage.folder_lock import locked
 from specpipe.stages.storage.local_disk import write_file
 
@@ -74,12 +74,12 @@ class RunFolder:
         text = config.without_credentials().model_dump_json(indent=2)
         write_file(self.path / CONFIG_FILE, text.encode())
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop what metrics.jsonl says of steps after `step`, and a torn last line."""
+    def cut_metrics(self, state: TrainState) -> None:
+        """Drop what a run that goes on from `state` says again, and a torn last line."""
         path = self.path / METRICS_FILE
         if not path.exists():
             return
-        kept = [_as_line(row) for row in metric_rows(self.path) if row["step"] <= step]
+        kept = [_as_line(row) for row in metric_rows(self.path) if _stands(row, state)]
         write_file(path, "".join(kept).encode())
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -89,6 +89,12 @@ class RunFolder:
                 file.write(_as_line(row))
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _stands(row: Row, state: TrainState) -> bool:
+    if row["step"] == state.step and "eval" in row:
+        return not state.eval_due
+    return bool(row["step"] <= state.step)
 
 
 def _as_line(row: dict[str, Any]) -> str:

@@ -18,9 +18,13 @@ class StopQuestion:
     def signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signalled = True
 
+    def of_signal(self) -> str | None:
+        """The answer where the time limit does not count."""
+        return "asked to stop (SIGTERM)" if self._signalled else None
+
     def __call__(self) -> str | None:
         if self._signalled:
-            return "asked to stop (SIGTERM)"
+            return self.of_signal()
         if self._deadline is not None and time.monotonic() >= self._deadline:
             return "the time limit is reached"
         return None

@@ -46,7 +46,7 @@ def open_loggers(
         for name in config.log:
             record = records.get(name)
             logger = _opened(name, config, folder, step, record)
-            reports.to(name, logger, record)
+            reports.to(name, logger, record, step)
             names[name] = logger.run_id
         if records or names:
             write_records(folder, _now_open(records, names))

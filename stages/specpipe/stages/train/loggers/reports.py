@@ -16,11 +16,14 @@ class Reports:
         self._senders: dict[str, Sender] = {}
         self._reported: dict[str, LoggerRecord] = {}
 
-    def to(self, name: str, logger: Logger, record: LoggerRecord | None) -> None:
-        """Report to a logger from here on, but not what the record says that it has for good."""
+    def to(self, name: str, logger: Logger, record: LoggerRecord | None, step: int) -> None:
+        """Report to a logger from here on, but not what the record says that it has for good.
+
+        `step` is the one that the logger was opened with.
+        """
         self._senders[name] = Sender(name, logger)
-        if record is not None and not logger.takes_back:
-            self._reported[name] = record
+        if record is not None:
+            self._reported[name] = record.up_to(step) if logger.takes_back else record
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Report a row of metrics.jsonl; never fails."""
