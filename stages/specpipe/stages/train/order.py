@@ -59,7 +59,9 @@ def planned_reads(
     """
     if state.eval_due:
         yield from evaluation
-    is_sparse = not reader.has_room(config.prefetch_mib)
+    is_sparse = not reader.has_room(config.prefetch_mib) or (
+        share.step > 1 and reader.is_sparse(training, share.step)
+    )
     steps = planned_steps(config, state, training)
     for number, step in enumerate(steps, start=state.step + 1):
         for refs in step.packs[share]:
@@ -69,10 +71,10 @@ def planned_reads(
 
 
 def evaluation_reads(
-    reader: SampleReader, refs: Sequence[SampleRef], batch_tokens: int
+    reader: SampleReader, refs: Sequence[SampleRef], batch_tokens: int, num_ranks: int = 1
 ) -> list[Read]:
-    """What one evaluation reads, in the order of the dump."""
-    is_sparse = reader.is_sparse(refs)
+    """What one evaluation reads on all ranks, in the order of the dump."""
+    is_sparse = reader.is_sparse(refs, num_ranks)
     return [Read(reader, batch, is_sparse) for batch in pack(sorted(refs), batch_tokens)]
 
 

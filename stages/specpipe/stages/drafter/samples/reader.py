@@ -11,6 +11,7 @@ from specpipe.schemas.errors import InputError
 from specpipe.stages.drafter.samples.batch import DrafterSample, supervised_spans
 from specpipe.stages.storage.arrays import verifier_row_bytes
 from specpipe.stages.storage.buffer_pool import BufferPool
+from specpipe.stages.storage.chunk_codec import chunk_codec
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.samples import StoredSample
 from specpipe.stages.storage.shard_reader import ShardReader
@@ -115,9 +116,15 @@ class SampleReader:
                     return True
         return False
 
-    def is_sparse(self, refs: Sequence[SampleRef]) -> bool:
-        """Whether these are so few of their shards' samples that whole shards are a waste."""
+    def is_sparse(self, refs: Sequence[SampleRef], num_ranks: int = 1) -> bool:
+        """Whether these are so few of their shards' samples that whole shards are a waste.
+
+        Where ranks share them out, the part of one counts; not of chunks that can only be read
+        whole, of which each rank would read nearly all, and many of them several times.
+        """
         wanted = sum(ref.num_tokens for ref in refs)
+        if all(chunk_codec(dump.identity).is_raw for dump, _, _ in self._shards):
+            wanted //= num_ranks
         shards = {ref.shard_id for ref in refs}
         return wanted * _SPARSE < sum(self._manifest(shard_id).num_tokens for shard_id in shards)
 
