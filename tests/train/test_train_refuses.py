@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoi
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run
 from specpipe.stages.train.run_folder import RunFolder
-from tests.train.conftest import MakeConfig, MakeDump, read_metrics
+from tests.train.conftest import MakeConfig, MakeDump, same_run
 
 
 def test_another_dump_or_target_than_the_checkpoints(
@@ -193,8 +194,9 @@ def test_draft_vocabulary_larger_than_the_targets(make_config: MakeConfig) -> No
         run(make_config(draft_vocab_size=1000))
 
 
-def test_divergence_stops_with_the_samples_named_and_the_checkpoint_kept(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [1, 8])
+def test_divergence_stops_saved_with_the_samples_named(
+    step: int, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = make_config()
     clip = torch.nn.utils.clip_grad_norm_
@@ -204,21 +206,28 @@ def test_divergence_stops_with_the_samples_named_and_the_checkpoint_kept(
         nonlocal calls
         calls += 1
         tensors = list(parameters)  # type: ignore[call-overload]
-        if calls == 8:
+        # At this step, and at the first one of the run that goes on from there.
+        if calls in (step, step + 1):
             tensors[0].grad.fill_(math.nan)
         return clip(tensors, norm)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
-    with pytest.raises(
-        DivergedError, match=r"step 8 \(shard \d+ sample \d+.*nothing was updated"
-    ) as e:
-        run(config)
-    assert e.value.exit_code == 6
-    checkpoint = load_checkpoint(Path(config.out) / "checkpoints" / "step-00000006")
-    assert all(bool(t.isfinite().all()) for t in checkpoint.model.values())
+    said = []
+    for _ in range(2):
+        with pytest.raises(DivergedError) as raised:
+            run(config)
+        assert raised.value.exit_code == 6
+        said.append(str(raised.value))
+    assert re.search(rf"step {step} \(shard \d+ sample \d+.*nothing was updated", said[0])
+    assert said[0] == said[1]
+    path = Path(config.out) / "checkpoints" / f"step-{step - 1:08}"
+    assert str(path) in said[0]
+    assert all(bool(t.isfinite().all()) for t in load_checkpoint(path).model.values())
     monkeypatch.undo()
-    assert run(config).steps == 12
-    assert all(math.isfinite(r["draft_loss"]) for r in read_metrics(config.out) if "eval" not in r)
+    run(config)
+    whole = make_config(out=str(tmp_path / "whole"))
+    run(whole)
+    same_run(Path(whole.out), Path(config.out))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])

@@ -10,6 +10,7 @@ from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.errors import DivergedError, SpecpipeError, StoreError, UnfinishedError
 from specpipe.schemas.metrics import EvalMetrics
+from specpipe.stages.drafter.checkpoint import latest_checkpoint
 from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.drafter.samples.read_ahead import ReadAhead
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
@@ -211,11 +212,13 @@ class Loop:
         bad = [pack for pack, loss in losses if not math.isfinite(loss)] or step.packs
         refs = [ref for pack in bad for ref in pack]
         names = ", ".join(self.reader.place(ref) for ref in refs[:8])
+        self._save(best=False)
         self._end(
             DivergedError(
                 f"loss {figures.loss} and gradient norm {figures.grad_norm} at step"
                 f" {self.state.step + 1} ({names}{', ...' if len(refs) > 8 else ''}); nothing was"
-                " updated. The checkpoint before it is kept; train again with a lower"
+                " updated. What was trained before it is saved in"
+                f" {latest_checkpoint(self.folder.path)}; train again with a lower"
                 " --learning-rate, in another --out"
             )
         )
