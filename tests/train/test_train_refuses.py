@@ -230,6 +230,39 @@ def test_divergence_stops_saved_with_the_samples_named(
     same_run(Path(whole.out), Path(config.out))
 
 
+def test_an_evaluation_that_is_not_finite_keeps_the_checkpoint_before(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = make_config()
+    update, calls = torch.optim.AdamW.step, 0
+
+    def too_far(optimizer: torch.optim.AdamW) -> None:
+        nonlocal calls
+        calls += 1
+        update(optimizer)
+        for parameter in optimizer.param_groups[0]["params"] if calls == 4 else ():
+            parameter.data *= 1e30
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", too_far)
+    with pytest.raises(DivergedError, match=r"evaluation at step 4 is not finite") as raised:
+        run(config)
+    assert raised.value.exit_code == 6
+    assert "eval/draft_loss" in str(raised.value)
+    assert str(Path(config.out) / "checkpoints" / "step-00000003") in str(raised.value)
+    monkeypatch.undo()
+    run(config)
+    whole = make_config(out=str(tmp_path / "whole"))
+    run(whole)
+    same_run(Path(whole.out), Path(config.out))
+
+
+def test_a_rate_so_large_that_the_first_evaluation_is_not_finite(make_config: MakeConfig) -> None:
+    config = make_config(learning_rate=1e38, eval_every=1)
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=r"evaluation at step 1 .*There is no checkpoint"):
+            run(config)
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damaged_checkpoints_are_refused(file: str, damage: str, make_config: MakeConfig) -> None:

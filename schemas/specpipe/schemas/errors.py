@@ -68,6 +68,6 @@ class StoreError(SpecpipeError, OSError):
 
 
 class DivergedError(SpecpipeError, ArithmeticError):
-    """Training produced a loss or a gradient that is not finite."""
+    """Training produced a loss, a gradient or an evaluation that is not finite."""
 
     exit_code = 6

@@ -1,5 +1,6 @@
 """Evaluation on held-out samples: every metric and the replay, whatever the loss."""
 
+import json
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -48,8 +49,9 @@ def evaluate(
         sums = _merged([load(data) for data in ranks.gather(save(_arrays(sums)))], sums.num_heads)
     metrics = trainee.eval_metrics(sums, text)
     # One rank's last bit must not decide differently from another's which checkpoint is best.
-    told = ranks.of_first(lambda: metrics.model_dump_json().encode())
-    return EvalMetrics.model_validate_json(told)
+    # Not as pydantic's JSON, which has no numbers that are not finite.
+    told = ranks.of_first(lambda: json.dumps(metrics.model_dump()).encode())
+    return EvalMetrics.model_validate(json.loads(told))
 
 
 _Arrays = dict[str, np.ndarray]

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.errors import DivergedError, SpecpipeError, StoreError, UnfinishedError
-from specpipe.schemas.metrics import EvalMetrics
+from specpipe.schemas.metrics import EvalMetrics, scalars
 from specpipe.stages.drafter.checkpoint import latest_checkpoint
 from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.drafter.samples.read_ahead import ReadAhead
@@ -213,13 +213,18 @@ class Loop:
         refs = [ref for pack in bad for ref in pack]
         names = ", ".join(self.reader.place(ref) for ref in refs[:8])
         self._save(best=False)
+        self._diverged(
+            f"loss {figures.loss} and gradient norm {figures.grad_norm} at step"
+            f" {self.state.step + 1} ({names}{', ...' if len(refs) > 8 else ''}); nothing was"
+            " updated"
+        )
+
+    def _diverged(self, what: str) -> NoReturn:
+        latest = latest_checkpoint(self.folder.path)
+        kept = f"What was trained before is in {latest}" if latest else "There is no checkpoint"
         self._end(
             DivergedError(
-                f"loss {figures.loss} and gradient norm {figures.grad_norm} at step"
-                f" {self.state.step + 1} ({names}{', ...' if len(refs) > 8 else ''}); nothing was"
-                " updated. What was trained before it is saved in"
-                f" {latest_checkpoint(self.folder.path)}; train again with a lower"
-                " --learning-rate, in another --out"
+                f"{what}. {kept}; train again with a lower --learning-rate, in another --out"
             )
         )
 
@@ -234,6 +239,10 @@ class Loop:
         )
         if isinstance(metrics, str):
             self._leave(metrics, "in the evaluation")
+        values = scalars({"eval": metrics.model_dump()})
+        if bad := [name for name, value in values.items() if not math.isfinite(value)]:
+            names = ", ".join(bad[:4])
+            self._diverged(f"the evaluation at step {self.state.step} is not finite ({names})")
         waited = self._batches.seconds_waited - waited
         seconds = time.monotonic() - began
         self._report({"eval": metrics.model_dump(), "seconds": seconds, "data_wait": waited})
