@@ -24,6 +24,7 @@ from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoi
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run
 from specpipe.stages.train.run_folder import RunFolder
+from specpipe.stages.train.trainee import Trainee
 from tests.train.conftest import MakeConfig, MakeDump, same_run
 
 
@@ -261,6 +262,21 @@ def test_a_rate_so_large_that_the_first_evaluation_is_not_finite(make_config: Ma
     for _ in range(2):
         with pytest.raises(DivergedError, match=r"evaluation at step 1 .*There is no checkpoint"):
             run(config)
+
+
+@pytest.mark.parametrize(("method", "where"), [("loss", "step"), ("measure", "evaluation")])
+def test_out_of_gpu_memory_names_the_flags_that_take_less(
+    method: str, where: str, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def does_not_fit(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(Trainee, method, does_not_fit)
+    with pytest.raises(ConfigError, match=rf"in an? {where}: lower --pack-tokens.*same --out"):
+        run(make_config())
+    monkeypatch.undo()
+    less = {"pack_tokens": 110, "loss_chunk_mib": 1, "activation_checkpointing": True}
+    assert run(make_config(**less, embedding_on_cpu=True)).steps == 12
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])

@@ -4,7 +4,7 @@ Legend: B samples of a batch, T tokens, L aux layers, H hidden size, S verifier 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from specpipe.stages.target.backend import Captured, Generation, Prompt
 from specpipe.stages.target.batches import Tokens, batches
 from specpipe.stages.target.causal_lm import load_causal_lm
 from specpipe.stages.target.decoder import find_decoder
+from specpipe.stages.target.gpu_memory import enough_gpu_memory
 from specpipe.stages.target.head import WideLinear, check_known, save_head
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder, weight_files
@@ -161,16 +162,10 @@ class HfBackend:
         return ids_BT.to(self.device), mask_BT.to(self.device)
 
 
-@contextmanager
-def _memory_of(mask_BT: Tensor) -> Iterator[None]:
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        num_samples, num_tokens = mask_BT.shape
-        raise ConfigError(
-            f"out of GPU memory with {num_samples} samples of {num_tokens} tokens: "
-            "lower --batch-tokens"
-        ) from error
+def _memory_of(mask_BT: Tensor) -> AbstractContextManager[None]:
+    num_samples, num_tokens = mask_BT.shape
+    what = f"with {num_samples} samples of {num_tokens} tokens"
+    return enough_gpu_memory(what, "lower --batch-tokens")
 
 
 def choose_device(device: str) -> torch.device:

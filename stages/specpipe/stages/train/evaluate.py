@@ -13,6 +13,7 @@ from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.replay import ReplaySpan
 from specpipe.stages.drafter.samples.batch import Batch
 from specpipe.stages.drafter.samples.on_device import on_device
+from specpipe.stages.train.memory import enough_memory
 from specpipe.stages.train.sharding import gathered
 from specpipe.stages.train.trainee import Trainee
 
@@ -37,7 +38,7 @@ def evaluate(
     with gathered(trainee.model):
         for first in range(0, num_batches, ranks.size):
             is_mine, is_last = first + ranks.rank < num_batches, first + ranks.size >= num_batches
-            with ranks.together() as agreed:
+            with ranks.together() as agreed, enough_memory("in an evaluation"):
                 batch = next(moved, None)
                 if batch is not None:
                     sums.add(batch, trainee.measure(trainee.hidden(batch), batch))

@@ -20,7 +20,7 @@ from specpipe.stages.train.checkpoint import save_checkpoint
 from specpipe.stages.train.early_stop import stops_early
 from specpipe.stages.train.evaluate import evaluate, selection_tau
 from specpipe.stages.train.loggers.reports import Reports
-from specpipe.stages.train.memory import memory_mib
+from specpipe.stages.train.memory import enough_memory, memory_mib
 from specpipe.stages.train.objective import Measured
 from specpipe.stages.train.order import (
     Step,
@@ -177,9 +177,10 @@ class Loop:
         factor = rate_factor(number, self.state.total_steps, config)
         trainee.optimizer.set_rates(factor)
         before = Measured(self.state.previous_alpha, self.state.survival)
-        figures = compute_gradients(trainee, packs, len(step.packs), before, self.idle)
-        self._check_finite(step, figures)
-        trainee.optimizer.step()
+        with enough_memory("in a step"):
+            figures = compute_gradients(trainee, packs, len(step.packs), before, self.idle)
+            self._check_finite(step, figures)
+            trainee.optimizer.step()
         after = before.after(figures.alpha, figures.sums.survival)
         first = self.state.draft_loss_first
         self.state = self.state.model_copy(

@@ -3,11 +3,23 @@
 import os
 import resource
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
+from specpipe.stages.target.gpu_memory import enough_gpu_memory
+
 _STATM = Path("/proc/self/statm")
+
+
+def enough_memory(what: str) -> AbstractContextManager[None]:
+    """Raise ConfigError where `what` is done inside and the GPU's memory does not suffice."""
+    return enough_gpu_memory(
+        what,
+        "lower --pack-tokens or --loss-chunk-mib, or give --activation-checkpointing or"
+        " --embedding-on-cpu, in the same --out",
+    )
 
 
 def memory_mib(device: torch.device) -> float:

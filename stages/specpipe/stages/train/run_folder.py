@@ -19,6 +19,7 @@ MAY_CHANGE = frozenset(
         "out",
         "device",
         "pack_tokens",
+        "loss_chunk_mib",
         "shard",
         "attention",
         "activation_checkpointing",
