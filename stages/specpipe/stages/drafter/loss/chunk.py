@@ -51,13 +51,15 @@ def verifier_chunks(
     start_of_row_KS[head_K, batch.rows_KN[head_K, start]] = start
     for begin in range(0, num_rows, chunk_rows):
         rows = slice(begin, min(begin + chunk_rows, num_rows))
-        pt_RD = verifier.logp(batch, rows).to(dtype)
-        logmass_R, entropy_R = _normalise(pt_RD)
+        scores_RD, logz_R = verifier.scores(batch, rows)
+        pt_RD = scores_RD.to(dtype)
+        del scores_RD
+        logsum_R, entropy_R = _normalise(pt_RD)
         yield VerifierChunk(
             begin=begin,
             pt_RD=pt_RD,
-            mass_R=torch.exp(logmass_R),
-            known_R=logmass_R > -torch.inf,
+            mass_R=torch.exp(logsum_R - logz_R.to(dtype)),
+            known_R=logsum_R > -torch.inf,
             entropy_R=entropy_R,
             token_R=batch.next_token_S[rows],
             token_draft_R=verifier.draft_ids_V[batch.next_token_S[rows]],
@@ -69,22 +71,23 @@ def verifier_chunks(
         del pt_RD
 
 
-def _normalise(logp_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """log p on D becomes p~, in place; returns log m and p~'s entropy, [R]."""
-    logmass_R, entropy_R = logp_RD.new_empty(len(logp_RD)), logp_RD.new_empty(len(logp_RD))
+def _normalise(scores_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores become p~, in place; their log-sum-exp (-inf where D has nothing) and p~'s entropy."""
+    logsum_R, entropy_R = scores_RD.new_empty(2, len(scores_RD))
+    step = block_rows(scores_RD.shape[1], scores_RD.device)
     # In place of log 0, so that 0 log 0 is 0.
-    least = torch.finfo(logp_RD.dtype).min / 2
-    step = block_rows(logp_RD.shape[1], logp_RD.device)
-    for begin in range(0, len(logp_RD), step):
+    least = torch.finfo(scores_RD.dtype).min / 2
+    spare_BD = scores_RD.new_empty(min(step, len(scores_RD)), scores_RD.shape[1])
+    for begin in range(0, len(scores_RD), step):
         rows = slice(begin, begin + step)
-        logp_BD = logp_RD[rows]
-        top_B = logp_BD.amax(-1)
-        logp_BD.sub_(top_B.clamp(min=least).unsqueeze(1)).clamp_(min=least)
-        pt_BD = torch.softmax(logp_BD, -1)
+        scores_BD = scores_RD[rows].clamp_(min=least)
+        pt_BD = torch.softmax(scores_BD, -1, out=spare_BD[: len(scores_BD)])
+        top_B = scores_BD.amax(-1)
         # The largest of p~ is exp(0) / sum.
-        logsum_B = -pt_BD.amax(-1).log()
-        entropy_R[rows] = logsum_B - torch.linalg.vecdot(pt_BD, logp_BD)
-        logmass_R[rows] = top_B + logsum_B
-        logp_BD.copy_(pt_BD)
-        logp_BD[torch.nonzero(top_B == -torch.inf).squeeze(1)] = 0.0
-    return logmass_R, entropy_R
+        logsum_B = top_B - pt_BD.amax(-1).log()
+        entropy_R[rows] = logsum_B - scores_BD.mul_(pt_BD).sum(-1)
+        known_B = top_B > least
+        logsum_R[rows] = torch.where(known_B, logsum_B, -torch.inf)
+        scores_BD.copy_(pt_BD)
+        scores_BD[torch.nonzero(~known_B).squeeze(1)] = 0.0
+    return logsum_R, entropy_R

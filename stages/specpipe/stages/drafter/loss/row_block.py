@@ -15,18 +15,19 @@ def block_rows(size: int, device: torch.device) -> int:
     return max(1, numbers // size)
 
 
-def argmax_of_rows(x_BD: Tensor) -> Tensor:
-    """The first largest column of each row, int64 [B], as `argmax`, whose inner loop is slow:
+def top_of_rows(x_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row and its first column, [B], as `max`, whose inner loop is slow:
     first the group of columns that holds it, by `amax`, whose inner loop is fast."""
     num_grouped = x_BD.shape[1] // _GROUP * _GROUP
     if not num_grouped:
-        return x_BD.argmax(-1)
+        top_B, best_B = x_BD.max(-1)
+        return top_B, best_B
     groups_BGG = x_BD[:, :num_grouped].unflatten(1, (-1, _GROUP))
-    group_B = groups_BGG.amax(-1).argmax(-1)
+    top_B, group_B = groups_BGG.amax(-1).max(-1)
     inside_BG = groups_BGG[torch.arange(len(x_BD), device=x_BD.device), group_B]
-    best_B: Tensor = group_B * _GROUP + inside_BG.argmax(-1)
+    best_B = inside_BG.argmax(-1).add_(group_B, alpha=_GROUP)
     if num_grouped == x_BD.shape[1]:
-        return best_B
-    rest_BG = x_BD[:, num_grouped:]
-    top_B = x_BD.gather(1, best_B.unsqueeze(1)).squeeze(1)
-    return torch.where(rest_BG.amax(-1) > top_B, num_grouped + rest_BG.argmax(-1), best_B)
+        return top_B, best_B
+    rest_B, column_B = x_BD[:, num_grouped:].max(-1)
+    best_B = torch.where(rest_B > top_B, num_grouped + column_B, best_B)
+    return torch.maximum(top_B, rest_B), best_B

@@ -15,14 +15,12 @@ Legend: B rows of a block, X some of them, R rows of a chunk, D draft vocabulary
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from specpipe.stages.drafter.loss.chunk import VerifierChunk
-from specpipe.stages.drafter.loss.measures import NUM_MEASURES
 from specpipe.stages.drafter.loss.plain_rows import PlainRows, RowStats
 from specpipe.stages.drafter.loss.settings import RowWeights
 
@@ -85,81 +83,79 @@ class RowPass:
 
         `weights` None measures only: the losses are 0, and the logits are left as they are.
         """
-        measures_MR = logits_RD.new_empty(NUM_MEASURES, len(logits_RD))
-        loss_R = logits_RD.new_zeros(len(logits_RD))
-        step = self.passes.most_rows
-        for begin in range(0, len(logits_RD), step):
-            rows = slice(begin, begin + step)
-            measures_MR[:, rows], loss_R[rows] = self._block(
-                logits_RD[rows], chunk, at_R[rows], weights, partial(_shifted, log_rows, begin)
-            )
-        return measures_MR, loss_R
-
-    def _block(
-        self,
-        logits_BD: Tensor,
-        chunk: VerifierChunk,
-        at_B: Tensor,
-        weights: RowWeights | None,
-        log_rows: LogRows,
-    ) -> tuple[Tensor, Tensor]:
-        known_B, token_draft_B = chunk.known_R[at_B], chunk.token_draft_R[at_B]
-        inside_B = token_draft_B >= 0
-        token_B1 = token_draft_B.clamp(min=0).unsqueeze(1)
-        token_logit_B = logits_BD.gather(1, token_B1).squeeze(1)
-        overlap = weights is not None and weights.move_overlap
-        stats = self.passes.look(logits_BD, chunk, at_B, overlap=overlap)
-        alpha_B, logq_token_B = stats.alpha_B, token_logit_B - stats.logsum_B
-        kl_B = stats.logsum_B - stats.score_B - chunk.entropy_R[at_B]
-        lost_X = torch.nonzero(known_B & (alpha_B < UNDERFLOW)).squeeze(1)
+        known_R, token_draft_R = chunk.known_R[at_R], chunk.token_draft_R[at_R]
+        inside_R = token_draft_R >= 0
+        token_R1 = token_draft_R.clamp(min=0).unsqueeze(1)
+        token_logit_R = logits_RD.gather(1, token_R1).squeeze(1)
+        stats = self._walk(logits_RD, chunk, at_R, weights, inside_R)
+        alpha_R, logq_token_R = stats.alpha_B, token_logit_R - stats.logsum_B
+        kl_R = stats.logsum_B - stats.score_B - chunk.entropy_R[at_R]
+        lost_X = torch.nonzero(known_R & (alpha_R < UNDERFLOW)).squeeze(1)
         lost = _LogSpace(*log_rows(lost_X)) if len(lost_X) else None
-        lk_B = -torch.log(alpha_B)
+        lk_R = -torch.log(alpha_R)
         if lost is not None:
-            lk_B[lost_X] = lost.lk_X
-        ratio_B = torch.exp((logq_token_B - chunk.token_logprob_R[at_B]).clamp(max=0.0))
-        drafted_B = self._target_ids_D[stats.argmax_B]
-        measures_MB = torch.stack(
+            lk_R[lost_X] = lost.lk_X
+        ratio_R = torch.exp((logq_token_R - chunk.token_logprob_R[at_R]).clamp(max=0.0))
+        drafted_R = self._target_ids_D[stats.argmax_B]
+        measures_MR = torch.stack(
             [
-                alpha_B,
-                torch.where(known_B, lk_B, 0.0),
-                torch.where(known_B, kl_B, 0.0),
-                torch.where(inside_B, -logq_token_B, 0.0),
-                inside_B.to(alpha_B.dtype),
-                chunk.mass_R[at_B],
-                torch.where(inside_B, ratio_B, 0.0),
-                (drafted_B == chunk.argmax_R[at_B]).to(alpha_B.dtype),
-                (drafted_B == chunk.token_R[at_B]).to(alpha_B.dtype),
+                alpha_R,
+                torch.where(known_R, lk_R, 0.0),
+                torch.where(known_R, kl_R, 0.0),
+                torch.where(inside_R, -logq_token_R, 0.0),
+                inside_R.to(alpha_R.dtype),
+                chunk.mass_R[at_R],
+                torch.where(inside_R, ratio_R, 0.0),
+                (drafted_R == chunk.argmax_R[at_R]).to(alpha_R.dtype),
+                (drafted_R == chunk.token_R[at_R]).to(alpha_R.dtype),
             ]
         )
         if weights is None:
-            return measures_MB, torch.zeros_like(alpha_B)
-        kl_weight_B, tv_weight_B = weights.kl_and_tv(alpha_B)
-        ce_weight_B = weights.ce * inside_B
-        _, lk_B, kl_B, ce_B, *_ = measures_MB
-        loss_B = kl_weight_B * kl_B + tv_weight_B * (1 - alpha_B)
-        loss_B = loss_B + weights.lk * lk_B + ce_weight_B * ce_B
-        overlap_B = tv_weight_B
-        if weights.lk:
-            # Of the rows in log space the gradient is added below.
-            overlap_B = overlap_B + torch.where(alpha_B < UNDERFLOW, 0.0, weights.lk / alpha_B)
-        self.passes.gradient(
-            logits_BD,
-            chunk,
-            at_B,
-            stats,
-            q_weight_B=kl_weight_B * known_B + ce_weight_B + overlap_B * stats.below_B,
-            overlap_B=overlap_B if overlap else None,
-            pt_weight_B=kl_weight_B if weights.move_kl else None,
-        )
-        logits_BD.scatter_add_(1, token_B1, -ce_weight_B.unsqueeze(1).to(logits_BD.dtype))
+            return measures_MR, torch.zeros_like(alpha_R)
+        ce_weight_R = weights.ce * inside_R
+        logits_RD.scatter_add_(1, token_R1, -ce_weight_R.unsqueeze(1).to(logits_RD.dtype))
         if lost is not None and weights.lk:
-            logits_BD[lost_X] += weights.lk * lost.gradient()
-        return measures_MB, loss_B
+            logits_RD[lost_X] += weights.lk * lost.gradient()
+        kl_weight_R, tv_weight_R = weights.kl_and_tv(alpha_R)
+        _, lk_R, kl_R, ce_R, *_ = measures_MR
+        loss_R = kl_weight_R * kl_R + tv_weight_R * (1 - alpha_R)
+        return measures_MR, loss_R + weights.lk * lk_R + ce_weight_R * ce_R
 
-
-def _shifted(log_rows: LogRows, begin: int, row_X: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the block that begins at the head's row `begin`."""
-    return log_rows(begin + row_X)
+    def _walk(
+        self,
+        logits_RD: Tensor,
+        chunk: VerifierChunk,
+        at_R: Tensor,
+        weights: RowWeights | None,
+        inside_R: Tensor,
+    ) -> RowStats:
+        """What the rows say; with `weights` all of the gradient but what few columns get."""
+        found = []
+        step = self.passes.most_rows
+        for begin in range(0, len(logits_RD), step):
+            rows = slice(begin, begin + step)
+            logits_BD, at_B = logits_RD[rows], at_R[rows]
+            overlap = weights is not None and weights.move_overlap
+            stats = self.passes.look(logits_BD, chunk, at_B, overlap=overlap)
+            found.append(stats)
+            if weights is None:
+                continue
+            kl_weight_B, overlap_B = weights.kl_and_tv(stats.alpha_B)
+            if weights.lk:
+                # Of the rows in log space the gradient is added later.
+                small_B = stats.alpha_B < UNDERFLOW
+                overlap_B = overlap_B + torch.where(small_B, 0.0, weights.lk / stats.alpha_B)
+            q_weight_B = kl_weight_B * chunk.known_R[at_B] + weights.ce * inside_R[rows]
+            self.passes.gradient(
+                logits_BD,
+                chunk,
+                at_B,
+                stats,
+                q_weight_B=q_weight_B.addcmul_(overlap_B, stats.below_B),
+                overlap_B=overlap_B if overlap else None,
+                pt_weight_B=kl_weight_B if weights.move_kl else None,
+            )
+        return RowStats.cat(found)
 
 
 class _LogSpace:

@@ -26,19 +26,27 @@ class Verifier:
     draft_ids_V: Tensor
     target_ids_D: Tensor
 
-    def logp(self, batch: Batch, rows: slice | Tensor) -> Tensor:
-        """log p of the draft tokens at verifier rows of a batch: [R, D], the caller's own.
+    def scores(self, batch: Batch, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of the draft tokens at verifier rows of a batch, [R, D], the caller's own, and
+        their log Z, [R]: log p = scores - log Z.
 
         p is normalised over the whole vocabulary. In the logits mode `topk` the tokens that were
-        not kept have p = 0 (log p = -inf).
+        not kept have p = 0 (a score of -inf).
         """
+        if batch.final_SH is not None:
+            logits_RD = self.logits(batch.final_SH[rows])
+            return logits_RD, batch.logz_S[rows].to(logits_RD.dtype)
         if batch.logp_SV is not None:
-            return batch.logp_SV[rows][:, self.target_ids_D].float()
-        if batch.topk_ids_SC is not None and batch.topk_logp_SC is not None:
-            return self._kept(batch.topk_ids_SC[rows], batch.topk_logp_SC[rows])
-        assert batch.final_SH is not None, "a batch holds one of the three logits modes"
-        logits_RD = self.logits(batch.final_SH[rows])
-        return logits_RD.sub_(batch.logz_S[rows].to(logits_RD.dtype).unsqueeze(1))
+            logp_RD = batch.logp_SV[rows][:, self.target_ids_D].float()
+        else:
+            assert batch.topk_ids_SC is not None and batch.topk_logp_SC is not None
+            logp_RD = self._kept(batch.topk_ids_SC[rows], batch.topk_logp_SC[rows])
+        return logp_RD, logp_RD.new_zeros(len(logp_RD))
+
+    def logp(self, batch: Batch, rows: slice | Tensor) -> Tensor:
+        """log p of the draft tokens, [R, D]; see `scores`."""
+        scores_RD, logz_R = self.scores(batch, rows)
+        return scores_RD.sub_(logz_R.unsqueeze(1))
 
     def _kept(self, ids_RC: Tensor, logp_RC: Tensor) -> Tensor:
         logp_RD = torch.full(
