@@ -36,11 +36,11 @@ class Verifier:
         if batch.final_SH is not None:
             logits_RD = self.logits(batch.final_SH[rows])
             return logits_RD, batch.logz_S[rows].to(logits_RD.dtype)
-        if batch.logp_SV is not None:
-            logp_RD = batch.logp_SV[rows][:, self.target_ids_D].float()
-        else:
-            assert batch.topk_ids_SC is not None and batch.topk_logp_SC is not None
+        if batch.topk_ids_SC is not None and batch.topk_logp_SC is not None:
             logp_RD = self._kept(batch.topk_ids_SC[rows], batch.topk_logp_SC[rows])
+        else:
+            assert batch.logp_SV is not None, "a batch holds one of the three logits modes"
+            logp_RD = batch.logp_SV[rows][:, self.target_ids_D].float()
         return logp_RD, logp_RD.new_zeros(len(logp_RD))
 
     def logp(self, batch: Batch, rows: slice | Tensor) -> Tensor:
