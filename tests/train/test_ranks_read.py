@@ -42,9 +42,8 @@ def read(root: Path, rank: int, num_ranks: int) -> tuple[list[Pack], int]:
     config = TrainConfig(
         dump=str(root), out="-", batch_tokens=480, pack_tokens=60, eval_every=NUM_STEPS
     )
-    state = TrainState.model_construct(
-        step=0, epoch=0, batch_in_epoch=0, total_steps=NUM_STEPS, eval_due=True
-    )
+    beginning: dict[str, Any] = {"step": 0, "epoch": 0, "batch_in_epoch": 0, "eval_due": True}
+    state = TrainState.model_construct(total_steps=NUM_STEPS, **beginning)
     share = slice(rank, None, num_ranks)
     evaluation = evaluation_reads(reader, held_out, 60, num_ranks)[share]
     plan = planned_reads(config, state, reader, training, evaluation, share)
