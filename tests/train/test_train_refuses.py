@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,20 +104,31 @@ def test_a_prompt_of_the_eval_dump_is_not_trained_on(
     assert run(make_config(eval_dump=str(third), max_steps=1)).num_left_out == expected
 
 
-def test_a_dump_may_move(make_config: MakeConfig, make_dump: MakeDump, tmp_path: Path) -> None:
-    source = make_dump()
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_dump_may_move(
+    mixed: bool, make_config: MakeConfig, make_dump: MakeDump, tmp_path: Path
+) -> None:
+    """Alone, or mixed in."""
+
+    def of(path: Path, weight: float = 0.5, **changes: Any) -> TrainConfig:
+        sources: dict[str, Any] = {"mix": {str(path): weight}} if mixed else {"dump": str(path)}
+        return make_config(**sources, **changes)
+
+    source = make_dump(data_seed=5)
     with pytest.raises(UnfinishedError):
-        run(make_config(dump=str(source), time_limit=1e-6))
+        run(of(source, time_limit=1e-6))
     moved = source.rename(tmp_path / "moved")
-    assert run(make_config(dump=str(moved))).steps == 12
+    assert run(of(moved)).steps == 12
     # A complete run needs its dump no more, but is not taken for the run of another one.
     gone = moved.rename(tmp_path / "gone")
-    assert run(make_config(dump=str(moved))).did_nothing
-    assert run(make_config(dump=str(gone))).did_nothing
-    with pytest.raises(IdentityError, match="complete run of another dump"):
-        run(make_config(dump=str(make_dump(data_seed=3))))
-    with pytest.raises(IdentityError, match="complete run of another dump"):
-        run(make_config(dump=str(gone), eval_dump=str(gone)))
+    assert run(of(moved)).did_nothing
+    assert run(of(gone)).did_nothing
+    others = [of(make_dump(data_seed=3)), of(gone, eval_dump=str(gone))]
+    if mixed:
+        others += [of(gone, weight=0.7), make_config()]
+    for other in others:
+        with pytest.raises(IdentityError, match="complete run of another dump"):
+            run(other)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])

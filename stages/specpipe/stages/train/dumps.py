@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.dump import TextOrigin, canonical_sha256
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.train_config import TrainConfig
@@ -131,15 +132,45 @@ def check_same_dumps(
         )
 
 
-def check_still_of(run: Path, now: str | None, then: str | None, fingerprint: str) -> None:
-    """Raise IdentityError where a complete run is of another dump than the one that is given now.
+def check_still_of(run: Path, now: TrainConfig, then: TrainConfig, result: TrainResult) -> None:
+    """Raise IdentityError where a complete run is of other dumps than those that are given now.
 
-    A dump that lies where it lay is not opened: it may be gone once the run is complete.
+    Dumps that lie where they lay are not opened: they may be gone once the run is complete.
     """
-    if now is None and then is None:
-        return
-    in_place = now is not None and Folder.open(now).url == then
-    given = now is not None and then is not None
-    if in_place or (given and Dump.open(str(now)).header.fingerprint == fingerprint):
-        return
-    raise IdentityError(f"{run} holds a complete run of another dump ({then}); use another --out")
+    now = located(now)
+    for ours, theirs, fingerprint in (
+        (_trained_on(now), _trained_on(then), result.dump_fingerprint),
+        (_evaluated_on(now), _evaluated_on(then), result.eval_dump_fingerprint),
+    ):
+        if ours == theirs or (ours and theirs and _fingerprint(ours) == fingerprint):
+            continue
+        places = ", ".join(url for url, _ in theirs) or "no --eval-dump"
+        raise IdentityError(
+            f"{run} holds a complete run of another dump ({places}); use another --out"
+        )
+
+
+def located(config: TrainConfig) -> TrainConfig:
+    """The configuration with where its dumps are, whatever the working directory."""
+    where = {"dump": Folder.open(config.dump).url}
+    if config.eval_dump is not None:
+        where["eval_dump"] = Folder.open(config.eval_dump).url
+    mix = {Folder.open(url).url: weight for url, weight in config.mix.items()}
+    return config.model_copy(update=where | {"mix": mix})
+
+
+_Sources = list[tuple[str, float]]
+"""Where dumps lie, with the weight of each."""
+
+
+def _trained_on(config: TrainConfig) -> _Sources:
+    return [(config.dump, 1.0), *config.mix.items()]
+
+
+def _evaluated_on(config: TrainConfig) -> _Sources:
+    return [] if config.eval_dump is None else [(config.eval_dump, 1.0)]
+
+
+def _fingerprint(sources: _Sources) -> str:
+    (dump, _), *others = [(Dump.open(url), weight) for url, weight in sources]
+    return TrainingDumps(dump, tuple(others)).fingerprint

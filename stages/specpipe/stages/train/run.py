@@ -25,6 +25,7 @@ from specpipe.stages.train.dumps import (
     check_same_dumps,
     check_same_states,
     check_still_of,
+    located,
     open_dump,
 )
 from specpipe.stages.train.loggers.opening import check_loggers, open_loggers
@@ -66,7 +67,8 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
             records = read_records(folder.path)
             loop = _prepare(config, folder, checkpoint_path, ranks, reports, should_stop, progress)
             if ranks.is_first:
-                _bind(config, folder, loop)
+                # Only now: a first attempt that is refused must not make the directory its own.
+                folder.write_config(located(config))
                 folder.cut_metrics(loop.state)
                 step = -1 if checkpoint_path is None else loop.state.step
                 held.enter_context(open_loggers(config, folder.path, step, records, reports))
@@ -107,14 +109,6 @@ def _claimed(config: TrainConfig, folder: RunFolder, held: ExitStack) -> bytes:
         return _finished(config, folder).model_dump_json().encode()
     check_loggers(config.log)
     return b""
-
-
-def _bind(config: TrainConfig, folder: RunFolder, loop: Loop) -> None:
-    """Make the directory this run's; only now: a first attempt that is refused must not bind it."""
-    located = {"dump": loop.reader.dump.folder.url}
-    if config.eval_dump is not None:
-        located["eval_dump"] = loop.eval_reader.dump.folder.url
-    folder.write_config(config.model_copy(update=located))
 
 
 def _prepare(
@@ -288,10 +282,5 @@ def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainR
 def _finished(config: TrainConfig, folder: RunFolder) -> TrainResult:
     """The result of a run that is complete, after a look at whether it is of these dumps."""
     result = TrainResult.model_validate_json((folder.path / RESULT_FILE).read_bytes())
-    before = folder.read_config()
-    for now, then, fingerprint in (
-        (config.dump, before.dump, result.dump_fingerprint),
-        (config.eval_dump, before.eval_dump, result.eval_dump_fingerprint),
-    ):
-        check_still_of(folder.path, now, then, fingerprint)
+    check_still_of(folder.path, config, folder.read_config(), result)
     return result.model_copy(update={"did_nothing": True})

@@ -16,6 +16,7 @@ MAY_CHANGE = frozenset(
     {
         "dump",
         "eval_dump",
+        "mix",
         "out",
         "device",
         "pack_tokens",
@@ -35,7 +36,7 @@ MAY_CHANGE = frozenset(
     }
 )
 """Settings that a resume may have others of: they do not change what a run computes, or, for the
-dumps, their fingerprints are compared instead of where they lie."""
+dumps, their fingerprints (in a mixture with their weights) are compared instead of their places."""
 
 
 class RunFolder:
