@@ -10,7 +10,9 @@ import pytest
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import DUMP_FILE, INDEX_FILE, manifest_key, plan_key
 from specpipe.schemas.errors import IdentityError, IntegrityError, UnfinishedError
+from specpipe.stages.dump.prepare import prepare
 from specpipe.stages.dump.run import run
+from specpipe.stages.dump.stamp import STAMP_FILE, make_stamp
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 
@@ -100,6 +102,40 @@ def test_a_kill_between_dump_json_and_the_plan(config: DumpConfig) -> None:
     # Manifests name their attempts, so the index differs in their crc.
     for key in set(whole) - {INDEX_FILE, "stamp.json"}:
         assert folder.read(key) == whole[key]
+
+
+def test_a_kill_before_dump_json(config: DumpConfig) -> None:
+    """What stands there then is the probe of the store."""
+    Folder.open(config.out).write(".tmp-writable-0", b"first")
+    assert run(config).complete
+
+
+@pytest.mark.parametrize(
+    "key", ["target/config.json", "plan/1.txt", "shards/a/b", INDEX_FILE, "provenance.json"]
+)
+def test_files_of_something_else_are_left_alone(config: DumpConfig, key: str) -> None:
+    folder = Folder.open(config.out)
+    folder.write(key, b"{}")
+    with pytest.raises(IdentityError, match=rf"already has {key.partition('/')[0]}, which no dump"):
+        run(config)
+    assert folder.list() == [key]
+    assert folder.read(key) == b"{}"
+
+
+def test_what_another_worker_writes_meanwhile_is_ours(
+    config: DumpConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins, and writes the plan, between two looks of this one."""
+    look = Folder.list
+
+    def and_the_other_begins(folder: Folder, prefix: str = "") -> list[str]:
+        monkeypatch.setattr(Folder, "list", look)
+        prepare(config, folder, make_stamp(config))
+        folder.remove(STAMP_FILE)
+        return look(folder, "plan")
+
+    monkeypatch.setattr(Folder, "list", and_the_other_begins)
+    assert run(config).complete
 
 
 def test_only_what_is_missing_is_done_again(config: DumpConfig) -> None:

@@ -3,13 +3,48 @@
 from importlib.metadata import version
 from typing import Any
 
-from specpipe.schemas.dump import DUMP_FILE, DumpHeader, DumpIdentity
+from specpipe.schemas.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.dump import (
+    AUX_SCALES_FILE,
+    DUMP_FILE,
+    INDEX_FILE,
+    REJECTED_FILE,
+    TARGET_FOLDER,
+    VOCAB_FILE,
+    DumpHeader,
+    DumpIdentity,
+)
 from specpipe.schemas.errors import IdentityError
+from specpipe.stages.dump.stamp import STAMP_FILE
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.records import parse_header
 
 # Where the target lay does not change what it is.
 _FREE_FIELDS = ("target.name", "target.revision")
+
+_WRITTEN = (
+    TARGET_FOLDER,
+    "plan",
+    "shards",
+    INDEX_FILE,
+    VOCAB_FILE,
+    REJECTED_FILE,
+    AUX_SCALES_FILE,
+    PROVENANCE_FILE,
+)
+
+
+def check_unclaimed(folder: Folder) -> None:
+    """Raise IdentityError where files that are no dump's stand where a dump would write its own."""
+    if _is_a_dump(folder):
+        return
+    found = [name for name in _WRITTEN if folder.exists(name) or folder.list(name)]
+    # Another worker may have begun meanwhile: it wrote dump.json before any of these.
+    if found and not _is_a_dump(folder):
+        raise IdentityError(
+            f"{folder.url} already has {', '.join(found)}, which no dump wrote (it has no "
+            f"{DUMP_FILE}); choose another --out, or move that away"
+        )
 
 
 def read_claim(folder: Folder) -> DumpIdentity | None:
@@ -55,6 +90,11 @@ def claim(folder: Folder, identity: DumpIdentity) -> DumpIdentity:
     )
     folder.create(DUMP_FILE, header.to_json())
     return claimed_identity(folder, identity) or identity
+
+
+def _is_a_dump(folder: Folder) -> bool:
+    # One whose dump.json was removed for being damaged still has its stamp.
+    return folder.exists(DUMP_FILE) or folder.exists(STAMP_FILE)
 
 
 def _flat(identity: DumpIdentity) -> dict[str, Any]:

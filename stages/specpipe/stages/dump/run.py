@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import INDEX_FILE, REJECTED_FILE, DumpIndex, ShardManifest
 from specpipe.schemas.errors import ConfigError, InputError
+from specpipe.stages.dump.claim import check_unclaimed
 from specpipe.stages.dump.committed import committed_shards, finished_index, withdraw
 from specpipe.stages.dump.finalise import finalise, sum_generation
 from specpipe.stages.dump.plan import Plan
@@ -69,6 +70,7 @@ def run(
         return _finished(folder, finished, started, did_nothing=True)
     if finished is None:
         folder.check_writable()
+        check_unclaimed(folder)
     prepared = prepare(config, folder, stamp)
     was_finished = finished is not None
     # Another worker may have finished it meanwhile, or nothing but the plan was missing.
