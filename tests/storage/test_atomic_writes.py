@@ -15,7 +15,7 @@ import pytest
 from specpipe.schemas.dump import DumpIdentity
 from specpipe.schemas.errors import StoreError
 from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX
+from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, write_file
 from specpipe.stages.storage.shard_reader import ShardReader
 from specpipe.stages.storage.shard_writer import ShardWriter
 from tests.storage.damages import FORMATS
@@ -260,3 +260,12 @@ def test_a_disk_that_can_only_be_read(small_disk: Path) -> None:
     subprocess.run([*remount[:2], "remount,rw", str(small_disk)], check=True)
     write_shard(folder, identity, 1, pairs)
     assert folder.exists("shards/000001.manifest.json")
+
+
+@pytest.mark.parametrize("path", ["bare.json", "new/bare.json"])
+def test_a_path_without_a_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_file(Path(path), b"1")
+    write_file(Path(path), b"2")
+    assert (tmp_path / path).read_bytes() == b"2"
+    assert [file.name for file in tmp_path.rglob("*.json")] == ["bare.json"]

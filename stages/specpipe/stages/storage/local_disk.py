@@ -89,6 +89,14 @@ class LocalDisk:
         return advice(error, f"on the disk that is mounted at {disk}")
 
 
+def read_file(path: Path) -> bytes:
+    """A file whole. Raises StoreError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write or replace a file whole. Raises StoreError."""
     try:
@@ -156,7 +164,8 @@ def file_sizes(
 
 @contextmanager
 def _synced_temporary(path: str, data: bytes | memoryview) -> Iterator[str]:
-    folder, name = os.path.split(path)
+    # A bare name has no folder to sync.
+    folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{name}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
