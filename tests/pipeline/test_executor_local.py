@@ -88,7 +88,7 @@ def test_ray_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     nothing: Any = None
-    with pytest.raises(ConfigError, match=r"pip install 'specpipe\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[ray\]'"):
         execute(config, nothing, [0], lambda num_tokens: None)
 
 

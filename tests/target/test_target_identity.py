@@ -38,6 +38,13 @@ def test_the_same_weights_in_other_files_are_the_same(folder: Path) -> None:
     assert target_identity(str(folder)) == before
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_damaged_index(content: str, folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(IntegrityError, match=r"model\.safetensors\.index\.json is no index"):
+        target_identity(str(folder))
+
+
 def test_one_changed_weight_changes_it(folder: Path) -> None:
     before = target_identity(str(folder))
     path = folder / "model.safetensors"

@@ -160,7 +160,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_read(
     for name in NAMES:
         monkeypatch.setitem(sys.modules, name, None)
         config = make_config(log=(name,), dump="memory://nothing-here")
-        with pytest.raises(ConfigError, match=rf"pip install 'specpipe\[log-{name}\]'"):
+        with pytest.raises(ConfigError, match=rf"pip install '\.\[log-{name}\]'"):
             run(config)
         assert not (Path(config.out) / "metrics.jsonl").exists()
 

@@ -310,6 +310,32 @@ def test_damaged_checkpoints_are_refused(file: str, damage: str, make_config: Ma
         run(config)
 
 
+@pytest.mark.parametrize("file", ["latest", "checkpoints/step-00000001/model.safetensors"])
+def test_what_cannot_be_read_is_not_called_unwritable(file: str, make_config: MakeConfig) -> None:
+    config = make_config(time_limit=1e-6)
+    with pytest.raises(UnfinishedError):
+        run(config)
+    path = Path(config.out) / file
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreError, match=f"cannot read {path}"):
+        run(config)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"steps": 12'])
+def test_a_damaged_result_is_made_anew(content: str, make_config: MakeConfig) -> None:
+    config = make_config()
+    result = run(config)
+    path = Path(config.out) / "result.json"
+    path.write_text(content)
+    with pytest.raises(IntegrityError, match=r"result\.json is damaged .*remove it") as raised:
+        run(config)
+    assert raised.value.exit_code == 4
+    path.unlink()
+    again = run(config)
+    assert (again.best, again.checkpoint) == (result.best, result.checkpoint)
+
+
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither a checkpoint nor a run"):
         resolve_checkpoint(tmp_path)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from specpipe.schemas.config import ExportConfig
-from specpipe.schemas.errors import ConfigError, IdentityError
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
@@ -327,6 +327,24 @@ def test_warm_start_of_another_shape(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         started(make_config, warm_start=str(dump.parent / "target"), **changes)
+
+
+def test_warm_start_from_what_is_damaged(make_config: MakeConfig, tmp_path: Path) -> None:
+    folder = save_target(tmp_path / "broken", 0)
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:5], whole[: len(whole) // 2], b"\xff" * 8 + whole[8:]):
+        path.write_bytes(damaged)
+        with pytest.raises(IntegrityError, match=f"warm start from {path}: no safetensors file"):
+            started(make_config, warm_start=str(folder))
+    path.unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}}')
+    (folder / "b").mkdir()
+    with pytest.raises(IntegrityError, match=r"b, which model\.safetensors\.index\.json names"):
+        started(make_config, warm_start=str(folder))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json: not JSON"):
+        started(make_config, warm_start=str(folder))
 
 
 def test_warm_start_from_another_target(make_config: MakeConfig, tmp_path: Path) -> None:

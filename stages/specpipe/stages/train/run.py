@@ -1,9 +1,11 @@
 """`specpipe train` as a function: from a dump to a run directory, resumable at any moment."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+
+from pydantic import ValidationError as PydanticError
 
 from specpipe.schemas.checkpoint import (
     CHECKPOINTS_FOLDER,
@@ -12,13 +14,13 @@ from specpipe.schemas.checkpoint import (
     TrainResult,
     TrainState,
 )
-from specpipe.schemas.errors import ConfigError, InputError, StoreError
+from specpipe.schemas.errors import ConfigError, InputError, IntegrityError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.samples.batch import Batch, make_batch
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 from specpipe.stages.drafter.samples.selection import evaluated, split
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.storage.local_disk import read_file, write_file
 from specpipe.stages.train.checkpoint import checkpoint_name, restore
 from specpipe.stages.train.dumps import (
     TrainingDumps,
@@ -63,7 +65,7 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
         latest = ranks.of_first(lambda: str(latest_checkpoint(folder.path) or "").encode())
         checkpoint_path = Path(latest.decode()) if latest else None
         reports = Reports()
-        with ranks.together(), _of_the_disk(folder):
+        with ranks.together():
             records = read_records(folder.path)
             loop = _prepare(config, folder, checkpoint_path, ranks, reports, should_stop, progress)
             if ranks.is_first:
@@ -72,23 +74,12 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
                 folder.cut_metrics(loop.state)
                 step = -1 if checkpoint_path is None else loop.state.step
                 held.enter_context(open_loggers(config, folder.path, step, records, reports))
-        with _of_the_disk(folder):
-            result = _result(config, folder, loop.run())
-        with ranks.together(), _of_the_disk(folder):
+        result = _result(config, folder, loop.run())
+        with ranks.together():
             if ranks.is_first:
                 data = result.model_dump_json(indent=2).encode()
                 write_file(folder.path / RESULT_FILE, data)
     return result
-
-
-@contextmanager
-def _of_the_disk(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"cannot write to {folder.path}: {error.strerror}") from error
 
 
 def _check_same_settings(config: TrainConfig, ranks: Ranks) -> None:
@@ -281,6 +272,13 @@ def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainR
 
 def _finished(config: TrainConfig, folder: RunFolder) -> TrainResult:
     """The result of a run that is complete, after a look at whether it is of these dumps."""
-    result = TrainResult.model_validate_json((folder.path / RESULT_FILE).read_bytes())
+    path = folder.path / RESULT_FILE
+    try:
+        result = TrainResult.model_validate_json(read_file(path))
+    except PydanticError as error:
+        raise IntegrityError(
+            f"{path} is damaged ({error.errors()[0]['msg']}); remove it and run the same command"
+            " again, which makes it anew from the last checkpoint"
+        ) from None
     check_still_of(folder.path, config, folder.read_config(), result)
     return result.model_copy(update={"did_nothing": True})

@@ -7,14 +7,16 @@ says is what the target would, were its last layers to follow the auxiliary laye
 Legend: T target's hidden size, H hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from specpipe.schemas.errors import ConfigError, IdentityError
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, StoreError
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import load_norm
@@ -33,7 +35,7 @@ def warm_start(model: Eagle3, target: str, dump: Dump) -> None:
 
     `target` is the checkpoint (a folder, or a hub id) of the dump's target. Raises ConfigError
     where its layers are of another kind or shape than the drafter's, IdentityError where its
-    final norm is not that of the dump's target.
+    final norm is not that of the dump's target, IntegrityError where a file of it is damaged.
     """
     folder = local_folder(target)
     config = read_config(folder)
@@ -93,14 +95,28 @@ def _reader(folder: Path) -> Callable[[str], Tensor]:
     """A function that reads one tensor of a checkpoint by its name."""
     places: dict[str, Path] = {}
     for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             places |= dict.fromkeys(file.keys(), path)
 
     def read(name: str) -> Tensor:
         if name not in places:
             raise ConfigError(f"warm start from {folder}: its weights hold no {name}")
-        with safe_open(places[name], framework="pt") as file:
+        with _opened(places[name]) as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
     return read
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise IntegrityError(
+            f"warm start from {path}: no safetensors file, or a damaged one ({error}); fetch the"
+            " model again"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"warm start from {path}: cannot be read ({error})") from error

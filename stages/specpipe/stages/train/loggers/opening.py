@@ -8,6 +8,7 @@ from pathlib import Path
 
 from specpipe.schemas.checkpoint import LoggerRecord
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.extras import install_hint
 from specpipe.schemas.train_config import LoggerName, TrainConfig
 from specpipe.stages.train.loggers.logger import Logger, Session
 from specpipe.stages.train.loggers.records import Records, write_records
@@ -27,7 +28,7 @@ def check_loggers(names: Iterable[LoggerName]) -> None:
         if find_spec(name) is None:
             raise ConfigError(
                 f"--log {name}: the package {name} is not installed;"
-                f" pip install 'specpipe[log-{name}]', or leave {name} out of --log"
+                f" {install_hint(f'log-{name}')}; or leave {name} out of --log"
             )
 
 

@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from specpipe.schemas.checkpoint import LOGGERS_FILE, LoggerRecord
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.drafter.metric_rows import metric_rows
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.storage.local_disk import read_file, write_file
 
 Records = dict[str, LoggerRecord]
 
@@ -24,7 +24,7 @@ def read_records(folder: Path) -> Records:
     if not path.exists():
         return {}
     try:
-        records = _RECORDS.validate_json(path.read_bytes())
+        records = _RECORDS.validate_json(read_file(path))
     except ValidationError as error:
         raise IntegrityError(f"{path} is damaged ({error}); remove it to report anew") from None
     step, evaluation = _last_rows(folder)
