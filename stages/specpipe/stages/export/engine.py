@@ -21,6 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
+from specpipe.schemas.extras import install_hint
 from specpipe.schemas.speedup import Schedule
 from specpipe.stages.export.counters import Counters, read_counters
 from specpipe.stages.export.step_times import StepTime, step_times
