@@ -13,10 +13,12 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from specpipe.pipeline.job.stage_process import StageOutcome, StageProcess, is_unfinished
 from specpipe.pipeline.torchrun import end_as
+from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import latest_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.train.run import run
 from tests.storage.damages import flip
 from tests.train.conftest import MakeConfig, MakeDump
 
@@ -79,6 +81,28 @@ def test_the_rank_that_failed_by_itself_decides(codes: tuple[int, int], expected
     with pytest.raises(SystemExit) as end:
         end_as([ProcessFailure(rank, 1, code, "") for rank, code in enumerate(codes)])
     assert end.value.code == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, "RANK"),
+        ({"RANK": "0"}, "LOCAL_RANK"),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, "MASTER_ADDR"),
+    ],
+)
+def test_several_processes_without_torchrun(
+    given: dict[str, str],
+    missing: str,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (given | {"WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"but {missing} is not set: start it with torchrun"):
+        run(make_config())
 
 
 @pytest.mark.slow

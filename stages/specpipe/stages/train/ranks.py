@@ -3,7 +3,8 @@
 `torchrun` starts one process (a rank) per device. What ranks exchange for the run's sake (flags,
 errors, metrics) goes through gloo between CPUs, also where the gradients go through NCCL, and is
 patient: another rank may read a whole dump or wait for a slow store. A rank that dies closes its
-connections, which ends the others at once.
+connections, which ends at once those that wait for it in gloo. Those that wait in NCCL are ended by
+its watchdog, when and how that decides.
 """
 
 import json
@@ -31,6 +32,8 @@ STUCK = timedelta(minutes=30)
 PATIENCE = timedelta(days=1)
 """How long ranks wait for one that reads."""
 
+_OF_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables by which the processes of a run find each other."""
 
 _OF_AN_EXCHANGE = re.compile("gloo|nccl|connection (closed|reset)", re.IGNORECASE)
 """Gloo's errors are plain RuntimeErrors."""
@@ -147,12 +150,18 @@ class Ranks:
 def join_ranks(device: str) -> Iterator[Ranks]:
     """This process among those that `torchrun` started, or alone where it started none.
 
-    Raises ConfigError for a device that this process has not.
+    Raises ConfigError for a device that this process has not, and where something else than
+    `torchrun` started it as one of several.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
         yield Ranks(choose_device(device))
         return
+    if missing := [name for name in _OF_TORCHRUN if name not in os.environ]:
+        raise ConfigError(
+            f"WORLD_SIZE is {size}, but {missing[0]} is not set: start it with torchrun"
+            " --nproc-per-node N -m specpipe train ..., or unset WORLD_SIZE for one process alone"
+        )
     rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     own = choose_device(device)
     if own.type == "cuda":
