@@ -11,7 +11,7 @@ _GROUP = 256
 
 def block_rows(size: int, device: torch.device) -> int:
     """Rows of `size` numbers: what the caches hold on a CPU, many at once on a GPU."""
-    numbers = 2**19 * torch.get_num_threads() if device.type == "cpu" else 2**24
+    numbers = 2**18 * torch.get_num_threads() if device.type == "cpu" else 2**24
     return max(1, numbers // size)
 
 
