@@ -91,6 +91,23 @@ def test_usage_is_explained(tmp_path: Path) -> None:
     assert "there is no job" in str(found.exception)
 
 
+def test_a_url_is_no_folder_of_jobs(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job()
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ["run", str(job), "--out", "s3://key:secret@bucket/job"],
+        ["run", "--status", "s3://bucket/job"],
+        ["serve-api", "--data", "s3://bucket/api"],
+    ):
+        found = CliRunner().invoke(specpipe, arguments)
+        assert isinstance(found.exception, ConfigError)
+        assert "s3://bucket/" in str(found.exception)
+        assert "local disk" in str(found.exception)
+    assert {path.name for path in tmp_path.iterdir()} == {"job.json", "training.jsonl"}
+
+
 def test_a_folder_with_something_else_is_left_alone(make_job: MakeJob, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

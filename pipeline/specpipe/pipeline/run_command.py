@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from specpipe.pipeline.console import note, show
+from specpipe.pipeline.local_folder import LocalFolder
 from specpipe.pipeline.options import comma_words, json_option
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.job_state import JobReport
@@ -13,8 +14,8 @@ from specpipe.schemas.job_state import JobReport
 
 @click.command(short_help="Run a spec-draft job: dump, train and export in one folder.")
 @click.argument("job", type=click.Path(path_type=Path), required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the job.")
-@click.option("--status", type=click.Path(path_type=Path), help="Say where this folder's job is.")
+@click.option("--out", type=LocalFolder(), help="Folder of the job.")
+@click.option("--status", type=LocalFolder(), help="Say where this folder's job is.")
 @click.option(
     "--config",
     "config_file",

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from specpipe.pipeline.console import note
+from specpipe.pipeline.local_folder import LocalFolder
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.extras import install_hint
 
@@ -19,7 +20,7 @@ _TOKEN = re.compile(r"[!-~]{8,}")
 @click.command("serve-api", short_help="A local server with the fine-tuning API.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalFolder(),
     required=True,
     help="Folder of uploads, jobs and the queue.",
 )

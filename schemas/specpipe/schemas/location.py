@@ -1,6 +1,9 @@
-"""Paths and URLs as they may be shown and written: without what is secret in them."""
+"""Paths and URLs: as they may be shown and written, and those that must be local."""
 
 import re
+from pathlib import Path
+
+from specpipe.schemas.errors import ConfigError
 
 # Everything up to the last @, since passwords hold @ and / too; a colon that begins a port is none.
 _USER_AND_PASSWORD = re.compile(r"(?<=://)[^/\s\"'@]*:(?!\d{1,5}/)[^\s\"']*@")
@@ -17,3 +20,10 @@ def without_credentials(text: str) -> str:
     """
     text = _HTTP_TOKEN.sub(r"\1", _USER_AND_PASSWORD.sub("", text))
     return _QUERY.sub(r"\1", text)
+
+
+def local_path(location: str, why: str) -> Path:
+    """The path of a local location; raises ConfigError, which says why, for any other."""
+    if "://" in location and not location.startswith("file://"):
+        raise ConfigError(f"{without_credentials(location)}: {why}")
+    return Path(location.removeprefix("file://"))

@@ -24,11 +24,11 @@ from specpipe.schemas.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.config import ConvertConfig
 from specpipe.schemas.dump import TargetIdentity, default_layers
 from specpipe.schemas.errors import ConfigError, StoreError
+from specpipe.schemas.location import local_path
 from specpipe.stages.drafter.artifact import Artifact, OfTarget, read_artifact
 from specpipe.stages.export import structure
 from specpipe.stages.export.format import DRAFT_TOKENS, Drafter, TargetFacts
 from specpipe.stages.export.formats import FORMATS, format_of
-from specpipe.stages.export.out_folder import local_path
 from specpipe.stages.target.identity import target_identity
 
 FEWEST_LAYERS = 4

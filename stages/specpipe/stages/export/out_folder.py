@@ -22,7 +22,7 @@ from specpipe.schemas.checkpoint import (
     STATE_FILE,
 )
 from specpipe.schemas.errors import ConfigError, StoreError
-from specpipe.schemas.location import without_credentials
+from specpipe.schemas.location import local_path
 from specpipe.stages.export.format import Format
 from specpipe.stages.export.validation import Validation
 from specpipe.stages.storage.folder_lock import locked
@@ -114,10 +114,3 @@ class OutFolder:
             raise
         except OSError as error:
             raise StoreError(f"cannot write to {self.path}: {error}") from error
-
-
-def local_path(location: str, why: str) -> Path:
-    """The path of a local location; raises ConfigError, which says why, for any other."""
-    if "://" in location and not location.startswith("file://"):
-        raise ConfigError(f"{without_credentials(location)}: {why}")
-    return Path(location.removeprefix("file://"))

@@ -23,7 +23,7 @@ from specpipe.schemas.errors import (
     StoreError,
     ValidationError,
 )
-from specpipe.schemas.location import without_credentials
+from specpipe.schemas.location import local_path, without_credentials
 from specpipe.schemas.speedup import Recommendation, Schedule, Speedup
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.schemas.versions import versions
@@ -35,7 +35,7 @@ from specpipe.stages.export.draft_tokens import Findings, recommendation
 from specpipe.stages.export.evaluated import evaluation, run_settings, settings_for
 from specpipe.stages.export.format import Drafter, TargetFacts
 from specpipe.stages.export.formats import FORMATS
-from specpipe.stages.export.out_folder import OutFolder, local_path
+from specpipe.stages.export.out_folder import OutFolder
 from specpipe.stages.export.serve_findings import Served
 from specpipe.stages.export.serve_prompts import serve_prompts
 from specpipe.stages.export.validation import (

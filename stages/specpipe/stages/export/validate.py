@@ -15,7 +15,7 @@ from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.config import ValidateConfig
 from specpipe.schemas.dump import TargetIdentity
 from specpipe.schemas.errors import ConfigError, ValidationError
-from specpipe.schemas.location import without_credentials
+from specpipe.schemas.location import local_path, without_credentials
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.artifact import OfTarget, artifact_folder, read_artifact
 from specpipe.stages.drafter.artifact_weights import drafter_weights
@@ -24,7 +24,6 @@ from specpipe.stages.export import prompts, replay_check, serve, server_check, s
 from specpipe.stages.export.evaluated import evaluation
 from specpipe.stages.export.format import DRAFT_TOKENS, TargetFacts
 from specpipe.stages.export.formats import format_of
-from specpipe.stages.export.out_folder import local_path
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.export.serve_prompts import serve_prompts

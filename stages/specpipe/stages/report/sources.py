@@ -29,12 +29,11 @@ from specpipe.schemas.errors import (
     StoreError,
     UnfinishedError,
 )
-from specpipe.schemas.location import without_credentials
+from specpipe.schemas.location import local_path, without_credentials
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.drafter.metric_rows import metric_rows
-from specpipe.stages.export.out_folder import local_path
 from specpipe.stages.export.replay_check import recorded_metrics
 from specpipe.stages.export.validation import Validation
 from specpipe.stages.storage.dump import Dump

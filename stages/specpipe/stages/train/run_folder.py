@@ -2,11 +2,11 @@
 
 import json
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.checkpoint import CONFIG_FILE, METRICS_FILE, TrainState
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
+from specpipe.schemas.location import local_path
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.metric_rows import Row, metric_rows
 from specpipe.stages.storage.folder_lock import locked
@@ -43,9 +43,7 @@ class RunFolder:
     """One run directory on a local disk."""
 
     def __init__(self, path: str) -> None:
-        if "://" in path and not path.startswith("file://"):
-            raise ConfigError(f"{path}: a run directory is local; checkpoints need a real disk")
-        self.path = Path(path.removeprefix("file://")).expanduser()
+        self.path = local_path(path, "a run is written to a local disk; copy it there").expanduser()
 
     def locked(self) -> AbstractContextManager[object]:
         """Hold the folder for this process; raises ConfigError where another one has it."""
