@@ -45,10 +45,10 @@ for size in (5, 300, 5000):
     logits[1] = 0.0  # ties: the first is the argmax
     logits[3, -1] = 120.0  # an overlap that underflows
     ids = torch.arange(size, device=device)
-    ce = torch.tensor(0.3, device=device)
-    mix = RowWeights(0.5, 0.25, 0.75, ce, 1.5, torch.tensor(0.4, device=device), 3.0)
-    token_scope = RowWeights(0.0, 0.0, 0.0, 0 * ce, 1.0, None, 3.0)
-    only_kl = RowWeights(1.0, 0.0, 0.0, 0 * ce, 0.0, None, 3.0)
+    zero, one = torch.zeros((), device=device), torch.ones((), device=device)
+    mix = RowWeights(0.5 * one, 0.25 * one, 0.3 * one, 0.75, 1.5, 3.0, True, True)
+    token_scope = RowWeights(zero, zero, zero, 0.0, 1.0, 3.0, True, True)
+    only_kl = RowWeights(one, zero, zero, 0.0, 0.0, 3.0, True, False)
     for weights in (None, mix, token_scope, only_kl):
         out = {}
         for name, passes in (

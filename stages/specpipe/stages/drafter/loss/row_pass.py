@@ -87,7 +87,7 @@ class RowPass:
         inside_R = token_draft_R >= 0
         token_R1 = token_draft_R.clamp(min=0).unsqueeze(1)
         token_logit_R = logits_RD.gather(1, token_R1).squeeze(1)
-        stats = self._walk(logits_RD, chunk, at_R, weights, inside_R)
+        stats = self._walk(logits_RD, chunk, at_R, weights, known_R, inside_R)
         alpha_R, logq_token_R = stats.alpha_B, token_logit_R - stats.logsum_B
         kl_R = stats.logsum_B - stats.score_B - chunk.entropy_R[at_R]
         lost_X = torch.nonzero(known_R & (alpha_R < UNDERFLOW)).squeeze(1)
@@ -127,6 +127,7 @@ class RowPass:
         chunk: VerifierChunk,
         at_R: Tensor,
         weights: RowWeights | None,
+        known_R: Tensor,
         inside_R: Tensor,
     ) -> RowStats:
         """What the rows say; with `weights` all of the gradient but what few columns get."""
@@ -145,7 +146,7 @@ class RowPass:
                 # Of the rows in log space the gradient is added later.
                 small_B = stats.alpha_B < UNDERFLOW
                 overlap_B = overlap_B + torch.where(small_B, 0.0, weights.lk / stats.alpha_B)
-            q_weight_B = kl_weight_B * chunk.known_R[at_B] + weights.ce * inside_R[rows]
+            q_weight_B = kl_weight_B * known_R[rows] + weights.ce * inside_R[rows]
             self.passes.gradient(
                 logits_BD,
                 chunk,

@@ -12,6 +12,8 @@ from torch import Tensor
 from specpipe.schemas.train_config import LossName
 from specpipe.stages.drafter.loss.denominators import Denominators
 
+_LOSSES: tuple[LossName, ...] = ("kl", "tv", "lk_alpha", "ce", "lk_hybrid")
+
 
 @dataclass(frozen=True, slots=True)
 class LossSettings:
@@ -28,18 +30,21 @@ class LossSettings:
 
     def of_head(self, k: int, denominators: Denominators) -> "RowWeights":
         """What head k's rows are weighted by, relative to a mean over all its valid starts."""
-        weights = {name: self.losses.get(name, 0.0) for name in ("kl", "tv", "lk_alpha", "ce")}
-        hybrid = self.losses.get("lk_hybrid", 0.0)
+        kl, tv, lk, ce, hybrid = (self.losses.get(name, 0.0) for name in _LOSSES)
         starts, inside = denominators.starts_K[k], denominators.inside_K[k]
         share = torch.where(inside > 0, starts / inside.clamp(min=1e-30), 0.0)
+        lambda_ = torch.zeros_like(starts) if self.lambda_K is None else self.lambda_K[k]
+        of_head = 0.0 if self.lambda_K is None else hybrid
+        dtype = self.head_weights_K.dtype
         return RowWeights(
-            kl=weights["kl"],
-            tv=weights["tv"],
-            lk=weights["lk_alpha"],
-            ce=(weights["ce"] * share).to(self.head_weights_K.dtype),
-            hybrid=hybrid,
-            lambda_=None if self.lambda_K is None else self.lambda_K[k],
+            kl=(kl + of_head * lambda_).to(dtype),
+            tv=(tv + of_head * (1 - lambda_)).to(dtype),
+            ce=(ce * share).to(dtype),
+            lk=lk,
+            hybrid=hybrid - of_head,
             eta=self.eta,
+            move_kl=bool(kl or hybrid),
+            move_overlap=bool(tv or lk or hybrid),
         )
 
 
@@ -47,30 +52,26 @@ class LossSettings:
 class RowWeights:
     """Weights of the losses at one head's rows."""
 
-    kl: float
-    tv: float
-    lk: float
+    kl: Tensor
+    """Scalar, as `tv` and `ce`: with the shares of lk_hybrid whose lambda is the head's."""
+    tv: Tensor
     ce: Tensor
-    """Scalar: the mean is over the starts whose token is in the draft vocabulary."""
+    """The mean is over the starts whose token is in the draft vocabulary."""
+    lk: float
     hybrid: float
-    lambda_: Tensor | None
+    """Of lk_hybrid whose lambda is each start's own."""
     eta: float
-
-    @property
-    def move_overlap(self) -> bool:
-        """Whether the gradient has a part in [q < p]."""
-        return bool(self.tv or self.lk or self.hybrid)
-
-    @property
-    def move_kl(self) -> bool:
-        return bool(self.kl or self.hybrid)
+    move_kl: bool
+    """Whether the gradient has a part in p~."""
+    move_overlap: bool
+    """Whether it has one in [q < p]."""
 
     def kl_and_tv(self, alpha_R: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of kl and of 1 - alpha, [R], lk_hybrid's shares among them."""
-        lambda_R = torch.exp(-self.eta * alpha_R) if self.lambda_ is None else self.lambda_
-        kl_R = self.kl + self.hybrid * lambda_R
-        tv_R = self.tv + self.hybrid * (1 - lambda_R)
-        return kl_R.to(alpha_R).expand_as(alpha_R), tv_R.to(alpha_R).expand_as(alpha_R)
+        if not self.hybrid:
+            return self.kl.expand_as(alpha_R), self.tv.expand_as(alpha_R)
+        lambda_R = torch.exp(-self.eta * alpha_R)
+        return self.kl + self.hybrid * lambda_R, self.tv + self.hybrid * (1 - lambda_R)
 
 
 def hybrid_lambda(alpha_K: Tensor, eta: float) -> Tensor:
