@@ -21,6 +21,7 @@ from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.retry import DEFAULT_POLICY
 from specpipe.stages.train.dumps import TrainingDumps
 from specpipe.stages.train.run import run
+from specpipe.stages.train.stop import StopQuestion
 from tests.storage.tiny import make_identity, make_pair, write_dump
 from tests.train.conftest import MakeConfig, MakeDump, same_run
 
@@ -66,7 +67,7 @@ def test_a_mixture_is_the_same_one_at_resume(make_config: MakeConfig, other: Pat
 
 def test_what_a_mixture_consists_of(make_config: MakeConfig, dump: Path, other: Path) -> None:
     config = make_config(mix={str(other): 0.5})
-    dumps = TrainingDumps.open(config, "metadata")
+    dumps = TrainingDumps.open(config, "metadata", StopQuestion(None))
     first, second = (Dump.open(str(root)) for root in (dump, other))
     mass_V = first.vocab().mass_V + 0.5 * second.vocab().mass_V
     assert dumps.vocab().mass_V.tolist() == mass_V.tolist()

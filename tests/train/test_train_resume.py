@@ -17,10 +17,11 @@ from specpipe.stages.drafter.checkpoint import (
     load_checkpoint,
     resolve_checkpoint,
 )
+from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run
 from specpipe.stages.train.trainee import Trainee
 from tests.train.conftest import MakeConfig, read_metrics, same_run
-from tests.train.train_killed import prepare
+from tests.train.train_killed import after, prepare, send
 
 KILLED = Path(__file__).with_name("train_killed.py")
 NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
@@ -70,6 +71,20 @@ def test_sigterm_saves_and_asks_to_be_run_again(make_config: MakeConfig, tmp_pat
     whole = make_config(out=str(tmp_path / "whole"))
     run(whole)
     same_run(Path(whole.out), Path(config.out))
+
+
+def test_sigterm_while_the_dump_is_verified(
+    make_config: MakeConfig, dump: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(preverify="full")
+    with monkeypatch.context() as patch:
+        patch.setattr(Dump, "check_metadata", Dump.check_metadata)
+        after(Dump, "check_metadata", 1, send(signal.SIGTERM))
+        with pytest.raises(UnfinishedError, match=rf"SIGTERM.*while {dump} was verified") as raised:
+            run(config)
+    assert raised.value.exit_code == 5
+    assert not (Path(config.out) / "metrics.jsonl").exists()
+    run(config)
 
 
 def test_sigterm_within_an_evaluation_which_is_made_when_the_run_goes_on(

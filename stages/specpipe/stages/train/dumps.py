@@ -5,7 +5,7 @@ from pathlib import Path
 
 from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.dump import TextOrigin, canonical_sha256
-from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, UnfinishedError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import Checkpoint
 from specpipe.stages.drafter.samples.reader import SampleReader
@@ -13,20 +13,30 @@ from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.verify import verify
 from specpipe.stages.storage.vocab import VocabStatistics
+from specpipe.stages.train.stop import StopQuestion
 
 PREVERIFY_BYTES = 16 * 2**30
 
 
-def open_dump(url: str, preverify: str) -> Dump:
+def open_dump(url: str, preverify: str, should_stop: StopQuestion) -> Dump:
     """A complete dump whose objects are all there; read and checked whole when asked to.
 
+    SIGTERM stops that; the time limit does not, as one that is shorter would let no run begin.
     Raises UnfinishedError, IntegrityError.
     """
+
+    def go_on(_done: int, _total: int) -> None:
+        if reason := should_stop.of_signal():
+            raise UnfinishedError(
+                f"{reason}: stopped while {dump.folder.url} was verified; run the same command"
+                " again"
+            )
+
     dump = Dump.open(url)
     dump.check_objects()
     dump.check_metadata()
     if preverify == "full" or (preverify == "auto" and dump.num_bytes < PREVERIFY_BYTES):
-        damages = verify(url).damages
+        damages = verify(url, progress=go_on).damages
         if damages:
             first = "; ".join(f"{d.key}: {d.problem}" for d in damages[:5])
             more = f" (and {len(damages) - 5} more)" if len(damages) > 5 else ""
@@ -43,12 +53,14 @@ class TrainingDumps:
     """With the passes over each to one pass over `dump`."""
 
     @classmethod
-    def open(cls, config: TrainConfig, preverify: str) -> "TrainingDumps":
+    def open(
+        cls, config: TrainConfig, preverify: str, should_stop: StopQuestion
+    ) -> "TrainingDumps":
         """Raises as `open_dump` and `check_same_states` do."""
-        dump = open_dump(config.dump, preverify)
+        dump = open_dump(config.dump, preverify, should_stop)
         others = []
         for url, weight in config.mix.items():
-            other = open_dump(url, preverify)
+            other = open_dump(url, preverify, should_stop)
             check_same_states(dump, other)
             others.append((other, weight))
         return cls(dump, tuple(others))

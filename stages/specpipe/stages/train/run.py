@@ -113,11 +113,11 @@ def _prepare(
 ) -> Loop:
     # One rank reads what is to be verified for all.
     preverify = config.preverify if ranks.is_first else "metadata"
-    dumps = TrainingDumps.open(config, preverify)
+    dumps = TrainingDumps.open(config, preverify, should_stop)
     checkpoint = None if checkpoint_path is None else load_checkpoint(checkpoint_path)
     evaluated_on = dumps
     if config.eval_dump is not None:
-        evaluated_on = TrainingDumps(open_dump(config.eval_dump, preverify))
+        evaluated_on = TrainingDumps(open_dump(config.eval_dump, preverify, should_stop))
         check_same_states(dumps.dump, evaluated_on.dump)
     if checkpoint is not None:
         check_same_dumps(checkpoint, dumps, evaluated_on)
