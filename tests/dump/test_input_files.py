@@ -138,6 +138,11 @@ def test_a_store_that_fails_is_not_an_absent_file(
     assert caught.value.exit_code == 6
 
 
+def test_a_host_that_refuses_is_not_an_absent_file() -> None:
+    with pytest.raises(StoreError, match=r"a\.jsonl: Cannot connect"):
+        input_files(["http://127.0.0.1:9/a.jsonl"])
+
+
 def test_a_folder_that_cannot_be_listed_is_not_left_out(s3_server: S3Server, s3_root: str) -> None:
     plant(s3_root)
     s3_server.fault = lambda request: "500" if "prefix=root%2Fdeep" in request.query else None

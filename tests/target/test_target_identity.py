@@ -2,14 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
 from specpipe.stages.target.identity import target_identity
 from specpipe.stages.target.location import local_folder
 
@@ -89,3 +92,46 @@ def test_no_folder(tmp_path: Path) -> None:
         local_folder(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"config\.json"):
         local_folder(str(tmp_path))
+
+
+@contextmanager
+def hub_that_answers(status: int) -> Iterator[str]:
+    """The address of a server that has this status for every request."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "error", "says"),
+    [
+        ("ghost/model", 404, ConfigError, "nor a model that the hub gives"),
+        ("ghost/model", 401, ConfigError, "nor a model that the hub gives"),
+        ("ghost/model", 503, StoreError, "when it answers"),
+        ("ghost/model", None, StoreError, "when it answers"),
+        ("no/model/id", None, ConfigError, "nor a model that the hub gives"),
+    ],
+)
+def test_what_the_hub_has_not_and_a_hub_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    status: int | None,
+    error: type[SpecpipeError],
+    says: str,
+) -> None:
+    refused = nullcontext("http://127.0.0.1:9")
+    with refused if status is None else hub_that_answers(status) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
+        with pytest.raises(error, match=f"{target}.*{says}"):
+            local_folder(target)

@@ -13,6 +13,7 @@ from fsspec.utils import glob_translate, infer_compression
 
 from specpipe.schemas.errors import ConfigError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
+from specpipe.stages.storage.remote_store import object_info
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -53,12 +54,12 @@ def input_files(urls: Sequence[str]) -> list[InputFile]:
         try:
             # Other processes write to the same store, so listings must be fresh.
             filesystem, path = fsspec.url_to_fs(url, use_listings_cache=False)
-            kind = _kind(filesystem, path)
-            if kind is None and has_magic(path):
+            info = object_info(filesystem, path)
+            if info is None and has_magic(path):
                 found = _matching(filesystem, path, shown)
-            elif kind is None:
+            elif info is None:
                 raise ConfigError(f"data {shown}: no such file")
-            elif kind == "directory":
+            elif info["type"] == "directory":
                 found = _below(filesystem, path, shown)
             else:
                 files.append(_file(filesystem, path, shown))
@@ -84,17 +85,6 @@ def is_input(out: str, urls: Sequence[str]) -> bool:
         if path == given or below or (has_magic(given) and re.match(glob_translate(given), path)):
             return True
     return False
-
-
-def _kind(filesystem: Any, path: str) -> str | None:
-    """What stands there; None for nothing.
-
-    Unlike fsspec's own `exists`, it raises where the store fails.
-    """
-    try:
-        return str(filesystem.info(path)["type"])
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def _matching(filesystem: Any, pattern: str, shown: str) -> list[str]:

@@ -63,11 +63,8 @@ class RemoteStore:
         return True
 
     def size(self, path: str) -> int | None:
-        try:
-            info = self._filesystem.info(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return int(info["size"]) if info["type"] == "file" else None
+        info = object_info(self._filesystem, path)
+        return int(info["size"]) if info is not None and info["type"] == "file" else None
 
     def sizes(self, path: str, *, temporary: bool = False) -> dict[str, int]:
         found = self._filesystem.find(path or "/", detail=True, **self._find_options)
@@ -81,7 +78,9 @@ class RemoteStore:
 
     def remove(self, path: str) -> None:
         try:
-            info = self._filesystem.info(path)
+            info = object_info(self._filesystem, path)
+            if info is None:
+                return
             if info["type"] == "file":
                 self._filesystem.rm_file(path)
                 return
@@ -132,6 +131,20 @@ def open_filesystem(url: str) -> tuple[Any, str]:
         # Three loops of retries within each other would make minutes of each of ours.
         filesystem.retries = 1
     return filesystem, root
+
+
+def object_info(filesystem: Any, path: str) -> dict[str, Any] | None:
+    """What a file system says of a file or folder; None where there is none.
+
+    Unlike fsspec's `exists`, it raises where the store fails.
+    """
+    try:
+        return dict(filesystem.info(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        # By HTTP, fsspec takes whatever fails for a missing file.
+        if error.__cause__ is not None and is_transient(error.__cause__):
+            raise error.__cause__ from None
+        return None
 
 
 def _s3_options(protocol: str) -> dict[str, Any]:

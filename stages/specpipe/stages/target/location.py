@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
 from specpipe.stages.storage.local_disk import read_file
+from specpipe.stages.storage.store_faults import http_status
 
 CONFIG_FILE = "config.json"
 
@@ -21,11 +22,15 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
+_REFUSED = (401, 403, 404)
+"""The hub's answers to an id or a revision that is not there, or not for everybody."""
+
 
 def local_folder(target: str, revision: str | None = None, *, with_weights: bool = True) -> Path:
     """The folder that holds the target: the given one, or the hub's snapshot of it.
 
-    Without weights, those are not fetched. Raises ConfigError where there is neither.
+    Without weights, those are not fetched. Raises ConfigError where there is neither, StoreError
+    where the hub does not say.
     """
     folder = Path(target).expanduser()
     if folder.is_dir():
@@ -35,15 +40,21 @@ def local_folder(target: str, revision: str | None = None, *, with_weights: bool
     if folder.exists() or target.startswith((".", "/", "~")):
         raise ConfigError(f"target {target}: no such folder")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     try:
         patterns = ["*.json", "*.jinja", "*.txt", "*.model"]
         patterns += ["*.safetensors"] if with_weights else []
         return Path(snapshot_download(target, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises a dozen unrelated types
-        raise ConfigError(
-            f"target {target}: neither a local folder nor a model that the hub gives "
-            f"({type(error).__name__}: {error})"
+        says = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, HFValidationError) or http_status(error) in _REFUSED:
+            raise ConfigError(
+                f"target {target}: neither a local folder nor a model that the hub gives ({says})"
+            ) from error
+        raise StoreError(
+            f"target {target}: no local folder, and the hub cannot be asked for it ({says}); run "
+            "the same command again when it answers"
         ) from error
 
 
