@@ -48,10 +48,10 @@ def bound_of(setup: Setup) -> Bound:
             "weights and optimiser": 4 * FLOAT * num_parameters(shape, D),
             # The embedding as it is stored, and the verifier's rows of the draft vocabulary.
             "target": HALF * shape.vocab * H + FLOAT * D * H,
-            # Two [rows, D], the blocks that are walked in them, and the lm_head's gradient before
+            # Two [rows, D], three blocks as they are walked, and the lm_head's gradient before
             # it is scaled.
             "loss": 2 * config.loss_chunk_mib * MIB
-            + 2 * FLOAT * D * block_rows(D, torch.device("cpu"))
+            + 3 * FLOAT * D * block_rows(D, torch.device("cpu"))
             + FLOAT * D * H,
             "activations": FLOAT * (T * of_position(shape) + K * N * of_start(shape)),
             # Shards in memory, and three batches: in use, ready, being made.
