@@ -91,6 +91,24 @@ def test_a_task_that_stopped_early_is_tried_again(
 
 @needs_airflow
 @pytest.mark.slow
+def test_a_training_that_diverged_is_tried_once(
+    airflow_home: dict[str, str], tmp_path: Path
+) -> None:
+    found = run_dag(
+        airflow_home,
+        tmp_path,
+        target=str(save_target(tmp_path / "target")),
+        data=str(write_lines(tmp_path / "data", rows(60))),
+        dump_options="--backend hf",
+        train_options="--max-steps 3 --learning-rate 1e30",
+    )
+    assert found["state"] == "failed"
+    assert found["tasks"]["dump"] == ["success", 1]
+    assert found["tasks"]["train"] == ["failed", 1]
+
+
+@needs_airflow
+@pytest.mark.slow
 def test_refused_input_is_tried_once(airflow_home: dict[str, str], tmp_path: Path) -> None:
     row = {"input_ids": [1, 2], "attention_mask": [1], "labels": [1, 2]}
     found = run_dag(
