@@ -50,9 +50,10 @@ def test_training_run_is_no_place_for_an_export(trained: Trained) -> None:
 
 
 def test_file_in_the_place_of_the_folder(trained: Trained, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(ConfigError, match="is a file"):
-        run(config(trained, tmp_path / "out"))
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/out"):
+        with pytest.raises(ConfigError, match="is a file"):
+            run(config(trained, tmp_path / out))
 
 
 @pytest.mark.parametrize("at", ["the artifact", "the validation", "the card"])
@@ -96,9 +97,9 @@ def test_validation_of_another_version_is_ours(
 
 
 def test_out_that_cannot_be_written(trained: Trained, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / LOCK_FILE).mkdir()
     with pytest.raises(StoreError, match="cannot write to"):
-        run(config(trained, tmp_path / "file" / "out"))
+        run(config(trained, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["out", "checkpoint"])

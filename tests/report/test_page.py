@@ -10,7 +10,7 @@ import pytest
 
 from specpipe.schemas.artifact import VALIDATION_FILE
 from specpipe.schemas.config import ReportConfig
-from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, StoreError
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.stages.report.run import run as report
 from tests.report.conftest import ATTACK, Finished, MakePage
 
@@ -162,6 +162,7 @@ def test_wrong_sources_are_refused(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match="give the --artifact of this run"):
         report(ReportConfig(run=str(finished.run), artifact=str(artifact), out=out))
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError):
-        report(ReportConfig(run=str(finished.run), out=str(tmp_path / "file" / "page.html")))
+    for place, says in (("file/page.html", "is a file"), ("", "folder"), ("new/", "folder")):
+        with pytest.raises(ConfigError, match=says):
+            report(ReportConfig(run=str(finished.run), out=f"{tmp_path}/{place}"))
     assert not Path(out).exists()

@@ -7,7 +7,8 @@ import pytest
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.folder import Folder, place_of_file
+from specpipe.stages.storage.folder_lock import locked
 
 
 def test_write_read_and_replace(root: str) -> None:
@@ -167,3 +168,24 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     (other / "nowhere").symlink_to(tmp_path / "gone")
     assert folder.sizes() == {"here": 1, "shards/a/b": 2}
     assert folder.sizes("shards") == {"shards/a/b": 2, "shards/a/up/here": 1}
+
+
+@pytest.mark.parametrize("below", ["", "/new", "/new/er"])
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    place = f"{tmp_path}/file{below}"
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/file is a file"):
+        Folder.open(place).check_writable()
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/file is a file"), locked(Path(place), ""):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_place_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url in ("page.html", f"{tmp_path}/page.html"):
+        folder, name = place_of_file(url)
+        assert (folder.url, name) == (str(tmp_path), "page.html")
+    for url in ("memory://pages/", f"{tmp_path}/new/", str(tmp_path), "."):
+        with pytest.raises(ConfigError, match="is a folder"):
+            place_of_file(url)

@@ -28,7 +28,7 @@ from specpipe.stages.dump.prepare_data_record import (
 )
 from specpipe.stages.dump.rejected import Rejections, to_jsonl
 from specpipe.stages.dump.stamp import make_stamp
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.folder import Folder, place_of_file
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder, tokenizer_files
 
@@ -68,7 +68,7 @@ def prepare_data(
     """
     started = time.monotonic()
     check_suffix(config.out)
-    folder, name = _place(config.out)
+    folder, name = place_of_file(config.out)
     if is_input(config.out, config.data):
         raise ConfigError(
             f"{folder.where(name)} is part of --data itself: choose an --out outside of it"
@@ -138,14 +138,6 @@ class _Counting:
             num_left_out=kinds["left_out"],
             num_partly_masked=kinds["partly_masked"],
         )
-
-
-def _place(url: str) -> tuple[Folder, str]:
-    """The folder of a file, and the file's name in it."""
-    above, slash, name = url.rpartition("/")
-    if not slash:
-        return Folder.open("."), name
-    return Folder.open(above or "/"), name
 
 
 def _example(sample: Sample | None, template: ChatTemplate | None) -> ShownExample | None:

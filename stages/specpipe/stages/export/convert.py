@@ -29,6 +29,7 @@ from specpipe.stages.drafter.artifact import Artifact, OfTarget, read_artifact
 from specpipe.stages.export import structure
 from specpipe.stages.export.format import DRAFT_TOKENS, Drafter, TargetFacts
 from specpipe.stages.export.formats import FORMATS, format_of
+from specpipe.stages.storage.local_disk import check_no_file
 from specpipe.stages.target.identity import target_identity
 
 FEWEST_LAYERS = 4
@@ -72,6 +73,7 @@ def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None)
     if cannot := format.inexpressible(source.shape):
         raise ConfigError(f"format {format.name} cannot hold {source.folder}: {'; '.join(cannot)}")
     drafter, tensors = _drafter(config, source, target), _tensors(source)
+    check_no_file(out.parent)
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir(parents=True)

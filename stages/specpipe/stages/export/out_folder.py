@@ -26,7 +26,7 @@ from specpipe.schemas.location import local_path
 from specpipe.stages.export.format import Format
 from specpipe.stages.export.validation import Validation
 from specpipe.stages.storage.folder_lock import locked
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.storage.local_disk import check_no_file, write_file
 
 LOCK_FILE = ".export.lock"
 OURS = {"passed", "problems", "config", "checkpoint_sha256", "artifact_sha256"}
@@ -46,8 +46,7 @@ class OutFolder:
     def check(self) -> None:
         """Raise ConfigError where something is in the way that no export wrote."""
         with self._errors():
-            if self.path.exists() and not self.path.is_dir():
-                raise ConfigError(f"{self.path} is a file; give a folder as --out")
+            check_no_file(self.path)
             is_run = (self.path / CHECKPOINTS_FOLDER).exists() and self._has(CONFIG_FILE)
             if is_run or self._has(STATE_FILE):
                 raise ConfigError(

@@ -27,7 +27,7 @@ from specpipe.stages.report.texts import texts_section
 from specpipe.stages.report.token_text import KINDS, Tokenizer, token_kinds, token_texts
 from specpipe.stages.report.training import training_section
 from specpipe.stages.report.validated import validation_section
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.folder import place_of_file
 from specpipe.stages.target.stored_tokenizer import stored_tokenizer
 
 Progress = Callable[[str], None]
@@ -59,13 +59,17 @@ class _Drafted:
 
 
 def run(config: ReportConfig, *, progress: Progress | None = None) -> ReportResult:
-    """Write the page; raises what `read_sources` raises, and StoreError where it cannot write."""
+    """Write the page; raises what `read_sources` raises, and StoreError where it cannot write.
+
+    Raises ConfigError where the page would have a folder's name, or a file stand for its folder.
+    """
     report = progress or (lambda _: None)
+    folder, name = place_of_file(config.out)
     sources = read_sources(config)
+    folder.check_writable()
     drafted = _drafted(config, sources, report)
     page = render(_page(config, sources, drafted))
-    where, slash, name = config.out.rpartition("/")
-    Folder.open((where or slash) or ".").write(name, page)
+    folder.write(name, page)
     return ReportResult(
         out=without_credentials(config.out),
         num_bytes=len(page),

@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
 from specpipe.stages.storage import retry
-from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, LocalDisk
+from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, LocalDisk, check_no_file
 from specpipe.stages.storage.remote_store import S3_PROTOCOLS, RemoteStore, open_filesystem
 from specpipe.stages.storage.retry import GaveUp, RetryPolicy
 from specpipe.stages.storage.store import Store, TakeBlock
@@ -148,8 +148,11 @@ class Folder:
     def check_writable(self) -> None:
         """Raise StoreError unless objects can be written here, and each be created only once.
 
-        Raises ConfigError where the store lets a second writer replace what the first created.
+        Raises ConfigError where the store lets a second writer replace what the first created, and
+        where a file stands in the way of the folder.
         """
+        if isinstance(self._store, LocalDisk):
+            check_no_file(self._root)
         probe = f"{TEMPORARY_PREFIX}writable-{uuid.uuid4().hex}"
         self.create(probe, b"first")
         is_replaced = self.create(probe, b"second")
@@ -200,6 +203,17 @@ class Folder:
     def _failed(self, doing: str, key: str, error: BaseException | None) -> str:
         text = without_credentials(str(error)) or type(error).__name__
         return f"cannot {doing} {self.where(key)}: {text}"
+
+
+def place_of_file(url: str) -> tuple[Folder, str]:
+    """The folder of a file that is to be written, and the file's name in it.
+
+    Raises ConfigError where the URL is that of a folder.
+    """
+    above, slash, name = url.rpartition("/")
+    if not name or os.path.isdir(os.path.expanduser(url)):
+        raise ConfigError(f"{without_credentials(url)} is a folder; give the name of a file in it")
+    return Folder.open(above or slash or "."), name
 
 
 HOW_TO_REPAIR = (

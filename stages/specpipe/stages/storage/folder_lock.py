@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from specpipe.schemas.errors import ConfigError, StoreError
+from specpipe.stages.storage.local_disk import check_no_file
 
 LOCK_FILE = ".lock"
 _LOOK_SECONDS = 0.1
@@ -20,9 +21,10 @@ def locked(
 
     `name` is the lock's file, of which a folder that several commands write to has several.
     Processes that inherit the descriptor hold the folder too. Raises ConfigError with the text
-    `taken` where another process has had it for `patience` seconds, StoreError where the folder
-    cannot be written to.
+    `taken` where another process has had it for `patience` seconds, or where a file is in the way,
+    StoreError where the folder cannot be written to.
     """
+    check_no_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / name).open("a")

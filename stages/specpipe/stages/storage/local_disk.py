@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from specpipe.schemas.errors import StoreError
+from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.stages.storage.store import TakeBlock
 from specpipe.stages.storage.store_faults import advice, is_transient_locally
 
@@ -95,6 +95,14 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
+def check_no_file(path: str | Path) -> None:
+    """Raise ConfigError where a file stands at the path of a folder that is to be, or above it."""
+    place = Path(os.path.abspath(path))
+    there = next(part for part in (place, *place.parents) if part.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is a file, where a folder is to be; give another --out")
 
 
 def write_file(path: Path, data: bytes) -> None:
