@@ -33,6 +33,16 @@ def test_the_sample_job_maps_to_the_stages() -> None:
     assert modern["norm_output"]
 
 
+def test_without_a_context_length_the_target_decides_up_to_a_limit() -> None:
+    settings = parse_job(body(context_length=512))
+    assert settings.dump_settings()["context_length"] == 512
+    assert settings.train_settings()["context_length"] == 512
+    settings = parse_job(body(context_length=None))
+    dump = DumpConfig(out="out/dump", **settings.dump_settings())
+    assert (dump.context_length, dump.context_limit) == (None, 8192)
+    assert "context_length" not in settings.train_settings()
+
+
 def test_a_rate_of_another_optimiser_is_kept_and_warned_about() -> None:
     job = parse_job(body(learning_rate=0.0075))
     assert job.train_settings()["learning_rate"] == 0.0075

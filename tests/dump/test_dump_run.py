@@ -228,6 +228,17 @@ def test_wrong_settings(
     assert Folder.open(config.out).list() == []
 
 
+@pytest.mark.parametrize(("limit", "length"), [(100, 100), (8192, 128)])
+def test_a_limit_is_the_targets_maximum_where_that_is_less(
+    make_config: MakeConfig, write_rows: WriteRows, make_rows: MakeRows, limit: int, length: int
+) -> None:
+    data = write_rows(make_rows(2))
+    run(make_config(data, out=f"memory://limited-{limit}", context_limit=limit))
+    assert Dump.open(f"memory://limited-{limit}").identity.context_length == length
+    run(make_config(data, out=f"memory://given-{limit}", context_limit=limit, context_length=90))
+    assert Dump.open(f"memory://given-{limit}").identity.context_length == 90
+
+
 def test_a_dump_that_fails_its_proof_commits_nothing(
     make_config: MakeConfig,
     write_rows: WriteRows,

@@ -56,6 +56,9 @@ _INPUT_OPTIONS = (
 _OPTIONS = (
     *_INPUT_OPTIONS,
     GroupedOption(
+        _FROM, "--context-limit", type=int, help="Without --context-length: no more than this."
+    ),
+    GroupedOption(
         _FROM,
         "--text-temperature",
         type=float,

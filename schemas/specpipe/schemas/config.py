@@ -14,6 +14,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from specpipe.schemas.artifact import FormatName
 from specpipe.schemas.location import without_credentials
@@ -23,7 +24,6 @@ DraftTokens = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=1, le=4096)]
 DraftSampleMethod = Literal["probabilistic", "greedy"]
 """Whether drafts are drawn from the drafter at temperatures above 0; vLLM's name for it."""
-LogitsMode = Annotated[str, Field(pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")]
 
 _OF_A_SERVER = ("serve_model", "serve_draft_sample_method")
 _OF_AN_ENGINE = ("serve_speculative_tokens", "serve_batch_sizes", "seed")
@@ -37,11 +37,18 @@ def _no_blank(value: str) -> str:
     return value
 
 
+def _logits_mode(value: str) -> str:
+    if not re.fullmatch(r"final|full|topk:[1-9][0-9]{0,5}", value):
+        raise ValueError("give final, full, or topk:N with the number to keep, as topk:64")
+    return value
+
+
 def several(value: Any) -> Any:
     """A lone text where several may stand."""
     return (value,) if isinstance(value, str) else value
 
 
+LogitsMode = Annotated[str, AfterValidator(_logits_mode)]
 Location = Annotated[str, AfterValidator(_no_blank)]
 """A local path or an fsspec URL."""
 
@@ -58,6 +65,11 @@ def _takes_bool(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
 
 
+def _has_settings(field: FieldInfo) -> bool:
+    kinds = (field.annotation, *get_args(field.annotation))
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
+
+
 class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -67,7 +79,8 @@ class Config(BaseModel):
         """pydantic takes true for 1; in a file it is a mistake."""
         field = cls.model_fields[str(info.field_name)]
         if _holds_bool(value) and not _takes_bool(field.annotation):
-            raise ValueError("true and false are no values of this setting")
+            instead = ": give its settings, or {} for the defaults" if _has_settings(field) else ""
+            raise ValueError(f"true and false are no values of this setting{instead}")
         return value
 
     def without_credentials(self) -> Self:
@@ -125,6 +138,8 @@ class DumpConfig(InputConfig):
 
     out: Location
     """Root of the dump, an fsspec URL."""
+    context_limit: int | None = Field(None, gt=1)
+    """Where no context_length is given: the target's maximum, but no more than this."""
     backend: Literal["auto", "hf", "vllm"] = "auto"
     """What runs the target; `auto`: vLLM where it is installed and knows the target, else hf."""
     engine: dict[str, Any] = {}
@@ -170,6 +185,13 @@ class DumpConfig(InputConfig):
     """Processes that share the dump; with `worker_index`."""
     time_limit: float | None = Field(None, gt=0)
     """Seconds after which the dump leaves with exit code 5; shards that are done stay."""
+
+    @field_validator("worker_index", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if isinstance(value, int | None) or value == "auto" or str(value).isdecimal():
+            return value
+        raise ValueError("give a number from 0 on, or auto")
 
     @model_validator(mode="after")
     def _one_kind_of_text(self) -> "DumpConfig":

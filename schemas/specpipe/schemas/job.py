@@ -17,6 +17,7 @@ from specpipe.schemas.errors import ConfigError
 Text = Annotated[str, Field(min_length=1)]
 _ENDLESS = 2**31
 """Far above any use, and below what integers on the way can hold."""
+CONTEXT_LIMIT = 8192
 _HIGH_RATE = 5e-3
 """Learning rate from which on AdamW tends to diverge on drafters."""
 
@@ -43,7 +44,8 @@ class Hyperparameters(Strict):
     n_epochs: StrictInt = Field(1, ge=1, lt=_ENDLESS)
     warmup_ratio: StrictFloat = Field(0.1, ge=0, lt=1)
     max_grad_norm: StrictFloat = Field(1.0, gt=0)
-    context_length: StrictInt = Field(8192, ge=2, lt=_ENDLESS)
+    context_length: StrictInt | None = Field(None, ge=2, lt=_ENDLESS)
+    """Left out: CONTEXT_LIMIT, or the target's maximum where that is less."""
     num_decoding_heads: StrictInt = Field(3, ge=1, le=7)
     architecture: Literal["eagle3_original", "eagle3"] = "eagle3_original"
     """`eagle3` adds a norm per auxiliary state and normed feedback."""
@@ -71,10 +73,11 @@ class SpecDraftJob(Strict):
 
     def dump_settings(self) -> dict[str, Any]:
         """What the job says of DumpConfig."""
+        given = self.method.spec_draft.hyperparameters.context_length
         return {
             "target": self.model,
             "data": (self.training_file,),
-            "context_length": self.method.spec_draft.hyperparameters.context_length,
+            **({"context_limit": CONTEXT_LIMIT} if given is None else {"context_length": given}),
         }
 
     def train_settings(self) -> dict[str, Any]:
@@ -87,14 +90,14 @@ class SpecDraftJob(Strict):
             "num_epochs": parameters.n_epochs,
             "warmup_ratio": parameters.warmup_ratio,
             "max_grad_norm": parameters.max_grad_norm,
-            "context_length": parameters.context_length,
             "num_heads": parameters.num_decoding_heads,
             "fc_norm": modern,
             "norm_output": modern,
             "seed": self.seed,
         }
-        if parameters.learning_rate is not None:
-            settings["learning_rate"] = parameters.learning_rate
+        for name in ("learning_rate", "context_length"):
+            if (given := getattr(parameters, name)) is not None:
+                settings[name] = given
         return settings
 
     @property

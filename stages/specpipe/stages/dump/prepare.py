@@ -100,7 +100,9 @@ def plan_of(
     model = load_config(target_folder, trust_remote_code=trust).get_text_config(decoder=True)
     layers = _layers(config.layers, model.num_hidden_layers)
     context_length = context_length_of(
-        config.context_length, getattr(model, "max_position_embeddings", None)
+        config.context_length,
+        getattr(model, "max_position_embeddings", None),
+        config.context_limit,
     )
     template = ChatTemplate(target_folder, loss_mask=config.loss_mask, trust_remote_code=trust)
     samples: Sequence[Sample] = (
@@ -185,8 +187,13 @@ def _layers(given: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
     return layers
 
 
-def context_length_of(given: int | None, of_target: int | None) -> int:
-    """Tokens to which samples are cut: as given, else the target's maximum; raises ConfigError."""
+def context_length_of(given: int | None, of_target: int | None, limit: int | None = None) -> int:
+    """Tokens to which samples are cut: as given, else the target's maximum, up to a limit.
+
+    Raises ConfigError.
+    """
+    if given is None and limit is not None:
+        return min(limit, of_target or limit)
     if given is None and of_target is None:
         raise ConfigError("the target's config has no maximum length: give --context-length")
     if given is not None and of_target is not None and given > of_target:
