@@ -50,7 +50,8 @@ def run(
     train, export and report run one after the other in OUT, which ends with
     checkpoint/model.safetensors, checkpoint/config.json, metrics.jsonl under the API's names, and
     report.html. Killed or stopped at any moment, the same command goes on; a finished job does
-    nothing.
+    nothing. Hyperparameters that are left out are the API's (n_epochs 1, loss kl, ...), not those
+    of `specpipe train`: docs/jobs.md has both.
 
     \b
     What the API has no field for comes by --config:
