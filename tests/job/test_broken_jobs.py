@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.schemas.errors import ConfigError, SpecpipeError, UnfinishedError
 from tests.job.conftest import MakeJob
 
 
@@ -106,6 +106,29 @@ def test_a_url_is_no_folder_of_jobs(
         assert "s3://bucket/" in str(found.exception)
         assert "local disk" in str(found.exception)
     assert {path.name for path in tmp_path.iterdir()} == {"job.json", "training.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "metrics.jsonl", "training.csv"])
+def test_the_folder_that_a_job_lies_in_is_no_new_one(
+    make_job: MakeJob, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    job = make_job().rename(out / "job.json")
+    (out / name).write_text("mine")
+    before = job.read_bytes()
+    found = CliRunner().invoke(specpipe, ["run", str(job), "--out", str(out)])
+    assert isinstance(found.exception, ConfigError)
+    assert f"{out} holds {name}, which no job wrote" in str(found.exception)
+    (out / name).unlink()
+    arguments = ["run", str(job), "--out", str(out), "--time-limit", "0"]
+    found = CliRunner().invoke(specpipe, arguments)
+    assert isinstance(found.exception, UnfinishedError)
+    assert job.read_bytes() == before
+    job.write_text(make_job(seed=5).read_text())
+    (out / "job_state.json").unlink()
+    found = CliRunner().invoke(specpipe, ["run", str(make_job()), "--out", str(out)])
+    assert "another job" in str(found.exception)
 
 
 def test_a_folder_with_something_else_is_left_alone(make_job: MakeJob, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ class LocalFolder(click.Path):
     """A URL is refused: as a path it would be a folder of that name here."""
 
     def __init__(self) -> None:
-        super().__init__(path_type=Path, file_okay=False)
+        super().__init__(path_type=Path)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

@@ -8,14 +8,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from specpipe.schemas.artifact import ARTIFACT_FOLDER, MODEL_TENSORS_FILE
+from specpipe.schemas.artifact import (
+    ARTIFACT_FOLDER,
+    CARD_FILE,
+    MODEL_TENSORS_FILE,
+    VALIDATION_FILE,
+)
 from specpipe.schemas.artifact import CONFIG_FILE as ARTIFACT_CONFIG
+from specpipe.schemas.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.job import SpecDraftJob
 from specpipe.schemas.job_state import (
     DUMP_FOLDER,
     JOB_FILE,
     METRICS_FILE,
+    REPORT_FILE,
     STAGES,
     STATE_FILE,
     TRAIN_FOLDER,
@@ -25,10 +32,18 @@ from specpipe.schemas.job_state import (
 )
 from specpipe.schemas.location import without_credentials
 from specpipe.stages.storage.folder_lock import LOCK_FILE, is_locked, locked
-from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, write_file
+from specpipe.stages.storage.local_disk import write_file
 
 _PATIENCE_SECONDS = 5.0
 """Processes of a run that was killed need a moment to end."""
+_LEFT_AFTER_TRAINING = {
+    METRICS_FILE,
+    REPORT_FILE,
+    ARTIFACT_FOLDER,
+    CARD_FILE,
+    VALIDATION_FILE,
+    PROVENANCE_FILE,
+}
 
 
 class JobFolder:
@@ -72,7 +87,8 @@ class JobFolder:
                 )
             return state
         self._check_others(job)
-        self._write(JOB_FILE, _as_written(job))
+        if not (self.path / JOB_FILE).exists():
+            self._write(JOB_FILE, _as_written(job))
         now = time.time()
         state = JobState(
             status="queued",
@@ -86,18 +102,21 @@ class JobFolder:
 
     def _check_others(self, job: SpecDraftJob) -> None:
         """That a folder without a state is new, or this job's, whose state was lost."""
-        # A write that was killed leaves its temporary file.
-        names = {p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY_PREFIX)}
-        others = names - {LOCK_FILE, JOB_FILE}
-        if not others:
-            return
-        if JOB_FILE not in names:
+        # Locks, and what a write that was killed leaves, are hidden files.
+        names = {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
+        left = {JOB_FILE}
+        if JOB_FILE in names:
+            left |= {DUMP_FOLDER, TRAIN_FOLDER}
+            if _as_written(self.job()) != _as_written(job):
+                raise IdentityError(
+                    f"{self.path} holds another job ({self.path / JOB_FILE}); give another --out"
+                )
+        if (self.train / LOCK_FILE).exists():
+            left |= _LEFT_AFTER_TRAINING
+        if foreign := names - left:
             raise ConfigError(
-                f"{self.path} holds {min(others)}, which no job wrote; give a new --out"
-            )
-        if _as_written(self.job()) != _as_written(job):
-            raise IdentityError(
-                f"{self.path} holds another job ({self.path / JOB_FILE}); give another --out"
+                f"{self.path} holds {min(foreign)}, which no job wrote; give a new --out, or move"
+                " that away"
             )
 
     def state(self) -> JobState:
