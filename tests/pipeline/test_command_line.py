@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from specpipe.pipeline import cli
 from specpipe.pipeline.provenance import provenance
 from specpipe.pipeline.settings import load_config
-from specpipe.schemas.config import DumpConfig, ExportConfig
+from specpipe.schemas.config import Config, DumpConfig, ExportConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.train_config import TrainConfig
 from tests.train.conftest import save_target, write_data
@@ -225,6 +225,45 @@ def test_hostile_and_mistaken_configurations(text: str, words: str, tmp_path: Pa
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         load_config(TrainConfig, file, {})
+
+
+DUMP = "target: a\ndata: b\nout: c\n"
+TRAIN = "dump: a\nout: b\n"
+EXPORT = "checkpoint: a\nout: b\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "says"),
+    [
+        (TrainConfig, TRAIN + "adam_betas: [0.9]", "adam_betas: too few values (got [0.9])"),
+        (TrainConfig, TRAIN + "adam_betas: [1.0, 2.0]",
+         "adam_betas: Input should be less than 1 (got 1.0)"),
+        (TrainConfig, TRAIN + "loss: kl=0.5,tv=x",
+         "loss: Input should be a valid number, unable to parse string as a number (got 'x')"),
+        (ExportConfig, EXPORT + "validation: [foo]",
+         "validation: Input should be 'structure', 'replay' or 'serve' (got 'foo')"),
+        (DumpConfig, DUMP + "logits: topk",
+         "logits: give final, full, or topk:N with the number to keep, as topk:64 (got 'topk')"),
+        (DumpConfig, DUMP + "worker_index: x",
+         "worker_index: give a number from 0 on, or auto (got 'x')"),
+        (DumpConfig, DUMP + "generate: true",
+         "generate: true and false are no values of this setting: give its settings, or {} for the"
+         " defaults (got True)"),
+        (DumpConfig, DUMP + "generate: {top_p: 2, max_token: 1}",
+         "generate.top_p: Input should be less than or equal to 1 (got 2); there is no setting"
+         " 'generate.max_token'"),
+        (DumpConfig, "target: a\nout: c",
+         "--data is missing (give the flag, or data: in the file)"),
+    ],
+)  # fmt: skip
+def test_one_line_for_each_setting_that_is_wrong(
+    kind: type[Config], text: str, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(kind, file, {})
+    assert str(caught.value) == f"{file}: {says}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A command's configuration: a YAML file, with the flags of the command line on top."""
 
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,19 +72,30 @@ def _preset(name: Any, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str,
 
 
 def problems(error: ValidationError) -> str:
-    """Every setting that is wrong, in words."""
-    return "; ".join(map(_problem, error.errors()))
+    """Every setting that is wrong, in words, each once."""
+    by_setting: dict[str, Any] = {}
+    for found in error.errors():
+        # What stands behind an index or a kind of value is inside one setting.
+        parts = takewhile(lambda part: isinstance(part, str) and "[" not in part, found["loc"])
+        setting = ".".join(map(str, parts))
+        # An item that is wrong also counts as missing, and of several kinds of value the one that
+        # was meant is wrong farthest inside.
+        worst = max(by_setting.get(setting, found), found, key=lambda one: len(one["loc"]))
+        by_setting[setting] = worst
+    return "; ".join(_problem(setting, found) for setting, found in by_setting.items())
 
 
-def _problem(error: Any) -> str:
-    field = ".".join(map(str, error["loc"]))
+def _problem(setting: str, error: Any) -> str:
     if error["type"] == "missing":
-        return f"--{field.replace('_', '-')} is missing (give the flag, or {field}: in the file)"
+        if isinstance(error["loc"][-1], int):
+            return f"{setting}: too few values (got {error['input']!r})"
+        flag = f"--{setting.replace('_', '-')}"
+        return f"{flag} is missing (give the flag, or {setting}: in the file)"
     if error["type"] == "extra_forbidden":
-        return f"there is no setting {field!r}"
+        return f"there is no setting {setting!r}"
     # One of our own is said in its own words alone.
     says = str(error["ctx"]["error"] if error["type"] == "value_error" else error["msg"])
-    return f"{field}: {says} (got {error['input']!r})" if field else says
+    return f"{setting}: {says} (got {error['input']!r})" if setting else says
 
 
 def read_settings(path: Path) -> dict[str, Any]:
