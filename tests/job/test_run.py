@@ -119,6 +119,7 @@ def test_a_stage_that_fails_is_named_with_its_own_exit_code(
     job = make_job(data=[{"input_ids": [1, 2], "attention_mask": [1], "labels": [1, 2]}])
     code, error, notes = Job(job, tmp_path / "out").result()
     assert code == 3
+    assert error["kind"] == "InputError"
     assert "training.jsonl" in error["error"]
     assert notes.count(error["error"]) == 1
     report = status(tmp_path / "out")

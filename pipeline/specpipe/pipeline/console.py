@@ -23,7 +23,7 @@ def fail(error: SpecpipeError) -> NoReturn:
     """One line for the error, and its exit code; with --json also as a JSON object on stdout."""
     if not error.is_told:
         note(f"specpipe: {error}")
-    json_error(str(error), type(error).__name__)
+    json_error(str(error), error.kind)
     sys.exit(error.exit_code)
 
 

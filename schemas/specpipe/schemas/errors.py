@@ -24,6 +24,11 @@ class SpecpipeError(Exception):
     is_told: bool = False
     """Another process of the same run says it."""
 
+    @property
+    def kind(self) -> str:
+        """The name under which --json tells of it."""
+        return type(self).__name__
+
 
 class ConfigError(SpecpipeError, ValueError):
     """Wrong usage or configuration."""

@@ -33,6 +33,12 @@ class StageFailedError(SpecpipeError):
     def __init__(self, error: JobError) -> None:
         super().__init__(error.message)
         self.exit_code = error.exit_code  # type: ignore[misc]
+        self._of_stage = error.kind
+
+    @property
+    def kind(self) -> str:
+        """The stage's own; one that could not start has said none."""
+        return self._of_stage or SpecpipeError.__name__
 
 
 class JobRunner:
