@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.errors import ConfigError, InputError, UnfinishedError
+from specpipe.schemas.errors import ConfigError, InputError, IntegrityError, UnfinishedError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.dump.survey import length_histogram, survey, survey_dump
@@ -203,6 +203,19 @@ def test_what_goes_wrong(
 def test_a_dump_whose_plan_is_not_written_yet(folder: Path, tmp_path: Path) -> None:
     dump = config(folder, tmp_path / "dump")
     run(dump)
-    Folder.open(dump.out).remove("stamp.json")
+    folder_of_it, whole = Folder.open(dump.out), survey_dump(dump.out)
+    # Another writer's complete dump has no stamp.
+    folder_of_it.remove("stamp.json")
+    assert survey_dump(dump.out) == whole
+    folder_of_it.remove("index.json")
     with pytest.raises(UnfinishedError, match="not written yet"):
+        survey_dump(dump.out)
+
+
+def test_a_complete_dump_whose_plan_is_damaged(folder: Path, tmp_path: Path) -> None:
+    dump = config(folder, tmp_path / "dump")
+    run(dump)
+    key = "plan/000001.parquet"
+    Folder.open(dump.out).write(key, Folder.open(dump.out).read(key)[:-9])
+    with pytest.raises(IntegrityError, match=key):
         survey_dump(dump.out)

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from specpipe.schemas.dump import plan_key
+from specpipe.schemas.dump import INDEX_FILE, DumpIndex, plan_key
 from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.sample import Sample
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.objects import read_object
 from specpipe.stages.storage.samples import PlannedSample, plan_from_parquet, plan_to_parquet
 
 Plan = list[list[PlannedSample]]
@@ -52,6 +53,17 @@ def read_plan(folder: Folder, num_shards: int, sha256: str) -> Plan:
         plan_from_parquet(data, folder.where(plan_key(shard_id)))
         for shard_id, data in enumerate(files)
     ]
+
+
+def read_listed_plan(folder: Folder, index: DumpIndex) -> Plan:
+    """The plan that the index of a complete dump lists; raises IntegrityError where damaged."""
+    entries = {entry.key: entry for entry in index.objects}
+    keys = [plan_key(shard_id) for shard_id in range(index.totals.num_shards)]
+    if lacking := [key for key in keys if key not in entries]:
+        raise IntegrityError(f"{folder.where(INDEX_FILE)} does not list {lacking[0]}")
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        files = pool.map(lambda key: read_object(folder, entries[key]), keys)
+        return [plan_from_parquet(d, folder.where(k)) for k, d in zip(keys, files, strict=True)]
 
 
 def plan_sha256(folder: Folder, num_shards: int) -> str:

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from specpipe.schemas.errors import InputError
+from specpipe.schemas.dump import REJECTED_FILE, DumpIndex
+from specpipe.schemas.errors import InputError, IntegrityError
 from specpipe.schemas.sample import Source
+from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
+from specpipe.stages.storage.objects import read_object
 
 _NUM_NAMED = 5
 
@@ -73,6 +76,18 @@ def from_jsonl(text: str) -> list[Rejection]:
     # Not splitlines, which also cuts at the other line ends that a reason may hold (U+2028).
     rows = [json.loads(line) for line in text.split("\n") if line]
     return [Rejection(Source(**row["source"]), row["kind"], row["reason"]) for row in rows]
+
+
+def read_listed_rejections(folder: Folder, index: DumpIndex) -> list[Rejection]:
+    """Those of a complete dump; raises IntegrityError where its rejected.jsonl is damaged."""
+    listed = [read_object(folder, entry) for entry in index.objects if entry.key == REJECTED_FILE]
+    try:
+        return from_jsonl(b"".join(listed).decode())
+    except (KeyError, TypeError, ValueError):
+        raise IntegrityError(
+            f"{folder.where(REJECTED_FILE)} has a line without source, kind and reason; "
+            f"{HOW_TO_REPAIR}"
+        ) from None
 
 
 def count_kinds(jsonl: bytes) -> Counter[str]:

@@ -9,17 +9,24 @@ from pathlib import Path
 import torch
 
 from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import DUMP_FILE, HEAD_FILE, TARGET_FOLDER, DumpIdentity
+from specpipe.schemas.dump import DUMP_FILE, HEAD_FILE, INDEX_FILE, TARGET_FOLDER, DumpIdentity
 from specpipe.schemas.errors import ConfigError, UnfinishedError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.dump.claim import read_claim
-from specpipe.stages.dump.plan import Plan, read_plan
+from specpipe.stages.dump.plan import Plan, read_listed_plan, read_plan
 from specpipe.stages.dump.prepare import plan_of
-from specpipe.stages.dump.rejected import Rejection, Rejections, from_jsonl, to_jsonl
+from specpipe.stages.dump.rejected import (
+    Rejection,
+    Rejections,
+    from_jsonl,
+    read_listed_rejections,
+    to_jsonl,
+)
 from specpipe.stages.dump.stamp import last_stamp
 from specpipe.stages.dump.survey_size import DumpSize, TargetFiles, dump_sizes
 from specpipe.stages.dump.survey_trainer import TrainerMemory, trainer_memory
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.records import parse_index
 from specpipe.stages.target.head_model import head_numbers
 from specpipe.stages.target.location import CONFIG_FILE, local_folder, tokenizer_files
 
@@ -94,13 +101,7 @@ def survey_dump(url: str) -> Survey:
     identity = read_claim(folder)
     if identity is None:
         raise ConfigError(f"there is no dump at {folder.url}: it has no {DUMP_FILE}")
-    stamp = last_stamp(folder)
-    if stamp is None:
-        raise UnfinishedError(
-            f"the plan of the dump at {folder.url} is not written yet: run `specpipe dump` again, "
-            "or `specpipe plan` with the flags of the dump"
-        )
-    plan = read_plan(folder, stamp.num_shards, stamp.plan_sha256)
+    plan, rejections = _planned(folder, identity)
     sizes = folder.sizes(TARGET_FOLDER)
     if f"{TARGET_FOLDER}/{HEAD_FILE}" not in sizes:
         # No worker has begun: all there is to know is where the target was.
@@ -113,7 +114,23 @@ def survey_dump(url: str) -> Survey:
             config = folder.read(f"{TARGET_FOLDER}/{CONFIG_FILE}")
             (Path(local) / CONFIG_FILE).write_bytes(config)
             memory = trainer_memory(Path(local), identity, _TRAINING, trust_remote_code=False)
-    return _survey(identity, plan, from_jsonl(stamp.rejected), target, memory)
+    return _survey(identity, plan, rejections, target, memory)
+
+
+def _planned(folder: Folder, identity: DumpIdentity) -> tuple[Plan, list[Rejection]]:
+    """By the index of a complete dump, which other writers' dumps have too, else by the stamp."""
+    if folder.exists(INDEX_FILE):
+        where = folder.where(INDEX_FILE)
+        index = parse_index(folder.read(INDEX_FILE), where, identity.fingerprint)
+        return read_listed_plan(folder, index), read_listed_rejections(folder, index)
+    stamp = last_stamp(folder)
+    if stamp is None:
+        raise UnfinishedError(
+            f"the plan of the dump at {folder.url} is not written yet: run `specpipe dump` again, "
+            "or `specpipe plan` with the flags of the dump"
+        )
+    plan = read_plan(folder, stamp.num_shards, stamp.plan_sha256)
+    return plan, from_jsonl(stamp.rejected)
 
 
 def _survey(
