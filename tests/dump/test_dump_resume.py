@@ -138,6 +138,15 @@ def test_what_another_worker_writes_meanwhile_is_ours(
     assert run(config).complete
 
 
+def test_what_changes_no_sample_leaves_the_stamp(config: DumpConfig) -> None:
+    """So that the input is not read and tokenised again."""
+    free = {"time_limit": 60.0, "batch_tokens": 64, "workers": 2, "staging_mib": 8}
+    stamp = make_stamp(config)
+    for name, value in free.items():
+        assert make_stamp(config.model_copy(update={name: value})) == stamp, name
+    assert make_stamp(config.model_copy(update={"context_length": 30})) != stamp
+
+
 def test_only_what_is_missing_is_done_again(config: DumpConfig) -> None:
     run(config)
     folder = Folder.open(config.out)

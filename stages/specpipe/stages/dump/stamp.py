@@ -28,6 +28,7 @@ _FREE_FIELDS = {
     "workers",
     "worker_index",
     "worker_count",
+    "time_limit",
 }
 
 
