@@ -64,7 +64,7 @@ def comma_integers(_context: click.Context, _option: click.Parameter, value: str
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list like 2,16,29") from None
+        raise click.BadParameter(f"{value!r} is no list of whole numbers, as 1,8") from None
 
 
 def comma_words(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
