@@ -16,8 +16,6 @@ from pydantic import (
     model_validator,
 )
 
-FORMAT_VERSION = 1
-
 DUMP_FILE = "dump.json"
 INDEX_FILE = "index.json"
 VOCAB_FILE = "vocab.parquet"

@@ -18,7 +18,6 @@ class Decoder:
     """Name of `module` inside the model."""
     layers: nn.ModuleList
     norm: nn.Module
-    norm_path: str
 
     @property
     def num_layers(self) -> int:
@@ -51,8 +50,7 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     found = after or norms
     if len(found) != 1:
         raise _unknown(model, f"final norm ambiguous among {found}", names)
-    norm = module.get_submodule(found[0])
-    return Decoder(module, path, layers, norm, f"{path}.{found[0]}" if path else found[0])
+    return Decoder(module, path, layers, module.get_submodule(found[0]))
 
 
 def _unknown(model: PreTrainedModel, what: str, names: list[str]) -> ConfigError:
