@@ -32,10 +32,11 @@ def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any)
       specpipe plan --target sample_data/target \\
         --data sample_data/train/conversations.jsonl
 
-    Takes the flags of `specpipe dump`, or the URL of a dump that is there. Samples, tokens and
-    their lengths; bytes and objects for each way to keep the logits and each format; memory of a
-    trainer with default settings. Of the target only config and tokenizer are read, and nothing is
-    written. The figures of --generate are the most that it may be.
+    Takes the flags of `specpipe dump`, of which those of who does it change nothing here, or the
+    URL of a dump that is there. Samples, tokens and their lengths; bytes and objects for each way
+    to keep the logits and each format; memory of a trainer with default settings. Of the target
+    only config and tokenizer are read, and nothing is written. The figures of --generate are the
+    most that it may be.
     """
     given = [name for name, value in flags.items() if value not in (None, ())]
     if url is not None and (given or config_file is not None):
