@@ -164,6 +164,8 @@ def test_json_is_the_last_line_of_stdout(folder: Path, tmp_path: Path) -> None:
     assert values["num_tokens"] == result.num_tokens
     assert values["chosen"]["num_objects"] == len(Dump.open(dump.out).entries)
     assert values["trainer"]["total"] > values["trainer"]["weights"]
+    # Of a small dump, all of it is read ahead.
+    assert values["trainer"]["read_ahead"] == values["chosen"]["num_bytes"]
 
 
 @pytest.fixture

@@ -32,9 +32,9 @@ def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any)
       specpipe plan --target sample_data/target \\
         --data sample_data/train/conversations.jsonl
 
-    Takes the flags of `specpipe dump`, of which those of who does it change nothing here, or the
-    URL of a dump that is there. Samples, tokens and their lengths; bytes and objects for each way
-    to keep the logits and each format; memory of a trainer with default settings. Of the target
+    Takes the flags of `specpipe dump`, of which those under "Who does it" change nothing here, or
+    the URL of a dump that is there. Samples, tokens and their lengths; bytes and objects for each
+    way to keep the logits and each format; memory of a trainer with default settings. Of the target
     only config and tokenizer are read, and nothing is written. The figures of --generate are the
     most that it may be.
     """
@@ -68,7 +68,11 @@ def _rows(found: "Survey") -> list[tuple[str, str]]:
         ("supervised", f"{most}{found.num_supervised:,} ({_percent(found)} % of the tokens)"),
         ("size", f"{most}{file_size(found.chosen.num_bytes)}"),
         ("objects", f"{most}{found.chosen.num_objects:,}"),
-        ("trainer memory", f"about {file_size(found.trainer.total)}"),
+        (
+            "trainer memory",
+            f"about {file_size(found.trainer.total)} of the device, "
+            f"{file_size(found.read_ahead)} of the host",
+        ),
     ]
 
 
@@ -123,7 +127,8 @@ def _show_memory(found: "Survey") -> None:
         (f"states of {memory.batch_tokens:,} tokens", memory.batch),
         (f"activations of {memory.num_heads} heads", memory.activations),
         (f"loss, {memory.draft_vocab_size:,} draft tokens", memory.loss),
-        ("together", memory.total),
+        ("together, of the device", memory.total),
+        ("of the host: shards that are read ahead", found.read_ahead),
     ]
     show_columns(
         "Trainer memory (defaults of specpipe train)",
@@ -136,5 +141,5 @@ def _result(found: "Survey") -> dict[str, Any]:
     values = asdict(found)
     values["identity"] = found.identity.model_dump(mode="json")
     values["chosen"] = asdict(found.chosen)
-    values["trainer"]["total"] = found.trainer.total
+    values["trainer"] |= {"total": found.trainer.total, "read_ahead": found.read_ahead}
     return values

@@ -76,6 +76,11 @@ class Survey:
         wanted = (self.identity.logits, self.identity.shard_format)
         return next(size for size in self.sizes if (size.logits, size.shard_format) == wanted)
 
+    @property
+    def read_ahead(self) -> int:
+        """Most bytes of shards that a process of the trainer holds, in the host's memory."""
+        return min(_TRAINING.prefetch_mib * 2**20, self.chosen.num_bytes)
+
 
 def survey(config: DumpConfig) -> Survey:
     """What a dump of this configuration would hold and take.

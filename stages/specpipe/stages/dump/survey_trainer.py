@@ -1,4 +1,4 @@
-"""How much memory `specpipe train` will take with its default settings, by the shapes alone.
+"""What `specpipe train` will take on its device with default settings, by the shapes alone.
 
 Legend: T tokens of a batch, N starts, K heads, L aux layers, H hidden size, I width of the MLP,
 q and g widths of queries and of keys, D draft vocabulary, V vocabulary.
@@ -41,7 +41,8 @@ class TrainerMemory:
     optimizer: int
     """8 P: AdamW's two moments."""
     frozen: int
-    """The embedding V H and the verifier's rows of the lm_head D H, in the target's dtype."""
+    """The embedding V H and the verifier's rows of the lm_head D H, in the target's dtype; on a CPU
+    those rows are float32."""
     batch: int
     """2 T H (L + 1): auxiliary and final states of a batch, bfloat16."""
     activations: int
