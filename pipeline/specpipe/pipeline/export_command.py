@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 @click.option("--dump", help="Dump to replay on.  [default: the one that the run evaluated on]")
 @click.option("--target", help="Target of the artifact.  [default: as the dump names it]")
 @click.option(
-    "--speculative-tokens", type=int, help="Written into the artifact.  [default: the best]"
+    "--speculative-tokens",
+    type=int,
+    help="Written into the artifact.  [default: the best by the costs that serve measures or"
+    " --step-cost gives; without them the number of trained heads]",
 )
 @click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
 @click.option("--step-cost", type=float, help="Of a draft token, in target steps (if not timed).")
@@ -58,7 +61,7 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
       specpipe export --checkpoint runs/drafter --out runs/artifact
       vllm serve TARGET --speculative-config \\
         '{"model": "runs/artifact/checkpoint", "method": "eagle3",
-          "num_speculative_tokens": 3}'
+          "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}'
 
     structure checks every tensor and key against what the engine expects. replay loads the exported
     files with an independent implementation and must find the trainer's tau. serve starts a real
