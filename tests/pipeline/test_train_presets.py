@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from specpipe.pipeline.cli import specpipe
 from specpipe.pipeline.train_options import train_config
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.presets import PRESETS
+from specpipe.schemas.presets import MEASURED, PRESETS
 from specpipe.schemas.train_config import TrainConfig
 
 
@@ -76,6 +76,7 @@ def test_the_help_shows_every_setting_and_figure_of_every_preset() -> None:
         for setting, value in preset.settings.items():
             assert f"--{setting.replace('_', '-')} {value}" in text
         assert preset.figures in text
+    assert MEASURED in text
 
 
 def test_every_setting_has_a_flag() -> None:

@@ -15,7 +15,7 @@ from specpipe.pipeline.options import (
     with_options,
 )
 from specpipe.pipeline.settings import given, load_config
-from specpipe.schemas.presets import PRESETS
+from specpipe.schemas.presets import MEASURED, PRESETS
 from specpipe.schemas.train_config import AttentionName, LossName, TrainConfig
 
 
@@ -311,6 +311,7 @@ def preset_help() -> str:
         head, body = f"  {name:9}", " " * 11
         lines += wrap(text, 76, initial_indent=head, subsequent_indent=body, break_on_hyphens=False)
         lines.append(" " * 11 + preset.figures)
+    lines += wrap(MEASURED, 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
