@@ -54,7 +54,7 @@ with DAG(
         "folder": Param("/data/drafters", type="string"),
         "dump_options": Param("--workers 8", type="string"),
         "train_options": Param("--draft-vocab-size 32000", type="string"),
-        "export_options": Param("--validate structure,replay", type="string"),
+        "export_options": Param("--validation structure,replay", type="string"),
     },
     default_args={
         "retries": 20,

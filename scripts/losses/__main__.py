@@ -30,7 +30,7 @@ def train(out: Path, training: Training) -> None:
     if not (run / "greedy.json").exists():
         specpipe(
             log, "export", "--checkpoint", run, "--out", run / "artifact",
-            "--dump", f"{dump}-greedy", "--validate", "replay",
+            "--dump", f"{dump}-greedy", "--validation", "replay",
         )  # fmt: skip
         replayed = json.loads((run / "artifact" / "validation.json").read_text("utf-8"))["replay"]
         (run / "greedy.json").write_text(json.dumps(replayed["artifact"]), encoding="utf-8")

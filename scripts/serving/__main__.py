@@ -51,9 +51,9 @@ def serve(out: Path, material: Material, max_steps: int, prompts: int) -> None:
     for format in FORMATS:
         specpipe(
             log, "export", "--checkpoint", run, "--out", out / f"{material.name}-{format}",
-            "--format", format, "--validate", "structure,replay,serve", "--serve-prompts", prompts,
+            "--format", format, "--validation", "structure,replay,serve",
+            "--serve-prompts", prompts, "--serve-batch-sizes", 1,
             "--serve-speculative-tokens", ",".join(map(str, DRAFT_TOKENS)),
-            "--serve-batch-sizes", 1,
         )  # fmt: skip
         click.echo(f"{material.name} {format} served", err=True)
 

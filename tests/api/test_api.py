@@ -142,7 +142,7 @@ def test_what_is_downloaded_serves_in_vllm(start: Start, tmp_path: Path) -> None
         ValidateConfig(
             artifact=str(artifact),
             dump=str(next((tmp_path / "api").rglob("dump.json")).parent),
-            levels=("structure", "replay", "serve"),
+            validation=("structure", "replay", "serve"),
             replay_samples=20,
             serve_prompts=20,
             serve_max_tokens=32,

@@ -309,7 +309,7 @@ def test_a_converted_artifact_serves(sample_trained: Trained, tmp_path: Path) ->
         ValidateConfig(
             artifact=str(out),
             dump=str(sample_trained.dump),
-            levels=("structure", "replay", "serve"),
+            validation=("structure", "replay", "serve"),
             replay_samples=20,
             serve_prompts=40,
             serve_max_tokens=48,
@@ -336,7 +336,7 @@ def test_a_server_that_runs_is_measured_from_outside(
         config = ValidateConfig(
             artifact=str(served),
             dump=str(sample_trained.dump),
-            levels=("structure", "serve"),
+            validation=("structure", "serve"),
             serve_data=str(prompts),
             serve_prompts=48,
             serve_max_tokens=32,

@@ -214,7 +214,7 @@ def test_urls_that_are_refused(url: str) -> None:
 
 
 def test_a_server_that_no_level_asks_for() -> None:
-    with pytest.raises(BadConfig, match="name it in levels"):
+    with pytest.raises(BadConfig, match="name it in validation"):
         ValidateConfig(artifact="a", dump="d", serve_url="http://host:8000")
 
 
@@ -229,13 +229,13 @@ def test_a_server_that_no_level_asks_for() -> None:
     ],
 )
 def test_settings_that_would_do_nothing(settings: dict[str, object], words: str) -> None:
-    given_levels = {"artifact": "a", "dump": "d", "levels": ("structure", "serve")}
+    given_levels = {"artifact": "a", "dump": "d", "validation": ("structure", "serve")}
     with pytest.raises(BadConfig, match=words):
         ValidateConfig.model_validate({**given_levels, **settings})
 
 
 def test_settings_of_a_server_are_read_back() -> None:
     config = ValidateConfig(
-        artifact="a", dump="d", levels=("serve",), serve_url="http://h", serve_model="m"
+        artifact="a", dump="d", validation=("serve",), serve_url="http://h", serve_model="m"
     )
     assert ValidateConfig.model_validate_json(config.model_dump_json()) == config

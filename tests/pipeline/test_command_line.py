@@ -195,6 +195,23 @@ def test_one_file_may_stand_without_a_list() -> None:
             ExportConfig.model_validate({"checkpoint": "c", "out": "o", field: value})
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        *((command, "--validation") for command in ("export", "run", "validate")),
+        ("export", "--validate"),
+        ("run", "--validate"),
+        ("validate", "--levels"),
+    ],
+)
+def test_the_names_of_the_proofs(command: str, flag: str) -> None:
+    arguments = [flag, "structure,serve"]
+    if command == "validate":
+        arguments += ["artifact", "--dump", "dump"]
+    context = cli.specpipe.commands[command].make_context(command, arguments)
+    assert context.params["validation"] == ("structure", "serve")
+
+
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "train.yaml"
     file.write_text("dump: a\nout: b\nnum_heads: 2\nloss: kl\n")

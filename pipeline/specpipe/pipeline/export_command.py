@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     help="Without, the engine takes the target's, which it must be.  [default: with]",
 )
 @click.option(
+    "--validation",
     "--validate",
     "validation",
     callback=comma_words,

@@ -23,7 +23,9 @@ from specpipe.schemas.job_state import JobReport
     help="YAML file with sections dump, train and export: settings that the job has no field for.",
 )
 @click.option("--backend", type=click.Choice(["auto", "hf", "vllm"]), help="What runs the target.")
-@click.option("--validate", callback=comma_words, help="Proofs: structure,replay,serve.")
+@click.option(
+    "--validation", "--validate", callback=comma_words, help="Proofs: structure,replay,serve."
+)
 @click.option(
     "--processes", type=click.IntRange(min=1), default=1, help="Ranks that train (torchrun)."
 )
@@ -35,7 +37,7 @@ def run(
     status: Path | None,
     config_file: Path | None,
     backend: str | None,
-    validate: tuple[str, ...] | None,
+    validation: tuple[str, ...] | None,
     processes: int,
     time_limit: float | None,
     as_json: bool,
@@ -72,8 +74,8 @@ def run(
         flags: dict[str, dict[str, Any]] = {}
         if backend is not None:
             flags["dump"] = {"backend": backend}
-        if validate is not None:
-            flags["export"] = {"validation": list(validate)}
+        if validation is not None:
+            flags["export"] = {"validation": list(validation)}
         report = _run(job, out, config_file, flags, processes, time_limit)
     show("Job", _rows(report), report.model_dump(mode="json"), as_json=as_json)
 

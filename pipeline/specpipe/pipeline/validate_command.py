@@ -16,7 +16,9 @@ from specpipe.schemas.config import DraftSampleMethod, ValidateConfig
 @click.argument("artifact", metavar="ARTIFACT")
 @click.option("--dump", required=True, help="Dump of its target, to replay on.")
 @click.option(
+    "--validation",
     "--levels",
+    "validation",
     callback=comma_words,
     help="Proofs to give: structure,replay,serve.  [default: structure,replay]",
 )
@@ -40,7 +42,7 @@ def validate(as_json: bool, **flags: Any) -> None:
 
     \b
       specpipe validate runs/artifact --dump runs/dump
-      specpipe validate sglang --dump runs/dump --levels structure,replay,serve
+      specpipe validate sglang --dump runs/dump --validation structure,serve
 
     ARTIFACT is what `specpipe export` or `specpipe convert` wrote, in either format; another
     program's goes through convert first. The structure is always checked.

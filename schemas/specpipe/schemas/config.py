@@ -315,7 +315,7 @@ class ValidateConfig(ServerConfig):
     """Folder of the artifact, or of an export."""
     dump: Location
     """Dump of its target, whose samples are replayed."""
-    levels: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
+    validation: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
     """Proofs to give."""
     target: Location | None = None
     """Target for `serve`; default: as recorded in the dump."""
@@ -328,8 +328,8 @@ class ValidateConfig(ServerConfig):
 
     @model_validator(mode="after")
     def _a_server_for_its_level(self) -> "ValidateConfig":
-        if self.serve_url is not None and "serve" not in self.levels:
-            raise ValueError("serve_url is for level serve: name it in levels too")
+        if self.serve_url is not None and "serve" not in self.validation:
+            raise ValueError("serve_url is for level serve: name it in validation too")
         ignored = _OF_A_SERVER if self.serve_url is None else _OF_AN_ENGINE
         fields = type(self).model_fields
         for name in ignored:

@@ -76,7 +76,7 @@ def run(
     dump = Dump.open(config.dump)
     target = without_credentials(config.target or dump.identity.target.name)
     chosen: list[prompts.Prompt] = []
-    if "serve" in config.levels:
+    if "serve" in config.validation:
         chosen = serve_prompts(
             config,
             target,
@@ -87,14 +87,14 @@ def run(
     found = structure.check(folder, _facts(dump.identity.target))
     problems = [f"structure: {problem}" for problem in found.problems]
     replay, served = None, None
-    if "replay" in config.levels and not problems:
+    if "replay" in config.validation and not problems:
         report("validation: replay")
         try:
             replay = _replay(config, folder, dump)
             problems += [f"replay: {problem}" for problem in replay.problems]
         except ConfigError as error:
             problems.append(f"replay: {error}")
-    if "serve" in config.levels and not problems:
+    if "serve" in config.validation and not problems:
         report("validation: serve")
         revision = dump.identity.target.revision
         check = serve.check if config.serve_url is None else server_check.check

@@ -36,7 +36,7 @@ def tau_section(sources: Sources) -> Section:
         blocks.append(Figures([figure]))
     blocks.append(_tau_table(curves))
     if served is None:
-        blocks.append(Missing("No engine was measured: export with --validate serve for that."))
+        blocks.append(Missing("No engine was measured: export with --validation serve for that."))
     return Section("tau", "Tokens per round", lead, blocks)
 
 

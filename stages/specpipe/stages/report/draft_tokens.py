@@ -31,7 +31,7 @@ def _blocks(recommended: Recommendation) -> list[Block]:
     number = Table("Recommended", [], rows, is_words=True)
     figure = _figure(recommended)
     if figure is None:
-        why = "What a round costs is not known: export with --validate serve to time it."
+        why = "What a round costs is not known: export with --validation serve to time it."
         return [number, Missing(why)]
     return [Figures([figure]), _costs(recommended.speedups), number]
 
