@@ -9,7 +9,7 @@ from typing import Literal
 from specpipe.schemas.dump import REJECTED_FILE, DumpIndex
 from specpipe.schemas.errors import InputError, IntegrityError
 from specpipe.schemas.sample import Source
-from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
+from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.objects import read_object
 
 _NUM_NAMED = 5
@@ -85,8 +85,8 @@ def read_listed_rejections(folder: Folder, index: DumpIndex) -> list[Rejection]:
         return from_jsonl(b"".join(listed).decode())
     except (KeyError, TypeError, ValueError):
         raise IntegrityError(
-            f"{folder.where(REJECTED_FILE)} has a line without source, kind and reason; "
-            f"{HOW_TO_REPAIR}"
+            f"{folder.where(REJECTED_FILE)} has a line without source (file, line), kind and "
+            "reason; remove it and run `specpipe dump` again"
         ) from None
 
 
