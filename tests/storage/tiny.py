@@ -3,6 +3,7 @@
 Legend: T tokens, S verifier rows, L aux layers, H hidden, K kept logits, V vocabulary.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -175,7 +176,12 @@ def write_dump(
     folder.create(DUMP_FILE, header.to_json())
     folder.create("target/config.json", b'{"vocab_size": 23}\n')
     folder.create("target/head.safetensors", bytes(range(200)))
-    folder.create(REJECTED_FILE, b'{"source": "data.jsonl:9", "reason": "empty"}\n')
+    rejected = {
+        "source": {"file": "data.jsonl", "line": 9},
+        "kind": "refused",
+        "reason": "empty",
+    }
+    folder.create(REJECTED_FILE, json.dumps(rejected).encode() + b"\n")
     for shard_id, pairs in enumerate(shards):
         folder.create(
             plan_key(shard_id), plan_to_parquet([_planned(sample) for sample, _ in pairs])
