@@ -135,3 +135,10 @@ def test_what_the_hub_has_not_and_a_hub_that_does_not_answer(
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub)
         with pytest.raises(error, match=f"{target}.*{says}"):
             local_folder(target)
+
+
+def test_a_hub_that_is_not_to_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that comes back by itself: HF_HUB_OFFLINE=1, and the model is not in the cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="neither a local folder nor a model that the hub gives"):
+        local_folder("ghost/model")

@@ -39,7 +39,7 @@ def local_folder(target: str, revision: str | None = None, *, with_weights: bool
         return folder
     if folder.exists() or target.startswith((".", "/", "~")):
         raise ConfigError(f"target {target}: no such folder")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
@@ -48,7 +48,8 @@ def local_folder(target: str, revision: str | None = None, *, with_weights: bool
         return Path(snapshot_download(target, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises a dozen unrelated types
         says = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if isinstance(error, HFValidationError) or http_status(error) in _REFUSED:
+        is_wrong = isinstance(error, HFValidationError) or http_status(error) in _REFUSED
+        if is_wrong or constants.HF_HUB_OFFLINE:
             raise ConfigError(
                 f"target {target}: neither a local folder nor a model that the hub gives ({says})"
             ) from error
