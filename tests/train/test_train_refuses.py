@@ -276,15 +276,22 @@ def test_a_rate_so_large_that_the_first_evaluation_is_not_finite(make_config: Ma
             run(config)
 
 
-@pytest.mark.parametrize(("method", "where"), [("loss", "step"), ("measure", "evaluation")])
+@pytest.mark.parametrize(
+    ("method", "when"),
+    [
+        ("build", "as the drafter is made"),
+        ("loss", "in a step"),
+        ("measure", "in an evaluation"),
+    ],
+)
 def test_out_of_gpu_memory_names_the_flags_that_take_less(
-    method: str, where: str, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    method: str, when: str, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def does_not_fit(*_: object) -> None:
+    def does_not_fit(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     monkeypatch.setattr(Trainee, method, does_not_fit)
-    with pytest.raises(ConfigError, match=rf"in an? {where}: lower --pack-tokens.*same --out"):
+    with pytest.raises(ConfigError, match=rf"{when}: lower --pack-tokens.*same --out"):
         run(make_config())
     monkeypatch.undo()
     less = {"pack_tokens": 110, "loss_chunk_mib": 1, "activation_checkpointing": True}

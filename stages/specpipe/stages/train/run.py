@@ -34,6 +34,7 @@ from specpipe.stages.train.loggers.opening import check_loggers, open_loggers
 from specpipe.stages.train.loggers.records import read_records
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.loop import Loop, Progress
+from specpipe.stages.train.memory import enough_memory
 from specpipe.stages.train.packing import epoch_batches
 from specpipe.stages.train.precision import check_dtype
 from specpipe.stages.train.ranks import Ranks, join_ranks
@@ -65,7 +66,7 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
         latest = ranks.of_first(lambda: str(latest_checkpoint(folder.path) or "").encode())
         checkpoint_path = Path(latest.decode()) if latest else None
         reports = Reports()
-        with ranks.together():
+        with ranks.together(), enough_memory("as the drafter is made"):
             records = read_records(folder.path)
             loop = _prepare(config, folder, checkpoint_path, ranks, reports, should_stop, progress)
             if ranks.is_first:
