@@ -52,7 +52,7 @@ for size in (5, 300, 5000):
     for weights in (None, mix, token_scope, only_kl):
         out = {}
         for name, passes in (
-            ("plain", PlainRows(4, size, logits)), ("fused", TritonRows(rows))
+            ("plain", PlainRows(4, size, logits)), ("fused", TritonRows())
         ):
             row_pass, gradient = RowPass(4, ids, logits), logits.clone()
             row_pass.passes = passes

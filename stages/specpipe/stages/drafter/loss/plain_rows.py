@@ -1,10 +1,10 @@
 """The passes over [rows, D] that the loss takes, by torch operators on reused memory.
 
-Legend: B rows of a block, R rows of a chunk, D draft vocabulary.
+Legend: B rows of a block, R rows of a head in a chunk, D draft vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,100 +15,114 @@ from specpipe.stages.drafter.loss.row_block import block_rows, top_of_rows
 
 @dataclass(frozen=True, slots=True)
 class RowStats:
-    """What one look at rows of logits z says of them, with q = softmax(z)."""
+    """What rows of logits z say, with q = softmax(z)."""
 
-    argmax_B: Tensor
+    argmax_R: Tensor
     """int64: the draft token that q makes likeliest."""
-    logsum_B: Tensor
+    logsum_R: Tensor
     """Log-sum-exp of z: log q = z - logsum."""
-    score_B: Tensor
+    score_R: Tensor
     """Sum of p~ z."""
-    alpha_B: Tensor
+    alpha_R: Tensor
     """Sum of min(p, q)."""
-    below_B: Tensor
-    """Sum of q where q < p; only what leads to a gradient of the overlap."""
 
-    @classmethod
-    def cat(cls, blocks: Sequence["RowStats"]) -> "RowStats":
-        """Of the rows of all blocks."""
-        names = [field.name for field in fields(cls)]
-        return cls(*(torch.cat([getattr(block, name) for block in blocks]) for name in names))
 
+@dataclass(frozen=True, slots=True)
+class RowGradient:
+    """Numbers of each row of the gradient q (q_weight + overlap (S' - [q < p])) - pt_weight p~,
+    with S' the sum of q where q < p."""
+
+    q_weight_B: Tensor
+    overlap_B: Tensor | None
+    pt_weight_B: Tensor | None
+
+
+GradientOf = Callable[[slice, Tensor], RowGradient]
+"""The gradient of some of the head's rows, of their alpha [B]."""
 
 _LEAST_MASS = 1e-26
 """Mass that q is divided by; the overlap of a row with less is taken in log space (row_pass.py)."""
 
 
-class PlainRows:
-    """A block of rows is looked at, and then its logits become their gradient.
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Rows of a head; to be asked in this order: `of_logits`, `alpha`, `logits_to_gradient`."""
 
-    Between the two q / m is kept, which is held to p~ as q is to p: no pass makes p.
-    """
+    rows: slice
+    z_BD: Tensor
+    pt_BD: Tensor
+    mass_B: Tensor
+    q_BD: Tensor
+    t_BD: Tensor
+    """Memory."""
+
+    def of_logits(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Argmax, log-sum-exp, and the sum of p~ z."""
+        top_B, argmax_B = top_of_rows(self.z_BD)
+        # The largest of q is exp(0) / sum.
+        largest_B = self.q_BD.gather(1, argmax_B.unsqueeze(1)).squeeze(1)
+        score_B = torch.mul(self.pt_BD, self.z_BD, out=self.t_BD).sum(-1)
+        return argmax_B, top_B - largest_B.log_(), score_B
+
+    def alpha(self) -> Tensor:
+        """From here on q is q / m, which is held to p~ as q is to p: no pass makes p."""
+        self.q_BD.mul_(self.mass_B.reciprocal().unsqueeze(1))
+        overlap_BD = torch.minimum(self.q_BD, self.pt_BD, out=self.t_BD)
+        return overlap_BD.sum(-1).mul_(self.mass_B)
+
+    def logits_to_gradient(self, gradient: RowGradient) -> None:
+        z_BD, r_BD, q_weight_B = self.z_BD, self.q_BD, gradient.q_weight_B
+        if gradient.overlap_B is None:
+            torch.mul(r_BD, (q_weight_B * self.mass_B).unsqueeze(1), out=z_BD)
+        else:
+            overlap_B = gradient.overlap_B * self.mass_B
+            below_B = torch.lt(r_BD, self.pt_BD, out=z_BD).mul_(r_BD).sum(-1)
+            r_weight_B = torch.addcmul(q_weight_B, overlap_B, below_B).mul_(self.mass_B)
+            z_BD.mul_(overlap_B.neg().unsqueeze(1)).addcmul_(r_BD, r_weight_B.unsqueeze(1))
+        if gradient.pt_weight_B is not None:
+            z_BD.addcmul_(self.pt_BD, gradient.pt_weight_B.unsqueeze(1), value=-1)
+
+
+class PlainRows:
+    """Block by block rows are looked at, and then their logits become their gradient."""
 
     def __init__(self, chunk_rows: int, size: int, like: Tensor) -> None:
-        self.most_rows = min(chunk_rows, block_rows(size, like.device))
-        self._q_BD, self._t_BD = (like.new_empty(self.most_rows, size) for _ in range(2))
-        self._mass_B = like.new_empty(0)
+        self._most_rows = min(chunk_rows, block_rows(size, like.device))
+        self._q_BD, self._t_BD = (like.new_empty(self._most_rows, size) for _ in range(2))
 
-    def alpha(self, logits_BD: Tensor, chunk: VerifierChunk, at_B: Tensor) -> Tensor:
-        """alpha [B] alone, of logits that are held to the chunk's rows `at_B`."""
-        at = _as_slice(at_B)
-        q_BD, t_BD = self._q_BD[: len(at_B)], self._t_BD[: len(at_B)]
-        torch.softmax(logits_BD, -1, out=q_BD)
-        return self._overlap(q_BD, chunk.pt_RD[at], chunk.mass_R[at], t_BD)
+    def alpha(self, logits_RD: Tensor, chunk: VerifierChunk, at_R: Tensor) -> Tensor:
+        """alpha [R] alone, of logits that are held to the chunk's rows `at_R`."""
+        return torch.cat([block.alpha() for block in self._blocks(logits_RD, chunk, at_R)])
 
-    def look(
-        self, logits_BD: Tensor, chunk: VerifierChunk, at_B: Tensor, *, overlap: bool
-    ) -> RowStats:
-        """Of logits held to the chunk's rows `at_B`.
-
-        With `overlap` the logits become q [q < p] / m, from which `gradient` goes on.
-        """
-        at = _as_slice(at_B)
-        pt_BD, q_BD, t_BD = chunk.pt_RD[at], self._q_BD[: len(at_B)], self._t_BD[: len(at_B)]
-        torch.softmax(logits_BD, -1, out=q_BD)
-        top_B, argmax_B = top_of_rows(logits_BD)
-        # The largest of q is exp(0) / sum.
-        logsum_B = top_B - q_BD.gather(1, argmax_B.unsqueeze(1)).squeeze(1).log_()
-        score_B = torch.mul(pt_BD, logits_BD, out=t_BD).sum(-1)
-        alpha_B = self._overlap(q_BD, pt_BD, chunk.mass_R[at], t_BD)
-        if not overlap:
-            return RowStats(argmax_B, logsum_B, score_B, alpha_B, torch.zeros_like(alpha_B))
-        below_B = torch.lt(q_BD, pt_BD, out=logits_BD).mul_(q_BD).sum(-1).mul_(self._mass_B)
-        return RowStats(argmax_B, logsum_B, score_B, alpha_B, below_B)
-
-    def gradient(
+    def walk(
         self,
-        logits_BD: Tensor,
+        logits_RD: Tensor,
         chunk: VerifierChunk,
-        at_B: Tensor,
-        stats: RowStats,
-        q_weight_B: Tensor,
-        overlap_B: Tensor | None,
-        pt_weight_B: Tensor | None,
-    ) -> None:
-        """Write q (q_weight - overlap [q < p]) - pt_weight p~ in place of the logits.
+        at_R: Tensor,
+        gradient_of: GradientOf | None,
+    ) -> RowStats:
+        """Of logits that are held to the chunk's rows `at_R`.
 
-        The block is the one that was looked at last.
+        With `gradient_of` they become the gradient.
         """
-        q_BD, q_weight_B1 = self._q_BD[: len(at_B)], (q_weight_B * self._mass_B).unsqueeze(1)
-        if overlap_B is None:
-            torch.mul(q_BD, q_weight_B1, out=logits_BD)
-        else:
-            logits_BD.mul_((overlap_B * self._mass_B).neg_().unsqueeze(1))
-            logits_BD.addcmul_(q_BD, q_weight_B1)
-        if pt_weight_B is not None:
-            pt_BD = chunk.pt_RD[_as_slice(at_B)]
-            logits_BD.addcmul_(pt_BD, pt_weight_B.unsqueeze(1), value=-1)
+        found = []
+        for block in self._blocks(logits_RD, chunk, at_R):
+            of_logits, alpha_B = block.of_logits(), block.alpha()
+            found.append((*of_logits, alpha_B))
+            if gradient_of is not None:
+                block.logits_to_gradient(gradient_of(block.rows, alpha_B))
+        return RowStats(*map(torch.cat, zip(*found, strict=True)))
 
-    def _overlap(self, q_BD: Tensor, pt_BD: Tensor, mass_B: Tensor, t_BD: Tensor) -> Tensor:
-        """alpha [B]; q becomes q / m."""
-        self._mass_B = mass_B.clamp(min=_LEAST_MASS)
-        q_BD.mul_(self._mass_B.reciprocal().unsqueeze(1))
-        return torch.minimum(q_BD, pt_BD, out=t_BD).sum(-1).mul_(self._mass_B)
-
-
-def _as_slice(at_B: Tensor) -> Tensor | slice:
-    """Rows that follow each other as a slice, which copies nothing."""
-    first, last = int(at_B[0]), int(at_B[-1])
-    return slice(first, last + 1) if last - first + 1 == len(at_B) else at_B
+    def _blocks(self, logits_RD: Tensor, chunk: VerifierChunk, at_R: Tensor) -> Iterator[_Block]:
+        at, step = at_R.tolist(), self._most_rows
+        mass_R = chunk.mass_R[at_R].clamp(min=_LEAST_MASS)
+        for begin in range(0, len(at), step):
+            rows = slice(begin, min(begin + step, len(at)))
+            first, last, num_rows = at[rows.start], at[rows.stop - 1], rows.stop - rows.start
+            # Rows that follow each other as a slice, which copies nothing.
+            of_chunk = slice(first, last + 1) if last - first < num_rows else at_R[rows]
+            z_BD = logits_RD[rows]
+            q_BD = torch.softmax(z_BD, -1, out=self._q_BD[:num_rows])
+            yield _Block(
+                rows, z_BD, chunk.pt_RD[of_chunk], mass_R[rows], q_BD, self._t_BD[:num_rows]
+            )

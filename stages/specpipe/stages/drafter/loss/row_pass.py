@@ -1,7 +1,7 @@
 """One head's rows of a chunk: from logits to measures and, in place, to the loss's gradient.
 
-Numbers of rows are worked with here, block by block; the passes over [rows, D] are those of
-`PlainRows` or `TritonRows`, and the matrix products around it (heads.py) work on whole chunks.
+Numbers of rows are worked with here; the passes over [rows, D] are those of `PlainRows`, block by
+block, or `TritonRows`, and the matrix products around it (heads.py) work on whole chunks.
 Per row, with p the verifier over the full vocabulary, m its mass on D, p~ = p / m, q = softmax(z)
 the drafter, S' = sum of q where q < p:
 
@@ -11,17 +11,18 @@ the drafter, S' = sum of q where q < p:
 so every weighted sum of losses has the gradient q (a - b [q < p]) - c p~ - e onehot, with numbers
 a, b, c, e of the row.
 
-Legend: B rows of a block, X some of them, R rows of a chunk, D draft vocabulary, M measures.
+Legend: B rows of a block, X some rows, R rows of a head in a chunk, D draft vocabulary, M measures.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from specpipe.stages.drafter.loss.chunk import VerifierChunk
-from specpipe.stages.drafter.loss.plain_rows import PlainRows, RowStats
+from specpipe.stages.drafter.loss.plain_rows import GradientOf, PlainRows, RowGradient, RowStats
 from specpipe.stages.drafter.loss.settings import RowWeights
 
 UNDERFLOW = 1e-25
@@ -32,26 +33,17 @@ LogRows = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Passes(Protocol):
-    """The passes over [B, D]; see `PlainRows`."""
+    """The passes over [R, D]; see `PlainRows`."""
 
-    most_rows: int
+    def alpha(self, logits_RD: Tensor, chunk: VerifierChunk, at_R: Tensor) -> Tensor: ...
 
-    def alpha(self, logits_BD: Tensor, chunk: VerifierChunk, at_B: Tensor) -> Tensor: ...
-
-    def look(
-        self, logits_BD: Tensor, chunk: VerifierChunk, at_B: Tensor, *, overlap: bool
-    ) -> RowStats: ...
-
-    def gradient(
+    def walk(
         self,
-        logits_BD: Tensor,
+        logits_RD: Tensor,
         chunk: VerifierChunk,
-        at_B: Tensor,
-        stats: RowStats,
-        q_weight_B: Tensor,
-        overlap_B: Tensor | None,
-        pt_weight_B: Tensor | None,
-    ) -> None: ...
+        at_R: Tensor,
+        gradient_of: GradientOf | None,
+    ) -> RowStats: ...
 
 
 class RowPass:
@@ -63,13 +55,11 @@ class RowPass:
         if like.is_cuda and like.dtype == torch.float32:
             from specpipe.stages.drafter.loss.triton_rows import TritonRows
 
-            self.passes = TritonRows(chunk_rows)
+            self.passes = TritonRows()
 
     def alpha(self, logits_RD: Tensor, chunk: VerifierChunk, at_R: Tensor) -> Tensor:
         """alpha [R] of rows of logits that are held to the chunk's rows `at_R`."""
-        step = self.passes.most_rows
-        blocks = zip(logits_RD.split(step), at_R.split(step), strict=True)
-        return torch.cat([self.passes.alpha(logits, chunk, at) for logits, at in blocks])
+        return self.passes.alpha(logits_RD, chunk, at_R)
 
     def __call__(
         self,
@@ -87,16 +77,17 @@ class RowPass:
         inside_R = token_draft_R >= 0
         token_R1 = token_draft_R.clamp(min=0).unsqueeze(1)
         token_logit_R = logits_RD.gather(1, token_R1).squeeze(1)
-        stats = self._walk(logits_RD, chunk, at_R, weights, known_R, inside_R)
-        alpha_R, logq_token_R = stats.alpha_B, token_logit_R - stats.logsum_B
-        kl_R = stats.logsum_B - stats.score_B - chunk.entropy_R[at_R]
+        gradient_of = None if weights is None else _Gradient(weights, known_R, inside_R)
+        stats = self.passes.walk(logits_RD, chunk, at_R, gradient_of)
+        alpha_R, logq_token_R = stats.alpha_R, token_logit_R - stats.logsum_R
+        kl_R = stats.logsum_R - stats.score_R - chunk.entropy_R[at_R]
         lost_X = torch.nonzero(known_R & (alpha_R < UNDERFLOW)).squeeze(1)
         lost = _LogSpace(*log_rows(lost_X)) if len(lost_X) else None
         lk_R = -torch.log(alpha_R)
         if lost is not None:
             lk_R[lost_X] = lost.lk_X
         ratio_R = torch.exp((logq_token_R - chunk.token_logprob_R[at_R]).clamp(max=0.0))
-        drafted_R = self._target_ids_D[stats.argmax_B]
+        drafted_R = self._target_ids_D[stats.argmax_R]
         measures_MR = torch.stack(
             [
                 alpha_R,
@@ -121,42 +112,27 @@ class RowPass:
         loss_R = kl_weight_R * kl_R + tv_weight_R * (1 - alpha_R)
         return measures_MR, loss_R + weights.lk * lk_R + ce_weight_R * ce_R
 
-    def _walk(
-        self,
-        logits_RD: Tensor,
-        chunk: VerifierChunk,
-        at_R: Tensor,
-        weights: RowWeights | None,
-        known_R: Tensor,
-        inside_R: Tensor,
-    ) -> RowStats:
-        """What the rows say; with `weights` all of the gradient but what few columns get."""
-        found = []
-        step = self.passes.most_rows
-        for begin in range(0, len(logits_RD), step):
-            rows = slice(begin, begin + step)
-            logits_BD, at_B = logits_RD[rows], at_R[rows]
-            overlap = weights is not None and weights.move_overlap
-            stats = self.passes.look(logits_BD, chunk, at_B, overlap=overlap)
-            found.append(stats)
-            if weights is None:
-                continue
-            kl_weight_B, overlap_B = weights.kl_and_tv(stats.alpha_B)
-            if weights.lk:
-                # Of the rows in log space the gradient is added later.
-                small_B = stats.alpha_B < UNDERFLOW
-                overlap_B = overlap_B + torch.where(small_B, 0.0, weights.lk / stats.alpha_B)
-            q_weight_B = kl_weight_B * known_R[rows] + weights.ce * inside_R[rows]
-            self.passes.gradient(
-                logits_BD,
-                chunk,
-                at_B,
-                stats,
-                q_weight_B=q_weight_B.addcmul_(overlap_B, stats.below_B),
-                overlap_B=overlap_B if overlap else None,
-                pt_weight_B=kl_weight_B if weights.move_kl else None,
-            )
-        return RowStats.cat(found)
+
+@dataclass(frozen=True, slots=True)
+class _Gradient:
+    """The gradient of a head's rows, but for what single columns get (`ce`) and rows that are
+    taken in log space."""
+
+    weights: RowWeights
+    known_R: Tensor
+    inside_R: Tensor
+
+    def __call__(self, rows: slice, alpha_B: Tensor) -> RowGradient:
+        weights = self.weights
+        kl_weight_B, overlap_B = weights.kl_and_tv(alpha_B)
+        if weights.lk:
+            in_log_space_B = alpha_B < UNDERFLOW
+            overlap_B = overlap_B + torch.where(in_log_space_B, 0.0, weights.lk / alpha_B)
+        return RowGradient(
+            kl_weight_B * self.known_R[rows] + weights.ce * self.inside_R[rows],
+            overlap_B if weights.move_overlap else None,
+            kl_weight_B if weights.move_kl else None,
+        )
 
 
 class _LogSpace:

@@ -3,7 +3,7 @@
 What `PlainRows` does in a dozen passes is three reads of the logits and two of p~, and one write.
 Imported only where it runs (or under TRITON_INTERPRET=1, which runs it on a CPU).
 
-Legend: B rows of a block, R rows of a chunk, D draft vocabulary.
+Legend: R rows of a head in a chunk, D draft vocabulary.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from specpipe.stages.drafter.loss.chunk import VerifierChunk
-from specpipe.stages.drafter.loss.plain_rows import RowStats
+from specpipe.stages.drafter.loss.plain_rows import GradientOf, RowStats
 
 _COLUMNS = 4096
 """Of a row that a program holds at a time."""
@@ -23,44 +23,36 @@ _COLUMNS = 4096
 class TritonRows:
     """As `PlainRows`; float32 only."""
 
-    def __init__(self, chunk_rows: int) -> None:
-        self.most_rows = chunk_rows
+    def alpha(self, logits_RD: Tensor, chunk: VerifierChunk, at_R: Tensor) -> Tensor:
+        return self.walk(logits_RD, chunk, at_R, None).alpha_R
 
-    def alpha(self, logits_BD: Tensor, chunk: VerifierChunk, at_B: Tensor) -> Tensor:
-        return self.look(logits_BD, chunk, at_B, overlap=False).alpha_B
-
-    def look(
-        self, logits_BD: Tensor, chunk: VerifierChunk, at_B: Tensor, *, overlap: bool
-    ) -> RowStats:
-        num_rows, size = logits_BD.shape
-        logsum_B, score_B, alpha_B, below_B = logits_BD.new_empty(4, num_rows)
-        argmax_B = torch.empty_like(at_B)
-        _look[(num_rows,)](
-            logits_BD, chunk.pt_RD, chunk.mass_R, at_B, size,
-            argmax_B, logsum_B, score_B, alpha_B, below_B,
-            columns=_columns(size),
-        )  # fmt: skip
-        return RowStats(argmax_B, logsum_B, score_B, alpha_B, below_B)
-
-    def gradient(
+    def walk(
         self,
-        logits_BD: Tensor,
+        logits_RD: Tensor,
         chunk: VerifierChunk,
-        at_B: Tensor,
-        stats: RowStats,
-        q_weight_B: Tensor,
-        overlap_B: Tensor | None,
-        pt_weight_B: Tensor | None,
-    ) -> None:
-        num_rows, size = logits_BD.shape
-        none_B = torch.zeros_like(stats.alpha_B)
-        _gradient[(num_rows,)](
-            logits_BD, chunk.pt_RD, chunk.mass_R, at_B, size,
-            stats.logsum_B, q_weight_B.contiguous(),
-            none_B if overlap_B is None else overlap_B.contiguous(),
-            none_B if pt_weight_B is None else pt_weight_B.contiguous(),
+        at_R: Tensor,
+        gradient_of: GradientOf | None,
+    ) -> RowStats:
+        num_rows, size = logits_RD.shape
+        logsum_R, score_R, alpha_R, below_R = logits_RD.new_empty(4, num_rows)
+        argmax_R = torch.empty_like(at_R)
+        _look[(num_rows,)](
+            logits_RD, chunk.pt_RD, chunk.mass_R, at_R, size,
+            argmax_R, logsum_R, score_R, alpha_R, below_R,
             columns=_columns(size),
         )  # fmt: skip
+        if gradient_of is not None:
+            gradient = gradient_of(slice(num_rows), alpha_R)
+            none_R = torch.zeros_like(alpha_R)
+            overlap_R = none_R if gradient.overlap_B is None else gradient.overlap_B.contiguous()
+            pt_weight_R = none_R if gradient.pt_weight_B is None else gradient.pt_weight_B
+            _gradient[(num_rows,)](
+                logits_RD, chunk.pt_RD, chunk.mass_R, at_R, size,
+                logsum_R, torch.addcmul(gradient.q_weight_B, overlap_R, below_R),
+                overlap_R, pt_weight_R.contiguous(),
+                columns=_columns(size),
+            )  # fmt: skip
+        return RowStats(argmax_R, logsum_R, score_R, alpha_R)
 
 
 def _columns(size: int) -> int:
