@@ -123,8 +123,11 @@ def test_whole_rounds_are_almost_all_that_the_counters_count(served: Path) -> No
         assert sum(counters.accepted_per_position) == counters.num_accepted_tokens
         cut = counters.num_drafts - greedy.num_rounds_measured
         assert PROMPTS / 2 <= cut <= PROMPTS * measured.num_draft_tokens
-        tau = 1 + counters.num_accepted_tokens / counters.num_drafts
-        assert greedy.tau_replayed == pytest.approx(tau, rel=0.01)
+        assert cut < 0.1 * counters.num_drafts
+        accepted = (greedy.tau_measured - 1) * greedy.num_rounds_measured
+        accepted_in_cut = counters.num_accepted_tokens - accepted
+        # Ends of answers are easier than the rest, by how much depends on the drafter.
+        assert -1e-6 <= accepted_in_cut <= cut * measured.num_draft_tokens
 
 
 @pytest.mark.vllm
