@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from specpipe.schemas.artifact import FormatName
+from specpipe.schemas.dump import LOGITS_MODES
 from specpipe.schemas.location import without_credentials
 
 ValidationLevel = Literal["structure", "replay", "serve"]
@@ -38,7 +39,7 @@ def _no_blank(value: str) -> str:
 
 
 def _logits_mode(value: str) -> str:
-    if not re.fullmatch(r"final|full|topk:[1-9][0-9]{0,5}", value):
+    if not re.fullmatch(LOGITS_MODES, value):
         raise ValueError("give final, full, or topk:N with the number to keep, as topk:64")
     return value
 

@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+LOGITS_MODES = r"^(final|full|topk:[1-9][0-9]{0,5})$"
+
 DUMP_FILE = "dump.json"
 INDEX_FILE = "index.json"
 VOCAB_FILE = "vocab.parquet"
@@ -147,7 +149,7 @@ class DumpIdentity(Record):
     engine: dict[str, Any] = {}
     """Options of the engine that may change the states by more than rounding, by its own names."""
     shard_format: Literal["zarr", "parquet"] = "zarr"
-    logits: str = Field("final", pattern=r"^(final|full|topk:[1-9][0-9]{0,5})$")
+    logits: str = Field("final", pattern=LOGITS_MODES)
     compression: Literal["none", "zstd"] = "none"
     chunk_tokens: int = Field(gt=0)
     """Most rows of one chunk of an auxiliary layer; a chunk of another array has no more bytes than

@@ -1,7 +1,7 @@
 """Which sample is in which shard: a pure function of the accepted samples and the shard size."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,10 +49,7 @@ def read_plan(folder: Folder, num_shards: int, sha256: str) -> Plan:
     files = _plan_files(folder, num_shards)
     if _sha256(files) != sha256:
         raise IntegrityError(f"{folder.where('plan')} is damaged; {_REMOVE}")
-    return [
-        plan_from_parquet(data, folder.where(plan_key(shard_id)))
-        for shard_id, data in enumerate(files)
-    ]
+    return _parsed(folder, files)
 
 
 def read_listed_plan(folder: Folder, index: DumpIndex) -> Plan:
@@ -62,8 +59,15 @@ def read_listed_plan(folder: Folder, index: DumpIndex) -> Plan:
     if lacking := [key for key in keys if key not in entries]:
         raise IntegrityError(f"{folder.where(INDEX_FILE)} does not list {lacking[0]}")
     with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        files = pool.map(lambda key: read_object(folder, entries[key]), keys)
-        return [plan_from_parquet(d, folder.where(k)) for k, d in zip(keys, files, strict=True)]
+        return _parsed(folder, pool.map(lambda key: read_object(folder, entries[key]), keys))
+
+
+def _parsed(folder: Folder, files: Iterable[bytes]) -> Plan:
+    """The plan of the shards' files, in their order."""
+    return [
+        plan_from_parquet(data, folder.where(plan_key(shard_id)))
+        for shard_id, data in enumerate(files)
+    ]
 
 
 def plan_sha256(folder: Folder, num_shards: int) -> str:
