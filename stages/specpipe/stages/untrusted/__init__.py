@@ -1,0 +1,5 @@
+"""Reading what strangers wrote: files, JSON, Parquet, tensors, and the loaders of other packages.
+
+Every function takes `where`, the name that a person knows the thing by, and `refuse`, the class of
+the tree's error that is raised when the thing is not what it should be. Size and depth are bounded.
+"""

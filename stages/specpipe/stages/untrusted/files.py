@@ -1,0 +1,62 @@
+"""Files of strangers: regular files of a bounded size, and nothing else."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from specpipe.schemas.errors import IntegrityError, SpecpipeError, StoreError
+
+MOST_BYTES = 2**28
+"""Bytes of a file that is read whole (256 MiB): configs, tokenizers, records."""
+
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def read_file(
+    path: Path,
+    refuse: type[SpecpipeError] = IntegrityError,
+    *,
+    where: str = "",
+    most_bytes: int = MOST_BYTES,
+) -> bytes:
+    """The bytes of a regular file.
+
+    Raises `refuse` where there is no file, or a pipe or a device in its place (a read of those may
+    never end), or more than `most_bytes`. Raises StoreError where the disk or missing rights
+    prevent the read. Each names `where`, or else the path.
+    """
+    where = where or str(path)
+    try:
+        with open_regular(path) as file:
+            data = file.read(most_bytes + 1)
+    except NotRegularError as error:
+        raise refuse(f"{where} is {error}, not a file") from None
+    except _MISSING as error:
+        raise refuse(f"{where}: {error.strerror}") from None
+    except ValueError as error:  # a name with NUL or half a surrogate pair
+        raise refuse(f"{where}: {error}") from None
+    except OSError as error:
+        raise StoreError(f"cannot read {where}: {error.strerror}") from error
+    if len(data) > most_bytes:
+        raise refuse(f"{where} has more than {most_bytes} bytes, the most that is read of it")
+    return data
+
+
+class NotRegularError(OSError):
+    """A pipe, a socket or a device where a file should be."""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, opened without waiting. Raises OSError, NotRegularError among it."""
+    # A pipe without a writer would block the plain open for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise NotRegularError("a pipe, a socket or a device")
+    return open(descriptor, "rb", buffering=0)

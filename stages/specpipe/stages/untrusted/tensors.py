@@ -1,0 +1,26 @@
+"""Safetensors files of strangers: named tensors of floating point or plain integers."""
+
+from pathlib import Path
+
+from safetensors.torch import load, load_file
+from torch import Tensor
+
+from specpipe.schemas.errors import IntegrityError, SpecpipeError
+from specpipe.stages.untrusted.files import open_regular
+from specpipe.stages.untrusted.foreign import foreign_call
+
+
+def load_tensors(
+    source: Path | bytes, where: str, refuse: type[SpecpipeError] = IntegrityError
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of its bytes.
+
+    Raises `refuse`, naming `where`, if it is none; StoreError where the disk fails. The format's
+    own header says every size, and the library checks it against the file before it allocates.
+    """
+    with foreign_call(f"{where} is no readable safetensors file", refuse):
+        if isinstance(source, bytes):
+            tensors: dict[str, Tensor] = load(source)
+            return tensors
+        open_regular(source).close()  # a pipe in its place would never end
+        return dict(load_file(source))
