@@ -8,14 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 from starlette.testclient import TestClient
 
-from specpipe.pipeline.api.app import make_app
-from specpipe.pipeline.api.store import Store
+from specpipe.pipeline.api.app import PURPOSES, make_app
+from specpipe.pipeline.api.store import Store, StoredJob
 from tests.dump.conftest import save_target
 from tests.job.conftest import EXTRA
 
@@ -75,6 +76,16 @@ def api_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
+
+
+def add_job(store: Store, body: dict[str, Any], name: str = "rows.jsonl") -> StoredJob:
+    """A job in the queue, with a training file of its own."""
+    file_id, path = store.new_file_path(name)
+    path.write_bytes(b"{}\n")
+    store.add_file(name, PURPOSES[0], path, file_id)
+    job = store.add_job(body | {"training_file": file_id})
+    assert job is not None
+    return job
 
 
 @pytest.fixture

@@ -1,23 +1,31 @@
 """Files and jobs in the API's database: what is listed, what is refused, what a full disk does."""
 
+import gzip
+import io
 import json
 import os
 import resource
 import socket
 import sqlite3
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
 from specpipe.pipeline.api.guard import MOST_JSON_BYTES
 from specpipe.pipeline.api.store import Store
 from specpipe.pipeline.api.worker import RESULTS
-from tests.api.conftest import TOKEN
+from specpipe.stages.dump.rejected import Rejections
+from specpipe.stages.dump.rows import read_rows
+from tests.api.conftest import TOKEN, add_job
 from tests.api.test_api import Start
 
 
@@ -59,10 +67,10 @@ def test_files_are_listed_by_purpose_and_in_either_order(client: TestClient, sto
 def test_what_came_first_runs_first_whatever_the_clock_says(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = store.add_job(body("f"))
+    first = add_job(store, body("f"))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 3600)
-    second = store.add_job(body("f"))
+    second = add_job(store, body("f"))
     assert second.created_at < first.created_at
     assert store.next_job() == first
     assert [job.id for job in store.list_jobs()] == [second.id, first.id]
@@ -91,6 +99,112 @@ def test_an_upload_that_cannot_be_stored_leaves_nothing(client: TestClient, stor
     answer = client.get("/v1/files")
     assert answer.status_code == 503
     assert "database" in answer.json()["error"]["message"]
+
+
+def test_a_disk_that_fills_while_a_form_is_read_is_the_servers_fault(
+    client: TestClient, store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The parser of forms spools an upload over 1 MiB to a file before the handler is called."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    with pytest.MonkeyPatch.context() as patch, files_may_hold(2**16):
+        patch.setattr(tempfile, "tempdir", str(spool))
+        answer = upload(client, b" " * (2 * 2**20))
+    assert answer.status_code == 507
+    assert "File too large" in answer.json()["error"]["message"]
+    assert "an upload cannot be stored: File too large" in capsys.readouterr().err
+    assert list(store.files.iterdir()) == list(spool.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("rows.jsonl", ".jsonl"),
+        ("rows.PARQUET", ".parquet"),
+        ("of.2026-11.rows.jsonl.gz", ".jsonl.gz"),
+        ("rows.jsonl.zst", ".jsonl.zst"),
+        ("../../a.jsonl", ".jsonl"),
+        ("a./x.jsonl", ".jsonl"),
+        ("no suffix", ""),
+        (".hidden", ".hidden"),
+        ("a." + "x" * 300, ""),
+        ("a.*?[", ""),
+    ],
+)
+def test_an_upload_keeps_its_suffixes(
+    client: TestClient, store: Store, name: str, end: str
+) -> None:
+    answer = client.post(
+        "/v1/files", files={"file": (name, b"{}\n")}, data={"purpose": "fine-tune"}
+    )
+    file_id = answer.json()["id"]
+    assert [path.name for path in store.files.iterdir()] == [file_id + end]
+
+
+def test_uploads_in_parquet_and_gzip_are_read(client: TestClient, store: Store) -> None:
+    rows = [{"input_ids": [n, 1, 2], "loss_mask": [0, 1, 1]} for n in range(3)]
+    parquet = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), parquet)
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    for name, data in (("a.parquet", parquet.getvalue()), ("a.jsonl.gz", gzip.compress(lines))):
+        answer = client.post(
+            "/v1/files", files={"file": (name, data)}, data={"purpose": "fine-tune"}
+        )
+        file = store.file(answer.json()["id"])
+        assert file is not None
+        rejections = Rejections(0)
+        found = [len(row["input_ids"]) for _, row in read_rows([file.path], rejections)]
+        assert found == [3, 3, 3]
+
+
+def test_a_file_is_deleted_or_a_job_needs_it(client: TestClient, store: Store) -> None:
+    """Of a deletion and a job that come at once, one wins, whatever the order."""
+    file_ids = [upload(client).json()["id"] for _ in range(40)]
+    answers: dict[tuple[str, str], int] = {}
+    barrier = threading.Barrier(2)
+
+    def delete() -> None:
+        for file_id in file_ids:
+            barrier.wait()
+            answers[file_id, "delete"] = client.delete(f"/v1/files/{file_id}").status_code
+
+    def create() -> None:
+        for file_id in file_ids:
+            barrier.wait()
+            answer = client.post("/v1/fine_tuning/jobs", json=body(file_id))
+            answers[file_id, "create"] = answer.status_code
+
+    threads = [threading.Thread(target=act) for act in (delete, create)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outcomes = {(answers[one, "delete"], answers[one, "create"]) for one in file_ids}
+    assert outcomes <= {(200, 400), (409, 200)}
+    for file_id in file_ids:
+        assert (store.file(file_id) is None) == (answers[file_id, "delete"] == 200)
+
+
+def test_a_deleted_file_is_no_jobs(store: Store) -> None:
+    """What a client's two calls at once come to, in the store alone."""
+    job = add_job(store, body("f"))
+    file = store.file(job.body["training_file"])
+    assert file is not None
+    assert store.delete_file(file) == job.id
+    store.update_job(job.id, status="failed")
+    assert store.delete_file(file) is None
+    assert store.add_job(job.body) is None
+    assert not Path(file.path).exists()
+
+
+def test_many_wrong_fields_are_told_in_few_words(client: TestClient) -> None:
+    many = {f"unknown_{number}{'x' * 200}": 1 for number in range(3000)}
+    answer = client.post("/v1/fine_tuning/jobs", json=body("f") | many)
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert message.count("Extra inputs are not permitted") == 10
+    assert message.endswith("and 2990 more")
+    assert len(message) < 2000
 
 
 def test_only_uploads_may_be_large(client: TestClient) -> None:

@@ -13,6 +13,7 @@ from specpipe.pipeline.api.store import NewEvent, Store
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.schemas.job import parse_job
 from specpipe.stages.storage.local_disk import write_file
+from tests.api.conftest import add_job
 
 BODY = {"model": "m", "training_file": "f", "method": {"type": "spec-draft"}}
 Write = Callable[..., None]
@@ -45,7 +46,7 @@ def told(store: Store, job_id: str) -> list[str]:
 def test_each_step_and_evaluation_is_told_once(
     store: Store, folder: JobFolder, write: Write
 ) -> None:
-    job_id = store.add_job(BODY).id
+    job_id = add_job(store, BODY).id
     steps: list[dict[str, Any]] = [{"step": n, "draft_loss": 1.0 / n} for n in (1, 2, 3)]
     evaluation = {"step": 2, "eval": {"draft_loss": 0.25}}
     followed = Followed(store, job_id, folder)
@@ -75,7 +76,7 @@ def test_each_step_and_evaluation_is_told_once(
 def test_what_was_read_is_not_read_again(
     store: Store, folder: JobFolder, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    followed = Followed(store, store.add_job(BODY).id, folder)
+    followed = Followed(store, add_job(store, BODY).id, folder)
     steps = [{"step": n, "draft_loss": 1.0} for n in range(1, 51)]
     write(*steps[:49])
     followed.look()
@@ -94,7 +95,7 @@ def test_what_was_read_is_not_read_again(
 
 
 def test_events_come_a_page_at_a_time(store: Store, client: TestClient) -> None:
-    job_id, other = store.add_job(BODY).id, store.add_job(BODY).id
+    job_id, other = add_job(store, BODY).id, add_job(store, BODY).id
     for number in range(5):
         store.add_events(job_id, [NewEvent(str(number)), NewEvent(f"{number}b")])
         store.add_event(other, "of the other job")

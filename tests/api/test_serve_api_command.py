@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -13,6 +14,7 @@ from specpipe.pipeline.api.store import Store
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import SpecpipeError
 from tests.api.conftest import TOKEN
+from tests.api.test_api import Start
 
 
 def refused(*arguments: str) -> SpecpipeError:
@@ -86,3 +88,26 @@ def test_the_folder_may_be_named_otherwise_and_move(
     found = Store(tmp_path / "moved").file(file_id)
     assert found is not None
     assert Path(found.path).read_text() == "rows"
+
+
+def test_a_header_without_end_is_refused(start: Start) -> None:
+    """Before any token is seen: whoever sends one must not fill the memory."""
+    server = start()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        sent, answer = 0, b""
+        while sent < 2**23 and not answer:
+            try:
+                connection.sendall(b"x" * 2**16)
+                sent += 2**16
+                connection.setblocking(False)
+                answer = connection.recv(2**16)
+            except BlockingIOError:
+                pass
+            except (ConnectionResetError, BrokenPipeError):
+                break
+            finally:
+                connection.setblocking(True)
+    assert sent < 2**23
+    assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0]
+    assert httpx.get(f"{server.url}/health").status_code == 200

@@ -15,6 +15,7 @@ import pytest
 from specpipe.pipeline.api import worker as worker_module
 from specpipe.pipeline.api.store import Store
 from specpipe.pipeline.api.worker import MOST_STOPS, Worker
+from tests.api import conftest as api_conftest
 from tests.dump.conftest import rows
 from tests.job.conftest import EXTRA
 
@@ -35,7 +36,9 @@ def add_job(store: Store, api_target: Path, tmp_path: Path) -> AddJob:
             "training_file": file_id,
             "method": {"type": "spec-draft", "spec_draft": {"hyperparameters": parameters}},
         }
-        return store.add_job(body).id
+        job = store.add_job(body)
+        assert job is not None
+        return job.id
 
     return add
 
@@ -130,3 +133,19 @@ def test_a_job_that_was_cancelled_is_not_started(store: Store, add_job: AddJob) 
     assert found is not None
     assert found.status == "cancelled"
     assert found.finished_at is not None
+
+
+@pytest.mark.slow
+def test_a_client_learns_nothing_of_the_servers_folders(store: Store, run: Worker) -> None:
+    """A folder that is there and one that is not look alike, and no path is told."""
+    told_by_model = {}
+    for model in ("/etc", "/no-such-folder"):
+        job = api_conftest.add_job(store, {"model": model, "method": {"type": "spec-draft"}})
+        wait(lambda job_id=job.id: (found := store.job(job_id)) and found.status == "failed")
+        found = store.job(job.id)
+        assert found is not None
+        assert found.error is not None
+        told_by_model[model] = found.error["message"].replace(model, "MODEL")
+        assert str(store.folder) not in "".join(told(store, job.id))
+    assert told_by_model["/etc"] == told_by_model["/no-such-folder"]
+    assert "MODEL" in told_by_model["/etc"]

@@ -96,7 +96,8 @@ def serve_api(
         app = make_app(store, token, max_upload_mib * 2**20, config_file)
         shown = f"[{host}]" if ":" in host else host
         note(f"listening on http://{shown}:{listener.getsockname()[1]}/v1; data in {data}")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        # httptools keeps a header without end in memory; h11 refuses it.
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", http="h11"))
         with suppress(KeyboardInterrupt):  # it has ended in order before that comes
             server.run(sockets=[listener])
 

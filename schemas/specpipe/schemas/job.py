@@ -1,5 +1,6 @@
 """The spec-draft fine-tuning job, as the Token Factory API takes it, and what it means to us."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,6 +19,8 @@ Text = Annotated[str, Field(min_length=1)]
 _ENDLESS = 2**31
 """Far above any use, and below what integers on the way can hold."""
 CONTEXT_LIMIT = 8192
+_MOST = 10
+_LONGEST_NAME = 80
 _HIGH_RATE = 5e-3
 """Learning rate from which on AdamW tends to diverge on drafters."""
 
@@ -113,9 +116,22 @@ class SpecDraftJob(Strict):
 
 
 def parse_job(body: Any) -> SpecDraftJob:
-    """A job from its JSON; raises ConfigError naming every field that is wrong."""
+    """A job from its JSON; raises ConfigError naming the fields that are wrong."""
     try:
         return SpecDraftJob.model_validate(body)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("the job is not valid: " + "; ".join(problems)) from None
+        problems = [(e["loc"], e["msg"]) for e in error.errors(include_url=False)]
+        raise ConfigError(f"the job is not valid: {told_problems(problems)}") from None
+
+
+def told_problems(problems: Sequence[tuple[Sequence[int | str], str]]) -> str:
+    """Fields and what is wrong with each, in one line: the first ten, and how many more.
+
+    A field's name is cut: the names of unknown fields are the client's own.
+    """
+    told = [
+        f"{'.'.join(map(str, field))[:_LONGEST_NAME]}: {why}" for field, why in problems[:_MOST]
+    ]
+    if more := len(problems) - len(told):
+        told.append(f"and {more} more")
+    return "; ".join(told)

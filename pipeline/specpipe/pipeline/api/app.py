@@ -22,10 +22,11 @@ from specpipe.pipeline.api.objects import (
     job_object,
     page,
 )
-from specpipe.pipeline.api.store import TERMINAL, Store, StoredFile, StoredJob
+from specpipe.pipeline.api.store import Store, StoredFile, StoredJob
 from specpipe.pipeline.api.worker import RESULTS, Worker
+from specpipe.pipeline.console import note
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.job import parse_job
+from specpipe.schemas.job import parse_job, told_problems
 
 PURPOSES = ("fine-tune",)
 MOST_FILES = 10_000
@@ -67,15 +68,15 @@ def _add_files(app: FastAPI, store: Store) -> None:
     def upload(file: UploadFile, purpose: Annotated[str, Form()]) -> Answer:
         if purpose not in PURPOSES:
             raise HTTPException(400, f"purpose: must be one of {', '.join(PURPOSES)}")
-        file_id, path = store.new_file_path()
+        name = Path(file.filename or "file").name
+        file_id, path = store.new_file_path(name)
         try:
             with path.open("wb") as target:
                 shutil.copyfileobj(file.file, target)
-            store.add_file(Path(file.filename or "file").name, purpose, path, file_id)
+            store.add_file(name, purpose, path, file_id)
         except (OSError, sqlite3.Error) as error:
             path.unlink(missing_ok=True)
-            why = error.strerror if isinstance(error, OSError) else error
-            raise HTTPException(507, f"the file cannot be stored: {why}") from None
+            raise HTTPException(507, _not_stored(error)) from None
         return file_object(_file(store, file_id))
 
     @app.get("/v1/files")
@@ -104,10 +105,8 @@ def _add_files(app: FastAPI, store: Store) -> None:
         found = _file(store, file_id)
         if found.purpose == RESULTS:
             raise HTTPException(400, "a result of a job stays with the job")
-        for job in store.list_jobs():
-            if job.body["training_file"] == file_id and job.status not in TERMINAL:
-                raise HTTPException(409, f"{job.id} still needs this file; cancel it first")
-        store.delete_file(found)
+        if job_id := store.delete_file(found):
+            raise HTTPException(409, f"{job_id} still needs this file; cancel it first")
         return {"id": file_id, "object": "file", "deleted": True}
 
 
@@ -119,9 +118,11 @@ def _add_jobs(app: FastAPI, store: Store) -> None:
         except ConfigError as error:
             raise HTTPException(400, str(error)) from None
         # Paths and URLs are for whoever has a shell here; a client names what it has uploaded.
-        if (file := store.file(job.training_file)) is None or file.purpose not in PURPOSES:
+        file = store.file(job.training_file)
+        is_upload = file is not None and file.purpose in PURPOSES
+        stored = is_upload and store.add_job(job.model_dump(mode="json", exclude_none=True))
+        if not stored:
             raise HTTPException(400, f"training_file: there is no file {job.training_file!r}")
-        stored = store.add_job(job.model_dump(mode="json", exclude_none=True))
         store.add_event(stored.id, "The job is in the queue")
         for warning in job.warnings:
             store.add_event(stored.id, warning, level="warn")
@@ -169,8 +170,18 @@ def _job(store: Store, job_id: str) -> StoredJob:
     return found
 
 
+def _not_stored(error: OSError | sqlite3.Error) -> str:
+    """What the client is told where an upload cannot be written; the log is told, too."""
+    why = error.strerror if isinstance(error, OSError) else error
+    note(f"an upload cannot be stored: {why}")
+    return f"the file cannot be stored: {why}"
+
+
 def _http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    # The parser of a form writes the file to the disk; it calls any failure a bad request.
+    if error.status_code == 400 and isinstance(error.__cause__, OSError):
+        return JSONResponse(error_object(_not_stored(error.__cause__)), status_code=507)
     param, colon, _ = error.detail.partition(":")
     named = param if colon and param.isidentifier() else None
     return JSONResponse(error_object(error.detail, param=named), status_code=error.status_code)
@@ -178,8 +189,8 @@ def _http_error(_request: Request, error: Exception) -> JSONResponse:
 
 def _validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
-    return JSONResponse(error_object("; ".join(problems)), status_code=400)
+    message = told_problems([(e["loc"][1:], e["msg"]) for e in error.errors()])
+    return JSONResponse(error_object(message), status_code=400)
 
 
 def _database_error(_request: Request, error: Exception) -> JSONResponse:

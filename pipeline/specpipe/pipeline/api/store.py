@@ -1,6 +1,7 @@
 """Files, jobs and events of the local server, in one SQLite database beside the files."""
 
 import json
+import re
 import secrets
 import sqlite3
 import time
@@ -30,6 +31,8 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE INDEX IF NOT EXISTS events_of_job ON events(job, number);
 """
 
+
+_SUFFIXES = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$")
 
 _NO_END = 2**63 - 1
 """Above every number in SQLite."""
@@ -106,10 +109,12 @@ class Store:
                 " or put the file back from a copy"
             ) from None
 
-    def new_file_path(self) -> tuple[str, Path]:
-        """A new file's id, and where its bytes go."""
+    def new_file_path(self, name: str = "") -> tuple[str, Path]:
+        """A new file's id, and where its bytes go: under the id, and the suffixes of `name`, by
+        which Parquet and compressed files are known."""
         file_id = _new_id("file")
-        return file_id, self.files / file_id
+        suffixes = _SUFFIXES.search(name)
+        return file_id, self.files / (file_id + (suffixes.group().lower() if suffixes else ""))
 
     def add_file(self, name: str, purpose: str, path: Path, file_id: str | None = None) -> str:
         """The file's id; the one that it has, if it was added before."""
@@ -135,23 +140,33 @@ class Store:
         rows = self._rows("SELECT * FROM files ORDER BY rowid DESC")
         return [self._file(row) for row in rows]
 
-    def delete_file(self, file: StoredFile) -> None:
-        """Forget a file; its bytes go where they were uploaded."""
-        with self._connected() as database:
+    def delete_file(self, file: StoredFile) -> str | None:
+        """Forget a file; its bytes go where they were uploaded.
+
+        Where a job still needs it, nothing is done, and the job's id is returned.
+        """
+        with self._changing() as database:
+            for job in database.execute("SELECT id, body, status FROM jobs"):
+                is_of_file = json.loads(job["body"])["training_file"] == file.id
+                if is_of_file and job["status"] not in TERMINAL:
+                    return str(job["id"])
             database.execute("DELETE FROM files WHERE id = ?", (file.id,))
         if Path(file.path).parent == self.files:
             Path(file.path).unlink(missing_ok=True)
+        return None
 
-    def add_job(self, body: dict[str, Any]) -> StoredJob:
+    def add_job(self, body: dict[str, Any]) -> StoredJob | None:
+        """The job in the queue; None where its training file is gone."""
         job_id = _new_id("ftjob")
-        with self._connected() as database:
+        with self._changing() as database:
+            file_id = (body["training_file"],)
+            if not database.execute("SELECT 1 FROM files WHERE id = ?", file_id).fetchone():
+                return None
             database.execute(
                 "INSERT INTO jobs (id, body, status, created_at) VALUES (?, ?, 'queued', ?)",
                 (job_id, json.dumps(body), _now()),
             )
-        found = self.job(job_id)
-        assert found is not None
-        return found
+        return self.job(job_id)
 
     def job(self, job_id: str) -> StoredJob | None:
         rows = self._rows("SELECT * FROM jobs WHERE id = ?", (job_id,))
@@ -234,6 +249,13 @@ class Store:
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         with self._connected() as database:
             return [dict(row) for row in database.execute(query, values)]
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose reads and writes are one transaction: nothing changes in between."""
+        with self._connected() as database:
+            database.execute("BEGIN IMMEDIATE")
+            yield database
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:

@@ -24,6 +24,7 @@ _RETRY_SECONDS = 5.0
 MOST_STOPS = 3
 """Ends of a job that neither it nor its client asked for (memory, a kill) until it has failed."""
 RESULTS = "fine-tune-results"
+_PATHS = ("/", ".", "~")
 
 
 class Worker:
@@ -115,6 +116,7 @@ class Worker:
             self._end(job, "cancelled", CANCELLED)
         elif not self._closing.is_set():
             message, kind = _why(folder, exit_code)
+            message = self._without_places(message, job.body)
             self._stops[job.id] += 1
             # Somebody else ended it: who stops the server may well tell all of its processes.
             is_stopped = exit_code < 0 or exit_code == UnfinishedError.exit_code
@@ -123,6 +125,16 @@ class Worker:
                 self._closing.wait(_LOOK_SECONDS)
             else:
                 self._fail(job, message, kind)
+
+    def _without_places(self, message: str, body: dict[str, Any]) -> str:
+        """A message to a client: it names no path of this machine, and does not tell a folder
+        that is there from one that is not."""
+        model = body["model"]
+        if model.startswith(_PATHS) and message.startswith(f"target {model}"):
+            return f"model: this server cannot load {model!r}; the job's log.txt there says why"
+        if (file := self._store.file(body["training_file"])) is not None:
+            message = message.replace(file.path, file.name)
+        return message.replace(f"{self._store.folder}/", "")
 
     def _succeed(self, job: StoredJob, report: JobReport) -> None:
         paths = [Path(path) for path in report.artifact]
