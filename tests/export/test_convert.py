@@ -176,6 +176,36 @@ def test_what_other_programs_write(
     assert config["speculators_config"]["verifier"]["architectures"] == ["LlamaForCausalLM"]
 
 
+def test_rope_keys_that_training_passed_over_are_left_out_and_named(tmp_path: Path) -> None:
+    shape = make_shape()
+    folder = written(tmp_path / "a", "eagle3", shape, random_tensors(shape))
+    sections = {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    edit_config(folder, lambda config: config["rope_parameters"].update(sections))
+    said: list[str] = []
+    config = ConvertConfig(source=str(folder), out=str(tmp_path / "b"), format="eagle3")
+    run(config, progress=said.append)
+    assert "mrope_interleaved, mrope_section are left out" in said[0]
+    stored = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert stored["rope_parameters"] == shape.rope_parameters
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor of 0.25, but .* whole heads"),
+        ({"rope_type": "axial"}, "'axial' is none of default"),
+    ],
+)
+def test_a_rope_that_no_drafter_has_is_refused(
+    tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    shape = make_shape()
+    folder = written(tmp_path / "a", "eagle3", shape, random_tensors(shape))
+    edit_config(folder, lambda config: config["rope_parameters"].update(change))
+    with pytest.raises(ConfigError, match=says):
+        converted(folder, tmp_path / "b", "eagle3")
+
+
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that is read of a target: its config."""

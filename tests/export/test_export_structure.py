@@ -83,11 +83,26 @@ def _layer(config: Config, **changes: object) -> None:
         (lambda c: _layer(c, layer_types=["sliding_attention"]), "must be None"),
         (lambda c: _layer(c, hidden_size=16), r"tensor embed_tokens\.weight is missing"),
         (lambda c: c["speculators_config"].update(proposal_methods=[]), "speculators_config lacks"),
+        (
+            lambda c: c["transformer_layer_config"]["rope_parameters"].update(mrope_section=[2, 2]),
+            "have mrope_section, which rope type 'default' does not have",
+        ),
     ],
 )
 def test_wrong_config(artifact: Path, edit: Callable[[Config], object], reason: str) -> None:
     edit_config(artifact, edit)
     assert re.search(reason, problems(artifact))
+
+
+def test_a_drafter_that_would_shorten_the_servers_texts(artifact: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+    edit_config(artifact, lambda c: _layer(c, max_position_embeddings=512))
+    longer = FACTS.model_copy(update={"max_position_embeddings": 1024})
+    assert check(artifact, longer).passed  # vLLM raises it to the target's
+    edit_config(artifact, lambda c: c["transformer_layer_config"]["rope_parameters"].update(yarn))
+    (problem,) = check(artifact, longer).problems
+    assert "max_position_embeddings is 512, but the target's is 1024" in problem
+    assert check(artifact, FACTS.model_copy(update={"max_position_embeddings": 512})).passed
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from specpipe.schemas.artifact import (
 )
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.drafter.rope import foreign_keys, own_keys, rope_problems
 from specpipe.stages.drafter.shape import check_shape
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.drafter.vocab_file import vocab_map
@@ -59,6 +60,11 @@ class Artifact:
     tensors: dict[str, Tensor]
     layer_ids: tuple[int, ...] | None
     """As its config says; None where it says nothing."""
+
+    @property
+    def rope_left_out(self) -> list[str]:
+        """Keys of its rope that are passed over, since the rope's type does not have them."""
+        return foreign_keys(_given_rope(layer_config(self.config)))
 
     def vocab(self) -> VocabMap:
         """Raises ConfigError where d2t and t2d are missing or are not its draft vocabulary."""
@@ -192,7 +198,7 @@ def _shape(
         head_dim=layer.get("head_dim") or layer["hidden_size"] // heads,
         rms_norm_eps=layer.get("rms_norm_eps", 1e-6),
         hidden_act=layer.get("hidden_act", "silu"),
-        rope_parameters=_rope(layer),
+        rope_parameters=_rope(folder, layer),
         max_position_embeddings=layer["max_position_embeddings"],
         vocab_size=vocab_size,
         draft_vocab_size=config.get("draft_vocab_size") or vocab_size,
@@ -220,8 +226,26 @@ def _sizes(folder: Path, config: Mapping[str, Any], target: OfTarget | None) -> 
     return vocab_size, width
 
 
-def _rope(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers' rope_parameters, also from the older rope_theta and rope_scaling."""
+def _rope(folder: Path, layer: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' rope_parameters, also from the older rope_theta and rope_scaling, without keys
+    that their type does not have.
+
+    Raises ConfigError for a rope that no drafter's layer has.
+    """
+    given = _given_rope(layer)
+    if given.get("partial_rotary_factor") not in (None, 1):
+        raise ConfigError(
+            f"artifact {folder}: its rope has a partial_rotary_factor of"
+            f" {given['partial_rotary_factor']}, but a drafter's layer turns whole heads: with"
+            " which rope it was trained cannot be told"
+        )
+    rope = own_keys(given)
+    if problems := rope_problems(rope):
+        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {'; '.join(problems)}")
+    return rope
+
+
+def _given_rope(layer: Mapping[str, Any]) -> dict[str, Any]:
     given = layer.get("rope_parameters")
     keys = ("rope_parameters",) if given else ("rope_theta", "rope_scaling")
     values = {key: layer[key] for key in keys if layer.get(key) is not None}

@@ -25,6 +25,7 @@ from specpipe.schemas.checkpoint import (
     TrainState,
 )
 from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.stages.drafter.rope import own_keys
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.storage.local_disk import read_file
 
@@ -76,7 +77,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 )
         return Checkpoint(
             path=path,
-            shape=DrafterShape.model_validate_json(files[DRAFTER_FILE]),
+            shape=_shape(files[DRAFTER_FILE]),
             vocab=VocabMap.from_tensors(load(files[VOCAB_MAP_FILE])),
             model=load(files[MODEL_FILE]),
             state=state,
@@ -84,6 +85,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except (PydanticError, SafetensorError, KeyError) as error:
         raise IntegrityError(f"checkpoint {path} is damaged: {error}") from None
+
+
+def _shape(stored: bytes) -> DrafterShape:
+    """The stored shape; its rope without keys that training passed over."""
+    shape = DrafterShape.model_validate_json(stored)
+    return shape.model_copy(update={"rope_parameters": own_keys(shape.rope_parameters)})
 
 
 def _read(path: Path) -> bytes:

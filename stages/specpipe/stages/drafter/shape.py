@@ -1,15 +1,13 @@
 """The shape of a drafter, from the target's configuration and the training settings."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.train_config import TrainConfig
-
-DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-DEPENDS_ON_LENGTH = frozenset({"dynamic", "longrope"})
+from specpipe.stages.drafter.rope import lent_rope
 
 
 def drafter_shape(
@@ -23,10 +21,11 @@ def drafter_shape(
 
     Raises ConfigError where the settings do not fit each other.
     """
-    text = target.get_text_config()
+    text = target.get_text_config(decoder=True)
     hidden_size = settings.hidden_size or text.hidden_size
-    heads, kv_heads, head_dim = _heads(text, settings, hidden_size)
-    intermediate_size = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    layer = _first_layer(text)
+    heads, kv_heads, head_dim = _heads(layer, settings, hidden_size)
+    intermediate_size = _number(getattr(layer, "intermediate_size", None)) or 4 * text.hidden_size
     shape = DrafterShape(
         layer_type=settings.layer_type,
         num_layers=settings.num_layers,
@@ -39,7 +38,7 @@ def drafter_shape(
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=getattr(text, "rms_norm_eps", 1e-6),
-        rope_parameters=_rope(text, settings.rope_theta),
+        rope_parameters=lent_rope(text, settings.rope_theta),
         max_position_embeddings=text.max_position_embeddings,
         vocab_size=vocab_size,
         draft_vocab_size=draft_vocab_size,
@@ -64,35 +63,33 @@ def check_shape(shape: DrafterShape) -> None:
         raise ConfigError(f"head_dim {shape.head_dim} is odd: rope turns pairs of dimensions")
 
 
-def _heads(text: PretrainedConfig, settings: TrainConfig, hidden_size: int) -> tuple[int, int, int]:
+def _first_layer(text: PretrainedConfig) -> PretrainedConfig:
+    """The settings of the target's first layer, where its layers differ (Gemma 4's heads: its full
+    attention has wider ones than every attention kernel takes)."""
+    if not getattr(text, "is_heterogeneous", False):
+        return text
+    layers: Sequence[PretrainedConfig] = text.per_layer_config
+    return layers[0]
+
+
+def _number(value: int | Sequence[int] | None) -> int | None:
+    """The first layer's where each layer has its own (Gemma 3n)."""
+    return value[0] if isinstance(value, Sequence) else value
+
+
+def _heads(
+    layer: PretrainedConfig, settings: TrainConfig, hidden_size: int
+) -> tuple[int, int, int]:
     """Query heads, key/value heads and head size.
 
     A drafter of another width keeps the head size, and has as many heads as it is wide.
     """
-    target_heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // target_heads
+    target_heads = layer.num_attention_heads
+    head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // target_heads
     head_dim = settings.head_dim or head_dim
     heads = settings.num_attention_heads or (
         target_heads if settings.hidden_size is None else max(1, hidden_size // head_dim)
     )
-    most = min(heads, getattr(text, "num_key_value_heads", None) or target_heads)
+    most = min(heads, getattr(layer, "num_key_value_heads", None) or target_heads)
     groups = next(groups for groups in range(most, 0, -1) if heads % groups == 0)
     return heads, settings.num_key_value_heads or groups, head_dim
-
-
-def _rope(text: PretrainedConfig, theta: float | None) -> dict[str, Any]:
-    """The target's rope where the drafter's layer can have it, else the default one, same theta.
-
-    Targets with a rope per layer type (Gemma 3) lend the one of their full-attention layers. A
-    partial rotation is left out: it belongs to the target's attention, and the drafter has its own.
-    Types whose angles depend on the longest sequence seen (dynamic, longrope) are not taken over:
-    a sample's result would depend on the samples that it is packed with.
-    """
-    rope = getattr(text, "rope_parameters", None) or {}
-    rope = rope.get("full_attention", rope)
-    if rope.get("rope_type", "default") in DEPENDS_ON_LENGTH:
-        rope = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
-    if "rope_theta" not in rope:
-        rope = DEFAULT_ROPE
-    rope = {key: value for key, value in rope.items() if key != "partial_rotary_factor"}
-    return rope if theta is None else rope | {"rope_theta": theta}

@@ -30,7 +30,8 @@ from specpipe.stages.export import structure
 from specpipe.stages.export.format import DRAFT_TOKENS, Drafter, TargetFacts
 from specpipe.stages.export.formats import FORMATS, format_of
 from specpipe.stages.storage.local_disk import check_no_file
-from specpipe.stages.target.identity import target_identity
+from specpipe.stages.target.identity import load_config, target_identity
+from specpipe.stages.target.location import local_folder
 
 FEWEST_LAYERS = 4
 """Of a target that has default auxiliary layers."""
@@ -69,6 +70,11 @@ def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None)
     source = read_artifact(config.source, None if target is None else _of_target(target))
     if source.layer_ids is None and progress is not None:
         progress(f"{source.folder} does not name its layers: EAGLE-3's default is taken")
+    if source.rope_left_out and progress is not None:
+        progress(
+            f"{source.folder}: its rope's {', '.join(source.rope_left_out)} are left out: a drafter"
+            " is trained without them, and engines may build another rope from them"
+        )
     format = FORMATS[config.format]
     if cannot := format.inexpressible(source.shape):
         raise ConfigError(f"format {format.name} cannot hold {source.folder}: {'; '.join(cannot)}")
@@ -78,7 +84,7 @@ def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None)
     try:
         temporary.mkdir(parents=True)
         format.write(temporary, format.config(drafter), tensors)
-        _check(temporary, drafter, target, source.folder)
+        _check(temporary, drafter, config, target, source.folder)
         is_there = _is_there(out, temporary)
         if not is_there:
             shutil.rmtree(out, ignore_errors=True)
@@ -163,13 +169,32 @@ def _tensors(source: Artifact) -> dict[str, Tensor]:
     return tensors
 
 
-def _check(folder: Path, drafter: Drafter, target: TargetIdentity | None, source: Path) -> None:
+def _longest_text(config: ConvertConfig) -> int | None:
+    if config.target is None:
+        return None
+    folder = local_folder(config.target, config.revision, with_weights=False)
+    text = load_config(folder, trust_remote_code=config.trust_remote_code).get_text_config(
+        decoder=True
+    )
+    longest = getattr(text, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) else None
+
+
+def _check(
+    folder: Path,
+    drafter: Drafter,
+    config: ConvertConfig,
+    target: TargetIdentity | None,
+    source: Path,
+) -> None:
     """Raises ConfigError unless what was written has the structure that engines expect."""
+    longest = _longest_text(config)
     facts = TargetFacts(
         architecture=drafter.target_architecture,
         hidden_size=drafter.shape.target_hidden_size,
         vocab_size=drafter.shape.vocab_size,
         num_layers=target.num_layers if target else max(drafter.shape.aux_layers),
+        max_position_embeddings=longest,
     )
     if problems := structure.check(folder, facts, drafter.shape).problems:
         raise ConfigError(f"artifact {source} cannot be served: {'; '.join(problems)}")

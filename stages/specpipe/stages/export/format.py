@@ -37,6 +37,8 @@ class TargetFacts(BaseModel):
     hidden_size: int
     vocab_size: int
     num_layers: int
+    max_position_embeddings: int | None = None
+    """None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)

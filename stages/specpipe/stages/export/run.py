@@ -33,11 +33,12 @@ from specpipe.stages.export.artifact_tensors import artifact_tensors, without_lm
 from specpipe.stages.export.card import model_card
 from specpipe.stages.export.draft_tokens import Findings, recommendation
 from specpipe.stages.export.evaluated import evaluation, run_settings, settings_for
-from specpipe.stages.export.format import Drafter, TargetFacts
+from specpipe.stages.export.format import Drafter
 from specpipe.stages.export.formats import FORMATS
 from specpipe.stages.export.out_folder import OutFolder
 from specpipe.stages.export.serve_findings import Served
 from specpipe.stages.export.serve_prompts import serve_prompts
+from specpipe.stages.export.target_facts import target_facts
 from specpipe.stages.export.validation import (
     Validation,
     artifact_sha256,
@@ -185,7 +186,6 @@ def _validate(
     """Every level that is asked for, the cheap ones first, up to the first that fails; and what is
     wrong."""
     state = checkpoint.state
-    identity = dump.identity.target
     findings = Findings()
     problems: list[str] = []
     for level in ("structure", "replay", "serve"):
@@ -193,13 +193,7 @@ def _validate(
             continue
         report(f"validation: {level}")
         if level == "structure":
-            facts = TargetFacts(
-                architecture=state.target.architecture,
-                hidden_size=identity.hidden_size,
-                vocab_size=identity.vocab_size,
-                num_layers=identity.num_layers,
-            )
-            proof = structure.check(artifact, facts, checkpoint.shape)
+            proof = structure.check(artifact, target_facts(dump), checkpoint.shape)
             findings = replace(findings, structure=proof)
         elif level == "replay":
             replayed = replay_check.check(

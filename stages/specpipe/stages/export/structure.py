@@ -32,6 +32,7 @@ from specpipe.schemas.artifact import (
 )
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.stages.drafter.artifact import pickled_weights
+from specpipe.stages.drafter.rope import FIXED_LENGTH, rope_problems
 from specpipe.stages.export.format import Format, TargetFacts
 from specpipe.stages.export.formats import format_of
 
@@ -161,9 +162,20 @@ def _consistent(config: Mapping[str, Any], shape: DrafterShape, target: TargetFa
         )
     if shape.norm_before_fc and shape.fc_norm:
         problems.append("norm_before_fc and fc_norm exclude each other")
-    if "rope_type" not in shape.rope_parameters or "rope_theta" not in shape.rope_parameters:
-        problems.append("rope_parameters must name rope_type and rope_theta")
-    return problems
+    problems += rope_problems(shape.rope_parameters)
+    return problems + _too_short(shape, target)
+
+
+def _too_short(shape: DrafterShape, target: TargetFacts) -> list[str]:
+    """A drafter that would shorten the texts that the server takes."""
+    rope_type = shape.rope_parameters.get("rope_type")
+    own, longest = shape.max_position_embeddings, target.max_position_embeddings
+    if rope_type not in FIXED_LENGTH or longest is None or own >= longest:
+        return []
+    return [
+        f"max_position_embeddings is {own}, but the target's is {longest}: with rope type"
+        f" {rope_type!r} vLLM lowers the server's longest text to the drafter's"
+    ]
 
 
 def _as_trained(shape: DrafterShape, trained: DrafterShape | None) -> list[str]:

@@ -22,12 +22,13 @@ from specpipe.stages.drafter.artifact_weights import drafter_weights
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.export import prompts, replay_check, serve, server_check, structure
 from specpipe.stages.export.evaluated import evaluation
-from specpipe.stages.export.format import DRAFT_TOKENS, TargetFacts
+from specpipe.stages.export.format import DRAFT_TOKENS
 from specpipe.stages.export.formats import format_of
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.export.serve_prompts import serve_prompts
 from specpipe.stages.export.structure import StructureFindings
+from specpipe.stages.export.target_facts import target_facts
 from specpipe.stages.export.validation import artifact_sha256
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.local_disk import write_file
@@ -84,7 +85,7 @@ def run(
             lambda: prompts.from_dump(dump, evaluation(dump, None)[1]),
         )
     report("validation: structure")
-    found = structure.check(folder, _facts(dump.identity.target))
+    found = structure.check(folder, target_facts(dump))
     problems = [f"structure: {problem}" for problem in found.problems]
     replay, served = None, None
     if "replay" in config.validation and not problems:
@@ -116,15 +117,6 @@ def run(
     if problems:
         raise ValidationError(f"{folder} fails: {'; '.join(problems)}; do not serve it")
     return validation
-
-
-def _facts(target: TargetIdentity) -> TargetFacts:
-    return TargetFacts(
-        architecture=target.architecture,
-        hidden_size=target.hidden_size,
-        vocab_size=target.vocab_size,
-        num_layers=target.num_layers,
-    )
 
 
 def _replay(config: ValidateConfig, folder: Path, dump: Dump) -> ReplayFindings:

@@ -145,6 +145,12 @@ def load_norm(read: Read) -> Tensor:
     return _stored(_tensors(read), "norm.weight")
 
 
+def longest_text(read: Read) -> int | None:
+    """The target's `max_position_embeddings`, where its config has such a number."""
+    longest = getattr(_config(read).get_text_config(decoder=True), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) else None
+
+
 def save_head(model: PreTrainedModel, folder: Folder) -> None:
     """Write head.safetensors and, last, head.json into a dump's `target/` folder.
 

@@ -76,11 +76,15 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
     return config
 
 
-def head_size(config: PreTrainedConfig) -> int:
-    """Width of one attention head of the decoder."""
+def head_sizes(config: PreTrainedConfig) -> list[int]:
+    """Widths of the decoder's attention heads, ascending; Gemma 4 has two."""
     model = config.get_text_config(decoder=True)
-    given: int | None = getattr(model, "head_dim", None)
-    return given or model.hidden_size // model.num_attention_heads
+    layers = list(model.per_layer_config) if getattr(model, "is_heterogeneous", False) else [model]
+    given = [
+        getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        for layer in layers
+    ]
+    return sorted(set(given))
 
 
 def weights_sha256(folder: Path) -> str:

@@ -8,7 +8,7 @@ import torch
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import DumpIdentity
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.target.identity import head_size, load_config, read_config
+from specpipe.stages.target.identity import head_sizes, load_config, read_config
 from specpipe.stages.target.location import local_folder
 from specpipe.stages.target.vllm.arena import ArenaAddress
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT as CPU_FIX
@@ -124,7 +124,7 @@ def _cache_bytes(
     )
     model = whole.get_text_config(decoder=True)
     kv_heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
-    numbers = 2 * identity.target.num_layers * kv_heads * head_size(whole)
+    numbers = 2 * identity.target.num_layers * kv_heads * max(head_sizes(whole))
     numbers += len(captured) * identity.target.hidden_size
     itemsize = getattr(torch, identity.compute_dtype).itemsize
     tokens = max(2 * config.batch_tokens, longest + 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from specpipe.stages.target.identity import head_size, load_config, read_config
+from specpipe.stages.target.identity import head_sizes, load_config, read_config
 
 
 def is_installed() -> bool:
@@ -50,7 +50,9 @@ def _without_states(architecture: str) -> str | None:
 def _without_kernel(config: PreTrainedConfig) -> str | None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    size, sizes = head_size(config), CPUAttentionBackend.get_supported_head_sizes()
-    if size in sizes:
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if not (unknown := [size for size in head_sizes(config) if size not in sizes]):
         return None
-    return f"vLLM's CPU attention has no heads of size {size}, only {', '.join(map(str, sizes))}"
+    return (
+        f"vLLM's CPU attention has no heads of size {unknown[0]}, only {', '.join(map(str, sizes))}"
+    )
