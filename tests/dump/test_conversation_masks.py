@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpipe.schemas.errors import ConfigError, InputError
-from specpipe.schemas.sample import Source
 from specpipe.stages.dump.conversation import ChatTemplate, LossMask
 from specpipe.stages.dump.messages import conversation_of
 from specpipe.stages.dump.rejected import Rejections
@@ -231,12 +229,3 @@ def test_reasoning_in_any_field(tmp_path: Path) -> None:
         for field in ("reasoning_content", "reasoning", "thinking")
     ]
     assert found == [["<think>\nhm\n</think>\n\nyo<|im_end|>"]] * 3
-
-
-def test_plain_text_is_supervised_but_for_its_first_token(tmp_path: Path) -> None:
-    template = ChatTemplate(save_family(tmp_path, PLAIN))
-    sample = template.text_sample({"text": "yo é"}, Source("f", 1), 10_000)
-    assert template.tokenizer.decode(sample.input_ids) == "yo é"
-    assert np.array_equal(sample.loss_mask, [0, 1, 1, 1, 1])
-    with pytest.raises(InputError, match="f:1: no supervised token"):
-        template.text_sample({"text": "y"}, Source("f", 1), 10_000)

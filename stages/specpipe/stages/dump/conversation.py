@@ -1,10 +1,10 @@
 """Conversations and plain text -> tokens and loss mask, by the target's tokenizer and template."""
 
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specpipe.schemas.errors import ConfigError, InputError
@@ -45,19 +45,17 @@ class ChatTemplate:
         try:
             tokens, spans = self._masked(conversation, source, rejections)
             _check_shown(conversation.messages, tokens.text)
+            if not spans:
+                raise InputError(_nothing_to_learn(conversation))
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
+        if conversation.num_left_out:
+            rejections.mask(
+                source,
+                f"{source}: left out the first {conversation.num_left_out} messages, which answer "
+                "what the row does not hold",
+            )
         return make_sample(tokens.ids, tokens.mask(spans), source, vocab_size)
-
-    def text_sample(self, row: dict[str, Any], source: Source, vocab_size: int) -> Sample:
-        """A plain text with the tokenizer's usual special tokens, supervised but for the first."""
-        text = row["text"]
-        if not isinstance(text, str):
-            raise InputError(f"{source}: 'text' must be a string")
-        ids = self.tokenizer(text, verbose=False)["input_ids"]
-        mask_T = np.ones(len(ids), np.uint8)
-        mask_T[:1] = 0
-        return make_sample(ids, mask_T, source, vocab_size)
 
     def render(
         self,
@@ -119,10 +117,22 @@ class ChatTemplate:
         finder = TurnFinder(render, tokenize, self._closers)
         text, marked = self._render(messages, tools, marked=self._uses_markers(tools))
         tokens = tokenize(text)
-        if self._uses_markers(tools):
-            return tokens, finder.generated(messages, tokens, marked)
-        found = finder.find(messages, tokens)
         turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        trained = [at not in conversation.context for at in turns]
+        if self._uses_markers(tools):
+            spans = finder.generated(messages, tokens, marked)
+            if all(trained):
+                return tokens, spans
+            if len(spans) == len(turns):
+                return tokens, list(compress(spans, trained))
+            if self._loss_mask == "markers":
+                raise InputError(
+                    f"the chat template marks {len(spans)} pieces of {len(turns)} answers, so that "
+                    "those which are not to be trained on cannot be told; use --loss-mask "
+                    "boundaries"
+                )
+        found = list(compress(finder.find(messages, tokens), trained))
+        turns = list(compress(turns, trained))
         lost = [f"messages[{at}]" for at, span in zip(turns, found, strict=True) if span is None]
         if lost:
             reason = (
@@ -176,6 +186,14 @@ class ChatTemplate:
             special=frozenset([*special, *self.tokenizer.all_special_ids]),
             stops=self.end_ids,
         )
+
+
+def _nothing_to_learn(conversation: Conversation) -> str:
+    roles = [message["role"] for message in conversation.messages]
+    if "assistant" in roles:
+        return "no supervised token: the assistant's messages have weight 0, or are in the prompt"
+    named = ", ".join(map(repr, dict.fromkeys(roles)))
+    return f"no supervised token: no message has the role 'assistant'; the roles are {named}"
 
 
 def _check_shown(messages: list[Message], text: str) -> None:

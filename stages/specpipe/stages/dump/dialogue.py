@@ -23,12 +23,18 @@ class Dialogue:
     def of(cls, conversation: Conversation) -> "Dialogue":
         """The conversation without what its assistant said; raises InputError.
 
-        Its answers give way to the target's, one turn for those that follow each other.
+        Its answers give way to the target's, one turn for those that follow each other. Those that
+        are context for what is said later stay.
         """
+        num_said = max(
+            (at + 1 for at, m in enumerate(conversation.messages) if m["role"] != "assistant"),
+            default=0,
+        )
         before_turns: list[list[Message]] = [[]]
         in_answer = False
         for at, message in enumerate(conversation.messages):
-            if message["role"] == "assistant":
+            is_context = at in conversation.context and at < num_said
+            if message["role"] == "assistant" and not is_context:
                 if not before_turns[0]:
                     raise InputError(
                         "the assistant speaks first: there is nothing that the target can answer"

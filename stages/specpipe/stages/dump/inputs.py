@@ -6,9 +6,11 @@ from dataclasses import replace
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import Sample, Source, make_sample, sample_from_pretokenized
+from specpipe.stages.dump.chat_row import MESSAGES, PROMPT
 from specpipe.stages.dump.conversation import ChatTemplate
+from specpipe.stages.dump.plain_text import TEXT, completion_sample, text_sample
 from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import MESSAGES, TEXT, Row, kind_of, read_rows
+from specpipe.stages.dump.rows import Row, kind_of, read_rows
 
 
 def read_samples(
@@ -65,7 +67,9 @@ def _sample(
     if kind == MESSAGES:
         return template.sample(row, source, vocab_size, rejections)
     if kind == TEXT:
-        return template.text_sample(row, source, vocab_size)
+        return text_sample(row, source, template.tokenizer, vocab_size)
+    if kind == PROMPT:
+        return completion_sample(row, source, template.tokenizer, vocab_size)
     return sample_from_pretokenized(row, source, vocab_size)
 
 

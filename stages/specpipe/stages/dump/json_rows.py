@@ -1,6 +1,5 @@
 """The rows of a JSONL file: one JSON object on each line."""
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NoReturn
@@ -9,6 +8,7 @@ from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Source
 from specpipe.stages.dump.input_files import InputFile
 from specpipe.stages.dump.input_stream import DamagedError, open_stream
+from specpipe.stages.untrusted.json_text import parse_json
 
 LONGEST_LINE = 256 * 2**20
 """Bytes with the line's end; of a longer line no more than that is held, and it is refused."""
@@ -43,28 +43,10 @@ def json_rows(
         raise InputError(f"{error} after line {number}") from error
 
 
-def parse_json(text: str, where: str) -> Any:
-    """The value of a JSON text; raises InputError, which begins with `where`."""
-    try:
-        value = json.loads(text, parse_constant=_no_number)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: holds half a surrogate pair, which is no text") from error
-    except (ValueError, RecursionError) as error:
-        # Not only JSONDecodeError: Python refuses integers of more than 4300 digits.
-        raise InputError(f"{where}: malformed JSON: {error}") from error
-    return value
-
-
 def _parse(line: bytes, source: Source) -> dict[str, Any]:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source}: not UTF-8 (byte {error.start})") from error
-    if not text.strip():
+    if not line.strip():
         raise InputError(f"{source}: a blank line")
-    row = parse_json(text, str(source))
+    row = parse_json(line, str(source), InputError)
     if not isinstance(row, dict):
         raise InputError(f"{source}: a JSON {type(row).__name__}, not an object on a line")
     return row
@@ -72,7 +54,3 @@ def _parse(line: bytes, source: Source) -> dict[str, Any]:
 
 def _too_long(source: Source, longest: int) -> NoReturn:
     raise InputError(f"{source}: a line of more than {longest} bytes; is it one object per line?")
-
-
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")

@@ -1,19 +1,17 @@
 """What a conversation must look like, and the forms in which chat templates take it."""
 
 import json
-import reprlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Source
-from specpipe.stages.dump.json_rows import parse_json
+from specpipe.stages.dump.chat_row import given_messages
+from specpipe.stages.dump.message_check import REASONING_FIELDS, checked_message, weight_of
+from specpipe.stages.dump.template_settings import SETTINGS_FIELD, template_settings_of
+from specpipe.stages.dump.tool_schemas import tools_of
 
 Message = dict[str, Any]
-
-REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-"""Templates read an assistant's reasoning from one of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,21 +19,31 @@ class Conversation:
     messages: list[Message]
     """Their content is one string; only a call of tools may go without."""
     tools: list[dict[str, Any]] | None
+    template_settings: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, for this conversation alone."""
+    context: frozenset[int] = frozenset()
+    """Indices of messages that are not supervised, whoever says them."""
+    num_left_out: int = 0
+    """Messages at the beginning that answer what the row does not hold."""
 
 
 def conversation_of(row: dict[str, Any], source: Source) -> Conversation:
-    """The conversation of a row of `messages` and perhaps `tools`; raises InputError."""
-    messages, tools = row["messages"], row.get("tools")
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f"{source}: 'messages' must be a list of messages")
-    if tools is not None and not (
-        isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
-    ):
-        raise InputError(f"{source}: 'tools' must be a list of objects")
-    checked = [
-        _checked(message, f"{source}: messages[{at}]") for at, message in enumerate(messages)
-    ]
-    return Conversation(checked, tools or None)
+    """The conversation of a row of `messages`, `conversations` or a `prompt` that is a list.
+
+    Raises InputError.
+    """
+    given = given_messages(row, source)
+    used = [message for message in given if not message.is_left_out]
+    messages = [checked_message(message) for message in used]
+    return Conversation(
+        messages,
+        tools_of(row.get("tools"), f"{source}: 'tools'"),
+        template_settings_of(row.get(SETTINGS_FIELD), f"{source}: {SETTINGS_FIELD!r}"),
+        context=frozenset(
+            at for at, message in enumerate(used) if message.is_context or not weight_of(message)
+        ),
+        num_left_out=len(given) - len(used),
+    )
 
 
 def reasoning_of(message: Message) -> str:
@@ -89,70 +97,3 @@ def _converted(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
         return call
     function = {**function, "arguments": arguments}
     return {**call, "function": function} if "function" in call else function
-
-
-def _checked(given: Any, where: str) -> Message:
-    """The message with its content as one string and its reasoning in every field that is read.
-
-    Templates render a missing content as nothing and one of another type as Python prints it.
-    """
-    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
-        raise InputError(f"{where} must be an object with a 'role'")
-    message: Message = given
-    role, content, calls = (message.get(key) for key in ("role", "content", "tool_calls"))
-    if calls:
-        _check_calls(calls, where)
-    if role == "assistant":
-        message = _with_reasoning(message, where)
-    if content is None:
-        if role == "assistant" and calls:
-            return message
-        lacks = "neither 'content' nor 'tool_calls'" if role == "assistant" else "no 'content'"
-        raise InputError(f"{where} ({role}) has {lacks}")
-    if isinstance(content, str):
-        return message
-    if not isinstance(content, list) or not content:
-        raise InputError(f"{where}: 'content' must be a string or a list of text parts")
-    texts = [_text(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
-    return {**message, "content": "".join(texts)}
-
-
-def _check_calls(calls: Any, where: str) -> None:
-    if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        raise InputError(f"{where}: 'tool_calls' must be a list of objects")
-    for at, call in enumerate(calls):
-        function = call.get("function", call)
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise InputError(f"{where}: tool_calls[{at}] has no function with a 'name'")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str) and arguments:
-            arguments = parse_json(arguments, f"{where}: arguments of tool_calls[{at}]")
-        if not (arguments is None or arguments == "" or isinstance(arguments, dict)):
-            raise InputError(
-                f"{where}: arguments of tool_calls[{at}] must be an object, or its JSON text"
-            )
-
-
-def _with_reasoning(message: Message, where: str) -> Message:
-    given = {field: message[field] for field in REASONING_FIELDS if message.get(field) is not None}
-    rest = {key: value for key, value in message.items() if key not in REASONING_FIELDS}
-    if not given:
-        return rest
-    field, reasoning = next(iter(given.items()))
-    if not isinstance(reasoning, str):
-        raise InputError(f"{where}: {field!r} must be a string")
-    if any(other != reasoning for other in given.values()):
-        raise InputError(f"{where}: {' and '.join(map(repr, given))} differ; give one")
-    return rest | dict.fromkeys(REASONING_FIELDS, reasoning)
-
-
-def _text(part: Any, where: str) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text":
-        kind = part.get("type") if isinstance(part, dict) else part
-        raise InputError(
-            f"{where} is of type {reprlib.repr(kind)}; only parts of type 'text' can be dumped"
-        )
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise InputError(f"{where}: 'text' must be a string")
-    return text

@@ -1,6 +1,6 @@
 """The rows of a Parquet file, a few at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,22 @@ from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError
 from specpipe.schemas.sample import Source
 from specpipe.stages.dump.input_files import InputFile
 from specpipe.stages.dump.input_stream import StoreFile
-from specpipe.stages.dump.json_rows import parse_json
+from specpipe.stages.dump.nulls import without_nulls
+from specpipe.stages.dump.template_settings import SETTINGS_FIELD
+from specpipe.stages.untrusted.json_text import parse_json
 
-INTEGERS = ("input_ids", "attention_mask", "labels")
-OBJECTS = ("messages", "tools")
-TEXT = "text"
+_PRETOKENIZED = ("input_ids", "attention_mask", "labels")
+_FORMS: tuple[tuple[str, ...], ...] = (
+    ("messages", "tools", SETTINGS_FIELD),
+    _PRETOKENIZED,
+    ("text",),
+)
+_OTHER_FORMS: tuple[tuple[str, ...], ...] = (
+    ("conversations", "system", "tools", SETTINGS_FIELD),
+    ("prompt", "completion", "tools", SETTINGS_FIELD),
+)
+"""For files without any of the forms above; the first column of a form is what makes a row."""
+_JSON_TEXTS = ("messages", "conversations")
 
 _ROWS_AT_A_TIME = 64
 _BUFFER_BYTES = 1 << 20
@@ -39,16 +50,7 @@ def parquet_rows(file: InputFile) -> Iterator[tuple[Source, Callable[[], dict[st
                 buffer_size=_BUFFER_BYTES,
                 page_checksum_verification=True,
             )
-            columns = [
-                name for name in parquet.schema_arrow.names if name in (*INTEGERS, *OBJECTS, TEXT)
-            ]
-            if len(set(columns)) < len(columns):
-                raise InputError(f"{file.name}: two columns have the same name: {columns}")
-            if not columns:
-                raise InputError(
-                    f"{file.name}: no column is named messages, text or input_ids, but: "
-                    f"{', '.join(parquet.schema_arrow.names[:10])}"
-                )
+            columns = _columns(parquet.schema_arrow.names, file.name)
             for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=columns, use_threads=False):
                 for at in range(batch.num_rows):
                     number += 1
@@ -63,6 +65,21 @@ def parquet_rows(file: InputFile) -> Iterator[tuple[Source, Callable[[], dict[st
         ) from error
 
 
+def _columns(names: Sequence[str], file: str) -> list[str]:
+    """The columns to be read, in the file's order; raises InputError."""
+    forms = [form for form in _FORMS if form[0] in names]
+    forms = forms or [form for form in _OTHER_FORMS if form[0] in names]
+    if not forms:
+        raise InputError(
+            f"{file}: no column is named messages, text or input_ids, conversations or prompt, "
+            f"but: {', '.join(names[:10])}"
+        )
+    columns = [name for name in names if any(name in form for form in forms)]
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{file}: two columns have the same name: {columns}")
+    return columns
+
+
 def _row(batch: Any, at: int, source: Source) -> dict[str, Any]:
     """The row's values by column; those that are null are left out."""
     row = {}
@@ -71,12 +88,15 @@ def _row(batch: Any, at: int, source: Source) -> dict[str, Any]:
         if not cell.is_valid:
             continue
         where = f"{source}: column {name!r}"
-        if name in INTEGERS:
+        if name in _PRETOKENIZED:
             row[name] = _integers(cell, where)
-        elif name in OBJECTS:
-            row[name] = _objects(cell, where)
+            continue
+        value = _python(cell, where)
+        if name in _JSON_TEXTS and isinstance(value, str):
+            row[name] = parse_json(value, where, InputError)
         else:
-            row[name] = _python(cell, where)
+            # A column of structs has every key in every row: what is null was not there.
+            row[name] = without_nulls(value)
     return row
 
 
@@ -93,12 +113,6 @@ def _integers(cell: Any, where: str) -> Any:
         raise InputError(f"{where} holds a number beyond 64 bits") from error
 
 
-def _objects(cell: Any, where: str) -> Any:
-    """Lists of structs, or the JSON text of a list."""
-    value = _python(cell, where)
-    return parse_json(value, where) if isinstance(value, str) else _without_nulls(value)
-
-
 def _python(cell: Any, where: str) -> Any:
     try:
         return cell.as_py(maps_as_pydicts="strict")
@@ -106,12 +120,3 @@ def _python(cell: Any, where: str) -> Any:
         raise InputError(f"{where} is not UTF-8") from error
     except (KeyError, ValueError) as error:
         raise InputError(f"{where} holds a map with a key that stands twice ({error})") from error
-
-
-def _without_nulls(value: Any) -> Any:
-    """A column of structs has every key in every row: what is null was not there."""
-    if isinstance(value, list):
-        return [_without_nulls(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
-    return value

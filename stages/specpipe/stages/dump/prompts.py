@@ -9,11 +9,13 @@ from specpipe.schemas.errors import InputError
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.prompt import PromptSample, make_prompt, prompt_from_pretokenized
 from specpipe.schemas.sample import Ids, Source, checked_ids
+from specpipe.stages.dump.chat_row import MESSAGES, PROMPT
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.dialogue import Dialogue
 from specpipe.stages.dump.messages import conversation_of
+from specpipe.stages.dump.plain_text import TEXT, prompt_ids
 from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import MESSAGES, TEXT, Row, kind_of, read_rows
+from specpipe.stages.dump.rows import Row, kind_of, read_rows
 
 _SOME_ANSWER = "x"
 """Stands for an answer where only what the template writes around it is of interest."""
@@ -74,8 +76,9 @@ def _request(row: Row, source: Source, template: ChatTemplate, vocab_size: int) 
     kind = kind_of(row)
     if kind == MESSAGES:
         return _conversation(row, source, template, vocab_size)
-    if kind == TEXT:
-        return _Request(_text(row, source, template, vocab_size))
+    if kind in (TEXT, PROMPT):
+        ids = prompt_ids(row, kind, source, template.tokenizer)
+        return _Request(_checked(ids, source, vocab_size))
     return _Request(prompt_from_pretokenized(row, source, vocab_size))
 
 
@@ -103,17 +106,6 @@ def _later_tokens(dialogue: Dialogue, template: ChatTemplate, text: str) -> int:
         num_tokens += len(template.tokenize(between))
         text = f"{text}{_SOME_ANSWER}{between}"
     return num_tokens
-
-
-def _text(row: Row, source: Source, template: ChatTemplate, vocab_size: int) -> Ids:
-    """A plain text with what the tokenizer puts before it: it goes on, so that nothing ends it."""
-    text = row["text"]
-    if not isinstance(text, str):
-        raise InputError(f"{source}: 'text' must be a string")
-    ids: list[int] = template.tokenizer(text, verbose=False)["input_ids"]
-    if ids[-1:] == [template.tokenizer.eos_token_id] != template.tokenize(text)[-1:]:
-        ids = ids[:-1]
-    return _checked(ids, source, vocab_size)
 
 
 def _checked(ids: Sequence[int], source: Source, vocab_size: int) -> Ids:
