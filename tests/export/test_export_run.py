@@ -10,7 +10,7 @@ from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, ValidationError
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint
-from specpipe.stages.export import replay_check
+from specpipe.stages.export import agreement, replay_check
 from specpipe.stages.export import run as export_run
 from specpipe.stages.export.out_folder import LOCK_FILE
 from specpipe.stages.export.run import run
@@ -51,7 +51,8 @@ def test_replay_of_the_files_is_the_trainers_evaluation(trained: Trained, export
     assert replay["artifact"]["replay_temperature_1"]["tau"] == pytest.approx(
         best.replay_temperature_1.tau, rel=1e-3
     )
-    assert replay["trained_tau"]["replay_greedy"] == best.replay_greedy.tau
+    assert replay["recorded_tau"]["replay_greedy"] == best.replay_greedy.tau
+    assert replay["trained_tau"]["replay_greedy"] == pytest.approx(best.replay_greedy.tau)
 
 
 def test_another_place_of_the_target_is_the_one_that_is_written(
@@ -109,10 +110,11 @@ def test_single_checkpoint_outside_of_its_run(trained: Trained, tmp_path: Path) 
 def test_failing_level_is_recorded_then_raised(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay_check, "TOLERANCE", 0.0)
+    for name in ("FLOAT32_LIMIT", "FLOAT64_LIMIT"):
+        monkeypatch.setattr(agreement, name, 0.0)
     out = tmp_path / "out"
     config = ExportConfig(checkpoint=str(trained.run), out=str(out))
-    with pytest.raises(ValidationError, match="apart"):
+    with pytest.raises(ValidationError, match="the files are not the trained drafter"):
         run(config)
     validation = json.loads((out / "validation.json").read_text())
     assert not validation["passed"]

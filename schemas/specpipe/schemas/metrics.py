@@ -45,6 +45,20 @@ class ReplayCurve(Frozen):
     """Whether the text is of the kind for which the replay is exact."""
 
 
+class TauDifference(Frozen):
+    """tau of one drafter minus that of another for 1..K draft tokens, replayed on the same text."""
+
+    difference: list[float]
+    low: list[float]
+    high: list[float]
+    """95 % confidence interval, paired over samples."""
+    standard_error: list[float]
+
+    def in_words(self) -> str:
+        """Of the largest number of draft tokens."""
+        return f"{self.difference[-1]:+.4f} ({self.low[-1]:+.4f} to {self.high[-1]:+.4f})"
+
+
 class EvalMetrics(Frozen):
     """What one evaluation reports, whatever the loss that is trained."""
 

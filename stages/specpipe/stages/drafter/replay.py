@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.schemas.metrics import ReplayCurve
+from specpipe.schemas.metrics import ReplayCurve, TauDifference
 
 Array = npt.NDArray[np.float64]
 
@@ -88,23 +88,15 @@ def replay(spans: Sequence[ReplaySpan], num_heads: int, *, exact: bool) -> Repla
 
     `exact` says whether the text is of the kind for which the replay is exact; it is passed on.
     """
-    weights_B = np.array([span.weight for span in spans], dtype=np.float64)
-    samples_B = np.array([span.sample for span in spans], dtype=np.int64)
     tau, low, high, positions, num_rounds = [], [], [], [], []
     for K in range(1, num_heads + 1):
-        counts = expected_rounds(spans, K)
-        rounds = float(weights_B @ counts.rounds_B)
-        tokens = float(weights_B @ counts.tokens_B)
-        mean = tokens / rounds if rounds else 1.0
-        residuals_B = weights_B * (counts.tokens_B - mean * counts.rounds_B)
-        per_sample = np.bincount(samples_B, residuals_B) if len(spans) else np.zeros(0)
-        error = float(np.sqrt((per_sample**2).sum())) / rounds if rounds else 0.0
-        margin = _margin(error, len(np.unique(samples_B[counts.rounds_B > 0])))
-        tau.append(mean)
-        low.append(max(1.0, mean - margin))
-        high.append(min(K + 1.0, mean + margin))
-        positions.append(((weights_B @ counts.accepted_BK) / (rounds or 1.0)).tolist())
-        num_rounds.append(rounds)
+        mean = _mean_tokens(spans, K)
+        margin = _margin(_length(mean.error_of_sample), mean.num_samples)
+        tau.append(mean.tau)
+        low.append(max(1.0, mean.tau - margin))
+        high.append(min(K + 1.0, mean.tau + margin))
+        positions.append(mean.acceptance_K)
+        num_rounds.append(mean.num_rounds)
     return ReplayCurve(
         tau=tau,
         tau_low=low,
@@ -113,6 +105,58 @@ def replay(spans: Sequence[ReplaySpan], num_heads: int, *, exact: bool) -> Repla
         num_rounds=num_rounds,
         exact=exact,
     )
+
+
+def tau_difference(
+    spans: Sequence[ReplaySpan], others: Sequence[ReplaySpan], num_heads: int
+) -> TauDifference:
+    """tau of `spans` minus that of `others`, the same spans of another drafter, with a 95 %
+    interval: what both have in common, the text, is not part of the error."""
+    difference, low, high, errors = [], [], [], []
+    for K in range(1, num_heads + 1):
+        ours, theirs = _mean_tokens(spans, K), _mean_tokens(others, K)
+        error = _length(ours.error_of_sample - theirs.error_of_sample)
+        margin = _margin(error, ours.num_samples)
+        mean = ours.tau - theirs.tau
+        difference.append(mean)
+        low.append(max(-float(K), mean - margin))
+        high.append(min(float(K), mean + margin))
+        errors.append(error)
+    return TauDifference(difference=difference, low=low, high=high, standard_error=errors)
+
+
+@dataclass(frozen=True, slots=True)
+class _MeanTokens:
+    tau: float
+    num_rounds: float
+    num_samples: int
+    """With a whole round."""
+    acceptance_K: list[float]
+    error_of_sample: Array
+    """What each sample adds to the error of tau (linearised)."""
+
+
+def _mean_tokens(spans: Sequence[ReplaySpan], num_draft_tokens: int) -> _MeanTokens:
+    """tau as a ratio of sums."""
+    weights_B = np.array([span.weight for span in spans], dtype=np.float64)
+    samples_B = np.array([span.sample for span in spans], dtype=np.int64)
+    counts = expected_rounds(spans, num_draft_tokens)
+    rounds = float(weights_B @ counts.rounds_B)
+    tau = float(weights_B @ counts.tokens_B) / rounds if rounds else 1.0
+    residuals_B = weights_B * (counts.tokens_B - tau * counts.rounds_B) / (rounds or 1.0)
+    errors = np.zeros(int(samples_B.max(initial=-1)) + 1)
+    np.add.at(errors, samples_B, residuals_B)
+    return _MeanTokens(
+        tau=tau,
+        num_rounds=rounds,
+        num_samples=len(np.unique(samples_B[counts.rounds_B > 0])),
+        acceptance_K=((weights_B @ counts.accepted_BK) / (rounds or 1.0)).tolist(),
+        error_of_sample=errors,
+    )
+
+
+def _length(values: Array) -> float:
+    return float(np.sqrt((values**2).sum()))
 
 
 def _margin(error: float, num_samples: int) -> float:

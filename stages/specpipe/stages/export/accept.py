@@ -5,7 +5,7 @@ D draft vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,39 +28,58 @@ class TargetText:
     token_logprob_T: Tensor
     weight: float = 1.0
 
+    @property
+    def drafted_spans(self) -> list[tuple[int, int]]:
+        """Those with a draft: the target emits the first token of a span, and the only one."""
+        return [(begin, end) for begin, end in self.spans if end - begin >= 2]
+
 
 @dataclass(slots=True)
 class TextSpans:
     """What the replay takes, of every text: at temperature 1, and with greedy drafting."""
 
-    sampled: list[ReplaySpan]
-    greedy: list[ReplaySpan]
+    sampled: list[ReplaySpan] = field(default_factory=list)
+    greedy: list[ReplaySpan] = field(default_factory=list)
+    num_texts: int = 0
+
+    def add(self, drafter: PlainDrafter, text: TargetText, num_steps: int) -> list[Tensor]:
+        """Draft along every span of the text with `num_steps` draft tokens.
+
+        Returns the outputs [K, R, H] of each span that has a start.
+        """
+        outputs = []
+        for begin, end in text.drafted_spans:
+            hidden_KRH = drafter.hidden(
+                text.input_ids_T, text.aux_TLH, begin - 1, end - 2, num_steps
+            )
+            sampled_RK, greedy_RK = _accept(drafter, text, begin, end, hidden_KRH)
+            for spans, accept_RK in ((self.sampled, sampled_RK), (self.greedy, greedy_RK)):
+                spans.append(
+                    ReplaySpan(accept_RK.numpy(), end - begin, self.num_texts, text.weight)
+                )
+            outputs.append(hidden_KRH)
+        self.num_texts += 1
+        return outputs
 
 
 def text_spans(drafter: PlainDrafter, texts: Iterable[TargetText], num_steps: int) -> TextSpans:
     """Every span of every text, drafted with `num_steps` draft tokens."""
-    out = TextSpans([], [])
-    for number, text in enumerate(texts):
-        for begin, end in text.spans:
-            if end - begin < 2:
-                continue  # the target emits the only token: nothing is drafted
-            sampled_RK, greedy_RK = _accept(drafter, text, begin, end, num_steps)
-            for spans, accept_RK in ((out.sampled, sampled_RK), (out.greedy, greedy_RK)):
-                spans.append(ReplaySpan(accept_RK.numpy(), end - begin, number, text.weight))
+    out = TextSpans()
+    for text in texts:
+        out.add(drafter, text, num_steps)
     return out
 
 
 def _accept(
-    drafter: PlainDrafter, text: TargetText, begin: int, end: int, num_steps: int
+    drafter: PlainDrafter, text: TargetText, begin: int, end: int, hidden_KRH: Tensor
 ) -> tuple[Tensor, Tensor]:
     """w [R, K] at temperature 1 and of greedy drafts; 0 where the token is outside the span.
 
     The first start stands before the span's first token; start r drafts tokens r+1, r+2, ...
     """
-    first, last = begin - 1, end - 2
-    hidden_KRH = drafter.hidden(text.input_ids_T, text.aux_TLH, first, last, num_steps)
-    sampled_RK = torch.zeros(last - first, num_steps)
-    greedy_RK = torch.zeros(last - first, num_steps)
+    num_steps, num_starts, _ = hidden_KRH.shape
+    sampled_RK = torch.zeros(num_starts, num_steps)
+    greedy_RK = torch.zeros(num_starts, num_steps)
     draft_ids_V = torch.full((len(drafter.embedding_VH),), -1)
     draft_ids_V[drafter.target_ids_D] = torch.arange(len(drafter.target_ids_D))
     for k, hidden_RH in enumerate(hidden_KRH, start=1):

@@ -1,4 +1,4 @@
-"""EAGLE-3 written down plainly, to prove exported files with: dense attention, float32, no tricks.
+"""EAGLE-3 written down plainly, to prove exported files with: dense attention, no tricks.
 
 It reads nothing but the artifact's two files and the target's embedding, and shares no code with
 the drafter that is trained (drafter/eagle3.py). Only the rotary angles are transformers' own.
@@ -14,7 +14,7 @@ A attention heads, E head size, C steps of a chain, D draft vocabulary, V vocabu
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ Keys = list[tuple[Tensor, Tensor]]
 
 @dataclass(slots=True)
 class PlainDrafter:
-    """The exported drafter; `tensors` are the file's, in float32."""
+    """The exported drafter; `tensors` are the file's, in float32 unless asked for otherwise."""
 
     config: dict[str, Any]
     layer: dict[str, Any]
@@ -68,15 +68,23 @@ class PlainDrafter:
         tensors = {
             name: tensor.float() for name, tensor in stored.items() if tensor.is_floating_point()
         }
-        embedding_VH = tensors.get(EMBEDDING, embedding_VH.float())
-        return cls(config, layer, tensors, embedding_VH, ids_D)
+        return cls(config, layer, tensors, tensors.get(EMBEDDING, embedding_VH), ids_D)
+
+    def double(self) -> "PlainDrafter":
+        """The same in float64."""
+        tensors = {name: tensor.double() for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensors["fc.weight"].dtype
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
         return tuple(self.config["eagle_aux_hidden_state_layer_ids"])
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """float32 [N, D]"""
+        """[N, D]"""
         return self._linear("lm_head", self._norm("norm", hidden_NH))
 
     @torch.no_grad()
@@ -122,7 +130,7 @@ class PlainDrafter:
 
     def _features(self, aux_PLH: Tensor) -> Tensor:
         """fc over the concatenated aux states, normed first where the config says so."""
-        aux_PLH = aux_PLH.float()
+        aux_PLH = aux_PLH.to(self.dtype)
         if self.config["fc_norm"]:
             parts = [self._norm(f"fc_norm.{i}", aux_PLH[:, i]) for i in range(aux_PLH.shape[1])]
             aux_PLH = torch.stack(parts, dim=1)
@@ -140,7 +148,9 @@ class PlainDrafter:
         """What is projected, and the residual. Only the first layer sees the token."""
         if number > 0:
             return self._norm(f"layers.{number}.input_layernorm", hidden_NH), hidden_NH
-        embedded = self._norm("layers.0.input_layernorm", self.embedding_VH[tokens_N])
+        embedded = self._norm(
+            "layers.0.input_layernorm", self.embedding_VH[tokens_N].to(self.dtype)
+        )
         normed = self._norm("layers.0.hidden_norm", hidden_NH)
         residual = normed if self.config["norm_before_residual"] else hidden_NH
         return torch.cat([embedded, normed], dim=-1), residual
@@ -172,7 +182,8 @@ class PlainDrafter:
             max_position_embeddings=self.layer["max_position_embeddings"],
             rope_parameters=dict(self.layer["rope_parameters"]),
         )
-        cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions_N[None])
+        like = torch.zeros(1, dtype=self.dtype)
+        cos, sin = LlamaRotaryEmbedding(config)(like, positions_N[None])
         return cos, sin
 
     def _after_attention(self, number: int, residual_NH: Tensor, mixed_NAE: Tensor) -> Tensor:

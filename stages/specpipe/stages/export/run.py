@@ -24,6 +24,7 @@ from specpipe.schemas.errors import (
     ValidationError,
 )
 from specpipe.schemas.location import local_path, without_credentials
+from specpipe.schemas.metrics import TauDifference
 from specpipe.schemas.speedup import Recommendation, Schedule, Speedup
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.schemas.versions import versions
@@ -73,6 +74,8 @@ class ExportResult(BaseModel):
     """Per head, by variant, as the run evaluated this checkpoint; empty if it did not."""
     tau: dict[str, list[float]]
     """Replayed tokens per round for 1..K draft tokens, by variant (see EvalMetrics)."""
+    rounding: dict[str, TauDifference]
+    """What rounding the weights did to tau, by variant; empty without the level `replay`."""
     draft_tokens: int
     """Recommended number of draft tokens."""
     draft_tokens_because: str
@@ -310,6 +313,7 @@ def _result(
             "greedy": recorded.greedy.acceptance_rate,
         },
         tau=tau,
+        rounding={} if validation.replay is None else validation.replay.rounding,
         draft_tokens=advice.draft_tokens,
         draft_tokens_because=advice.because,
         speedups=advice.speedups,

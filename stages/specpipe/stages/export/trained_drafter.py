@@ -4,19 +4,20 @@ Legend: K heads, N starts, H hidden size, M measures, R rows of a chunk, D draft
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.loss.heads import head_losses
 from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.samples.batch import Batch, make_batch
+from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.drafter.samples.read_ahead import read_samples
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 from specpipe.stages.drafter.vocab import VocabMap
@@ -55,7 +56,9 @@ class Measured:
 class TrainedDrafter:
     """Raises ConfigError where the dump lacks a layer that the drafter takes."""
 
-    def __init__(self, drafter: Weights, dump: Dump) -> None:
+    def __init__(self, drafter: Weights, dump: Dump, embedding_VH: Tensor | None = None) -> None:
+        """`embedding_VH` is the drafter's own, as wide as it is; None: the target's, which it
+        projects where it is of another width."""
         self.num_heads = drafter.num_heads
         self._dump = dump
         self._layers = drafter.shape.aux_layers
@@ -67,10 +70,14 @@ class TrainedDrafter:
             )
         vocab = drafter.vocab
         self._target_ids_D = vocab.target_ids_D
-        self._model = Eagle3(drafter.shape, load_embedding(dump.target_file))
+        table_VH = load_embedding(dump.target_file) if embedding_VH is None else embedding_VH
+        self._model = Eagle3(drafter.shape, table_VH)
+        if embedding_VH is not None and drafter.shape.projects_embedding:
+            self._model.set_submodule("embed_proj", nn.Identity())
         self._model.load_state_dict(drafter.model)
         head = VerifierHead.load(dump.target_file, torch.device("cpu"), rows=vocab.target_ids_D)
         self._verifier = Verifier(head.logits, vocab.draft_ids(), vocab.target_ids_D)
+        self._wide: Eagle3 | None = None
         self._chunk_rows = max(1, CHUNK_BYTES // (4 * vocab.size))
 
     @torch.no_grad()
@@ -78,19 +85,41 @@ class TrainedDrafter:
         """Each of these samples of the dump, cut at the context length, in the dump's order."""
         reader = SampleReader(self._dump, context_length, layers=self._layers)
         for sample in read_samples(reader, refs):
-            batch = make_batch([sample], self.num_heads)
-            hidden_KNH = self._model(batch)
-            _, measures_MKN = head_losses(
-                hidden_KNH, self._lm_head_DH, batch, self._verifier, None, self._chunk_rows
-            )
-            yield Measured(batch, hidden_KNH, measures_MKN)
+            yield self.measured(sample)
+
+    @torch.no_grad()
+    def measured(self, sample: DrafterSample) -> Measured:
+        """A sample that holds the drafter's layers, and no others."""
+        batch = make_batch([sample], self.num_heads)
+        hidden_KNH = self.hidden(batch)
+        _, measures_MKN = head_losses(
+            hidden_KNH, self._lm_head_DH, batch, self._verifier, None, self._chunk_rows
+        )
+        return Measured(batch, hidden_KNH, measures_MKN)
+
+    @torch.no_grad()
+    def hidden(self, batch: Batch) -> Tensor:
+        """Input of the lm_head [K, N, H]."""
+        hidden_KNH: Tensor = self._model(batch)
+        return hidden_KNH
+
+    @torch.no_grad()
+    def hidden_in_float64(self, batch: Batch) -> Tensor:
+        """The same, computed in float64."""
+        if self._wide is None:
+            self._wide = deepcopy(self._model).double()
+        hidden_KNH: Tensor = self._wide(batch)
+        return hidden_KNH
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """[N, D], in the dtype that comes in."""
+        return hidden_NH @ self._lm_head_DH.to(hidden_NH.dtype).T
 
     @torch.no_grad()
     def most_likely(self, hidden_NH: Tensor) -> Tensor:
         """The draft of greedy drafting, as a token id of the target: int64 [N]."""
         best = [
-            (hidden_RH @ self._lm_head_DH.T).argmax(-1)
-            for hidden_RH in hidden_NH.split(self._chunk_rows)
+            self.logits(hidden_RH).argmax(-1) for hidden_RH in hidden_NH.split(self._chunk_rows)
         ]
         return self._target_ids_D[torch.cat(best)]
 

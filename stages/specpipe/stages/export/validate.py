@@ -5,22 +5,18 @@ against the trainer's code on the same weights, and says what tau to expect.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
-from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.config import ValidateConfig
 from specpipe.schemas.dump import TargetIdentity
 from specpipe.schemas.errors import ConfigError, ValidationError
 from specpipe.schemas.location import local_path, without_credentials
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.artifact import OfTarget, artifact_folder, read_artifact
-from specpipe.stages.drafter.artifact_weights import drafter_weights
-from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.export import prompts, replay_check, serve, server_check, structure
+from specpipe.stages.export.artifact_weights import artifact_weights
 from specpipe.stages.export.evaluated import evaluation
 from specpipe.stages.export.format import DRAFT_TOKENS
 from specpipe.stages.export.formats import format_of
@@ -32,7 +28,6 @@ from specpipe.stages.export.target_facts import target_facts
 from specpipe.stages.export.validation import artifact_sha256
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.local_disk import write_file
-from specpipe.stages.target.head import load_embedding, load_lm_head
 
 
 class ArtifactValidation(BaseModel):
@@ -51,17 +46,6 @@ class ArtifactValidation(BaseModel):
     artifact_sha256: dict[str, str]
     target: TargetIdentity
     versions: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class ArtifactWeights:
-    """An artifact as the trainer's code takes it."""
-
-    path: Path
-    shape: DrafterShape
-    vocab: VocabMap
-    model: dict[str, Tensor]
-    num_heads: int
 
 
 def run(
@@ -125,23 +109,13 @@ def _replay(config: ValidateConfig, folder: Path, dump: Dump) -> ReplayFindings:
     refs = everything[: config.replay_samples]
     if not refs:
         raise ConfigError(f"{dump.folder.url} holds no sample to replay; give another --dump")
-    weights = _weights(config, folder, dump)
-    trained = replay_check.recompute(weights, dump, reader.context_length, refs)
-    return replay_check.compare(
-        folder, dump, reader, refs, trained, "recomputed", weights.num_heads
-    )
-
-
-def _weights(config: ValidateConfig, folder: Path, dump: Dump) -> ArtifactWeights:
     target = dump.identity.target
     known = OfTarget(target.vocab_size, target.hidden_size, dump.identity.layers)
     artifact = read_artifact(str(folder), known)
     said = format_of(artifact.config).drafter(artifact.config)
-    model = drafter_weights(
-        artifact, load_embedding(dump.target_file), load_lm_head(dump.target_file)
-    )
     num_heads = config.speculative_tokens or (said[2] if said else DRAFT_TOKENS)
-    return ArtifactWeights(folder, artifact.shape, artifact.vocab(), model, num_heads)
+    exported = artifact_weights(artifact, dump, num_heads)
+    return replay_check.compare(exported, None, dump, reader.context_length, refs)
 
 
 def _write(config: ValidateConfig, validation: ArtifactValidation) -> None:

@@ -1,5 +1,6 @@
 """Section: what the export's validation found."""
 
+from specpipe.stages.export.card import TITLES
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.rounds import Comparison
 from specpipe.stages.export.serve_findings import Served, ServeFindings
@@ -43,16 +44,25 @@ def _words(found: StructureFindings | ReplayFindings | ServeFindings) -> str:
     if isinstance(found, StructureFindings):
         return f"{found.num_tensors} tensors, {found.num_parameters:,} parameters"
     if isinstance(found, ReplayFindings):
-        return (
-            f"{found.num_samples:,} samples; tau of the exported files is within"
-            f" {found.largest_difference:.3%} of the trained drafter's ({found.compared_with};"
-            f" allowed: {found.tolerance:.1%})"
-        )
+        return _replayed(found)
     fix = ", its CPU fault repaired" if found.cpu_fix_applied else ""
     return (
         f"vLLM {found.vllm_version}{fix}; {found.num_prompts:,} prompts,"
         f" {found.max_tokens:,} tokens each"
     )
+
+
+def _replayed(found: ReplayFindings) -> str:
+    words = f"{found.num_samples:,} samples"
+    if found.agreement is not None:
+        starts, apart = found.agreement.num_starts, found.agreement.largest_difference
+        words += f"; the files are held against the trainer's code at {starts:,} starts"
+        words += f" (at most {apart:.1e} of a logit apart)"
+    elif found.largest_difference is not None:
+        words += f"; tau of the exported files is within {found.largest_difference:.3%}"
+        words += f" of the trained drafter's ({found.compared_with})"
+    costs = [f"{TITLES[name]} {cost.in_words()}" for name, cost in found.rounding.items()]
+    return f"{words}; rounding changed tau: {', '.join(costs)}" if costs else words
 
 
 def _engine_table(serve: ServeFindings) -> Table:
