@@ -1,6 +1,8 @@
-"""All tests run torch on one thread; any test may use the local S3 server."""
+"""All tests run torch on one thread; any test may use the local S3 server; without vLLM its own are
+skipped."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,6 +10,15 @@ import torch
 from tests.s3 import s3_root, s3_server, s3_session
 
 __all__ = ["s3_root", "s3_server", "s3_session"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs an engine where none can be had, as beside PyPI's own build of torch."""
+    if find_spec("vllm") is not None:
+        return
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            item.add_marker(pytest.mark.skip(reason="vLLM is not installed"))
 
 
 @pytest.fixture(autouse=True, scope="session")
