@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
+from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 
 from specpipe.schemas.config import DumpConfig, GenerateConfig
+from specpipe.schemas.errors import ConfigError
 from specpipe.stages.target.backend import Generation, Prompt
-from specpipe.stages.target.hf import HfBackend
+from specpipe.stages.target.hf import HfBackend, cache_of
 from tests.architectures import VOCAB, build
 
 NAMES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "granite", "cohere"]
@@ -75,6 +78,14 @@ def test_greedy_text_and_its_states(tmp_path: Path, name: str) -> None:
         assert turn.new_ids.tolist() == out[0, ids.shape[1] :].tolist()
         assert turn.finish == ("stop" if turn.new_ids[-1] == 2 else "length")
     check_states(backend, given, turns)
+
+
+def test_a_target_without_a_cache_is_refused() -> None:
+    """Each token would be written as if it were the text's first."""
+    cache = DynamicCache()
+    assert cache_of(CausalLMOutputWithPast(past_key_values=cache)) is cache
+    with pytest.raises(ConfigError, match=r"keeps no cache .*leave out --generate"):
+        cache_of(CausalLMOutput())
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

@@ -41,6 +41,8 @@ class HfBackend:
         self.model = _load_model(config, self.device)
         self.decoder = find_decoder(self.model)
         self._parameters = signature(self.model.forward).parameters
+        # transformers renamed it in 5.21; a hub's own code may go by the old name for long.
+        self._cache_name = "cache" if "cache" in self._parameters else "past_key_values"
         self._caught: dict[int, Tensor] = {}
         for layer in {*self.layers, self.decoder.num_layers}:
             self.decoder.entry(layer).register_forward_pre_hook(
@@ -98,12 +100,12 @@ class HfBackend:
             output = self.model(
                 input_ids=ids_BN,
                 attention_mask=mask_BT,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_name: cache},
                 **{name: value for name, value in options.items() if name in self._parameters},
             )
         aux_BNLH, final_BNH = self._take()
-        return output.logits[:, -1].float(), aux_BNLH, final_BNH, output.past_key_values
+        return output.logits[:, -1].float(), aux_BNLH, final_BNH, cache_of(output)
 
     def turn_end(self, texts: Sequence[str]) -> TurnEnd:
         """Where turns end: the target's own end tokens, or one of the texts."""
@@ -160,6 +162,18 @@ class HfBackend:
             ids_BT[i, : len(sample.input_ids)] = torch.tensor(sample.input_ids)
             mask_BT[i, : len(sample.input_ids)] = 1
         return ids_BT.to(self.device), mask_BT.to(self.device)
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that the target hands back; from 5.21 on, transformers stores either name as
+    `cache`."""
+    for name in ("cache", "past_key_values"):
+        if name in output:
+            return output[name]
+    raise ConfigError(
+        "the target keeps no cache that transformers can go on from, so it cannot write answers "
+        "there: leave out --generate, or use --backend vllm"
+    )
 
 
 def _memory_of(mask_BT: Tensor) -> AbstractContextManager[None]:
