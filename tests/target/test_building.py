@@ -9,6 +9,11 @@ from transformers import PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.stages.target.causal_lm import load_causal_lm
+from specpipe.stages.target.identity import load_config
+
+
+def _loaded(config: DumpConfig) -> PreTrainedModel:
+    return load_causal_lm(config, torch.bfloat16, load_config(Path(config.target)))
 
 
 def test_threads_that_load_models_leave_weight_tying_as_it_was(
@@ -17,7 +22,7 @@ def test_threads_that_load_models_leave_weight_tying_as_it_was(
     config = DumpConfig(target=str(target("gemma2")), data=("unused",), out="unused")
     tie_weights, dtype = PreTrainedModel.tie_weights, torch.get_default_dtype()
     with ThreadPoolExecutor(4) as pool:
-        models = list(pool.map(lambda _: load_causal_lm(config, torch.bfloat16), range(12)))
+        models = list(pool.map(lambda _: _loaded(config), range(12)))
     assert PreTrainedModel.tie_weights is tie_weights
     assert torch.get_default_dtype() == dtype
     for model in models:

@@ -9,6 +9,10 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.rope import lent_rope
 
+_LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
+_USUAL_LENGTH = 2048
+"""Of a target whose config has no maximum, as ALiBi's positions have none (BLOOM)."""
+
 
 def drafter_shape(
     target: PretrainedConfig,
@@ -39,7 +43,7 @@ def drafter_shape(
         head_dim=head_dim,
         rms_norm_eps=getattr(text, "rms_norm_eps", 1e-6),
         rope_parameters=lent_rope(text, settings.rope_theta),
-        max_position_embeddings=text.max_position_embeddings,
+        max_position_embeddings=_longest(text),
         vocab_size=vocab_size,
         draft_vocab_size=draft_vocab_size,
         aux_layers=aux_layers,
@@ -61,6 +65,11 @@ def check_shape(shape: DrafterShape) -> None:
         )
     if shape.head_dim % 2:
         raise ConfigError(f"head_dim {shape.head_dim} is odd: rope turns pairs of dimensions")
+
+
+def _longest(text: PretrainedConfig) -> int:
+    named = (getattr(text, name, None) for name in _LENGTHS)
+    return next((length for length in named if isinstance(length, int)), _USUAL_LENGTH)
 
 
 def _first_layer(text: PretrainedConfig) -> PretrainedConfig:

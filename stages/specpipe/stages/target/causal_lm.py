@@ -3,24 +3,29 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.target.building import MODEL_BUILDING
 from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.model_class import auto_class
 
 
-def load_causal_lm(of: DumpConfig, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+def load_causal_lm(
+    of: DumpConfig, dtype: torch.dtype, config: PreTrainedConfig, **options: Any
+) -> PreTrainedModel:
     """The causal language model of a configuration's target, on the CPU, for inference.
 
-    `options` go to transformers' from_pretrained. Raises ConfigError where transformers cannot
-    load it, IntegrityError where the checkpoint lacks weights.
+    `config` is the target's own, perhaps with fewer layers; `options` go to transformers'
+    from_pretrained. Raises ConfigError where transformers cannot load it, IntegrityError where the
+    checkpoint lacks weights.
     """
     try:
         with MODEL_BUILDING:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(config).from_pretrained(
                 local_folder(of.target, of.revision),
+                config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=of.trust_remote_code,

@@ -10,6 +10,7 @@ Legend: S rows, H hidden size, V vocabulary, D draft vocabulary.
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from specpipe.schemas.dump import HEAD_FILE, HEAD_WEIGHTS_FILE, TARGET_FOLDER, HeadRecord
 from specpipe.schemas.errors import ConfigError, IntegrityError
@@ -27,6 +28,7 @@ from specpipe.stages.storage.objects import put_object
 from specpipe.stages.storage.records import parse_record
 from specpipe.stages.target.building import MODEL_BUILDING
 from specpipe.stages.target.decoder import find_decoder
+from specpipe.stages.target.model_class import auto_class, place_of_decoder
 
 Read = Callable[[str], bytes]
 """Contents of a file of a dump's `target/` folder."""
@@ -82,7 +84,8 @@ class VerifierHead:
             weight_VH = weight_VH[rows.to(weight_VH.device)]
             bias_V = None if bias_V is None else bias_V[rows.to(bias_V.device)]
         lm_head = WideLinear(weight_VH.to(device), None if bias_V is None else bias_V.to(device))
-        model.set_submodule(decoder.path, _FinalNorm(norm))
+        place = place_of_decoder(model, decoder, record.lm_head_path)
+        model.set_submodule(place, _FinalNorm(norm))
         model.set_submodule(record.lm_head_path, lm_head)
         model.eval()
         return cls(model, norm, lm_head)
@@ -125,9 +128,18 @@ class _FinalNorm(nn.Module):
         super().__init__()
         self.norm = norm
 
-    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> MoeModelOutputWithPast:
-        # Models of experts look for router logits, which other models' outputs lack.
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(inputs_embeds))
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> "_NormedOutput":
+        return _NormedOutput(last_hidden_state=self.norm(inputs_embeds))
+
+
+@dataclass
+class _NormedOutput(BaseModelOutputWithPast):
+    """A decoder's output without whatever else its architecture's output has (router logits, shared
+    keys and values, ...): each such field is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def load_embedding(read: Read) -> Tensor:
@@ -233,7 +245,7 @@ def _config(read: Read) -> PreTrainedConfig:
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         with MODEL_BUILDING, torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+            model: PreTrainedModel = auto_class(config).from_config(config)
     except Exception as error:  # whatever an architecture makes of fields that do not fit
         raise _no_model(error) from error
     return model

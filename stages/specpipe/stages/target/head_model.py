@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
@@ -14,6 +14,7 @@ from specpipe.stages.target.decoder import find_decoder
 from specpipe.stages.target.head import check_known
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.model_class import auto_class
 
 _PER_LAYER = ("layer_types", "mlp_layer_types")
 """Lists in the config with an entry for each layer."""
@@ -27,7 +28,7 @@ def load_head_model(config: DumpConfig, dtype: str) -> PreTrainedModel:
     """
     folder = local_folder(config.target, config.revision)
     model_config = _without_layers(folder, trust_remote_code=config.trust_remote_code)
-    return load_causal_lm(config, getattr(torch, dtype), config=model_config)
+    return load_causal_lm(config, getattr(torch, dtype), model_config)
 
 
 def head_numbers(folder: Path, *, trust_remote_code: bool = False) -> int:
@@ -38,9 +39,7 @@ def head_numbers(folder: Path, *, trust_remote_code: bool = False) -> int:
     config = _without_layers(folder, trust_remote_code=trust_remote_code)
     try:
         with MODEL_BUILDING, torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=trust_remote_code
-            )
+            model: Any = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
         embedding, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
         norm = find_decoder(model).norm
     except (ValueError, RuntimeError, IndexError, AttributeError) as error:

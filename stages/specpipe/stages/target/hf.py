@@ -24,6 +24,7 @@ from specpipe.stages.target.gpu_memory import enough_gpu_memory
 from specpipe.stages.target.head import WideLinear, check_known, save_head
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder, weight_files
+from specpipe.stages.target.model_class import drop_other_weights
 from specpipe.stages.target.turn_end import TurnEnd
 
 
@@ -129,7 +130,8 @@ class HfBackend:
             )
         self._caught.clear()
         below = [layer for layer in self.layers if layer < self.decoder.num_layers]
-        states = {layer: output.hidden_states[layer][0] for layer in below}
+        own = output.hidden_states or ()
+        states = {layer: own[layer][0] for layer in below if layer < len(own)}
         next_S = ids_BT[0, first + 1 :, None]
         logprobs_SV = output.logits[0, -last:-1].float().log_softmax(-1)
         return logprobs_SV.gather(1, next_S)[:, 0], states
@@ -231,7 +233,9 @@ def _load_model(config: DumpConfig, device: torch.device) -> PreTrainedModel:
     model: Any = load_causal_lm(
         config,
         compute_dtype(config.dtype, text_config, folder),
+        model_config,
         attn_implementation="eager" if capped else "sdpa",
     )
+    drop_other_weights(model, find_decoder(model))
     on_device: PreTrainedModel = model.to(device)
     return on_device
