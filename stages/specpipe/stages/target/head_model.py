@@ -1,5 +1,6 @@
 """A target without its decoder layers: what its head is saved from where another engine runs it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def head_numbers(folder: Path, *, trust_remote_code: bool = False) -> int:
     """
     config = _without_layers(folder, trust_remote_code=trust_remote_code)
     try:
-        with MODEL_BUILDING, torch.device("meta"):
+        with MODEL_BUILDING, torch.device("meta"), warnings.catch_warnings():
+            # What is sized by the number of layers (Gemma 4's per-layer input) has no elements.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             model: Any = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
         embedding, lm_head = model.get_input_embeddings(), model.get_output_embeddings()
         norm = find_decoder(model).norm
