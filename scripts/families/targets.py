@@ -73,7 +73,7 @@ _LINEAR = {
 _HYBRID = ["linear_attention", "full_attention"] * 2
 _SLIDING = ["sliding_attention", "full_attention"] * 2
 _MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2]}
-_GPT = {
+_GPT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "n_embd": 64,
     "n_layer": LAYERS,
@@ -84,12 +84,18 @@ _GPT = {
 }
 
 
+def of_type(model_type: str, **settings: Any) -> PreTrainedConfig:
+    made: Any = CONFIG_MAPPING[model_type]
+    config: PreTrainedConfig = made(**settings)
+    return config
+
+
 def text(model_type: str, *parts: dict[str, Any], **changes: Any) -> PreTrainedConfig:
     """A text model's config: the common shape, and what the family has beside it."""
     settings = dict(_TEXT)
     for part in (*parts, changes):
         settings |= part
-    return CONFIG_MAPPING[model_type](**settings)
+    return of_type(model_type, **settings)
 
 
 def wrapper(
@@ -99,8 +105,11 @@ def wrapper(
     **changes: Any,
 ) -> PreTrainedConfig:
     """A text model inside a model that also takes images."""
-    return CONFIG_MAPPING[model_type](
-        text_config=inner.to_dict(), vision_config=_VISION if vision is None else vision, **changes
+    return of_type(
+        model_type,
+        text_config=inner.to_dict(),
+        vision_config=_VISION if vision is None else vision,
+        **changes,
     )
 
 
@@ -214,10 +223,11 @@ SWEEP: dict[str, Callable[[], PreTrainedConfig]] = {
 """What dumped, generated, trained and exported before (issue 13, row 39)."""
 
 ADDED: dict[str, Callable[[], PreTrainedConfig]] = {
-    "GPT-2": lambda: CONFIG_MAPPING["gpt2"](**_GPT),
-    "GPT-J": lambda: CONFIG_MAPPING["gptj"](**_GPT, rotary_dim=8),
-    "BLOOM": lambda: CONFIG_MAPPING["bloom"](vocab_size=VOCAB, hidden_size=64, n_layer=4, n_head=4),
-    "MPT": lambda: CONFIG_MAPPING["mpt"](
+    "GPT-2": lambda: of_type("gpt2", **_GPT),
+    "GPT-J": lambda: of_type("gptj", **_GPT, rotary_dim=8),
+    "BLOOM": lambda: of_type("bloom", vocab_size=VOCAB, hidden_size=64, n_layer=4, n_head=4),
+    "MPT": lambda: of_type(
+        "mpt",
         vocab_size=VOCAB, d_model=64, n_layers=4, n_heads=4, max_seq_len=LONGEST
     ),
     "gpt-oss": lambda: text(
@@ -233,7 +243,8 @@ ADDED: dict[str, Callable[[], PreTrainedConfig]] = {
         vocab_size_per_layer_input=VOCAB,
         num_kv_shared_layers=1,
     ),
-    "Gemma 4 wrapper": lambda: CONFIG_MAPPING["gemma4"](
+    "Gemma 4 wrapper": lambda: of_type(
+        "gemma4",
         text_config=_gemma4(
             hidden_size_per_layer_input=8, vocab_size_per_layer_input=VOCAB, num_kv_shared_layers=0
         ).to_dict(),
