@@ -13,6 +13,7 @@ from specpipe.pipeline.generation_rows import generation_rows
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.served import say_served_of_dump
 from specpipe.pipeline.stopping import stops_early
 from specpipe.pipeline.worker_index import own_share
 from specpipe.schemas.checkpoint import PROVENANCE_FILE
@@ -44,6 +45,7 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     if config.worker_index == "auto":
         config = config.model_copy(update=own_share(os.environ, config.worker_count))
     quiet_libraries()
+    say_served_of_dump(config)
     # Stopped early, it lets its workers go.
     with stops_early(config.time_limit), progress("dump", "tokens") as report:
         from specpipe.pipeline.executors import executor_of

@@ -29,6 +29,7 @@ _FREE_FIELDS = {
     "worker_index",
     "worker_count",
     "time_limit",
+    "require_servable",
 }
 
 

@@ -8,7 +8,9 @@ from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.speedup import Recommendation
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.rounds import Comparison
+from specpipe.stages.export.served import card_lines, serve_prefix
 from specpipe.stages.export.validation import Validation
+from specpipe.stages.target.vllm.servable import Servable
 
 TITLES = {
     "replay_temperature_1": "temperature 1, drafts sampled",
@@ -17,7 +19,9 @@ TITLES = {
 }
 
 
-def model_card(shape: DrafterShape, validation: Validation, advice: Recommendation) -> str:
+def model_card(
+    shape: DrafterShape, validation: Validation, advice: Recommendation, served: Servable
+) -> str:
     """README.md: what it is, how to serve it, what to expect."""
     target = validation.target
     speculative = {
@@ -40,9 +44,11 @@ def model_card(shape: DrafterShape, validation: Validation, advice: Recommendati
         f" target's own. Trained and exported by specpipe; layout `{validation.config.format}`.",
         "",
         "```sh",
-        f"vllm serve {target.name} --speculative-config '{json.dumps(speculative)}'",
+        f"{serve_prefix(served)}vllm serve {target.name}"
+        f" --speculative-config '{json.dumps(speculative)}'",
         "```",
         "",
+        *card_lines(served),
         "`draft_sample_method: probabilistic` samples the drafts, which is better at temperatures"
         " above 0; vLLM's default drafts greedily.",
         "",

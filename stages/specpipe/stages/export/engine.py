@@ -26,6 +26,7 @@ from specpipe.schemas.speedup import Schedule
 from specpipe.stages.export.counters import Counters, read_counters
 from specpipe.stages.export.step_times import StepTime, step_times
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
+from specpipe.stages.target.vllm.families import ENVIRONMENT as PLUGIN
 
 LOG_TAIL = 4000
 
@@ -56,6 +57,8 @@ class EngineRequest(Exchange):
     seed: int
     kv_cache_bytes: int = 256 * 2**20
     trust_remote_code: bool = False
+    with_plugin: bool = False
+    """Give the target the interface that vLLM lacks for it (see target/vllm/families.py)."""
     fix_cpu: bool = True
     """Repair the CPU build's expand kernel (see target/vllm/cpu_fix.py)."""
 
@@ -142,6 +145,7 @@ def _environment(request: EngineRequest) -> dict[str, str]:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_LEVEL": "WARNING",
             ENVIRONMENT: "1" if request.fix_cpu else "0",
+            PLUGIN: "1" if request.with_plugin else "0",
         }
     )
 

@@ -42,7 +42,7 @@ def target_identity(
     return TargetIdentity(
         name=target,
         revision=revision,
-        architecture=(raw.get("architectures") or [type(config).__name__])[0],
+        architecture=architecture_of(folder, trust_remote_code=trust_remote_code),
         config_sha256=canonical_sha256(
             {key: value for key, value in raw.items() if key not in _VOLATILE_KEYS}
         ),
@@ -52,6 +52,15 @@ def target_identity(
         vocab_size=config.vocab_size,
         num_layers=config.num_hidden_layers,
     )
+
+
+def architecture_of(folder: Path, *, trust_remote_code: bool = False) -> str:
+    """First entry of the config's `architectures`, or the name of its class where it has none."""
+    named = read_config(folder).get("architectures")
+    if named:
+        return str(named[0])
+    config = load_config(folder, trust_remote_code=trust_remote_code).get_text_config(decoder=True)
+    return type(config).__name__
 
 
 def read_config(folder: Path) -> dict[str, Any]:

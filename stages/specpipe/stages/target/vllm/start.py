@@ -12,7 +12,6 @@ from specpipe.stages.target.identity import head_sizes, load_config, read_config
 from specpipe.stages.target.location import local_folder
 from specpipe.stages.target.vllm.arena import ArenaAddress
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT as CPU_FIX
-from specpipe.stages.target.vllm.hooked_models import HOOKED
 from specpipe.stages.target.vllm.plugin import CAPTURE
 
 _SMALLEST_CACHE = 256 * 2**20
@@ -69,11 +68,10 @@ def _arguments(
         if is_cpu
         else {"gpu_memory_utilization": _GPU_SHARE}
     )
-    is_hooked = identity.target.architecture in HOOKED
     return {
         "max_model_len": _max_model_len(config, identity, longest),
         "max_num_batched_tokens": max(config.batch_tokens, longest + 1 if is_cpu else 2),
-        "enforce_eager": is_cpu or is_hooked,
+        "enforce_eager": is_cpu,
         **on_device,
         **(_WHOLE_PROMPTS if is_cpu and config.generate else {}),
         **config.engine,
