@@ -10,6 +10,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
     Glm4MoeConfig,
     GPTNeoXConfig,
     GraniteConfig,
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     StableLmConfig,
@@ -87,6 +89,8 @@ def config_of(name: str, layers: int, head_dim: int = 8) -> PreTrainedConfig:
             return Exaone4Config(**gqa, sliding_window=16, sliding_window_pattern=3)
         case "gemma":
             return GemmaConfig(**gqa, head_dim=head_dim)
+        case "glm4":
+            return Glm4Config(**gqa, head_dim=head_dim)
         case "glm4_moe":
             return Glm4MoeConfig(
                 **gqa,
@@ -104,6 +108,15 @@ def config_of(name: str, layers: int, head_dim: int = 8) -> PreTrainedConfig:
             )
         case "nemotron":
             return NemotronConfig(**gqa, head_dim=head_dim)
+        case "qwen2_moe":
+            return Qwen2MoeConfig(
+                **gqa,
+                moe_intermediate_size=2 * head_dim,
+                shared_expert_intermediate_size=2 * head_dim,
+                num_experts=4,
+                num_experts_per_tok=2,
+                tie_word_embeddings=False,
+            )
         case "stablelm":
             return StableLmConfig(**gqa)
         case "gpt_neox":

@@ -25,7 +25,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 ALL = (
     *("gemma3", "mixtral", "olmoe", "gemma", "gemma2", "cohere", "cohere2", "exaone4"),
-    *("glm4_moe", "granite_moe", "nemotron", "stablelm"),
+    *("glm4", "glm4_moe", "granite_moe", "nemotron", "qwen2_moe", "stablelm"),
 )
 FAMILIES = ALL if os.environ.get("SPECPIPE_ALL_FAMILIES") else ("gemma3",)
 PROMPTS = 40

@@ -27,11 +27,13 @@ FAMILIES = {
     "GemmaForCausalLM": Family("gemma", "GemmaModel"),
     "Gemma2ForCausalLM": Family("gemma2", "Gemma2Model"),
     "Gemma3ForCausalLM": Family("gemma3", "Gemma3Model"),
+    "Glm4ForCausalLM": Family("glm4", "Glm4Model"),
     "Glm4MoeForCausalLM": Family("glm4_moe", "Glm4MoeModel"),
     "GraniteMoeForCausalLM": Family("granitemoe", "GraniteMoeModel", has_residual=False),
     "MixtralForCausalLM": Family("mixtral", "MixtralModel"),
     "NemotronForCausalLM": Family("nemotron", "NemotronModel"),
     "OlmoeForCausalLM": Family("olmoe", "OlmoeModel"),
+    "Qwen2MoeForCausalLM": Family("qwen2_moe", "Qwen2MoeModel"),
     "StableLmForCausalLM": Family("stablelm", "StableLMEpochModel", has_residual=False),
 }
 """By the architecture in a target's config."""
