@@ -27,6 +27,7 @@ from specpipe.stages.export.counters import Counters, read_counters
 from specpipe.stages.export.step_times import StepTime, step_times
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
 from specpipe.stages.target.vllm.families import ENVIRONMENT as PLUGIN
+from specpipe.stages.target.vllm.shared_memory import shortage
 
 LOG_TAIL = 4000
 
@@ -95,8 +96,8 @@ def decode(request: EngineRequest) -> EngineResult:
     """Run the request in a child process.
 
     Raises ConfigError where vLLM is not installed, ValidationError with the end of its log where it
-    fails, and StoreError where there is no room for the exchange. The child ends with this process,
-    also if this one is killed.
+    fails, and StoreError where there is no room for it or for the exchange. The child ends with
+    this process, also if this one is killed.
     """
     if find_spec("vllm") is None:
         raise ConfigError(
@@ -106,6 +107,8 @@ def decode(request: EngineRequest) -> EngineResult:
     try:
         with tempfile.TemporaryDirectory(prefix="specpipe-engine-") as name:
             return _run_child(request, Path(name))
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"cannot start vLLM in a temporary folder: {error}") from error
 
@@ -126,6 +129,8 @@ def _run_child(request: EngineRequest, folder: Path) -> EngineResult:
         code = child.wait()
     result = folder / "result.json"
     if code != 0 or not result.exists():
+        if reason := shortage():
+            raise StoreError(f"vLLM failed (exit code {code}): {reason}")
         tail = (folder / "log").read_text(errors="replace")[-LOG_TAIL:]
         raise ValidationError(
             f"vLLM failed (exit code {code}) to serve target {request.target} with drafter "

@@ -7,12 +7,13 @@ import torch
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import DumpIdentity
-from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.stages.target.identity import head_sizes, load_config, read_config
 from specpipe.stages.target.location import local_folder
 from specpipe.stages.target.vllm.arena import ArenaAddress
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT as CPU_FIX
 from specpipe.stages.target.vllm.plugin import CAPTURE
+from specpipe.stages.target.vllm.shared_memory import shortage
 
 _SMALLEST_CACHE = 256 * 2**20
 _CACHE_SLACK = 3
@@ -36,7 +37,8 @@ def start_engine(
     """A vllm.LLMEngine whose connector writes the states of the layers `captured` to the arena.
 
     Without an arena it is the same engine, but captures nothing: what a dump's speed is held
-    against. `longest` is the most tokens of one text. Raises ConfigError where vLLM does not start.
+    against. `longest` is the most tokens of one text. Raises ConfigError where vLLM does not start,
+    StoreError where that is for want of shared memory.
     """
     _set_environment(captures=arena is not None)
     from vllm import LLMEngine
@@ -47,6 +49,8 @@ def start_engine(
         arguments = EngineArgs(**ours)
         return LLMEngine.from_engine_args(arguments, enable_multiprocessing=True)
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+        if reason := shortage():
+            raise StoreError(f"vLLM does not start: {reason}") from error
         text = " ".join(str(error).split())
         raise ConfigError(
             f"vLLM does not start with target {config.target}: {text} (its own log, above, has the "
