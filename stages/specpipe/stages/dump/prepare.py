@@ -51,7 +51,7 @@ def prepare(config: DumpConfig, folder: Folder, stamp: str) -> Prepared:
 
     Raises IdentityError where the folder belongs to another dump.
     """
-    target_folder = local_folder(config.target, config.revision)
+    target_folder = local_folder(config.target, config.revision, with_code=config.trust_remote_code)
     prepared = _from_store(folder, target_folder, stamp)
     if prepared is not None:
         return prepared
@@ -71,7 +71,11 @@ def join(config: DumpConfig, stamp: str) -> Prepared:
     Raises StoreError where this process does not see it.
     """
     folder = Folder.open(config.out)
-    prepared = _from_store(folder, local_folder(config.target, config.revision), stamp)
+    prepared = _from_store(
+        folder,
+        local_folder(config.target, config.revision, with_code=config.trust_remote_code),
+        stamp,
+    )
     if prepared is None:
         raise StoreError(
             f"{folder.url} does not hold the plan that was just written there: every worker must "

@@ -88,7 +88,9 @@ def survey(config: DumpConfig) -> Survey:
     Of the target, config and tokenizer are read. Raises InputError and ConfigError as the dump
     would.
     """
-    folder = local_folder(config.target, config.revision, with_weights=False)
+    folder = local_folder(
+        config.target, config.revision, with_weights=False, with_code=config.trust_remote_code
+    )
     rejections = Rejections(config.max_rejected)
     plan, identity = plan_of(config, folder, rejections, to_run=False)
     target = _target_to_come(folder, identity, trust_remote_code=config.trust_remote_code)

@@ -52,7 +52,7 @@ def check(
     if len(prompts) < 2:
         raise ConfigError("serve needs at least two prompts; give --serve-data with more")
 
-    folder = local_folder(target, revision)
+    folder = local_folder(target, revision, with_code=config.trust_remote_code)
     model = load_config(folder, trust_remote_code=config.trust_remote_code)
     architecture = architecture_of(folder, trust_remote_code=config.trust_remote_code)
     with_plugin = servable(architecture).how == "plugin"

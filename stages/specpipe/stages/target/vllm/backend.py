@@ -101,7 +101,9 @@ class VllmBackend:
             yield states
 
     def generate(self, prompts: Sequence[Prompt], settings: GenerateConfig) -> Iterator[Generation]:
-        folder = local_folder(self._config.target, self._config.revision)
+        folder = local_folder(
+            self._config.target, self._config.revision, with_code=self._config.trust_remote_code
+        )
         turn_end = TurnEnd.of_target(
             folder, settings.stop, trust_remote_code=self._config.trust_remote_code
         )

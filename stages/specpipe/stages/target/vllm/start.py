@@ -65,7 +65,7 @@ def _arguments(
     longest: int,
     arena: ArenaAddress | None,
 ) -> dict[str, Any]:
-    folder = local_folder(config.target, config.revision)
+    folder = local_folder(config.target, config.revision, with_code=config.trust_remote_code)
     is_cpu = not torch.cuda.is_available()
     on_device = (
         {"kv_cache_memory_bytes": _cache_bytes(config, identity, captured, longest)}
@@ -111,7 +111,9 @@ def _capture(captured: tuple[int, ...], arena: ArenaAddress) -> dict[str, Any]:
 
 def _max_model_len(config: DumpConfig, identity: DumpIdentity, longest: int) -> int:
     """vLLM takes no text without room for a token behind it."""
-    raw = read_config(local_folder(config.target, config.revision))
+    raw = read_config(
+        local_folder(config.target, config.revision, with_code=config.trust_remote_code)
+    )
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
     return (identity.context_length if kind in _ROPES_BY_LENGTH else longest) + 1
@@ -122,7 +124,8 @@ def _cache_bytes(
 ) -> int:
     """Room for two batches, or the longest text, of keys, values and states on a CPU."""
     whole = load_config(
-        local_folder(config.target, config.revision), trust_remote_code=config.trust_remote_code
+        local_folder(config.target, config.revision, with_code=config.trust_remote_code),
+        trust_remote_code=config.trust_remote_code,
     )
     model = whole.get_text_config(decoder=True)
     kv_heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
