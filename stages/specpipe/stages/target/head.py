@@ -163,7 +163,8 @@ def load_norm(read: Read) -> Tensor:
 
 def longest_text(read: Read) -> int | None:
     """The target's `max_position_embeddings`, where its config has such a number."""
-    longest = getattr(_config(read).get_text_config(decoder=True), "max_position_embeddings", None)
+    config = load_stored_config(read).get_text_config(decoder=True)
+    longest = getattr(config, "max_position_embeddings", None)
     return longest if isinstance(longest, int) else None
 
 
