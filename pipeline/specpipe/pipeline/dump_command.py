@@ -31,11 +31,12 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
       specpipe dump --target sample_data/target \\
         --data sample_data/train/conversations.jsonl --out runs/dump
 
-    Each row of a data file is a conversation (messages), which is tokenised with the target's chat
-    template, plain text (text), or pretokenised (input_ids, attention_mask, labels). The dump holds
-    the target's auxiliary hidden states, the final states where a supervised token follows, and the
-    target's head: it is all that `specpipe train` reads. Stopped in the middle, the same command
-    continues; refused inputs are listed in rejected.jsonl.
+    Each row of a data file is a conversation (messages, ShareGPT's conversations, or prompt and
+    completion), which is tokenised with the target's chat template, plain text (text, or prompt and
+    completion), or pretokenised (input_ids, attention_mask, labels). The dump holds the target's
+    auxiliary hidden states, the final states where a supervised token follows, and the target's
+    head: it is all that `specpipe train` reads. Stopped in the middle, the same command continues;
+    refused inputs are listed in rejected.jsonl.
 
     Drafters learn best from what the target itself writes: with --generate it answers the prompts
     of the data while its states are captured. `specpipe plan` takes the same flags and says what a
