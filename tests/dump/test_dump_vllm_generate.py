@@ -61,6 +61,8 @@ def dumped(folder: Path, **generate: Any) -> Any:
     command = Command(config, folder / "command")
     assert command.wait() == 0, command.stderr
     assert command.result["num_samples"] == NUM_QUESTIONS
+    for said in ("dump: starting vLLM", "dump: the target writes: "):
+        assert said in command.stderr
     return config
 
 

@@ -1,6 +1,7 @@
 """What a person sees while training: within 80 columns, without colour, and in a log file."""
 
 import io
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from rich.console import Console
 from specpipe.pipeline import progress as progress_module
 from specpipe.pipeline.progress import Bar, Progress, progress
 from specpipe.pipeline.train_progress import TrainProgress
+from specpipe.stages.activity import doing
 
 STEP = {
     "loss": 3.2119,
@@ -66,10 +68,61 @@ def test_a_log_file_gets_a_line_now_and_then(
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert text.startswith("train: 0 of 100 steps  tau 1.043\n")
-    assert "train: 50 of 100 steps, 0:00:00 left  loss 3.212  tau 1.653" in text
+    assert "train: 50 of 100 steps  loss 3.212  tau 1.653" in text
 
 
-def test_a_resumed_run_counts_what_it_does_itself() -> None:
-    show = Progress("train", "steps", None)
-    show(900, 1000)
-    assert show._left(show._first[0] + 50.0, 950, 1000) == ", 0:00:50 left"  # type: ignore[index]
+def test_an_estimate_counts_from_the_first_progress_of_this_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither what an earlier run did nor the start of an engine says anything of the rate."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    show = Progress("dump", "tokens", None)
+    show(900, 10_000)
+    now += 300  # an engine starts, and the first sample warms it up
+    show(965, 10_000)
+    assert show._left(now, 965, 10_000) == ""
+    now += 5
+    assert show._left(now, 1000, 10_000) == "", "too short a time to know"
+    now += 15
+    assert show._left(now, 1165, 10_000) == ", 0:14:44 left", "200 tokens in 20 s"
+    assert show._left(now, 10_000, 10_000) == ""
+
+
+def test_a_log_says_what_is_done_at_once_and_goes_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    show = Progress("dump", "tokens", None)
+    show.doing("starting vLLM")
+    assert capsys.readouterr().err == "dump: starting vLLM\n"
+    show.go_on()
+    assert capsys.readouterr().err == ""
+    now += progress_module.LOG_SECONDS
+    show.go_on()
+    assert capsys.readouterr().err == "dump: starting vLLM (0:00:15)\n"
+    show.doing("the target writes: 10 tokens")
+    show.doing("the target writes: 20 tokens")
+    assert capsys.readouterr().err == "dump: the target writes: 10 tokens\n"
+    now += progress_module.LOG_SECONDS
+    show.go_on()
+    assert capsys.readouterr().err == "dump: the target writes: 20 tokens (0:00:15)\n"
+
+
+def test_a_terminal_shows_what_is_done_before_there_are_figures() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, soft_wrap=True)
+    with Bar("tokens", console) as bar:
+        show = Progress("dump", "tokens", bar)
+        show.doing("starting vLLM")
+        lines = console.render_lines(bar.get_renderable(), pad=False)
+    assert "starting vLLM" in "".join(segment.text for line in lines for segment in line)
+
+
+def test_what_a_step_says_reaches_whoever_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    doing("nobody listens")
+    with progress("dump", "tokens"):
+        doing("hashing the target")
+    doing("nobody listens any more")
+    assert capsys.readouterr().err == "dump: hashing the target\n"

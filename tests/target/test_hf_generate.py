@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 
 from specpipe.schemas.config import DumpConfig, GenerateConfig
 from specpipe.schemas.errors import ConfigError
+from specpipe.stages import activity
 from specpipe.stages.target.backend import Generation, Prompt
 from specpipe.stages.target.hf import HfBackend, cache_of
 from tests.architectures import VOCAB, build
@@ -118,3 +119,17 @@ def test_no_room_is_no_turn(tmp_path: Path) -> None:
     assert (none.new_ids.tolist(), none.finish) == ([], "length")
     assert len(none.states.aux_TLH) == len(full.input_ids)
     assert len(some.new_ids) > 0
+
+
+def test_it_says_how_much_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activity, "_SELDOM_SECONDS", 0.0)
+    backend = open_backend(tmp_path, "llama")
+    said: list[str] = []
+    with activity.watched(said.append):
+        turns = list(backend.generate(prompts(), GREEDY))
+    num_tokens = sum(len(turn.new_ids) for turn in turns)
+    assert said[0].startswith("the target writes: ")
+    assert said[-1] == (
+        f"the target writes: {num_tokens} tokens of this shard,"
+        f" {len(turns)} of {len(turns)} turns ended"
+    )

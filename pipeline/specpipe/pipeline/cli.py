@@ -3,16 +3,19 @@
 Heavy packages are imported inside the commands that need them, so that `--help` answers at once.
 """
 
+import io
 import sys
+import traceback
 
 import click
 
-from specpipe.pipeline.console import fail, json_error
+from specpipe.pipeline.console import fail, json_error, note
 from specpipe.pipeline.convert_command import convert
 from specpipe.pipeline.dump_command import dump
 from specpipe.pipeline.dump_tools import gc, verify
 from specpipe.pipeline.export_command import export
 from specpipe.pipeline.inspect_command import inspect
+from specpipe.pipeline.machine_faults import machine_fault
 from specpipe.pipeline.parent_process import end_with_the_parent
 from specpipe.pipeline.plan_command import plan
 from specpipe.pipeline.prepare_command import prepare
@@ -77,7 +80,8 @@ for command in (
 
 
 def main() -> None:
-    """Entry point: a SpecpipeError is one line and its exit code, anything else a traceback."""
+    """Entry point: a SpecpipeError and a fault of the machine are one line and its exit code,
+    anything else is a traceback."""
     try:
         end_with_the_parent()
         # A command that ends in Exit(code) returns its code here.
@@ -87,12 +91,17 @@ def main() -> None:
     except click.Abort:
         fail(UnfinishedError("interrupted; run the same command again to continue"))
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        note(shown.getvalue().rstrip())
         json_error(error.format_message(), "UsageError")
         sys.exit(error.exit_code)
     except Exception as error:
+        if (fault := machine_fault(error)) is not None:
+            fail(fault)
+        note(traceback.format_exc())
         json_error(str(error), type(error).__name__)
-        raise
+        sys.exit(SpecpipeError.exit_code)
 
 
 if __name__ == "__main__":

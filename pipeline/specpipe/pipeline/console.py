@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from specpipe.schemas.errors import SpecpipeError
+from specpipe.schemas.printable import printable
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def note(message: str) -> None:
-    """A line on stderr."""
-    stderr.print(message, markup=False)
+    """A line on stderr. Control characters are spelled out: messages quote what strangers wrote."""
+    stderr.print(printable(message), markup=False)
 
 
 def fail(error: SpecpipeError) -> NoReturn:
@@ -56,7 +57,7 @@ def show(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(printable(name), printable(value))
     (stderr if as_json else Console(highlight=False)).print(table, markup=False)
     if as_json:
         print(json.dumps(result), flush=True)
@@ -68,7 +69,7 @@ def show_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     stderr.print(table, markup=False)
     note("")
 

@@ -1,9 +1,9 @@
 """A worker of a dump in a process of its own: `python -m specpipe.pipeline.dump_worker`.
 
 Standard input gives lines of JSON: the job, then {"shard": N} one by one, then {"stop": true}.
-Standard output answers: {"tokens": n} on the way, {"finished": N} behind each shard, and
-{"error": ..., "kind": ...} before the process ends where something is wrong. The process ends when
-its input does, which is when the command is gone, however it went.
+Standard output answers: {"tokens": n} and {"doing": ...} on the way, {"finished": N} behind each
+shard, and {"error": ..., "kind": ...} before the process ends where something is wrong. The
+process ends when its input does, which is when the command is gone, however it went.
 """
 
 import json
@@ -18,9 +18,10 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from specpipe.pipeline.console import quiet_libraries
+from specpipe.pipeline.console import note, quiet_libraries
 from specpipe.pipeline.executors.exchange import Job, as_line, error_record
 from specpipe.schemas.errors import EngineLostError, SpecpipeError, UnfinishedError
+from specpipe.stages.activity import watched
 
 if TYPE_CHECKING:
     from specpipe.stages.dump.worker import Worker
@@ -72,19 +73,20 @@ def main() -> None:
     maker = None
     try:
         maker = ShardMaker(lines.get().decode())
-        while "shard" in (order := json.loads(lines.get())):
-            shard_id = order["shard"]
-            maker.make(shard_id, lambda num_tokens: answer(tokens=num_tokens))
-            answer(finished=shard_id)
+        with watched(lambda what: answer(doing=what)):
+            while "shard" in (order := json.loads(lines.get())):
+                shard_id = order["shard"]
+                maker.make(shard_id, lambda num_tokens: answer(tokens=num_tokens))
+                answer(finished=shard_id)
     except EngineLostError as error:
         # As if the worker had died with it: the command starts another one, and says so.
-        print(f"specpipe: {error}", file=sys.stderr)
+        note(f"specpipe: {error}")
         sys.exit(error.exit_code)
     except SpecpipeError as error:
         answer(**error_record(error))
         sys.exit(error.exit_code)
     except Exception as error:
-        traceback.print_exc()
+        note(traceback.format_exc())
         answer(**error_record(error))
         sys.exit(SpecpipeError.exit_code)
     finally:

@@ -1,6 +1,7 @@
 """The progress of a long step, on stderr: a bar on a terminal, now and then a line in a log."""
 
 import textwrap
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,16 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from specpipe.pipeline.console import note, stderr
+from specpipe.schemas.printable import printable
+from specpipe.stages.activity import watched
 
 LOG_SECONDS = 15.0
 """In a log file, time between two lines of progress."""
 
 LOG_WIDTH = 80
+
+_ESTIMATE_SECONDS = 10.0
+"""How long a rate is watched before it says how long the rest takes."""
 
 
 class Bar(RichProgress):
@@ -24,6 +30,8 @@ class Bar(RichProgress):
 
     def __init__(self, unit: str, console: Console) -> None:
         self.figures = ""
+        self.activity: Activity | None = None
+        """What is being done while there are no figures."""
         super().__init__(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -35,39 +43,87 @@ class Bar(RichProgress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        if self.figures:
-            yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+        below = self.figures or (self.activity.text() if self.activity else "")
+        if below:
+            yield Text(below, no_wrap=True, overflow="ellipsis")
+
+
+class Activity:
+    """What a step says that it is doing, and since when."""
+
+    def __init__(self) -> None:
+        self._what, self._began = "", time.monotonic()
+
+    def change(self, what: str) -> bool:
+        """Whether this is another phase than before, and not the same one with other figures."""
+        is_other = what.partition(":")[0] != self._what.partition(":")[0]
+        self._what = what
+        if is_other:
+            self._began = time.monotonic()
+        return is_other
+
+    def text(self) -> str:
+        """ "starting vLLM (0:00:15)"; empty where nothing was said."""
+        if not self._what:
+            return ""
+        seconds = int(time.monotonic() - self._began)
+        since = f" ({timedelta(seconds=seconds)})" if seconds else ""
+        return f"{printable(self._what)}{since}"
 
 
 class Progress:
-    """Told how far a step is; shows it."""
+    """Told how far a step is and what it is doing; shows it."""
 
     def __init__(self, label: str, unit: str, bar: Bar | None) -> None:
         self._label, self._unit, self._bar = label, unit, bar
         self._task: TaskID | None = None
-        self._first: tuple[float, int] | None = None
-        """When it was told first, and how much was done then."""
+        self._begun: int | None = None
+        """What was done when it was told first."""
+        self._rated: tuple[float, int] | None = None
+        """When something was done first, and how much was done then: what came before, such as
+        the start of an engine, says nothing of the rate."""
         self._logged = time.monotonic()
+        self._activity = Activity()
+        if bar is not None:
+            bar.activity = self._activity
 
     def __call__(self, done: int, total: int, figures: str = "") -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first = now, done
+        if self._begun is None:
+            self._begun = done
+        if self._rated is None and done > self._begun:
+            self._rated = now, done
         if self._bar is not None:
             if self._task is None:
                 self._task = self._bar.add_task(self._label, total=total, completed=done)
             self._bar.figures = figures
             self._bar.update(self._task, completed=done, total=total)
         elif now - self._logged >= LOG_SECONDS or (done == total and not figures):
-            self._logged = now
             left = self._left(now, done, total)
-            line = f"{self._label}: {done:,} of {total:,} {self._unit}{left}  {figures}".rstrip()
-            note(textwrap.fill(line, LOG_WIDTH, subsequent_indent="  "))
+            self._log(f"{done:,} of {total:,} {self._unit}{left}  {figures}")
+
+    def doing(self, what: str) -> None:
+        """Told what the step is doing now; in a log, each phase is a line at once."""
+        if self._activity.change(what) and self._bar is None:
+            self._log(what)
+
+    def go_on(self) -> None:
+        """In a log: say again what is being done, where nothing was said for a while."""
+        text = self._activity.text()
+        if text and time.monotonic() - self._logged >= LOG_SECONDS:
+            self._log(text)
+
+    def _log(self, what: str) -> None:
+        self._logged = time.monotonic()
+        line = f"{self._label}: {what}".rstrip()
+        note(textwrap.fill(line, LOG_WIDTH, subsequent_indent="  "))
 
     def _left(self, now: float, done: int, total: int) -> str:
-        assert self._first is not None
-        began, done_before = self._first
-        if done == done_before or done >= total:
+        """How long the rest takes; empty before a rate is known."""
+        if self._rated is None or done >= total:
+            return ""
+        began, done_before = self._rated
+        if done <= done_before or now - began < _ESTIMATE_SECONDS:
             return ""
         seconds = (now - began) / (done - done_before) * (total - done)
         return f", {timedelta(seconds=round(seconds))} left"
@@ -75,9 +131,31 @@ class Progress:
 
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Progress]:
-    """Show the progress of a step while the context is open."""
+    """Show the progress of a step, and what it says that it is doing, while the context is open."""
     if not stderr.is_terminal:
-        yield Progress(label, unit, None)
+        show = Progress(label, unit, None)
+        with watched(show.doing), _heard(show):
+            yield show
         return
     with Bar(unit, stderr) as bar:
-        yield Progress(label, unit, bar)
+        show = Progress(label, unit, bar)
+        with watched(show.doing):
+            yield show
+
+
+@contextmanager
+def _heard(show: Progress) -> Iterator[None]:
+    """Within, a thread goes on saying what is being done: an engine that starts says nothing."""
+    is_over = threading.Event()
+
+    def go_on() -> None:
+        while not is_over.wait(LOG_SECONDS / 3):
+            show.go_on()
+
+    thread = threading.Thread(target=go_on, name="specpipe-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()

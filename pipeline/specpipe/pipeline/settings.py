@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from specpipe.schemas.config import Config
 from specpipe.schemas.errors import ConfigError
+from specpipe.stages.untrusted.files import read_file
 
 SomeConfig = TypeVar("SomeConfig", bound=Config)
 
@@ -101,8 +102,8 @@ def _problem(setting: str, error: Any) -> str:
 def read_settings(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; raises ConfigError where it holds none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        values = yaml.safe_load(read_file(path, ConfigError).decode("utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read configuration {path}: {error}") from None
     if values is None:
         return {}

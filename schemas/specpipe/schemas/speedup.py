@@ -122,9 +122,17 @@ def recommend(speedups: Sequence[Speedup], how: str) -> Recommendation:
     times = f"{largest:.2f} times the target's speed at batch size {size}"
     return Recommendation(
         draft_tokens=first.expected.index(largest) + 1,
-        because=f"{times}, {how}" if first.pays else f"no number pays: at best {times}, {how}",
+        because=f"{times}, {how}" if first.pays else _none_pays(first, times, how),
         speedups=list(speedups),
         schedule=_schedule(speedups),
+    )
+
+
+def _none_pays(first: Speedup, times: str, how: str) -> str:
+    """Why: of a small target, a draft step costs nearly what a step of the target does."""
+    return (
+        f"no number pays: at best {times}, {how}; a draft step costs {first.cost.step_cost:.2f} of"
+        " a step of this target, of a large one a few hundredths"
     )
 
 

@@ -21,6 +21,7 @@ from specpipe.pipeline.executors.devices import (
 from specpipe.pipeline.executors.exchange import Job, as_line, raise_reported
 from specpipe.pipeline.executors.shard_queue import ShardQueue
 from specpipe.schemas.config import DumpConfig
+from specpipe.stages.activity import doing
 from specpipe.stages.dump.prepare import Prepared
 
 _LOOK_SECONDS = 1.0
@@ -182,7 +183,9 @@ class Crew:
         for answer in answers:
             if "error" in answer:
                 raise_reported(worker.name, answer)
-            if "finished" in answer:
+            if "doing" in answer:
+                doing(answer["doing"])
+            elif "finished" in answer:
                 queue.finish(answer["finished"])
                 worker.shard_id = None
             elif worker.shard_id is not None:

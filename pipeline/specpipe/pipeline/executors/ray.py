@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -72,12 +71,12 @@ class Engine:
             self._maker.make(shard_id, lambda num_tokens: None)
         except EngineLostError as error:
             # The actor goes with its engine: the command starts another one, and says so.
-            print(f"specpipe: {error}", file=sys.stderr, flush=True)
+            note(f"specpipe: {error}")
             os._exit(error.exit_code)
         except SpecpipeError as error:
             return json.dumps(error_record(error))
         except Exception as error:
-            traceback.print_exc()
+            note(traceback.format_exc())
             return json.dumps(error_record(error))
         return "{}"
 

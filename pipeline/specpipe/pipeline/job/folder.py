@@ -33,6 +33,7 @@ from specpipe.schemas.job_state import (
 from specpipe.schemas.location import without_credentials
 from specpipe.stages.storage.folder_lock import LOCK_FILE, is_locked, locked
 from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.untrusted.files import read_file
 
 _PATIENCE_SECONDS = 5.0
 """Processes of a run that was killed need a moment to end."""
@@ -123,10 +124,10 @@ class JobFolder:
         """Raises ConfigError where there is no job, IntegrityError for a damaged state."""
         path = self.path / STATE_FILE
         try:
-            return JobState.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+            return JobState.model_validate_json(read_file(path, ConfigError))
+        except ConfigError:
             raise ConfigError(f"there is no job in {self.path}: it has no {STATE_FILE}") from None
-        except (OSError, ValidationError) as error:
+        except ValidationError as error:
             raise IntegrityError(
                 f"{path} cannot be read ({error}); remove it, and run the job again: finished"
                 " stages are not done twice"
@@ -135,8 +136,8 @@ class JobFolder:
     def job(self) -> SpecDraftJob:
         path = self.path / JOB_FILE
         try:
-            return SpecDraftJob.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            return SpecDraftJob.model_validate_json(read_file(path))
+        except ValidationError as error:
             raise IntegrityError(f"{path} cannot be read: {error}") from None
 
     def write_state(self, state: JobState) -> JobState:

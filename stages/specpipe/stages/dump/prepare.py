@@ -18,6 +18,7 @@ from specpipe.schemas.dump import (
 )
 from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
 from specpipe.schemas.sample import Sample
+from specpipe.stages.activity import doing
 from specpipe.stages.dump.claim import claim, claimed_identity, read_claim
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.inputs import read_samples
@@ -109,6 +110,7 @@ def plan_of(
         config.context_limit,
     )
     template = ChatTemplate(target_folder, loss_mask=config.loss_mask, trust_remote_code=trust)
+    doing("reading and tokenising the input")
     samples: Sequence[Sample] = (
         read_samples(config.data, template, model.vocab_size, context_length, rejections)
         if config.generate is None
@@ -117,6 +119,7 @@ def plan_of(
         )
     )
     backend = _backend(config, claimed, to_run=to_run)
+    doing("hashing the target's files")
     identity = DumpIdentity(
         target=target_identity(
             config.target, config.revision, trust_remote_code=trust, with_weights=to_run

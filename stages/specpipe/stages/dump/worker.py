@@ -9,6 +9,7 @@ import numpy as np
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import TARGET_FOLDER, ShardManifest
 from specpipe.schemas.errors import ConfigError
+from specpipe.stages.activity import doing
 from specpipe.stages.dump.calibrate import dump_scales
 from specpipe.stages.dump.committed import committed_shard
 from specpipe.stages.dump.conversation import ChatTemplate
@@ -51,14 +52,17 @@ class Worker:
         longest = max(sample.size for shard in prepared.plan for sample in shard)
         self._backend = open_backend(config, prepared.identity, longest)
         try:
+            doing("writing the target's head into the dump")
             self._head = self._open_head()
             self._scales = dump_scales(prepared, self._backend)
             samples = prepared.plan[first][: max(1, check_samples)]
+            doing("comparing samples with the target's own word")
             prove(self._backend, self._head, list(_to_prove(samples)))
             if config.generate is not None:
                 prompts = [
                     Talk(sample, config.generate, self._template).prompt for sample in samples
                 ]
+                doing("comparing text that the target writes with its own word")
                 prove_generation(self._backend, prompts, config.generate)
         except BaseException:
             self._backend.close()
@@ -90,6 +94,8 @@ class Worker:
         if committed is not None:
             advance(sum(sample.size for sample in samples))
             return committed
+        if self._config.generate is None:  # else the backend says how much is written
+            doing("running the target")
         return write_shard(
             prepared.folder,
             prepared.identity,

@@ -46,8 +46,9 @@ class Folder:
         shown = without_credentials(url)
         if shown != url and url.startswith(tuple(f"{name}://" for name in S3_PROTOCOLS)):
             raise ConfigError(
-                f"{shown}: S3 takes no credentials or options from the URL; give them by "
-                "environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or profile"
+                f"{shown}: an S3 URL is s3://bucket/key alone, without ? or # in the key; give "
+                "credentials and options by environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) "
+                "or profile"
             )
         try:
             filesystem, root = open_filesystem(os.path.expanduser(url))

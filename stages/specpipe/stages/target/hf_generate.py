@@ -18,6 +18,7 @@ from specpipe.schemas.config import GenerateConfig
 from specpipe.stages.target.backend import Captured, Generation, Prompt
 from specpipe.stages.target.batches import batches
 from specpipe.stages.target.sampling import Sampler
+from specpipe.stages.target.tally import Tally
 from specpipe.stages.target.turn_end import TurnEnd
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ def generate(
 ) -> Iterator[Generation]:
     """Continue each prompt by one turn, in batches that have room for their longest turns."""
     turn_end = backend.turn_end(settings.stop)
+    tally = Tally(len(prompts))
 
     def longest(prompt: Prompt) -> int:
         return len(prompt.input_ids) + prompt.max_new_tokens
 
     for batch in batches(prompts, backend.batch_tokens, longest):
-        turns = _Turns(batch, settings, turn_end)
+        turns = _Turns(batch, settings, turn_end, tally)
         with backend.wide_logits():
             states = _write(backend, turns)
         yield from (turns.generation(at, states) for at in range(len(batch)))
@@ -78,9 +80,14 @@ class _Turns:
     """The turns of a batch as they grow."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], settings: GenerateConfig, turn_end: TurnEnd
+        self,
+        prompts: Sequence[Prompt],
+        settings: GenerateConfig,
+        turn_end: TurnEnd,
+        tally: Tally,
     ) -> None:
         self._prompts = prompts
+        self._tally = tally
         self._turn_end = turn_end
         self._sampler = Sampler(settings, [prompt.seed for prompt in prompts])
         self._new_ids: list[list[int]] = [[] for _ in prompts]
@@ -111,7 +118,9 @@ class _Turns:
             new_ids.append(token_id)
             if self._turn_end.reached(new_ids):
                 self._stopped.add(row)
+        num_before = len(self.going_on)
         self.going_on = [row for row in self.going_on if self._goes_on(row)]
+        self._tally.add(num_tokens=num_before, num_ended=num_before - len(self.going_on))
         return next_A
 
     def generation(self, row: int, states: Captured) -> Generation:

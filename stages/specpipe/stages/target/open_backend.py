@@ -6,6 +6,7 @@ from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import DumpIdentity
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.extras import install_hint
+from specpipe.stages.activity import doing
 from specpipe.stages.target.backend import Backend
 from specpipe.stages.target.hf import HfBackend
 from specpipe.stages.target.location import local_folder
@@ -47,6 +48,7 @@ def open_backend(config: DumpConfig, identity: DumpIdentity, longest: int) -> Ba
     """Load the target of a dump in the backend of its identity, for texts of up to `longest`
     tokens."""
     if identity.backend == "hf":
+        doing("loading the target in transformers")
         return HfBackend(config, identity.layers)
     if not support.is_installed():
         raise ConfigError(
@@ -55,6 +57,7 @@ def open_backend(config: DumpConfig, identity: DumpIdentity, longest: int) -> Ba
         )
     from specpipe.stages.target.vllm.backend import VllmBackend
 
+    doing("starting vLLM with the target")
     return VllmBackend(config, identity, longest)
 
 

@@ -11,6 +11,7 @@ from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.metric_rows import Row, metric_rows
 from specpipe.stages.storage.folder_lock import locked
 from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.untrusted.files import read_file
 
 MAY_CHANGE = frozenset(
     {
@@ -67,8 +68,8 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         path = self.path / CONFIG_FILE
         try:
-            return TrainConfig.model_validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
+            return TrainConfig.model_validate_json(read_file(path, ConfigError))
+        except ValueError as error:
             raise ConfigError(f"{path} cannot be read ({error}); use another --out") from None
 
     def write_config(self, config: TrainConfig) -> None:

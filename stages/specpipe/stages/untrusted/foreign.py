@@ -9,7 +9,7 @@ from specpipe.schemas.errors import SpecpipeError, StoreError
 _LONGEST = 300
 """Characters of a foreign message that are told: some print a whole config."""
 
-_OF_THE_DISK = (
+OF_THE_DISK = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -19,6 +19,7 @@ _OF_THE_DISK = (
     errno.EMFILE,
     errno.ENFILE,
 )
+"""Errors of the operating system that say nothing against what was read or written."""
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def foreign_call(what: str, refuse: type[SpecpipeError]) -> Iterator[None]:
     except SpecpipeError:
         raise
     except OSError as error:
-        if error.errno in _OF_THE_DISK:
+        if error.errno in OF_THE_DISK:
             raise StoreError(f"{what}: {error.strerror}: {error.filename}") from error
         raise refuse(f"{what}: {one_line(error)}") from error
     except MemoryError as error:

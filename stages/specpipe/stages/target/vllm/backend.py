@@ -21,6 +21,7 @@ from specpipe.stages.target.head import save_head
 from specpipe.stages.target.head_model import load_head_model
 from specpipe.stages.target.hf import choose_device
 from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.tally import Tally
 from specpipe.stages.target.turn_end import TurnEnd
 from specpipe.stages.target.vllm.arena import REQUEST_FIELD, Arena, Extent
 from specpipe.stages.target.vllm.start import start_engine
@@ -124,7 +125,8 @@ class VllmBackend:
             )
             for prompt in prompts
         )
-        for output, states in self._run(requests):
+        tally = Tally(len(prompts))
+        for output, states in self._run(requests, tally):
             (completion,) = output.outputs
             finish: Literal["stop", "length"] = (
                 "length" if completion.finish_reason == "length" else "stop"
@@ -145,7 +147,9 @@ class VllmBackend:
         self._engine.engine_core.shutdown(timeout=_CLOSE_SECONDS)
         self._arena.close()
 
-    def _run(self, requests: Iterable[Request]) -> Iterator[tuple[Any, Captured]]:
+    def _run(
+        self, requests: Iterable[Request], tally: Tally | None = None
+    ) -> Iterator[tuple[Any, Captured]]:
         """What vLLM says of each request, and its states, in order.
 
         The engine has as many requests at a time as the arena has room for, and goes on with them
@@ -164,7 +168,7 @@ class VllmBackend:
                     held = next(waiting, None)
                 if not flights:
                     return
-                flight = self._land_first(flights)
+                flight = self._land_first(flights, tally)
                 states = self._take(flight)
                 yield flight.output, states
         finally:
@@ -190,7 +194,7 @@ class VllmBackend:
         )
         self._engine.add_request(str(extent.ticket), tokens_input(request.input_ids), sampling)
 
-    def _land_first(self, flights: dict[int, _Flight]) -> _Flight:
+    def _land_first(self, flights: dict[int, _Flight], tally: Tally | None = None) -> _Flight:
         """Take out the oldest request once it is finished and its states are in the arena."""
         ticket, flight = next(iter(flights.items()))
         while flight.output is None or not flight.has_landed:
@@ -200,6 +204,12 @@ class VllmBackend:
             if not is_idle:
                 for output in self._step():
                     flights[int(output.request_id)].output = output
+                    if tally is not None:
+                        num_tokens = len(output.outputs[0].token_ids)
+                        tally.add(num_tokens=num_tokens, num_ended=1)
+                if tally is not None:
+                    states = self._engine.output_processor.request_states.values()
+                    tally.tell(sum(s.detokenizer.num_output_tokens() for s in states))
             elif not flight.has_landed:
                 self._check_alive()
         return flights.pop(ticket)
