@@ -130,7 +130,7 @@ def test_names_in_an_artifact_are_printed_as_text(
 
 def ended(monkeypatch: pytest.MonkeyPatch, callback: Callable[..., None]) -> object:
     """The exit code of a command that does this."""
-    monkeypatch.setattr(cli.gc, "callback", callback)
+    monkeypatch.setattr(cli.specpipe.commands["gc"], "callback", callback)
     monkeypatch.setattr(sys, "argv", ["specpipe", "gc", "memory://dump", "--json"])
     with pytest.raises(SystemExit) as end:
         cli.main()
