@@ -17,7 +17,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from specpipe.schemas.artifact import FormatName
-from specpipe.schemas.dump import LOGITS_MODES
+from specpipe.schemas.dump import LOGITS_MODES, MOST_SHARD_TOKENS
 from specpipe.schemas.location import without_credentials
 
 ValidationLevel = Literal["structure", "replay", "serve"]
@@ -166,7 +166,7 @@ class DumpConfig(InputConfig):
     """`cpu`, `cuda`, `cuda:1`, ...; `auto`: the GPU if there is one."""
     batch_tokens: int = Field(8192, gt=0)
     """Most tokens, padding included, of one forward pass of the target."""
-    shard_tokens: int = Field(32768, gt=0)
+    shard_tokens: int = Field(32768, gt=0, le=MOST_SHARD_TOKENS)
     """Tokens of one shard: the unit of work, of commit and of resume."""
     chunk_tokens: int | None = Field(None, gt=0)
     """Most rows of one chunk; default: the power of two nearest 48 MiB."""

@@ -34,6 +34,11 @@ CHUNK_TRAILER_BYTES = 4
 
 CHUNK_TARGET_BYTES = 48 * 2**20
 
+MOST_SHARD_TOKENS = 2**24
+"""Of one shard: its table of samples is read whole."""
+
+MOST_SHARD_SAMPLES = 2**18
+
 
 class Record(BaseModel):
     """Base of everything stored as JSON: frozen, and unknown fields are errors.

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from specpipe.schemas.dump import INDEX_FILE, DumpIndex, plan_key
+from specpipe.schemas.dump import INDEX_FILE, MOST_SHARD_SAMPLES, DumpIndex, plan_key
 from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.sample import Sample
 from specpipe.stages.storage.folder import Folder
@@ -30,13 +30,15 @@ def input_sha256(samples: Sequence[Sample]) -> str:
 def make_plan(samples: Sequence[Sample], shard_tokens: int) -> Plan:
     """Shards are filled in input order up to `shard_tokens`; a longer sample has its own.
 
+    No shard has more than `MOST_SHARD_SAMPLES`.
+
     Inside a shard the samples ascend by length, so that a batch holds like lengths.
     """
     shards: Plan = []
     room = 0
     for sample in samples:
         planned = PlannedSample.of(sample)
-        if not shards or planned.size > room:
+        if not shards or planned.size > room or len(shards[-1]) == MOST_SHARD_SAMPLES:
             shards.append([])
             room = shard_tokens
         shards[-1].append(planned)

@@ -12,10 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from specpipe.schemas.dump import DumpIdentity, ShardManifest
+from specpipe.schemas.dump import (
+    MOST_SHARD_SAMPLES,
+    MOST_SHARD_TOKENS,
+    DumpIdentity,
+    ShardManifest,
+)
 from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.sample import Ids, Mask, Sample, Source, verifier_rows
-from specpipe.stages.storage.parquet_table import decode_table, encode_table
+from specpipe.stages.storage.parquet_table import encode_table
+from specpipe.stages.untrusted.json_text import parse_object
+from specpipe.stages.untrusted.parquet import TableBounds, read_table
 
 Counts = npt.NDArray[np.int64]
 
@@ -107,7 +114,7 @@ def plan_to_parquet(samples: Sequence[PlannedSample]) -> bytes:
 
 def plan_from_parquet(data: bytes, where: str) -> list[PlannedSample]:
     """Raises IntegrityError, naming `where`, if the data is no plan."""
-    return [PlannedSample(**_fields(row)) for row in _rows(data, _PLANNED, where)]
+    return [PlannedSample(**_fields(row)) for row in _rows(data, _PLANNED, _bounds(None), where)]
 
 
 def samples_to_parquet(samples: Sequence[StoredSample], arrays: Sequence[str]) -> bytes:
@@ -124,14 +131,17 @@ def samples_to_parquet(samples: Sequence[StoredSample], arrays: Sequence[str]) -
     return _to_parquet(rows, stored_schema(arrays))
 
 
-def samples_from_parquet(data: bytes, arrays: Sequence[str], where: str) -> list[StoredSample]:
+def samples_from_parquet(
+    data: bytes, arrays: Sequence[str], where: str, manifest: ShardManifest | None = None
+) -> list[StoredSample]:
     """Raises IntegrityError, naming `where`, if the data is no table of stored samples.
 
     The samples tile both axes in order, and each one's number of verifier rows is that of its mask.
+    No more is decoded than the manifest counts, if there is one, or than a shard can have.
     """
     samples: list[StoredSample] = []
     offset = row_offset = 0
-    for row in _rows(data, stored_schema(arrays), where):
+    for row in _rows(data, stored_schema(arrays), _bounds(manifest), where):
         if (row["offset"], row["row_offset"]) != (offset, row_offset):
             raise IntegrityError(
                 f"{where}: sample {row['sample_id']} does not begin where the one before it ends"
@@ -249,9 +259,16 @@ def _to_parquet(rows: list[dict[str, Any]], schema: Any) -> bytes:
     return encode_table(pa.table(columns, schema=schema), "zstd")
 
 
-def _rows(data: bytes, schema: Any, where: str) -> list[dict[str, Any]]:
+def _bounds(manifest: ShardManifest | None) -> TableBounds:
+    samples, tokens = MOST_SHARD_SAMPLES, MOST_SHARD_TOKENS
+    if manifest is not None:
+        samples, tokens = min(samples, manifest.num_samples), min(tokens, manifest.num_tokens)
+    return TableBounds(rows=samples, values=tokens + samples)
+
+
+def _rows(data: bytes, schema: Any, bounds: TableBounds, where: str) -> list[dict[str, Any]]:
     """The table's rows, with `input_ids` and `loss_mask` as arrays."""
-    table = decode_table(data, schema, where)
+    table = read_table(data, schema, bounds, where)
     arrays = {"input_ids": np.int32, "loss_mask": np.uint8}
     columns = {
         name: [np.array(value.values, dtype=arrays[name]) for value in table.column(name)]
@@ -279,10 +296,7 @@ def _check(row: dict[str, Any], where: str) -> None:
         raise IntegrityError(f"{sample} has a loss mask with something other than 0 and 1")
     if row["multiplicity"] < 1:
         raise IntegrityError(f"{sample} has the multiplicity {row['multiplicity']}")
-    try:
-        row["metadata"] = json.loads(row["metadata"])
-    except json.JSONDecodeError as error:
-        raise IntegrityError(f"{sample} has metadata that is no JSON: {error}") from None
+    row["metadata"] = parse_object(row["metadata"], f"{sample}: its metadata")
 
 
 def _fields(row: dict[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _check_samples(
         return []
     try:
         data, names = folder.read(key), array_names(identity)
-        samples = samples_from_parquet(data, names, folder.where(key))
+        samples = samples_from_parquet(data, names, folder.where(key), manifest)
         check_samples(samples, identity, manifest, folder.where(key))
     except IntegrityError as error:
         findings.note(key, error)

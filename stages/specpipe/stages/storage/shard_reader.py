@@ -113,7 +113,8 @@ class ShardReader:
     @cached_property
     def _samples(self) -> list[StoredSample]:
         where = f"{self._where}/{SAMPLES_FILE}"
-        samples = samples_from_parquet(self._read(SAMPLES_FILE), [*self._arrays], where)
+        data = self._read(SAMPLES_FILE)
+        samples = samples_from_parquet(data, [*self._arrays], where, self._manifest)
         check_samples(samples, self._identity, self._manifest, where)
         return samples
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.parquet_table import decode_table, encode_table
+from specpipe.stages.storage.parquet_table import encode_table
+from specpipe.stages.untrusted.parquet import TableBounds, read_table
 
 _SMALLEST_DRAFT = 256
 _SCHEMA = pa.schema([("token_id", pa.int32()), ("count", pa.int64()), ("mass", pa.float64())])
@@ -59,7 +60,7 @@ class VocabStatistics:
     @classmethod
     def from_parquet(cls, data: bytes, vocab_size: int, where: str) -> "VocabStatistics":
         """Raises IntegrityError, naming `where`, if the data is not such a table."""
-        table = decode_table(data, _SCHEMA, where)
+        table = read_table(data, _SCHEMA, TableBounds(vocab_size, vocab_size), where)
         ids, count, mass = (table.column(name).to_numpy() for name in _SCHEMA.names)
         if len(ids) and not (ids[0] >= 0 and ids[-1] < vocab_size and (np.diff(ids) > 0).all()):
             raise IntegrityError(f"{where}: token ids are not ascending in [0, {vocab_size})")
