@@ -4,21 +4,30 @@ from typing import Any
 
 import torch
 from transformers import (
+    Cohere2Config,
     CohereConfig,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    Glm4Config,
+    Glm4MoeConfig,
     GPTNeoXConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    NemotronConfig,
     OlmoeConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    StableLmConfig,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -74,6 +83,42 @@ def config_of(name: str, layers: int, head_dim: int = 8) -> PreTrainedConfig:
             return GraniteConfig(**gqa, logits_scaling=4.0, residual_multiplier=0.5)
         case "cohere":
             return CohereConfig(**gqa, logit_scale=0.25)
+        case "cohere2":
+            return Cohere2Config(**gqa, logit_scale=0.25, sliding_window=16)
+        case "exaone4":
+            return Exaone4Config(**gqa, sliding_window=16, sliding_window_pattern=3)
+        case "gemma":
+            return GemmaConfig(**gqa, head_dim=head_dim)
+        case "glm4":
+            return Glm4Config(**gqa, head_dim=head_dim)
+        case "glm4_moe":
+            return Glm4MoeConfig(  # type: ignore[call-arg]  # no field, but read all the same
+                **gqa,
+                head_dim=head_dim,
+                moe_intermediate_size=2 * head_dim,
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                first_k_dense_replace=1,
+                n_group=1,
+                topk_group=1,
+            )
+        case "granite_moe":
+            return GraniteMoeConfig(
+                **gqa, num_local_experts=4, residual_multiplier=0.5, embedding_multiplier=2.0
+            )
+        case "nemotron":
+            return NemotronConfig(**gqa, head_dim=head_dim)
+        case "qwen2_moe":
+            return Qwen2MoeConfig(
+                **gqa,
+                moe_intermediate_size=2 * head_dim,
+                shared_expert_intermediate_size=2 * head_dim,
+                num_experts=4,
+                num_experts_per_tok=2,
+                tie_word_embeddings=False,
+            )
+        case "stablelm":
+            return StableLmConfig(**gqa)
         case "gpt_neox":
             return GPTNeoXConfig(**shape, tie_word_embeddings=False)
         case "qwen3_moe":

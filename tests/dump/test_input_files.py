@@ -3,6 +3,7 @@
 import gzip
 import os
 import posixpath
+import zipfile
 from pathlib import Path
 from uuid import uuid4
 
@@ -62,6 +63,39 @@ def names(root: str, *patterns: str) -> list[str]:
 
 def below(root: str, name: str) -> str:
     return name.partition(posixpath.basename(root) + "/")[2]
+
+
+NAMES = ("d::x.jsonl", "file::x.jsonl", "a#b.jsonl", "a?b.jsonl", "a%20b+c d.jsonl", "é.jsonl")
+
+
+@pytest.mark.parametrize("root", ["local", "s3"], indirect=True)
+def test_any_name(root: str) -> None:
+    """fsspec takes `::` for a file system within another, and `?` is no query of S3."""
+    protocol = root.partition("://")[0] if "://" in root else "file"
+    filesystem = fsspec.filesystem(protocol)
+    for number, name in enumerate(NAMES):
+        with filesystem.open(f"{filesystem._strip_protocol(root)}/{name}", "wb") as file:
+            file.write(b'{"text": "%d"}\n' % number)
+    for number, name in enumerate(NAMES):
+        ((_, row),) = read_rows([f"{root}/{name}"], Rejections(0))
+        assert row == {"text": str(number)}
+    rows = read_rows([root], Rejections(0))
+    found = {below(root, source.file): int(row["text"]) for source, row in rows}
+    expected = dict(zip(NAMES, range(len(NAMES)), strict=True))
+    assert found == expected
+
+
+def test_a_file_in_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("x.jsonl", '{"text": "yo"}\n')
+    monkeypatch.chdir(tmp_path)
+    for url in (f"zip://x.jsonl::{tmp_path}/a.zip", "zip://x.jsonl::a.zip"):
+        ((_, row),) = read_rows([url], Rejections(0))
+        assert row == {"text": "yo"}
+    (tmp_path / "d::x.jsonl").write_text('{"text": "so"}\n')
+    ((source, row),) = read_rows(["d::x.jsonl"], Rejections(0))
+    assert row == {"text": "so"}
+    assert source.file == "d::x.jsonl"
 
 
 def test_folders_and_globs_on_any_store(root: str) -> None:

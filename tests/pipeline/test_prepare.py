@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.config import DumpConfig, PrepareConfig
-from specpipe.schemas.errors import ConfigError, IdentityError, InputError
+from specpipe.schemas.errors import ConfigError, IdentityError, InputError, StoreError
 from specpipe.stages.dump.prepare import plan_of
 from specpipe.stages.dump.prepare_data import PreparedData, prepare_data
 from specpipe.stages.dump.rejected import Rejections
@@ -150,6 +153,32 @@ def test_an_out_that_cannot_be(
     with pytest.raises(ConfigError, match=words):
         prepare_data(config(folder, tmp_path / out, data=[str(tmp_path / data)]), {})
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@contextmanager
+def files_may_hold(num_bytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_a_disk_that_takes_no_more(folder: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    data = write_lines(tmp_path / "data.jsonl", rows(400))
+    prepare_data(config(folder, out), {})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with (
+        pytest.raises(StoreError, match=f"^cannot write in {tmp_path}: .*run the same") as caught,
+        files_may_hold(20_000),
+    ):
+        prepare_data(config(folder, out, data=[str(data)]), {})
+    assert caught.value.exit_code == 6
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert prepare_data(config(folder, out, data=[str(data)]), {}).counts.num_samples == 400
 
 
 def test_refused_rows(folder: Path, tmp_path: Path) -> None:

@@ -151,5 +151,5 @@ def test_a_config_that_makes_no_such_head(
     with pytest.raises(IntegrityError, match=message):
         VerifierHead.load(folder.read, CPU)
     folder.write("config.json", b"[]")
-    with pytest.raises(IntegrityError, match="no JSON object"):
+    with pytest.raises(IntegrityError, match="not an object"):
         VerifierHead.load(folder.read, CPU)

@@ -100,6 +100,7 @@ REFUSED: dict[str, list[Any]] = {
     "log_name": ["", 5, True, [], {}],
     "early_stop": OPTIONAL_COUNT,
     "time_limit": POSITIVE,
+    "require_servable": SWITCH,
     "preset": ["fastest", 5, True, ["best"]],
 }
 

@@ -343,7 +343,7 @@ def test_warm_start_from_what_is_damaged(make_config: MakeConfig, tmp_path: Path
     with pytest.raises(IntegrityError, match=r"b, which model\.safetensors\.index\.json names"):
         started(make_config, warm_start=str(folder))
     (folder / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.json: not JSON"):
+    with pytest.raises(ConfigError, match=r"config\.json: malformed JSON"):
         started(make_config, warm_start=str(folder))
 
 

@@ -13,6 +13,7 @@ from specpipe.pipeline.generation_rows import generation_rows
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import provenance
+from specpipe.pipeline.served import say_served_of_dump
 from specpipe.pipeline.stopping import stops_early
 from specpipe.pipeline.worker_index import own_share
 from specpipe.schemas.checkpoint import PROVENANCE_FILE
@@ -30,11 +31,12 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
       specpipe dump --target sample_data/target \\
         --data sample_data/train/conversations.jsonl --out runs/dump
 
-    Each row of a data file is a conversation (messages), which is tokenised with the target's chat
-    template, plain text (text), or pretokenised (input_ids, attention_mask, labels). The dump holds
-    the target's auxiliary hidden states, the final states where a supervised token follows, and the
-    target's head: it is all that `specpipe train` reads. Stopped in the middle, the same command
-    continues; refused inputs are listed in rejected.jsonl.
+    Each row of a data file is a conversation (messages, ShareGPT's conversations, or prompt and
+    completion), which is tokenised with the target's chat template, plain text (text, or prompt and
+    completion), or pretokenised (input_ids, attention_mask, labels). The dump holds the target's
+    auxiliary hidden states, the final states where a supervised token follows, and the target's
+    head: it is all that `specpipe train` reads. Stopped in the middle, the same command continues;
+    refused inputs are listed in rejected.jsonl.
 
     Drafters learn best from what the target itself writes: with --generate it answers the prompts
     of the data while its states are captured. `specpipe plan` takes the same flags and says what a
@@ -44,6 +46,7 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     if config.worker_index == "auto":
         config = config.model_copy(update=own_share(os.environ, config.worker_count))
     quiet_libraries()
+    say_served_of_dump(config)
     # Stopped early, it lets its workers go.
     with stops_early(config.time_limit), progress("dump", "tokens") as report:
         from specpipe.pipeline.executors import executor_of

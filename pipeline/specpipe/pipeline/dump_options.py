@@ -65,6 +65,13 @@ _OPTIONS = (
         help="Say that this target wrote the given answers, at this temperature (0: greedy): the"
         " replay is exact only then.",
     ),
+    GroupedOption(
+        _FROM,
+        "--require-servable",
+        is_flag=True,
+        default=None,
+        help="Exit code 2 where vLLM serves no drafters for the target.  [default: a warning]",
+    ),
     GroupedOption(_TO, "--out", help="Root of the dump: a path or an fsspec URL."),
     GroupedOption(
         _TO,

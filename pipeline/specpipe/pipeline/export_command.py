@@ -52,6 +52,12 @@ if TYPE_CHECKING:
 )
 @click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
 @click.option("--step-cost", type=float, help="Of a draft token, in target steps (if not timed).")
+@click.option(
+    "--require-servable",
+    is_flag=True,
+    default=None,
+    help="Exit code 2 where vLLM does not serve the drafter.  [default: a warning]",
+)
 @click.option("--time-limit", type=float, help="Seconds; then leave with exit code 5.")
 @serve_options
 @json_option

@@ -9,11 +9,13 @@ import click
 from specpipe.pipeline.console import counted, file_size, quiet_libraries, show, show_columns
 from specpipe.pipeline.dump_options import dump_config, dump_options
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.served import say_served
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.location import without_credentials
 
 if TYPE_CHECKING:
     from specpipe.stages.dump.survey import Lengths, Survey
+    from specpipe.stages.target.vllm.servable import Servable
 
 _BAR_WIDTH = 40
 _NOWHERE = "-"
@@ -38,7 +40,12 @@ def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any)
     only config and tokenizer are read, and nothing is written. The figures of --generate are the
     most that it may be.
     """
-    given = [name for name, value in flags.items() if value not in (None, ())]
+    required = bool(flags.get("require_servable"))
+    given = [
+        name
+        for name, value in flags.items()
+        if value not in (None, ()) and name != "require_servable"
+    ]
     if url is not None and (given or config_file is not None):
         raise ConfigError(
             f"plan takes a dump ({without_credentials(url)}) or the flags of one, not both"
@@ -48,18 +55,23 @@ def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any)
     from specpipe.stages.dump import survey
 
     found = survey.survey(config) if config else survey.survey_dump(str(url))
+    served = say_served(
+        found.identity.target.architecture,
+        required=config.require_servable if config else required,
+    )
     _show_lengths(found)
     _show_sizes(found)
     _show_memory(found)
-    show("Plan", _rows(found), _result(found), as_json=as_json)
+    show("Plan", _rows(found, served), _result(found, served), as_json=as_json)
 
 
-def _rows(found: "Survey") -> list[tuple[str, str]]:
+def _rows(found: "Survey", served: "Servable") -> list[tuple[str, str]]:
     target, most = found.identity.target, "at most " if found.is_generated else ""
     repeated = f", {found.num_repeated:,} more are repeated" if found.num_repeated else ""
     masked = found.num_partly_masked
     return [
         ("target", f"{target.name} ({target.architecture})"),
+        ("drafters served", _served(served)),
         ("layers", f"{', '.join(map(str, found.identity.layers))} of {target.num_layers}"),
         ("samples", f"{found.num_samples:,}, of which {found.num_truncated:,} truncated{repeated}"),
         ("not dumped", f"{found.num_rejected:,} refused, {found.num_left_out:,} too long"),
@@ -74,6 +86,14 @@ def _rows(found: "Survey") -> list[tuple[str, str]]:
             f"{file_size(found.read_ahead)} of the host",
         ),
     ]
+
+
+def _served(served: "Servable") -> str:
+    if served.how in ("vllm", "transformers"):
+        return f"by {served.engine}"
+    if served.how == "plugin":
+        return f"by {served.engine} with specpipe beside it (docs/targets.md)"
+    return "unknown" if served.how == "unknown" else f"not by {served.engine} (docs/targets.md)"
 
 
 def _percent(found: "Survey") -> int:
@@ -137,8 +157,9 @@ def _show_memory(found: "Survey") -> None:
     )
 
 
-def _result(found: "Survey") -> dict[str, Any]:
+def _result(found: "Survey", served: "Servable") -> dict[str, Any]:
     values = asdict(found)
+    values["servable"] = served.to_dict()
     values["identity"] = found.identity.model_dump(mode="json")
     values["chosen"] = asdict(found.chosen)
     values["trainer"] |= {"total": found.trainer.total, "read_ahead": found.read_ahead}

@@ -32,6 +32,9 @@ def prepare(config_file: Path | None, as_json: bool, **flags: Any) -> None:
       specpipe prepare --target sample_data/target \\
         --data sample_data/train/conversations.jsonl --out runs/train.parquet
 
+    A row has messages, conversations (ShareGPT), prompt and completion, text, or input_ids; see
+    docs/quickstart.md.
+
     Look at the example that it shows: what is supervised must be what the assistant wrote. A dump
     of the file holds the same samples as a dump of the data. Refused inputs are listed beside it,
     in FILE.rejected.jsonl. Run again, it does nothing unless the data, the target's tokenizer or

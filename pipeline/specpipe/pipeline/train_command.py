@@ -9,6 +9,7 @@ from specpipe.pipeline.console import is_first_process, quiet_libraries, show, s
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import write_provenance
+from specpipe.pipeline.served import say_served_of_training
 from specpipe.pipeline.train_options import preset_help, train_config, train_options
 from specpipe.pipeline.train_progress import TrainProgress
 from specpipe.schemas.checkpoint import TrainResult
@@ -48,6 +49,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     from specpipe.stages.train.run import run
     from specpipe.stages.train.run_folder import RunFolder
 
+    say_served_of_training(config)
     if not is_first_process():
         run(config)
         return

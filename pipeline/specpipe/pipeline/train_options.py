@@ -254,6 +254,13 @@ _OPTIONS = (
     ),
     GroupedOption(_RUN, "--keep-checkpoints", type=int, help="Besides the best.  [default: 2]"),
     GroupedOption(
+        _RUN,
+        "--require-servable",
+        is_flag=True,
+        default=None,
+        help="Exit code 2 where vLLM serves no drafters for the target.  [default: a warning]",
+    ),
+    GroupedOption(
         _RUN, "--time-limit", type=float, help="Seconds; then save and leave with exit code 5."
     ),
     GroupedOption(

@@ -186,6 +186,8 @@ class DumpConfig(InputConfig):
     """Processes that share the dump; with `worker_index`."""
     time_limit: float | None = Field(None, gt=0)
     """Seconds after which the dump leaves with exit code 5; shards that are done stay."""
+    require_servable: bool = False
+    """Refuse a target for which vLLM does not serve drafters, before anything is spent."""
 
     @field_validator("worker_index", mode="before")
     @classmethod
@@ -284,10 +286,13 @@ class ExportConfig(ServeConfig):
     decides how many tokens to draft."""
     time_limit: float | None = Field(None, gt=0)
     """Seconds after which the export leaves with exit code 5."""
+    require_servable: bool = False
+    """Refuse a drafter that vLLM does not serve for its target, before anything is written."""
 
     def settings(self) -> Self:
         """What decides on the result, as it may be written down."""
-        return self.without_credentials().model_copy(update={"time_limit": None})
+        free = {"time_limit": None, "require_servable": False}
+        return self.without_credentials().model_copy(update=free)
 
 
 class ConvertConfig(Config):

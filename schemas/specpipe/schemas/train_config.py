@@ -175,6 +175,8 @@ class TrainConfig(Config):
     """Evaluations in a row without a better tau after which training ends."""
     time_limit: float | None = Field(None, gt=0)
     """Seconds after which a checkpoint is saved and the run leaves with exit code 5."""
+    require_servable: bool = False
+    """Refuse a dump for whose target vLLM does not serve drafters, before the first step."""
 
     @field_validator("log")
     @classmethod

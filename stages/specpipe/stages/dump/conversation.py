@@ -5,7 +5,7 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from specpipe.schemas.errors import ConfigError, InputError
 from specpipe.schemas.sample import Sample, Source, make_sample
@@ -17,6 +17,7 @@ from specpipe.stages.dump.rendering import render_chat
 from specpipe.stages.dump.tokens import Span, Tokens
 from specpipe.stages.dump.turns import TurnFinder
 from specpipe.stages.target.location import tokenizer_files
+from specpipe.stages.target.tokenizer import load_tokenizer
 from specpipe.stages.target.turn_end import end_token_ids
 
 LossMask = Literal["auto", "markers", "boundaries"]
@@ -80,10 +81,7 @@ class ChatTemplate:
                 f"target {self._folder} has no tokenizer files: conversations and texts need them "
                 "(pretokenised data does not)"
             )
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            self._folder, trust_remote_code=self._trust_remote_code
-        )
-        return tokenizer
+        return load_tokenizer(self._folder, trust_remote_code=self._trust_remote_code)
 
     def _render(
         self,

@@ -9,14 +9,17 @@ from typing import Any
 import fsspec
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import glob_translate, infer_compression
+from fsspec.registry import available_protocols, get_filesystem_class
+from fsspec.utils import get_protocol, glob_translate, infer_compression
 
 from specpipe.schemas.errors import ConfigError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.storage.remote_store import object_info
+from specpipe.stages.storage.remote_store import S3_PROTOCOLS, object_info
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")
+
+_WHOLE_NAMES = ("file", "local", *S3_PROTOCOLS)
 
 REJECTED_SUFFIX = ".rejected.jsonl"
 PROVENANCE_SUFFIX = ".provenance.json"
@@ -52,8 +55,7 @@ def input_files(urls: Sequence[str]) -> list[InputFile]:
     for url in urls:
         shown = without_credentials(url)
         try:
-            # Other processes write to the same store, so listings must be fresh.
-            filesystem, path = fsspec.url_to_fs(url, use_listings_cache=False)
+            filesystem, path = _place(url)
             info = object_info(filesystem, path)
             if info is None and has_magic(path):
                 found = _matching(filesystem, path, shown)
@@ -62,7 +64,8 @@ def input_files(urls: Sequence[str]) -> list[InputFile]:
             elif info["type"] == "directory":
                 found = _below(filesystem, path, shown)
             else:
-                files.append(_file(filesystem, path, shown))
+                name = _name(filesystem, path) if _is_s3(filesystem) else shown
+                files.append(_file(filesystem, path, name))
                 continue
         except SpecpipeError:
             raise
@@ -76,15 +79,32 @@ def input_files(urls: Sequence[str]) -> list[InputFile]:
 
 def is_input(out: str, urls: Sequence[str]) -> bool:
     """Whether a file that is to be written at `out` is, or would become, one of the input files."""
-    place, path = fsspec.url_to_fs(out)
+    place, path = _place(out)
     for url in urls:
-        filesystem, given = fsspec.url_to_fs(url)
+        filesystem, given = _place(url)
         if type(filesystem) is not type(place):
             continue
         below = path.startswith(given.rstrip("/") + "/") and filesystem.isdir(given)
         if path == given or below or (has_magic(given) and re.match(glob_translate(given), path)):
             return True
     return False
+
+
+def _place(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path on it.
+
+    fsspec takes `::` in any name for a file system within another (`zip://a::b.zip`). That is none
+    where the first one holds no other.
+    """
+    first = url.partition("::")[0]
+    protocol = get_protocol(first)
+    # Other processes write to the same store, so listings must be fresh.
+    if first == url or first in available_protocols() or protocol not in _WHOLE_NAMES:
+        filesystem, path = fsspec.url_to_fs(url, use_listings_cache=False)
+        return filesystem, path
+    store = get_filesystem_class(protocol)
+    filesystem = store(**store._get_kwargs_from_urls(url), use_listings_cache=False)
+    return filesystem, store._strip_protocol(url)
 
 
 def _matching(filesystem: Any, pattern: str, shown: str) -> list[str]:
@@ -162,4 +182,12 @@ def _suffix(path: str) -> str:
 def _name(filesystem: Any, path: str) -> str:
     if isinstance(filesystem, LocalFileSystem):
         return path
-    return without_credentials(str(filesystem.unstrip_protocol(path)))
+    url = str(filesystem.unstrip_protocol(path))
+    # A key that S3 has may hold ? and #; elsewhere a query begins there, which may be secret.
+    return url if _is_s3(filesystem) else without_credentials(url)
+
+
+def _is_s3(filesystem: Any) -> bool:
+    protocols = filesystem.protocol
+    names = [protocols] if isinstance(protocols, str) else protocols
+    return any(name in S3_PROTOCOLS for name in names)

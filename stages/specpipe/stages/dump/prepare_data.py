@@ -84,7 +84,9 @@ def prepare_data(
         )
     folder.check_writable()
 
-    target_folder = local_folder(config.target, config.revision, with_weights=False)
+    target_folder = local_folder(
+        config.target, config.revision, with_weights=False, with_code=config.trust_remote_code
+    )
     trust = config.trust_remote_code
     model = load_config(target_folder, trust_remote_code=trust).get_text_config(decoder=True)
     template = ChatTemplate(target_folder, loss_mask=config.loss_mask, trust_remote_code=trust)

@@ -29,6 +29,7 @@ _FREE_FIELDS = {
     "worker_index",
     "worker_count",
     "time_limit",
+    "require_servable",
 }
 
 
@@ -44,7 +45,12 @@ class PlanStamp(Sealed):
 
 def make_stamp(config: InputConfig, *, with_weights: bool = True) -> str:
     """The stamp of settings, input files and the target's files, its weights where they matter."""
-    folder = local_folder(config.target, config.revision, with_weights=with_weights)
+    folder = local_folder(
+        config.target,
+        config.revision,
+        with_weights=with_weights,
+        with_code=config.trust_remote_code,
+    )
     paths = [folder / CONFIG_FILE, *tokenizer_files(folder)]
     paths += weight_files(folder) if with_weights else []
     target = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]

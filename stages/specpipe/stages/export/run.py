@@ -39,6 +39,7 @@ from specpipe.stages.export.formats import FORMATS
 from specpipe.stages.export.out_folder import OutFolder
 from specpipe.stages.export.serve_findings import Served
 from specpipe.stages.export.serve_prompts import serve_prompts
+from specpipe.stages.export.served import check_served
 from specpipe.stages.export.target_facts import target_facts
 from specpipe.stages.export.validation import (
     Validation,
@@ -111,6 +112,13 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
     settings = run_settings(path)
     dump = _dump(config, settings, checkpoint)
     target = _served(config, checkpoint.state)
+    served = check_served(
+        target.architecture,
+        checkpoint.shape.architecture,
+        config.validation,
+        report,
+        required=config.require_servable,
+    )
     chosen: list[prompts.Prompt] = []
     if "serve" in config.validation:
         chosen = _prompts(config, dump, settings, checkpoint.state, target.name)
@@ -138,7 +146,7 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
             drafter = replace(drafter, speculative_tokens=advice.draft_tokens)
             out.write_artifact(format, format.config(drafter), tensors)
         validation = _validation(config, out.artifact, checkpoint, findings, problems, advice)
-        out.write_card(model_card(checkpoint.shape, validation, advice))
+        out.write_card(model_card(checkpoint.shape, validation, advice, served))
         out.write_validation(validation)
     if not validation.passed:
         raise ValidationError(

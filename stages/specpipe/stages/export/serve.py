@@ -25,8 +25,9 @@ from specpipe.stages.export.lossless import (
 from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
 from specpipe.stages.export.rounds import Comparison, measured_rounds
 from specpipe.stages.export.serve_findings import Served, ServeFindings, compare_at, problems_of
-from specpipe.stages.target.identity import load_config
+from specpipe.stages.target.identity import architecture_of, load_config
 from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.vllm.servable import servable
 
 PARALLEL_PROMPTS = 32
 SPARE_TOKENS = 64
@@ -51,8 +52,10 @@ def check(
     if len(prompts) < 2:
         raise ConfigError("serve needs at least two prompts; give --serve-data with more")
 
-    folder = local_folder(target, revision)
+    folder = local_folder(target, revision, with_code=config.trust_remote_code)
     model = load_config(folder, trust_remote_code=config.trust_remote_code)
+    architecture = architecture_of(folder, trust_remote_code=config.trust_remote_code)
+    with_plugin = servable(architecture).how == "plugin"
     longest = max(map(len, prompts)) + config.serve_max_tokens
     layers = layer_config(read_config(artifact))["num_hidden_layers"]
     largest = max(min(len(prompts), PARALLEL_PROMPTS), *config.serve_batch_sizes)
@@ -73,6 +76,8 @@ def check(
                 timed_batch_sizes=list(config.serve_batch_sizes) if is_timed else [],
                 seed=config.seed,
                 kv_cache_bytes=cache_bytes,
+                # Without a drafter, it is vLLM's own model that the output is held against.
+                with_plugin=with_plugin and num_draft_tokens > 0,
                 trust_remote_code=config.trust_remote_code,
                 fix_cpu=fix_cpu,
             )
@@ -97,6 +102,7 @@ def check(
         passed=not problems,
         vllm_version=plain.vllm_version,
         cpu_fix_applied=plain.cpu_fix_applied,
+        with_plugin=with_plugin,
         target=target,
         num_prompts=len(prompts),
         max_tokens=config.serve_max_tokens,

@@ -43,6 +43,8 @@ class ServeFindings(BaseModel):
     cpu_fix_applied: bool | None
     """Whether vLLM's CPU build had to be repaired here (see target/vllm/cpu_fix.py); unknown of a
     server."""
+    with_plugin: bool = False
+    """Whether our plugin gave the target's model the interface for drafters that vLLM lacks."""
     target: str
     num_prompts: int
     max_tokens: int

@@ -29,7 +29,7 @@ def serve_prompts(
             f"{target} is not the target that the drafter was trained for ({trained_for.name}):"
             " its weights differ; give the right --target"
         )
-    folder = local_folder(target, revision)
+    folder = local_folder(target, revision, with_code=config.trust_remote_code)
     source = (
         from_dump()
         if config.serve_data is None

@@ -23,6 +23,7 @@ from specpipe.stages.export.formats import format_of
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.export.serve_prompts import serve_prompts
+from specpipe.stages.export.served import check_served
 from specpipe.stages.export.structure import StructureFindings
 from specpipe.stages.export.target_facts import target_facts
 from specpipe.stages.export.validation import artifact_sha256
@@ -68,6 +69,8 @@ def run(
             dump.identity.target,
             lambda: prompts.from_dump(dump, evaluation(dump, None)[1]),
         )
+        if config.serve_url is None:
+            check_served(dump.identity.target.architecture, "eagle3", config.validation, report)
     report("validation: structure")
     found = structure.check(folder, target_facts(dump))
     problems = [f"structure: {problem}" for problem in found.problems]

@@ -1,6 +1,8 @@
 """One place for objects on any fsspec store; keys are relative paths with forward slashes."""
 
+import errno
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +20,8 @@ from specpipe.stages.storage.retry import GaveUp, RetryPolicy
 from specpipe.stages.storage.store import Store, TakeBlock
 
 T = TypeVar("T")
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class Folder:
@@ -92,11 +96,17 @@ class Folder:
 
     @contextmanager
     def scratch(self) -> Iterator[str]:
-        """A folder of this machine for files that are to be moved in; gone when it is left."""
+        """A folder of this machine for files that are to be moved in; gone when it is left.
+
+        Raises StoreError where the disk fails while they are written.
+        """
         beside = self._root if isinstance(self._store, LocalDisk) else None
         if beside is not None:
             self._try("make", TEMPORARY_PREFIX, lambda: os.makedirs(beside, exist_ok=True))
-        with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=beside) as scratch:
+        with (
+            _disk_errors(beside or tempfile.gettempdir()),
+            TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=beside) as scratch,
+        ):
             yield scratch
 
     def move_in(self, key: str, source: str) -> None:
@@ -204,6 +214,20 @@ class Folder:
     def _failed(self, doing: str, key: str, error: BaseException | None) -> str:
         text = without_credentials(str(error)) or type(error).__name__
         return f"cannot {doing} {self.where(key)}: {text}"
+
+
+@contextmanager
+def _disk_errors(place: str) -> Iterator[None]:
+    """Turn what a disk answers to a write into a StoreError; other errors pass through."""
+    try:
+        yield
+    except SpecpipeError:
+        raise
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        advice = LocalDisk().advice(error, place)
+        raise StoreError(f"cannot write in {place}: {error.strerror or error}; {advice}") from error
 
 
 def place_of_file(url: str) -> tuple[Folder, str]:

@@ -8,8 +8,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.target.building import MODEL_BUILDING
-from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.location import LONE_SHARD, local_folder, weight_files
 from specpipe.stages.target.model_class import auto_class
+from specpipe.stages.untrusted.files import open_regular
+from specpipe.stages.untrusted.foreign import foreign_call
 
 
 def load_causal_lm(
@@ -21,10 +23,16 @@ def load_causal_lm(
     from_pretrained. Raises ConfigError where transformers cannot load it, IntegrityError where the
     checkpoint lacks weights.
     """
-    try:
+    folder = local_folder(of.target, of.revision, with_code=of.trust_remote_code)
+    files = weight_files(folder)
+    if files[0].name == LONE_SHARD:
+        config.transformers_weights = LONE_SHARD
+    with foreign_call(f"target {of.target}: transformers cannot load it", ConfigError):
+        for path in files:
+            open_regular(path).close()  # transformers does not say which one it may not read
         with MODEL_BUILDING:
             loaded: Any = auto_class(config).from_pretrained(
-                local_folder(of.target, of.revision),
+                folder,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
@@ -32,8 +40,6 @@ def load_causal_lm(
                 output_loading_info=True,
                 **options,
             )
-    except (ValueError, OSError, RuntimeError, IndexError) as error:
-        raise ConfigError(f"target {of.target}: transformers cannot load it: {error}") from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         # transformers fills them with random numbers and goes on.

@@ -8,17 +8,14 @@ products with lm_head are summed, scaled and capped in fp32.
 Legend: S rows, H hidden size, V vocabulary, D draft vocabulary.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from specpipe.schemas.dump import HEAD_FILE, HEAD_WEIGHTS_FILE, TARGET_FOLDER, HeadRecord
@@ -28,7 +25,11 @@ from specpipe.stages.storage.objects import put_object
 from specpipe.stages.storage.records import parse_record
 from specpipe.stages.target.building import MODEL_BUILDING
 from specpipe.stages.target.decoder import find_decoder
+from specpipe.stages.target.location import CONFIG_FILE
 from specpipe.stages.target.model_class import auto_class, place_of_decoder
+from specpipe.stages.target.model_config import build_config, parse_config
+from specpipe.stages.untrusted.foreign import foreign_call
+from specpipe.stages.untrusted.tensors import load_tensors
 
 Read = Callable[[str], bytes]
 """Contents of a file of a dump's `target/` folder."""
@@ -36,7 +37,7 @@ Read = Callable[[str], bytes]
 EMBEDDING = "embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 
-_MOST_OF_AN_ERROR = 300
+_CONFIG = "config.json of the dump's target"
 
 
 class VerifierHead:
@@ -62,8 +63,7 @@ class VerifierHead:
         """
         record = _record(read)
         tensors = _tensors(read)
-        config = _config(read)
-        model = _without_weights(config)
+        model = _without_weights(load_stored_config(read))
         decoder = find_decoder(model)
         norm = decoder.norm
         norm_tensors = {
@@ -85,7 +85,7 @@ class VerifierHead:
             bias_V = None if bias_V is None else bias_V[rows.to(bias_V.device)]
         lm_head = WideLinear(weight_VH.to(device), None if bias_V is None else bias_V.to(device))
         place = place_of_decoder(model, decoder, record.lm_head_path)
-        model.set_submodule(place, _FinalNorm(norm))
+        model.set_submodule(place, _FinalNorm(norm, model.get_submodule(place)))
         model.set_submodule(record.lm_head_path, lm_head)
         model.eval()
         return cls(model, norm, lm_head)
@@ -124,9 +124,13 @@ class WideLinear(nn.Module):
 class _FinalNorm(nn.Module):
     """Stands where the decoder stood: its "output" is the normed input."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, replaced: nn.Module) -> None:
         super().__init__()
         self.norm = norm
+        # Some heads read a number of its, such as Falcon H1's lm_head_multiplier.
+        for name, value in vars(replaced).items():
+            if isinstance(value, int | float):
+                setattr(self, name, value)
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> "_NormedOutput":
         return _NormedOutput(last_hidden_state=self.norm(inputs_embeds))
@@ -159,7 +163,8 @@ def load_norm(read: Read) -> Tensor:
 
 def longest_text(read: Read) -> int | None:
     """The target's `max_position_embeddings`, where its config has such a number."""
-    longest = getattr(_config(read).get_text_config(decoder=True), "max_position_embeddings", None)
+    config = load_stored_config(read).get_text_config(decoder=True)
+    longest = getattr(config, "max_position_embeddings", None)
     return longest if isinstance(longest, int) else None
 
 
@@ -199,24 +204,12 @@ def save_head(model: PreTrainedModel, folder: Folder) -> None:
     put_object(folder, HEAD_FILE, record.to_json())
 
 
-def check_known(model_type: str) -> None:
-    """Raises ConfigError for a target whose head only its own code could load."""
-    if model_type not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"transformers does not know the target's model type {model_type!r}; its head cannot "
-            "be loaded from a dump without running code that came with it"
-        )
-
-
 def _record(read: Read) -> HeadRecord:
     return parse_record(HeadRecord, read(HEAD_FILE), f"{TARGET_FOLDER}/{HEAD_FILE}")
 
 
 def _tensors(read: Read) -> dict[str, Tensor]:
-    try:
-        return load_tensors(read(HEAD_WEIGHTS_FILE))
-    except SafetensorError as error:
-        raise IntegrityError(f"{HEAD_WEIGHTS_FILE} of the dump's target: {error}") from error
+    return load_tensors(read(HEAD_WEIGHTS_FILE), f"{HEAD_WEIGHTS_FILE} of the dump's target")
 
 
 def _stored(tensors: dict[str, Tensor], name: str) -> Tensor:
@@ -225,38 +218,24 @@ def _stored(tensors: dict[str, Tensor], name: str) -> Tensor:
     return tensors[name]
 
 
-def _config(read: Read) -> PreTrainedConfig:
-    try:
-        raw = json.loads(read("config.json"))
-    except ValueError as error:
-        raise IntegrityError(f"config.json of the dump's target: {error}") from error
-    if not isinstance(raw, dict):
-        raise IntegrityError("config.json of the dump's target is no JSON object")
-    model_type = str(raw.get("model_type"))
-    check_known(model_type)
-    raw.pop("auto_map", None)  # never code from a dump
-    try:
-        config: PreTrainedConfig = CONFIG_MAPPING[model_type].from_dict(raw)
-    except Exception as error:  # each architecture checks its fields in its own way
-        raise _no_model(error) from error
-    return config
+def load_stored_config(read: Read) -> PreTrainedConfig:
+    """The target's config from a dump's `target/` folder; never runs code from it.
+
+    Raises IntegrityError where it makes no model, ConfigError for a model type that transformers
+    does not know.
+    """
+    raw = parse_config(read(CONFIG_FILE), _CONFIG, IntegrityError)
+    return build_config(raw, f"{_CONFIG} makes no causal language model", IntegrityError)
 
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
-    try:
-        with MODEL_BUILDING, torch.device("meta"):
-            model: PreTrainedModel = auto_class(config).from_config(config)
-    except Exception as error:  # whatever an architecture makes of fields that do not fit
-        raise _no_model(error) from error
+    with (
+        foreign_call(f"{_CONFIG} makes no causal language model", IntegrityError),
+        MODEL_BUILDING,
+        torch.device("meta"),
+    ):
+        model: PreTrainedModel = auto_class(config).from_config(config)
     return model
-
-
-def _no_model(error: Exception) -> IntegrityError:
-    text = " ".join(str(error).split())[:_MOST_OF_AN_ERROR]
-    return IntegrityError(
-        "config.json of the dump's target makes no causal language model: "
-        f"{type(error).__name__}: {text}"
-    )
 
 
 def _check_fit(

@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig, GenerateConfig
-from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.target.backend import Captured, Generation, Prompt
 from specpipe.stages.target.batches import Tokens, batches
 from specpipe.stages.target.causal_lm import load_causal_lm
 from specpipe.stages.target.decoder import find_decoder
 from specpipe.stages.target.gpu_memory import enough_gpu_memory
-from specpipe.stages.target.head import WideLinear, check_known, save_head
+from specpipe.stages.target.head import WideLinear, save_head
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import local_folder, weight_files
 from specpipe.stages.target.model_class import drop_other_weights
 from specpipe.stages.target.turn_end import TurnEnd
+from specpipe.stages.untrusted.foreign import foreign_call
 
 
 class HfBackend:
@@ -37,7 +38,9 @@ class HfBackend:
         self.layers = tuple(layers)
         self.device = choose_device(config.device)
         self.batch_tokens = config.batch_tokens
-        self._folder = local_folder(config.target, config.revision)
+        self._folder = local_folder(
+            config.target, config.revision, with_code=config.trust_remote_code
+        )
         self._trust_remote_code = config.trust_remote_code
         self.model = _load_model(config, self.device)
         self.decoder = find_decoder(self.model)
@@ -217,25 +220,39 @@ def compute_dtype(requested: str, config: PreTrainedConfig, folder: Path) -> tor
 def _stored_dtype(folder: Path) -> torch.dtype:
     from safetensors import safe_open
 
-    with safe_open(weight_files(folder)[0], framework="pt") as file:
+    path = weight_files(folder)[0]
+    with (
+        foreign_call(f"{path}: not a safetensors file", IntegrityError),
+        safe_open(path, framework="pt") as file,
+    ):
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     return dtype
 
 
 def _load_model(config: DumpConfig, device: torch.device) -> PreTrainedModel:
-    folder = local_folder(config.target, config.revision)
+    folder = local_folder(config.target, config.revision, with_code=config.trust_remote_code)
     model_config = load_config(folder, trust_remote_code=config.trust_remote_code)
-    check_known(model_config.model_type)
     text_config = model_config.get_text_config(decoder=True)
     # torch's SDPA has no soft-cap on attention scores, and transformers' wrapper around it drops
-    # the cap without a word.
+    # the cap without a word. Left to itself, transformers takes SDPA wherever the class has it.
     capped = getattr(text_config, "attn_logit_softcapping", None) is not None
-    model: Any = load_causal_lm(
+    loaded: Any = load_causal_lm(
         config,
         compute_dtype(config.dtype, text_config, folder),
         model_config,
-        attn_implementation="eager" if capped else "sdpa",
+        attn_implementation="eager" if capped else None,
     )
-    drop_other_weights(model, find_decoder(model))
-    on_device: PreTrainedModel = model.to(device)
-    return on_device
+    drop_other_weights(loaded, find_decoder(loaded))
+    what = f"target {config.target}: transformers cannot run it"
+    with foreign_call(what, ConfigError), enough_gpu_memory("with the target", "use another GPU"):
+        model: PreTrainedModel = loaded.to(device)
+        _run_once(model)
+    return model
+
+
+@torch.no_grad()
+def _run_once(model: PreTrainedModel) -> None:
+    """A quantised model unpacks its weights in its first pass as a whole. Captures go past the
+    whole, and the head is saved from the weights."""
+    ids_BT = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    model(input_ids=ids_BT, use_cache=False)

@@ -13,13 +13,16 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from specpipe.schemas.dump import TargetIdentity, canonical_sha256
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.storage.local_disk import read_file
 from specpipe.stages.target.location import (
     CONFIG_FILE,
     local_folder,
     tokenizer_files,
     weight_files,
 )
+from specpipe.stages.target.model_config import build_config, check_known, check_sizes, parse_config
+from specpipe.stages.untrusted.files import MOST_BYTES, open_regular, read_file
+from specpipe.stages.untrusted.foreign import foreign_call
+from specpipe.stages.untrusted.json_text import parse_object
 
 # Said by the library that wrote the file, not by the model.
 _VOLATILE_KEYS = ("_name_or_path", "transformers_version")
@@ -36,13 +39,13 @@ def target_identity(
 
     Without weights, theirs is left empty, and they need not be there.
     """
-    folder = local_folder(target, revision, with_weights=with_weights)
+    folder = local_folder(target, revision, with_weights=with_weights, with_code=trust_remote_code)
     raw = read_config(folder)
     config = load_config(folder, trust_remote_code=trust_remote_code).get_text_config(decoder=True)
     return TargetIdentity(
         name=target,
         revision=revision,
-        architecture=(raw.get("architectures") or [type(config).__name__])[0],
+        architecture=architecture_of(folder, trust_remote_code=trust_remote_code),
         config_sha256=canonical_sha256(
             {key: value for key, value in raw.items() if key not in _VOLATILE_KEYS}
         ),
@@ -54,25 +57,32 @@ def target_identity(
     )
 
 
+def architecture_of(folder: Path, *, trust_remote_code: bool = False) -> str:
+    """First entry of the config's `architectures`, or the name of its class where it has none."""
+    named = read_config(folder).get("architectures")
+    if isinstance(named, list) and named:
+        return str(named[0])
+    config = load_config(folder, trust_remote_code=trust_remote_code).get_text_config(decoder=True)
+    return type(config).__name__
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(read_file(folder / CONFIG_FILE))
-    except ValueError as error:
-        raise ConfigError(f"{folder / CONFIG_FILE}: not JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{folder / CONFIG_FILE}: not a JSON object")
-    return raw
+    """What the target's config.json says, word for word."""
+    path = folder / CONFIG_FILE
+    return parse_config(read_file(path, ConfigError), str(path), ConfigError)
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
-    except (ValueError, KeyError, OSError) as error:
-        raise ConfigError(
-            f"target {folder}: transformers cannot read its config: {error}"
-        ) from error
+    """The target's config; raises ConfigError where it makes no causal language model."""
+    raw, what = read_config(folder), f"target {folder}"
+    auto_map = raw.get("auto_map") if trust_remote_code else None
+    if not isinstance(auto_map, dict) or "AutoConfig" not in auto_map:
+        return build_config(raw, what, ConfigError, with_code=trust_remote_code)
+    with foreign_call(f"{what}: transformers cannot read its config", ConfigError):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        config._attn_implementation = None  # chosen where the model is built
+    check_known(config.model_type)
+    check_sizes(config, what, ConfigError)
     return config
 
 
@@ -106,7 +116,7 @@ def tokenizer_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in tokenizer_files(folder):
         digest.update(hashlib.sha256(path.name.encode()).digest())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(hashlib.sha256(read_file(path, ConfigError)).digest())
     return digest.hexdigest()
 
 
@@ -121,27 +131,29 @@ class _StoredTensor:
 
 
 def _stored_tensors(path: Path) -> list[_StoredTensor]:
-    """The header of a safetensors file: 8 bytes of its length (little endian), then JSON."""
-    try:
-        with path.open("rb") as file:
+    """The header of a safetensors file: 8 bytes of its length (little endian), then JSON.
+
+    Raises IntegrityError where it is none, StoreError where it cannot be read.
+    """
+    with foreign_call(f"{path}: not a safetensors file", IntegrityError):
+        with open_regular(path) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
+            if length > min(num_bytes, MOST_BYTES):
                 raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
+            header = parse_object(file.read(length), str(path))
         header.pop("__metadata__", None)
-        tensors = [
-            _StoredTensor(path, name, entry["dtype"], entry["shape"], *entry["data_offsets"])
-            for name, entry in header.items()
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{path}: not a safetensors file ({error})") from error
-    start = 8 + length
-    if tensors and start + max(tensor.stop for tensor in tensors) != path.stat().st_size:
+        start = 8 + length
+        tensors = []
+        for name, entry in header.items():
+            first, stop = entry["data_offsets"]
+            if not 0 <= first <= stop:
+                raise ValueError(f"the offsets of {name} are {first} and {stop}")
+            place = start + first, start + stop
+            tensors.append(_StoredTensor(path, name, entry["dtype"], entry["shape"], *place))
+    if tensors and max(tensor.stop for tensor in tensors) != num_bytes:
         raise IntegrityError(f"{path}: the file is truncated, or longer than its header says")
-    return [
-        _StoredTensor(t.path, t.name, t.dtype, t.shape, start + t.start, start + t.stop)
-        for t in tensors
-    ]
+    return tensors
 
 
 def _content_digest(tensor: _StoredTensor) -> bytes:

@@ -3,11 +3,13 @@
 import tempfile
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from specpipe.schemas.dump import TARGET_FOLDER
+from specpipe.schemas.errors import ConfigError
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.location import CONFIG_FILE, TOKENIZER_FILES
+from specpipe.stages.target.tokenizer import load_tokenizer
 
 
 def stored_tokenizer(dump: Dump) -> PreTrainedTokenizerBase | None:
@@ -20,9 +22,6 @@ def stored_tokenizer(dump: Dump) -> PreTrainedTokenizerBase | None:
         for name in [*names, CONFIG_FILE]:
             (Path(folder) / name).write_bytes(dump.target_file(name))
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False
-            )
-        except (ValueError, OSError, ImportError):
+            return load_tokenizer(Path(folder), what="the dump's target")
+        except ConfigError:
             return None
-        return tokenizer

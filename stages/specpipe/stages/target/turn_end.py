@@ -1,14 +1,14 @@
 """Where a turn ends that the target writes: at its own end tokens, or texts that are asked for."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.target.location import CONFIG_FILE, tokenizer_files
+from specpipe.stages.target.model_config import parse_config
+from specpipe.stages.target.tokenizer import load_tokenizer
+from specpipe.stages.untrusted.files import read_file
 
 _MARGIN = 8
 """Tokens at the beginning of a piece of text that may decode otherwise than in the whole."""
@@ -19,8 +19,10 @@ def end_token_ids(folder: Path, tokenizer: Any | None) -> frozenset[int]:
     found = [] if tokenizer is None else [tokenizer.eos_token_id]
     for name in (CONFIG_FILE, "generation_config.json"):
         path = folder / name
-        ids = json.loads(path.read_bytes()).get("eos_token_id") if path.is_file() else None
-        found += ids if isinstance(ids, list) else [ids]
+        if path.is_file():
+            said = parse_config(read_file(path, ConfigError), str(path), ConfigError)
+            ids = said.get("eos_token_id")
+            found += ids if isinstance(ids, list) else [ids]
     return frozenset(token_id for token_id in found if isinstance(token_id, int))
 
 
@@ -45,7 +47,7 @@ class TurnEnd:
         """
         tokenizer = None
         if tokenizer_files(folder):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         elif stop:
             raise ConfigError(f"target {folder} has no tokenizer files: stop needs them")
         return cls(end_token_ids(folder, tokenizer), stop, tokenizer)

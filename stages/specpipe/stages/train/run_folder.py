@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
         "activation_checkpointing",
         "embedding_on_cpu",
         "time_limit",
+        "require_servable",
         "checkpoint_every",
         "keep_checkpoints",
         "preverify",

@@ -1,13 +1,10 @@
 """How a drafter begins: its shape, its draft vocabulary and its first weights."""
 
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
 
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.train_config import TrainConfig
@@ -17,7 +14,7 @@ from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
 from specpipe.stages.drafter.vocab_file import read_vocab_file
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.target.head import load_embedding, load_lm_head, load_stored_config
 from specpipe.stages.train.init_from import init_from
 from specpipe.stages.train.warm_start import warm_start
 
@@ -55,7 +52,8 @@ def begin(
         vocab = read_vocab_file(Path(config.draft_vocab_file).expanduser(), vocab_size)
     else:
         vocab = choose_vocab(statistics(), config.draft_vocab_size, config.draft_vocab_by)
-    shape = drafter_shape(_target_config(dump), config, aux_layers, vocab_size, vocab.size)
+    target = load_stored_config(dump.target_file)
+    shape = drafter_shape(target, config, aux_layers, vocab_size, vocab.size)
     torch.manual_seed(config.seed)
     model = _model(config, dump, shape)
     rows_DH = load_lm_head(dump.target_file)[vocab.target_ids_D]
@@ -84,12 +82,3 @@ def _model(config: TrainConfig, dump: Dump, shape: DrafterShape) -> Eagle3:
         recompute=config.activation_checkpointing,
         embedding_on_cpu=config.embedding_on_cpu,
     )
-
-
-def _target_config(dump: Dump) -> PretrainedConfig:
-    """The target's configuration, from the dump; never runs code from it."""
-    with tempfile.TemporaryDirectory() as folder:
-        text = json.loads(dump.target_file("config.json"))
-        (Path(folder) / "config.json").write_text(json.dumps(text), encoding="utf-8")
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return config

@@ -26,6 +26,7 @@ from specpipe.stages.target.turn_end import TurnEnd
 from specpipe.stages.target.vllm.arena import REQUEST_FIELD, Arena, Extent
 from specpipe.stages.target.vllm.start import start_engine
 
+_CLOSE_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 """How often a dead engine is looked for while states are awaited."""
 
@@ -101,7 +102,9 @@ class VllmBackend:
             yield states
 
     def generate(self, prompts: Sequence[Prompt], settings: GenerateConfig) -> Iterator[Generation]:
-        folder = local_folder(self._config.target, self._config.revision)
+        folder = local_folder(
+            self._config.target, self._config.revision, with_code=self._config.trust_remote_code
+        )
         turn_end = TurnEnd.of_target(
             folder, settings.stop, trust_remote_code=self._config.trust_remote_code
         )
@@ -139,7 +142,9 @@ class VllmBackend:
         return torch.tensor([found[token_id].logprob for token_id, found in pairs]), {}
 
     def close(self) -> None:
-        self._engine.engine_core.shutdown()
+        # Left to itself vLLM kills its processes after five seconds, which a busy machine needs for
+        # ending them; what is killed leaves its shared memory behind.
+        self._engine.engine_core.shutdown(timeout=_CLOSE_SECONDS)
         self._arena.close()
 
     def _run(

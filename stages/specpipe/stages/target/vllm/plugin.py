@@ -1,16 +1,36 @@
-"""vLLM's plugin hook, called in each of its processes; it acts only where it is asked to."""
+"""vLLM's plugin hook, called in each of its processes; it acts only where it is asked to.
+
+`SPECPIPE_VLLM_CAPTURE=1` is set for the engines of a dump, `SPECPIPE_VLLM_EAGLE3` by whoever serves
+a drafter for a target that vLLM has no EAGLE-3 for (families.py).
+"""
 
 import os
 
 from specpipe.stages.target.vllm import cpu_fix
+from specpipe.stages.target.vllm.families import DUMPED, ENVIRONMENT, FAMILIES, TESTED
+from specpipe.stages.target.vllm.servable import installed_version, is_asked_for, minor
 
 CAPTURE = "SPECPIPE_VLLM_CAPTURE"
-"""Set to 1 for the engines of a dump."""
 
 
 def register() -> None:
     cpu_fix.register()
+    wanted = [name for name in FAMILIES if is_asked_for(name)]
     if os.environ.get(CAPTURE) == "1":
-        from specpipe.stages.target.vllm import hooked_models
+        wanted = sorted(DUMPED)
+    if not wanted:
+        return
+    version = installed_version()
+    if version is None or minor(version) not in TESTED:
+        from vllm.logger import init_logger
 
-        hooked_models.register()
+        init_logger("vllm.specpipe").warning(
+            "specpipe stays out: %s is asked for, but this is vLLM %s, and it is tried with %s",
+            ENVIRONMENT,
+            version,
+            " and ".join(TESTED),
+        )
+        return
+    from specpipe.stages.target.vllm import eagle3_models
+
+    eagle3_models.register(wanted)

@@ -7,13 +7,13 @@ import torch
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import DumpIdentity
-from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.stages.target.identity import head_sizes, load_config, read_config
 from specpipe.stages.target.location import local_folder
 from specpipe.stages.target.vllm.arena import ArenaAddress
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT as CPU_FIX
-from specpipe.stages.target.vllm.hooked_models import HOOKED
 from specpipe.stages.target.vllm.plugin import CAPTURE
+from specpipe.stages.target.vllm.shared_memory import shortage
 
 _SMALLEST_CACHE = 256 * 2**20
 _CACHE_SLACK = 3
@@ -37,7 +37,8 @@ def start_engine(
     """A vllm.LLMEngine whose connector writes the states of the layers `captured` to the arena.
 
     Without an arena it is the same engine, but captures nothing: what a dump's speed is held
-    against. `longest` is the most tokens of one text. Raises ConfigError where vLLM does not start.
+    against. `longest` is the most tokens of one text. Raises ConfigError where vLLM does not start,
+    StoreError where that is for want of shared memory.
     """
     _set_environment(captures=arena is not None)
     from vllm import LLMEngine
@@ -48,6 +49,8 @@ def start_engine(
         arguments = EngineArgs(**ours)
         return LLMEngine.from_engine_args(arguments, enable_multiprocessing=True)
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+        if reason := shortage():
+            raise StoreError(f"vLLM does not start: {reason}") from error
         text = " ".join(str(error).split())
         raise ConfigError(
             f"vLLM does not start with target {config.target}: {text} (its own log, above, has the "
@@ -62,18 +65,17 @@ def _arguments(
     longest: int,
     arena: ArenaAddress | None,
 ) -> dict[str, Any]:
-    folder = local_folder(config.target, config.revision)
+    folder = local_folder(config.target, config.revision, with_code=config.trust_remote_code)
     is_cpu = not torch.cuda.is_available()
     on_device = (
         {"kv_cache_memory_bytes": _cache_bytes(config, identity, captured, longest)}
         if is_cpu
         else {"gpu_memory_utilization": _GPU_SHARE}
     )
-    is_hooked = identity.target.architecture in HOOKED
     return {
         "max_model_len": _max_model_len(config, identity, longest),
         "max_num_batched_tokens": max(config.batch_tokens, longest + 1 if is_cpu else 2),
-        "enforce_eager": is_cpu or is_hooked,
+        "enforce_eager": is_cpu,
         **on_device,
         **(_WHOLE_PROMPTS if is_cpu and config.generate else {}),
         **config.engine,
@@ -109,7 +111,9 @@ def _capture(captured: tuple[int, ...], arena: ArenaAddress) -> dict[str, Any]:
 
 def _max_model_len(config: DumpConfig, identity: DumpIdentity, longest: int) -> int:
     """vLLM takes no text without room for a token behind it."""
-    raw = read_config(local_folder(config.target, config.revision))
+    raw = read_config(
+        local_folder(config.target, config.revision, with_code=config.trust_remote_code)
+    )
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
     return (identity.context_length if kind in _ROPES_BY_LENGTH else longest) + 1
@@ -120,7 +124,8 @@ def _cache_bytes(
 ) -> int:
     """Room for two batches, or the longest text, of keys, values and states on a CPU."""
     whole = load_config(
-        local_folder(config.target, config.revision), trust_remote_code=config.trust_remote_code
+        local_folder(config.target, config.revision, with_code=config.trust_remote_code),
+        trust_remote_code=config.trust_remote_code,
     )
     model = whole.get_text_config(decoder=True)
     kv_heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads

@@ -19,7 +19,7 @@ def why_not(folder: Path, device: str, *, trust_remote_code: bool = False) -> st
     """
     from vllm.platforms import current_platform
 
-    from specpipe.stages.target.vllm import hooked_models
+    from specpipe.stages.target.vllm.families import DUMPED
 
     if ":" in device:
         return f"device {device}: vLLM takes all GPUs it sees; choose by CUDA_VISIBLE_DEVICES"
@@ -29,7 +29,7 @@ def why_not(folder: Path, device: str, *, trust_remote_code: bool = False) -> st
     if len(architectures) != 1:
         return "the target's config does not name its architecture"
     (architecture,) = architectures
-    if architecture not in hooked_models.HOOKED and (reason := _without_states(architecture)):
+    if architecture not in DUMPED and (reason := _without_states(architecture)):
         return reason
     config = load_config(folder, trust_remote_code=trust_remote_code)
     return _without_kernel(config) if current_platform.is_cpu() else None

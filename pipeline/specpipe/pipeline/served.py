@@ -1,0 +1,49 @@
+"""Saying, before anything is spent, whether an engine will serve the drafter."""
+
+from typing import TYPE_CHECKING
+
+from specpipe.pipeline.console import is_first_process, note
+from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.errors import SpecpipeError
+from specpipe.schemas.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from specpipe.stages.target.vllm.servable import Servable
+
+
+def say_served(architecture: str, *, required: bool) -> "Servable":
+    """Warn where vLLM does not serve drafters for this architecture, as this process has it.
+
+    Raises ConfigError where it is required to.
+    """
+    from specpipe.stages.target.vllm.servable import servable
+
+    found = servable(architecture)
+    if required:
+        found.require()
+    if not found.is_served and is_first_process():
+        note(f"warning: {found.in_words}")
+    return found
+
+
+def say_served_of_dump(config: DumpConfig) -> None:
+    """The same of a dump's target, of which only the config is read."""
+    from specpipe.stages.target.identity import architecture_of
+    from specpipe.stages.target.location import local_folder
+
+    folder = local_folder(config.target, config.revision, with_weights=False)
+    architecture = architecture_of(folder, trust_remote_code=config.trust_remote_code)
+    say_served(architecture, required=config.require_servable)
+
+
+def say_served_of_training(config: TrainConfig) -> None:
+    """The same of the target whose states a drafter is trained on."""
+    from specpipe.stages.dump.claim import read_claim
+    from specpipe.stages.storage.folder import Folder
+
+    try:
+        identity = read_claim(Folder.open(config.dump))
+    except SpecpipeError:
+        return  # The run itself says what is wrong with its dump, and in what order.
+    if identity is not None:
+        say_served(identity.target.architecture, required=config.require_servable)

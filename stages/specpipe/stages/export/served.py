@@ -1,0 +1,50 @@
+"""Whether the engine serves what is exported: said before anything is spent, and in the card."""
+
+from collections.abc import Callable, Sequence
+
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.target.vllm.families import ENVIRONMENT
+from specpipe.stages.target.vllm.servable import Servable, servable
+
+
+def check_served(
+    architecture: str,
+    method: str,
+    levels: Sequence[str],
+    report: Callable[[str], None],
+    *,
+    required: bool = False,
+) -> Servable:
+    """Warn where a `vllm serve` in this environment would not take the drafter.
+
+    Raises ConfigError where it is required to, and where level `serve` would start an engine in
+    vain.
+    """
+    found = servable(architecture, method)
+    if required:
+        found.require()
+    if "serve" in levels and found.how == "no":
+        raise ConfigError(f"{found.in_words}: leave serve out of --validation (docs/targets.md)")
+    if not found.is_served:
+        report(f"warning: {found.in_words}")
+    return found
+
+
+def card_lines(served: Servable) -> list[str]:
+    """What the model card says of the engine that is needed."""
+    if served.how == "plugin":
+        return [
+            f"vLLM {served.vllm} gives no auxiliary hidden states of {served.architecture} by"
+            " itself. In the environment of `vllm serve`, install specpipe (`pip install .` in its"
+            f" checkout) and set `{ENVIRONMENT}=1`: its plugin adds them, and"
+            " the rest of vLLM stays as it is.",
+            "",
+        ]
+    if served.how in ("vllm", "transformers"):
+        return []
+    return [f"**{served.in_words[0].upper()}{served.in_words[1:]}.**", ""]
+
+
+def serve_prefix(served: Servable) -> str:
+    """What stands before `vllm serve`."""
+    return f"{ENVIRONMENT}=1 " if served.how == "plugin" else ""

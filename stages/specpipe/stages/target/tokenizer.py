@@ -1,0 +1,28 @@
+"""The tokenizer of a target's folder, as transformers loads it."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.stages.target.location import tokenizer_files
+from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.foreign import foreign_call
+
+
+def load_tokenizer(
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    what: str = "",
+    refuse: type[SpecpipeError] = ConfigError,
+) -> PreTrainedTokenizerBase:
+    """Raises `refuse`, beginning with `what` or else the folder, where transformers cannot."""
+    what = what or f"target {folder}"
+    for path in tokenizer_files(folder):
+        read_file(path, refuse)  # rights and size, which transformers does not name
+    with foreign_call(f"{what}: transformers cannot load its tokenizer", refuse):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    return tokenizer
