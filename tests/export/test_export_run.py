@@ -33,6 +33,7 @@ def test_export_writes_artifact_card_and_validation(trained: Trained, exported: 
     assert validation["replay"]["passed"]
     assert validation["serve"] is None
     card = (exported / "README.md").read_text()
+    assert "| vLLM versions tested | >=0.32,<0.34 |" in card
     assert "vllm serve" in card
     assert "Validation: passed" in card
     assert {p.name for p in exported.iterdir()} == {

@@ -31,6 +31,7 @@ from specpipe.stages.target.hf import choose_device, compute_dtype
 from specpipe.stages.target.identity import load_config, target_identity
 from specpipe.stages.target.location import local_folder
 from specpipe.stages.target.open_backend import choose_backend, engine_identity
+from specpipe.stages.target.untested import VLLM, warn_untested
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,12 @@ def prepare(config: DumpConfig, folder: Folder, stamp: str) -> Prepared:
 
     Raises IdentityError where the folder belongs to another dump.
     """
+    warn_untested("transformers")
     target_folder = local_folder(config.target, config.revision, with_code=config.trust_remote_code)
     prepared = _from_store(folder, target_folder, stamp)
     if prepared is not None:
+        if prepared.identity.backend == "vllm":
+            warn_untested(*VLLM)
         return prepared
     rejections = Rejections(config.max_rejected)
     plan, identity = plan_of(config, target_folder, rejections, read_claim(folder))

@@ -29,6 +29,7 @@ from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.records import parse_index
 from specpipe.stages.target.head_model import head_numbers
 from specpipe.stages.target.location import CONFIG_FILE, local_folder, tokenizer_files
+from specpipe.stages.target.untested import VLLM, warn_untested
 
 TOPK_SHOWN = (16, 64, 256)
 
@@ -88,6 +89,7 @@ def survey(config: DumpConfig) -> Survey:
     Of the target, config and tokenizer are read. Raises InputError and ConfigError as the dump
     would.
     """
+    warn_untested("transformers", *(VLLM if config.backend != "hf" else ()))
     folder = local_folder(
         config.target, config.revision, with_weights=False, with_code=config.trust_remote_code
     )

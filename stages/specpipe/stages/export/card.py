@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from specpipe.schemas.artifact import ARTIFACT_FOLDER, VALIDATION_FILE
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.speedup import Recommendation
+from specpipe.schemas.tested import TESTED
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.rounds import Comparison
 from specpipe.stages.export.served import card_lines, serve_prefix
@@ -57,6 +58,7 @@ def model_card(
         f"| auxiliary layers (vLLM's numbering) | {', '.join(map(str, shape.aux_layers))} |",
         f"| draft vocabulary | {shape.draft_vocab_size} of {shape.vocab_size} tokens |",
         f"| training step | {validation.step} |",
+        f"| vLLM versions tested | {TESTED['vllm']} |",
         f"| recommended draft tokens | {advice.draft_tokens}: {advice.because} |",
         "",
         *_replayed(validation),

