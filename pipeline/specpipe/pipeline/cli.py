@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands that need them, so that `--help`
 """
 
 import io
+import logging
 import sys
 import traceback
 
@@ -25,6 +26,10 @@ from specpipe.pipeline.serve_api_command import serve_api
 from specpipe.pipeline.train_command import train
 from specpipe.pipeline.validate_command import validate
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
+
+# vLLM's processes import this module before vLLM. What vLLM says until it has set its logging up
+# (that Triton has no CPU backend, in each process) would be written bare.
+logging.getLogger("vllm").addHandler(logging.NullHandler())
 
 EPILOG = """\b
 Exit codes:

@@ -136,6 +136,15 @@ def _cache_bytes(
     return max(_SMALLEST_CACHE, int(_CACHE_SLACK * tokens * numbers * itemsize))
 
 
+def _quiet_warnings() -> str:
+    """The Python warnings to ignore, with that of vLLM itself about torch, in each process."""
+    ours = "ignore:`torch.distributed.reduce_op`:FutureWarning"
+    given = [
+        one for one in os.environ.get("PYTHONWARNINGS", "").split(",") if one not in ("", ours)
+    ]
+    return ",".join([*given, ours])
+
+
 def _set_environment(*, captures: bool) -> None:
     """What the engine's processes go by, for which vLLM has no argument."""
     os.environ.update(
@@ -149,8 +158,11 @@ def _set_environment(*, captures: bool) -> None:
             "VLLM_LOGGING_STREAM": "ext://sys.stderr",
             CAPTURE: "1" if captures else "0",
             CPU_FIX: "1",
+            "PYTHONWARNINGS": _quiet_warnings(),
         }
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # On a CPU, each engine would tell of its NUMA nodes.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # GNU OpenMP's spinning threads starve each other where cores are shared: measured 5x slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
