@@ -87,6 +87,46 @@ FORCED_THINKING = Family(
     ("<|im_end|>",),
 )
 
+# The prompt begins the reasoning: what answers the last question always has it, if only empty, and
+# what was said before never.
+OPENED_THINKING = Family(
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}"
+    "{% endfor %}<|im_end|>\n{% endif %}"
+    "{% set ns = namespace(last=0) %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}"
+    "{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}"
+    "{% if loop.index0 > ns.last %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n{% endgeneration %}"
+    "{% elif m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}"
+    "\n</tool_response><|im_end|>\n"
+    "{% elif m.role in ('user', 'system') %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
+    ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    ("<|im_end|>", "<|endoftext|>"),
+)
+
+# An answer has no end of its own: what stops an engine is the token of whoever speaks next.
+GLM = Family(
+    "{{ bos_token }}{% set ns = namespace(last=0) %}{% for m in messages %}"
+    "{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}"
+    "{% if m.role == 'assistant' %}<|assistant|>{% generation %}{{ '\n' }}<think>"
+    "{% if loop.index0 > ns.last %}{{ m.reasoning_content }}{% endif %}</think>"
+    "{{ '\n' + m.content.strip() }}"
+    "{% for c in m.tool_calls or [] %}{{ '\n' }}<tool_call>{{ c.function.name }}\n"
+    "{{ c.function.arguments | tojson }}\n</tool_call>{% endfor %}{% endgeneration %}"
+    "{% elif m.role == 'tool' %}<|observation|>\n{{ m.content }}"
+    "{% else %}<|{{ m.role }}|>\n{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    ("<sop>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    ("<|endoftext|>", "<|user|>", "<|observation|>"),
+)
+
 # The system prompt stands in the last question, and there is no generation prompt.
 MISTRAL = Family(
     "{{ bos_token }}"
@@ -179,6 +219,8 @@ DEEPSEEK = Family(
 
 # Channels; only the last turn ends with what an engine stops at, the ones before end otherwise.
 HARMONY = Family(
+    "{% if tools %}<|start|>developer<|message|># Tools\n{% for tool in tools %}"
+    "type {{ tool.function.name }}\n{% endfor %}<|end|>{% endif %}"
     "{% for m in messages %}"
     "{% if m.role == 'assistant' %}"
     "{% if m.tool_calls %}{% set f = m.tool_calls[0].function %}"
@@ -215,6 +257,8 @@ FAMILIES = {
     "llama3": LLAMA3,
     "qwen": QWEN,
     "forced thinking": FORCED_THINKING,
+    "opened thinking": OPENED_THINKING,
+    "glm": GLM,
     "mistral": MISTRAL,
     "gemma": GEMMA,
     "phi3": PHI3,

@@ -1,5 +1,6 @@
 """Conversations and plain text -> tokens and loss mask, by the target's tokenizer and template."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
@@ -10,15 +11,17 @@ from transformers import PreTrainedTokenizerBase
 from specpipe.schemas.errors import ConfigError, InputError
 from specpipe.schemas.sample import Sample, Source, make_sample
 from specpipe.stages.dump.closers import Closers
-from specpipe.stages.dump.markers import markers_of
-from specpipe.stages.dump.messages import Conversation, Message, conversation_of, reasoning_of
+from specpipe.stages.dump.developer import Served
+from specpipe.stages.dump.messages import Conversation, Message, conversation_of
+from specpipe.stages.dump.omissions import Tools, cut_from_answer
 from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rendering import render_chat
+from specpipe.stages.dump.rendering import Rendering
 from specpipe.stages.dump.tokens import Span, Tokens
 from specpipe.stages.dump.turns import TurnFinder
 from specpipe.stages.target.location import tokenizer_files
 from specpipe.stages.target.tokenizer import load_tokenizer
 from specpipe.stages.target.turn_end import end_token_ids
+from specpipe.stages.untrusted.templates import markers_of
 
 LossMask = Literal["auto", "markers", "boundaries"]
 
@@ -27,9 +30,16 @@ class ChatTemplate:
     """The target's tokenizer with its chat template, loaded when the first row needs it."""
 
     def __init__(
-        self, folder: Path, *, loss_mask: LossMask = "auto", trust_remote_code: bool = False
+        self,
+        folder: Path,
+        *,
+        loss_mask: LossMask = "auto",
+        settings: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
+        """`settings` are variables of the template; those of a conversation go before them."""
         self._folder = folder
+        self._settings = dict(settings or {})
         self._loss_mask = loss_mask
         self._trust_remote_code = trust_remote_code
 
@@ -45,7 +55,6 @@ class ChatTemplate:
         conversation = conversation_of(row, source)
         try:
             tokens, spans = self._masked(conversation, source, rejections)
-            _check_shown(conversation.messages, tokens.text)
             if not spans:
                 raise InputError(_nothing_to_learn(conversation))
         except InputError as error:
@@ -61,13 +70,17 @@ class ChatTemplate:
     def render(
         self,
         messages: list[Message],
-        tools: list[dict[str, Any]] | None = None,
+        tools: Tools = None,
+        settings: Mapping[str, Any] | None = None,
         *,
         add_generation_prompt: bool = False,
     ) -> str:
-        """The text of a (checked) conversation; raises InputError where the template refuses it."""
-        text, _ = self._render(messages, tools, add_generation_prompt=add_generation_prompt)
-        return text
+        """The text of a (checked) conversation; raises InputError where the template refuses it,
+        or leaves something of it out."""
+        served = Served.of(messages, self._template(tools))
+        rendering = self._rendering(tools, settings or {}, served)
+        whole = rendering.whole(served.messages, add_generation_prompt=add_generation_prompt)
+        return whole.text
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered text, in which the special tokens stand already."""
@@ -83,42 +96,37 @@ class ChatTemplate:
             )
         return load_tokenizer(self._folder, trust_remote_code=self._trust_remote_code)
 
-    def _render(
-        self,
-        messages: list[Message],
-        tools: list[dict[str, Any]] | None,
-        *,
-        add_generation_prompt: bool = False,
-        marked: bool = False,
-    ) -> tuple[str, list[Span]]:
-        return render_chat(
-            messages,
-            marked=marked,
-            chat_template=self._template(tools),
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            **self.tokenizer.special_tokens_map,
-        )
+    def _rendering(self, tools: Tools, settings: Mapping[str, Any], served: Served) -> Rendering:
+        variables = {**self.tokenizer.special_tokens_map, **self._settings, **settings}
+        return Rendering(self._template(tools), tools, variables, served.places)
 
     def _masked(
         self, conversation: Conversation, source: Source, rejections: Rejections
     ) -> tuple[Tokens, list[Span]]:
         """The conversation's tokens, and the characters that are supervised."""
-        messages, tools = conversation.messages, conversation.tools
+        tools = conversation.tools
+        served = Served.of(conversation.messages, self._template(tools))
+        messages = served.messages
+        rendering = self._rendering(tools, conversation.template_settings, served)
+        whole = rendering.whole(messages)
 
         def render(messages: list[Message], *, add_generation_prompt: bool) -> str:
-            return self.render(messages, tools, add_generation_prompt=add_generation_prompt)
+            return rendering.text(messages, whole.form, add_generation_prompt=add_generation_prompt)
 
         def tokenize(text: str) -> Tokens:
             return Tokens.of(self.tokenizer, text)
 
+        if cut := cut_from_answer(messages, whole.text):
+            raise InputError(
+                f"the chat template leaves {cut} out, or a part of it; take it away from the "
+                "data, or tokenise the conversation yourself"
+            )
         finder = TurnFinder(render, tokenize, self._closers)
-        text, marked = self._render(messages, tools, marked=self._uses_markers(tools))
-        tokens = tokenize(text)
+        tokens = tokenize(whole.text)
         turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-        trained = [at not in conversation.context for at in turns]
+        trained = [served.places[at] not in conversation.context for at in turns]
         if self._uses_markers(tools):
-            spans = finder.generated(messages, tokens, marked)
+            spans = finder.generated(messages, tokens, whole.marked)
             if all(trained):
                 return tokens, spans
             if len(spans) == len(turns):
@@ -131,7 +139,11 @@ class ChatTemplate:
                 )
         found = list(compress(finder.find(messages, tokens), trained))
         turns = list(compress(turns, trained))
-        lost = [f"messages[{at}]" for at, span in zip(turns, found, strict=True) if span is None]
+        lost = [
+            f"messages[{served.places[at]}]"
+            for at, span in zip(turns, found, strict=True)
+            if span is None
+        ]
         if lost:
             reason = (
                 f"the chat template does not write {', '.join(lost)} in the whole conversation as "
@@ -142,7 +154,7 @@ class ChatTemplate:
             rejections.mask(source, f"{source}: {reason}; not supervised")
         return tokens, [span for span in found if span is not None]
 
-    def _uses_markers(self, tools: list[dict[str, Any]] | None) -> bool:
+    def _uses_markers(self, tools: Tools) -> bool:
         if not self.tokenizer.is_fast:
             raise ConfigError(f"target {self._folder}: the loss mask needs a fast tokenizer")
         if self._loss_mask == "boundaries":
@@ -161,9 +173,10 @@ class ChatTemplate:
             )
         return markers == "sound"
 
-    def _template(self, tools: list[dict[str, Any]] | None) -> str:
+    def _template(self, tools: Tools) -> str:
+        tokenizer = self.tokenizer
         try:
-            return self.tokenizer.get_chat_template(tools=tools)
+            return tokenizer.get_chat_template(tools=tools)
         except ValueError as error:
             raise ConfigError(
                 f"target {self._folder} has no chat template: tokenise the conversations yourself "
@@ -192,20 +205,3 @@ def _nothing_to_learn(conversation: Conversation) -> str:
         return "no supervised token: the assistant's messages have weight 0, or are in the prompt"
     named = ", ".join(map(repr, dict.fromkeys(roles)))
     return f"no supervised token: no message has the role 'assistant'; the roles are {named}"
-
-
-def _check_shown(messages: list[Message], text: str) -> None:
-    """Raise InputError where the template leaves something out of an answer that comes last.
-
-    White space does not count. From earlier answers templates drop the reasoning on purpose.
-    """
-    last = messages[-1]
-    if last["role"] != "assistant" or last.get("tool_calls"):
-        return
-    shown = "".join(text.split())
-    for what, value in (("reasoning", reasoning_of(last)), ("content", last["content"])):
-        if "".join(value.split()) not in shown:
-            raise InputError(
-                f"the chat template leaves the {what} of messages[{len(messages) - 1}] out, or a "
-                "part of it; take it away from the data, or tokenise the conversation yourself"
-            )

@@ -1,7 +1,7 @@
 """A conversation whose assistant turns the target writes, each fed back for the next one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from specpipe.schemas.errors import InputError
@@ -18,6 +18,7 @@ class Dialogue:
     before_turns: list[list[Message]]
     """The messages before each of its turns."""
     tools: list[dict[str, Any]] | None
+    template_settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, conversation: Conversation) -> "Dialogue":
@@ -51,7 +52,7 @@ class Dialogue:
                     "conversations out, or end them before the call"
                 )
             before_turns[-1].append(message)
-        return cls(before_turns, conversation.tools)
+        return cls(before_turns, conversation.tools, conversation.template_settings)
 
     @classmethod
     def of_metadata(cls, metadata: dict[str, Any]) -> "Dialogue":
@@ -60,7 +61,10 @@ class Dialogue:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a plan keeps of it, beside the first prompt."""
-        return {"dialogue": {"before_turns": self.before_turns, "tools": self.tools}}
+        kept: dict[str, Any] = {"before_turns": self.before_turns, "tools": self.tools}
+        if self.template_settings:
+            kept["template_settings"] = self.template_settings
+        return {"dialogue": kept}
 
     @property
     def num_turns(self) -> int:
@@ -69,12 +73,14 @@ class Dialogue:
     def prompt(self, template: ChatTemplate, answers: Sequence[str] = ()) -> str:
         """The text of the conversation after these answers, up to where the next one begins.
 
-        Raises InputError where the template refuses it.
+        Raises InputError where the template refuses it, or leaves a message out.
         """
         messages = [*self.before_turns[0]]
         for answer, following in zip(answers, self.before_turns[1:], strict=False):
             messages += [{"role": "assistant", "content": answer}, *following]
-        return template.render(messages, self.tools, add_generation_prompt=True)
+        return template.render(
+            messages, self.tools, self.template_settings, add_generation_prompt=True
+        )
 
     def following(
         self, template: ChatTemplate, text: str, answers: Sequence[str], end: str

@@ -87,6 +87,8 @@ def _conversation(row: Row, source: Source, template: ChatTemplate, vocab_size: 
     try:
         dialogue = Dialogue.of(conversation)
         text = dialogue.prompt(template)
+        if dialogue.num_turns > 1:  # Later messages must have a place, too.
+            dialogue.prompt(template, [_SOME_ANSWER] * (dialogue.num_turns - 1))
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     ids_T = _checked(template.tokenize(text), source, vocab_size)

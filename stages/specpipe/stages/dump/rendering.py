@@ -1,87 +1,102 @@
 """A conversation as its chat template writes it, in the first form that the template can take."""
 
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.messages import Message, forms_of, without_calls
+from specpipe.stages.dump.forms import Form, forms_for
+from specpipe.stages.dump.messages import Message
+from specpipe.stages.dump.omissions import Tools, omission
 from specpipe.stages.dump.tokens import Span
-
-_render_jinja: Any = render_jinja_template  # its declared result is a str
-
-_DAY_OF_RENDERING = datetime(2024, 7, 26)
-"""Templates that print the date get this one: a dump does not depend on the day it is made."""
-
-_REFUSALS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
+from specpipe.stages.untrusted.templates import render_template
 
 
-def render_chat(
-    messages: list[Message], *, marked: bool, **settings: Any
-) -> tuple[str, list[Span]]:
-    """The text, and the characters between the template's generation markers if asked for.
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A whole conversation as text."""
 
-    `settings` are `chat_template`, `tools`, `add_generation_prompt` and the special tokens.
-    Raises InputError where the template refuses the messages, and where it leaves their calls of
-    tools out or writes them as Python would.
-    """
-    refusals = []
-    for form in forms_of(messages):
-        try:
-            text, spans = _rendered(form, marked, settings)
-        except _REFUSALS as error:
-            refusals.append(f"the chat template refuses it: {error}")
-            continue
-        if not _shows_calls(form, text, settings):
-            refusals.append("the chat template leaves the tool calls out")
-        elif _prints_python(form, text):
-            refusals.append("the chat template writes the arguments of tool calls as Python does")
-        else:
-            return text, spans
-    raise InputError(refusals[0])
+    text: str
+    marked: list[Span]
+    """The characters between the template's generation markers."""
+    form: Form
 
 
-def _rendered(
-    messages: list[Message], marked: bool, settings: dict[str, Any]
-) -> tuple[str, list[Span]]:
-    texts, spans = _render_jinja(
-        [messages],
-        return_assistant_tokens_mask=marked,
-        strftime_now=_DAY_OF_RENDERING.strftime,
-        **settings,
-    )
-    return str(texts[0]), [(start, stop) for start, stop in (spans or [[]])[0]]
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How one template writes conversations with these tools."""
 
+    template: str
+    tools: Tools
+    variables: dict[str, Any]
+    """The special tokens, and what else the template reads."""
+    places: list[int]
+    """The indices that the data give to the messages."""
 
-def _shows_calls(messages: list[Message], text: str, settings: dict[str, Any]) -> bool:
-    """Whether the text is another one than without the calls."""
-    bare = without_calls(messages)
-    if bare == messages:
-        return True
-    try:
-        return _rendered(bare, False, settings)[0] != text
-    except _REFUSALS:
-        return True
+    def whole(self, messages: list[Message], *, add_generation_prompt: bool = False) -> Rendered:
+        """The conversation in the form of which nothing is lost.
+
+        Raises InputError where the template refuses the messages, leaves something of them out,
+        or writes the calls of tools as Python would.
+        """
+        refusals = []
+        for form in forms_for(messages):
+
+            def render(
+                messages: list[Message], tools: Tools, form: Form = form
+            ) -> tuple[str, list[Span]]:
+                return self._render(messages, tools, form, add_generation_prompt)
+
+            try:
+                text, marked = render(messages, self.tools)
+            except InputError as error:
+                refusals.append(str(error))
+                continue
+            left_out = omission(messages, self.tools, text, lambda *other: render(*other)[0])
+            if left_out is not None:
+                named = left_out.named(messages, self.places)
+                refusals.append(
+                    f"the chat template leaves {named} out: it has no place for that; take it "
+                    "away from the data, or tokenise the conversation yourself"
+                )
+            elif _prints_python(form.of(messages), text):
+                refusals.append("the chat template writes parts of the messages as Python does")
+            else:
+                return Rendered(text, marked, form)
+        raise InputError(refusals[0])
+
+    def text(self, messages: list[Message], form: Form, *, add_generation_prompt: bool) -> str:
+        """The text of a part of a conversation that is known to be taken in this form."""
+        return self._render(messages, self.tools, form, add_generation_prompt)[0]
+
+    def _render(
+        self, messages: list[Message], tools: Tools, form: Form, add_generation_prompt: bool
+    ) -> tuple[str, list[Span]]:
+        return render_template(
+            self.template,
+            {
+                **self.variables,
+                "messages": form.of(messages),
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            },
+        )
 
 
 def _prints_python(messages: list[Message], text: str) -> bool:
-    """Whether arguments that are objects stand in the text as Python prints them."""
+    """Whether content in parts, or arguments that are objects, stand in the text as in Python."""
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     functions = [call.get("function", call) for call in calls]
-    return any(
-        isinstance(function, dict)
-        and isinstance(function.get("arguments"), dict)
-        and "'" in (printed := str(function["arguments"]))
-        and printed in text
+    objects = [
+        function["arguments"]
         for function in functions
-    )
+        if isinstance(function, dict) and isinstance(function.get("arguments"), dict)
+    ]
+    objects += [
+        part
+        for message in messages
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+    ]
+    printed = [str(value) for value in objects]
+    return any("'" in value and value in text for value in printed)

@@ -5,9 +5,8 @@ with a generation prompt: what an engine is given, and what it has to write. Not
 for by its looks, so any template will do.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Protocol
 
 from specpipe.schemas.errors import InputError
@@ -35,14 +34,15 @@ class TurnFinder:
         None for a turn that the template writes otherwise than it would have been generated.
         """
         found: list[Span | None] = []
-        after: int | None = 0
+        after = 0
         for at, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             span = self._turn(messages, at, tokens, after)
-            found.append(None if span is None else self.closers.trimmed(tokens, span))
-            # A turn after one that is lost could be looked for in the place of that one.
-            after = None if span is None else span[1]
+            if span is not None:
+                after = span[1]
+                span = self.closers.trimmed(tokens, self.closers.extended(tokens, span))
+            found.append(span)
         return found
 
     def generated(self, messages: list[Message], tokens: Tokens, marked: list[Span]) -> list[Span]:
@@ -60,83 +60,122 @@ class TurnFinder:
             spans.append(self.closers.trimmed(tokens, self.closers.extended(tokens, (start, stop))))
         return spans
 
-    def _headers(self, before: list[Message]) -> tuple[str, str]:
-        """The generation prompt after `before`, whole and as far as any answer has it."""
+    def _headers(self, before: list[Message]) -> list[str]:
+        """The generation prompt after `before`, whole and as far as answers have it.
+
+        Where it begins the reasoning, an answer may have that while it is the last one alone.
+        """
         try:
             bare = self.render(before, add_generation_prompt=False)
             prompt = self.render(before, add_generation_prompt=True)
-            shared = self._shared(before, prompt)
+            texts = [prompt, _alike([prompt, *self._answers(before, [])])]
         except InputError:
-            return "", ""
-        if not (prompt.startswith(bare) and shared.startswith(bare)):
-            return "", ""
-        return prompt[len(bare) :], shared[len(bare) :]
-
-    def _turn(
-        self, messages: list[Message], at: int, tokens: Tokens, after: int | None
-    ) -> Span | None:
-        whole = tokens.text
+            return [""]
         try:
-            bare = self.render(messages[:at], add_generation_prompt=False)
+            earlier = self._answers(before, [{"role": "user", "content": "0"}])
+            texts.append(_alike([prompt, *earlier]))
+        except InputError:
+            pass  # no such conversation: there are no earlier answers either
+        return [text[len(bare) :] if text.startswith(bare) else "" for text in texts]
+
+    def _turn(self, messages: list[Message], at: int, tokens: Tokens, after: int) -> Span | None:
+        is_last = at + 1 == len(messages)
+        try:
             prompt = self.render(messages[:at], add_generation_prompt=True)
-            upto = whole
-            if at + 1 < len(messages):
+            upto = tokens.text
+            if not is_last:
                 upto = self.render(messages[: at + 1], add_generation_prompt=False)
-            cut = self._start(upto, bare, prompt, messages[:at])
-            start = self._start(whole, bare, prompt, messages[:at])
+            cut = self._start(upto, prompt, messages[:at])
+            if cut is None:
+                return None
+            start: int | None = cut
+            if not is_last:
+                start = len(prompt)
+                if not tokens.text.startswith(prompt):
+                    start = self._place(messages, at, tokens.text, upto[cut:], after)
         except InputError:
             return None
-        if cut is None:
+        if start is None:
             return None
-        turn = upto[cut:]
-        if start is not None:
-            places: Iterator[int] = iter([start])
-        elif after is not None and upto.startswith(bare):
-            places = self._places(upto[len(bare) : cut], turn, whole, after)
-        else:
-            return None
-        spans = ((place, place + self._length(turn, place, tokens)) for place in places)
-        return next((span for span in spans if span[1] > span[0]), None)
+        length = self._length(upto[cut:], start, tokens)
+        if not (length or is_last):
+            length = self._shortened(messages, at, tokens, (start, upto[cut:]))
+        return (start, start + length) if length else None
 
-    def _start(self, text: str, bare: str, prompt: str, before: list[Message]) -> int | None:
-        """Where the answer to `prompt`, which `before` is rendered as, begins in `text`.
+    def _start(self, text: str, prompt: str, before: list[Message]) -> int | None:
+        """Where the answer to `prompt`, with which `text` ends, begins in it.
 
         A prompt may end in what only an answer to it has (`<think>`): then what it shares with
         every answer counts.
         """
         if text.startswith(prompt):
             return len(prompt)
-        if not (text.startswith(bare) and prompt.startswith(bare)):
-            return None
-        shared = self._shared(before, prompt)
-        return len(shared) if len(shared) > len(bare) and text.startswith(shared) else None
+        bare = self.render(before, add_generation_prompt=False)
+        shared = _alike([prompt, *self._answers(before, [])])
+        is_header = shared.startswith(bare) and len(shared) > len(bare)
+        return len(shared) if is_header and text.startswith(shared) else None
 
-    def _shared(self, before: list[Message], prompt: str) -> str:
-        """What the prompt and all answers to it begin with."""
-        answers = [
+    def _answers(self, before: list[Message], following: list[Message]) -> list[str]:
+        """The conversation with two answers in the same place that have nothing in common."""
+        return [
             self.render(
-                [*before, {"role": "assistant", "content": content}], add_generation_prompt=False
+                [*before, {"role": "assistant", "content": content}, *following],
+                add_generation_prompt=False,
             )
             for content in ("0", "1")
         ]
-        alike = takewhile(
-            lambda letters: len(set(letters)) == 1, zip(prompt, *answers, strict=False)
-        )
-        return prompt[: sum(1 for _ in alike)]
 
-    def _places(self, header: str, turn: str, whole: str, after: int) -> Iterator[int]:
-        """Where else the turn may begin, when the template writes what is before it otherwise.
+    def _place(
+        self, messages: list[Message], at: int, whole: str, turn: str, after: int
+    ) -> int | None:
+        """Where an earlier turn begins, when the template writes what is before it otherwise.
 
-        A system prompt may stand in the last question only, an earlier answer lose its reasoning.
-        Only special tokens tell such a place from the same words in another's message.
+        A system prompt may stand in the last question only, and earlier answers lose what begins
+        their reasoning, in the header too. Other answers in its place tell where the turn is: up
+        to there, the texts are the same.
         """
-        if not any(map(self.closers.is_special, self.tokenize(header + turn).ids)):
-            return
-        sought = header or turn
-        at = whole.find(sought, after)
-        while at >= 0:
-            yield at + len(header)
-            at = whole.find(sought, at + 1)
+        others = self._answers(messages[:at], messages[at + 1 :])
+        if others[0] == others[1]:
+            return None
+        own = len(_alike([whole, *others]))
+        bare = self.render(messages[:at], add_generation_prompt=False)
+        prompt = self.render(messages[:at], add_generation_prompt=True)
+        header = prompt[len(bare) :] if prompt.startswith(bare) else ""
+        if not header:
+            place = whole.rfind(turn, after, own + len(turn))
+            return place if 0 <= place <= own < place + len(turn) else None
+        begin = whole.rfind(self._beginning(header), after, own)
+        if begin < 0:
+            return None
+        return min(begin + len(_alike([header, whole[begin:own]])), own)
+
+    def _beginning(self, header: str) -> str:
+        """The header up to its first special token, by which it is known; without one, all."""
+        tokens = self.tokenize(header)
+        special = next((at for at, i in enumerate(tokens.ids) if self.closers.is_special(i)), None)
+        return header if special is None else header[: tokens.stop_T[special]]
+
+    def _shortened(
+        self, messages: list[Message], at: int, tokens: Tokens, last: tuple[int, str]
+    ) -> int:
+        """How many characters an earlier turn has of which the template drops something within.
+
+        `last` is where the turn begins, and its text when it comes last. 0 where its content is
+        not there or no stop follows it: other answers in its place tell where it ends.
+        """
+        start, turn = last
+        try:
+            others = self._answers(messages[:at], messages[at + 1 :])
+        except InputError:
+            return 0
+        stop = len(tokens.text) - _alike_at_end([tokens.text, *others])
+        if not self.closers.stops.intersection(tokens.ids_from(stop)[:1]):
+            return 0
+        text = tokens.text[start:stop]
+        head, tail = len(_alike([text, turn])), _alike_at_end([text, turn])
+        content = "".join((messages[at].get("content") or "").split())
+        is_there = content in "".join(text[len(text) - tail :].split())
+        return len(text) if head + tail >= len(text) and is_there else 0
 
     def _length(self, turn: str, start: int, tokens: Tokens) -> int:
         """How many characters of `tokens` from `start` are the turn; 0 if it is not there.
@@ -163,6 +202,23 @@ class TurnFinder:
         length = _overlap(text, rest)
         is_ended = any(map(self.closers.is_special, tokens.ids_from(start + length)[:1]))
         return length if is_ended and length > len(text) - written else 0
+
+
+def _alike_at_end(texts: list[str]) -> int:
+    """How many characters the texts have in common at their ends."""
+    return len(_alike([text[::-1] for text in texts]))
+
+
+def _alike(texts: list[str]) -> str:
+    """The longest text with which all begin."""
+    first, low, high = texts[0], 0, min(map(len, texts))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if all(text[low:middle] == first[low:middle] for text in texts):
+            low = middle
+        else:
+            high = middle - 1
+    return first[:low]
 
 
 def _rest_of_header(header: str, before: str, marked: str) -> int:

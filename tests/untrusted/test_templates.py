@@ -1,0 +1,88 @@
+"""A chat template is a program of a stranger: it gets neither time nor memory without end."""
+
+import pytest
+
+from specpipe.schemas.errors import ConfigError, InputError
+from specpipe.stages.untrusted.templates import markers_of, render_template
+
+CHAT = {"messages": [{"role": "user", "content": "hé\ud800"}], "bos_token": "<s>"}
+
+BOMBS = {
+    "grows": "{% set ns = namespace(x='a') %}{% for i in range(60) %}"
+    "{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+    "multiplies": "{% set n = 10 ** 11 %}{{ 'a' * (n + messages | length) }}",
+    "pads": "{{ 'a' | center(messages | length * 100000000000) }}",
+    "is folded": "{{ 'a' * 10 ** 11 }}",
+    "calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_template_that_takes_too_much_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"chat template (refuses it: it|takes more)") as told:
+        render_template(BOMBS[name], CHAT)
+    assert "\n" not in str(told.value)
+    assert render_template("{{ messages[0].content }}", CHAT) == ("hé\ud800", [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(100000) %}" * 5 + "{% endfor %}" * 5,
+        "{% set ns = namespace(x=['a']) %}{% for i in range(60) %}"
+        "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_a_template_without_end_is_refused(template: str) -> None:
+    with pytest.raises(InputError, match="takes more than 10 s or 1 GiB"):
+        render_template(template, CHAT)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if x %}" * 5_000 + "{% endif %}" * 5_000,
+        "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
+        "{{ x | no_such_filter }}",
+        "\n{% if x %}",
+    ],
+)
+def test_a_template_that_cannot_be_compiled_is_wrong(template: str) -> None:
+    with pytest.raises((ConfigError, InputError), match="the chat template"):
+        render_template(template, CHAT)
+    with pytest.raises((ConfigError, InputError), match="the chat template"):
+        markers_of(template)
+
+
+def test_the_functions_that_transformers_gives() -> None:
+    template = (
+        "{{ bos_token }}{{ strftime_now('%d %b %Y') }} {{ {'b': '<é>', 'a': 1} | tojson }}"
+        "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}no{% endfor %}"
+        "{% generation %}{{ messages | length }}{% endgeneration %}\n"
+    )
+    text, spans = render_template(template, CHAT)
+    assert text == '<s>26 Jul 2024 {"b": "<é>", "a": 1}1'
+    assert [text[start:stop] for start, stop in spans] == ["1"]
+    assert markers_of(template) == "sound"
+    with pytest.raises(InputError, match="the chat template refuses it: no"):
+        render_template("{{ raise_exception('no') }}", CHAT)
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ strftime_now.__self__.__class__ }}",
+        "{{ messages.append(1) }}",
+        "{% include 'x' %}",
+    ],
+)
+def test_the_sandbox_holds(escape: str) -> None:
+    try:
+        text, _ = render_template(escape, CHAT)
+    except InputError:
+        return
+    assert text == ""
