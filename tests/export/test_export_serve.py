@@ -107,7 +107,7 @@ def test_replay_tells_the_truth(served: Path) -> None:
         assert sampled is not None
         assert greedy.tau_measured > 1.1
         assert abs(greedy.relative_difference) <= 0.01
-        assert abs(sampled.relative_difference) <= max(0.02, sampled.relative_error_95)
+        assert abs(sampled.relative_difference) <= max(0.02, 2 * sampled.relative_error_95)
         assert greedy.acceptance_replayed == pytest.approx(greedy.acceptance_measured, abs=0.01)
         assert greedy.passed
         assert sampled.passed

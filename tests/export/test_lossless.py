@@ -42,7 +42,8 @@ def test_sampled_outputs_of_the_target_pass_and_others_fail() -> None:
     rng = np.random.default_rng(0)
     without_B, with_B = rng.normal(-1.3, 0.3, 100), rng.normal(-1.3, 0.3, 100)
     excess_B = rng.normal(0, 0.1, 100)
-    assert check_sampled(without_B, with_B, excess_B).passed
-    assert not check_sampled(without_B, with_B - 1.0, excess_B).passed
-    # Too small for the first test, plain for the second.
-    assert not check_sampled(without_B, with_B - 0.06, excess_B - 0.06).passed
+    assert check_sampled(without_B, with_B, excess_B, 0.3).passed
+    assert not check_sampled(without_B, with_B - 1.0, excess_B, 0.3).passed
+    # Too small for the first test, plain for the second; and nothing in size.
+    assert not check_sampled(without_B, with_B - 0.06, excess_B - 0.06, 1e-6).passed
+    assert check_sampled(without_B, with_B, excess_B * 1e-3, 1e-6).passed

@@ -6,6 +6,7 @@ import pytest
 
 from specpipe.schemas.errors import ValidationError
 from specpipe.stages.drafter.replay import ReplaySpan, expected_rounds
+from specpipe.stages.export.evidence import FALSE_ALARM
 from specpipe.stages.export.rounds import compare, measured_rounds
 
 K, TOKENS, OUTPUTS = 3, 40, 400
@@ -44,8 +45,9 @@ def test_replay_of_a_simulated_engine_passes(
 ) -> None:
     spans, rounds = outputs
     measured = measured_rounds(rounds, [TOKENS] * OUTPUTS, K)
-    found = compare(measured, expected_rounds(spans, K), tolerance=0.02, or_within_error=True)
+    found = compare(measured, expected_rounds(spans, K), spans, tolerance=0.0)
     assert found.passed
+    assert min(found.chance or 0, *found.acceptance_chance) > 0.1
     assert abs(found.relative_difference) < 1.5 * found.relative_error_95
     assert found.relative_error_95 < 0.02
     assert found.num_rounds_measured == pytest.approx(found.num_rounds_replayed, rel=0.02)
@@ -55,17 +57,29 @@ def test_another_drafter_fails(outputs: tuple[list[ReplaySpan], list[list[int]]]
     spans, rounds = outputs
     measured = measured_rounds(rounds, [TOKENS] * OUTPUTS, K)
     worse = [ReplaySpan(s.accept_RK * 0.9, s.num_tokens, s.sample) for s in spans]
-    found = compare(measured, expected_rounds(worse, K), tolerance=0.02, or_within_error=True)
+    found = compare(measured, expected_rounds(worse, K), worse, tolerance=0.02)
     assert not found.passed
+    assert found.chance is not None
+    assert found.chance < 1e-9
 
 
 def test_acceptance_per_position_fails_alone() -> None:
-    # About the same tau from other positions: 1 + 0.5 + 0 against 1 + 0.25 + 0.25.
-    ours = measured_rounds([[1, 0] * 13 + [0]] * 4, [41] * 4, 2)
-    theirs = measured_rounds([[2, 0, 0, 0] * 6 + [2, 0]] * 4, [41] * 4, 2)
-    found = compare(ours, theirs, tolerance=0.05, or_within_error=False)
+    """About the same tau from other positions: 1 + 0.5 + 0 against 1 + 0.25 + 0.25."""
+    ours = measured_rounds([[1, 0] * 13 + [0]] * 40, [41] * 40, 2)
+    spans = [ReplaySpan(np.tile([0.25, 1.0], (40, 1)), 41, sample) for sample in range(40)]
+    found = compare(ours, expected_rounds(spans, 2), spans, tolerance=0.05)
     assert abs(found.relative_difference) < 0.05
+    assert found.acceptance_chance[1] < FALSE_ALARM
     assert not found.passed
+
+
+def test_a_small_set_is_no_failure() -> None:
+    """Two outputs of ten tokens, half of the drafts accepted where two thirds are foretold."""
+    spans = [ReplaySpan(np.full((9, 1), 2 / 3), 10, sample) for sample in range(2)]
+    measured = measured_rounds([[1, 0, 0, 1, 1, 0], [0, 1, 0, 1, 0, 0, 0]], [10, 10], 1)
+    found = compare(measured, expected_rounds(spans, 1), spans, tolerance=0.02)
+    assert found.relative_difference > 0.1
+    assert found.passed
 
 
 def test_only_whole_rounds_count() -> None:

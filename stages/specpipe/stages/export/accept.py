@@ -13,6 +13,12 @@ from torch import Tensor
 from specpipe.stages.drafter.replay import ReplaySpan
 from specpipe.stages.export.plain_drafter import PlainDrafter
 
+NOISE_STEPS = 2.0
+"""Standard deviation of an engine's difference of two logits of a drafter, in steps of bfloat16 at
+the size of the row's largest; 0.45 was seen."""
+OTHERWISE = 0.01
+"""Share of greedy drafts that may be others for no reason that is known here."""
+
 
 @dataclass(frozen=True, slots=True)
 class TargetText:
@@ -40,6 +46,8 @@ class TextSpans:
 
     sampled: list[ReplaySpan] = field(default_factory=list)
     greedy: list[ReplaySpan] = field(default_factory=list)
+    greedy_chance: list[ReplaySpan] = field(default_factory=list)
+    """Greedy drafting in an engine, whose arithmetic in bfloat16 may break near-ties otherwise."""
     num_texts: int = 0
 
     def add(self, drafter: PlainDrafter, text: TargetText, num_steps: int) -> list[Tensor]:
@@ -52,8 +60,9 @@ class TextSpans:
             hidden_KRH = drafter.hidden(
                 text.input_ids_T, text.aux_TLH, begin - 1, end - 2, num_steps
             )
-            sampled_RK, greedy_RK = _accept(drafter, text, begin, end, hidden_KRH)
-            for spans, accept_RK in ((self.sampled, sampled_RK), (self.greedy, greedy_RK)):
+            accept = _accept(drafter, text, begin, end, hidden_KRH)
+            every = (self.sampled, self.greedy, self.greedy_chance)
+            for spans, accept_RK in zip(every, accept, strict=True):
                 spans.append(
                     ReplaySpan(accept_RK.numpy(), end - begin, self.num_texts, text.weight)
                 )
@@ -72,23 +81,36 @@ def text_spans(drafter: PlainDrafter, texts: Iterable[TargetText], num_steps: in
 
 def _accept(
     drafter: PlainDrafter, text: TargetText, begin: int, end: int, hidden_KRH: Tensor
-) -> tuple[Tensor, Tensor]:
-    """w [R, K] at temperature 1 and of greedy drafts; 0 where the token is outside the span.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """w [R, K] at temperature 1, of greedy drafts, and of an engine's greedy drafts; 0 where the
+    token is outside the span.
 
     The first start stands before the span's first token; start r drafts tokens r+1, r+2, ...
     """
     num_steps, num_starts, _ = hidden_KRH.shape
-    sampled_RK = torch.zeros(num_starts, num_steps)
-    greedy_RK = torch.zeros(num_starts, num_steps)
+    sampled_RK, greedy_RK, chance_RK = torch.zeros(3, num_starts, num_steps)
     draft_ids_V = torch.full((len(drafter.embedding_VH),), -1)
     draft_ids_V[drafter.target_ids_D] = torch.arange(len(drafter.target_ids_D))
     for k, hidden_RH in enumerate(hidden_KRH, start=1):
         drafted = slice(begin + k, end)  # tokens that step k predicts inside the span
         tokens = text.input_ids_T[drafted].long()
-        logq_RD = drafter.logits(hidden_RH[: len(tokens)]).log_softmax(-1)
-        draft_ids = draft_ids_V[tokens]
-        logq = logq_RD.gather(1, draft_ids.clamp(min=0)[:, None])[:, 0]
-        ratio = (logq - text.token_logprob_T[drafted]).exp().clamp(max=1.0)
-        sampled_RK[: len(tokens), k - 1] = torch.where(draft_ids >= 0, ratio, 0.0)
-        greedy_RK[: len(tokens), k - 1] = (logq_RD.argmax(-1) == draft_ids).float()
-    return sampled_RK, greedy_RK
+        rows = slice(0, len(tokens))
+        logits_RD = drafter.logits(hidden_RH[rows])
+        step_R = bf16_steps(logits_RD.abs().amax(-1))
+        logq_RD = logits_RD.log_softmax(-1)
+        inside_R = draft_ids_V[tokens] >= 0
+        id_R1 = draft_ids_V[tokens].clamp(min=0)[:, None]
+        logq_R = logq_RD.gather(1, id_R1)[:, 0]
+        ratio_R = (logq_R - text.token_logprob_T[drafted]).exp().clamp(max=1.0)
+        sampled_RK[rows, k - 1] = torch.where(inside_R, ratio_R, 0.0)
+        greedy_RK[rows, k - 1] = ((logq_RD.argmax(-1) == id_R1[:, 0]) & inside_R).float()
+        lead_R = logq_R - logq_RD.scatter_(1, id_R1, -torch.inf).amax(-1)
+        likely_R = torch.special.ndtr(lead_R / (NOISE_STEPS * step_R))
+        chance_R = torch.where(inside_R, likely_R, 0.0)
+        chance_RK[rows, k - 1] = OTHERWISE / 2 + (1 - OTHERWISE) * chance_R
+    return sampled_RK, greedy_RK, chance_RK
+
+
+def bf16_steps(size: Tensor) -> Tensor:
+    """Distance of neighbouring bfloat16 numbers (8 significant bits) at these sizes."""
+    return torch.exp2(torch.floor(torch.log2(size.clamp(min=1e-30))) - 7)

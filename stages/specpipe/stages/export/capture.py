@@ -13,7 +13,9 @@ from torch import Tensor
 
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.sample import Ids
-from specpipe.stages.export.accept import TargetText
+from specpipe.stages.export.accept import TargetText, bf16_steps
+from specpipe.stages.export.evidence import chance, slopes
+from specpipe.stages.export.near_ties import near_tie_steps
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.target.head import VerifierHead, load_embedding, save_head
 from specpipe.stages.target.hf import HfBackend
@@ -44,6 +46,38 @@ class CapturedText:
         logprobs_SV = self.output_logits_SV.log_softmax(-1)
         entropy_S = -(logprobs_SV.exp() * logprobs_SV).sum(-1)
         return self.mean_logprob + float(entropy_S.mean())
+
+
+def near_ties(texts: Sequence[CapturedText], num_tokens: Sequence[int]) -> float:
+    """The limit of near_ties.py, by the first so many tokens of each greedy output."""
+    leads, num_others = [np.zeros(0)], 0
+    for text, count in zip(texts, num_tokens, strict=True):
+        begin, _ = text.text.spans[0]
+        top_S2, ids_S2 = text.output_logits_SV[:count].topk(2)
+        leads.append((-top_S2.diff(dim=1)[:, 0] / bf16_steps(top_S2.abs().amax(-1))).numpy())
+        chosen_S = text.text.input_ids_T[begin : begin + count]
+        num_others += int((ids_S2[:, 0] != chosen_S).sum())
+    return near_tie_steps(np.concatenate(leads), num_others)
+
+
+def excess_chance(texts: Sequence[CapturedText]) -> float:
+    """Probability that text drawn from the target has such an excess, either way, by chance.
+
+    Of each token the target says what exp(s (log p + entropy)) is in the mean, given the text
+    before it: the sum of p^(1+s), times exp(s entropy).
+    """
+    num_tokens = sum(len(text.output_logits_SV) for text in texts)
+    # Nats; a standard deviation of one per token is common.
+    slopes_J = slopes(np.sqrt(num_tokens), largest=0.9)
+    ratios_J = np.zeros(len(slopes_J))
+    for text in texts:
+        logp_SV = text.output_logits_SV.log_softmax(-1)
+        begin, end = text.text.spans[0]
+        total = float(text.text.token_logprob_T[begin:end].double().sum())
+        # The entropy is on both sides of the ratio.
+        means = [float((logp_SV * (1 + s)).logsumexp(-1).double().sum()) for s in slopes_J]
+        ratios_J += slopes_J * total - np.array(means)
+    return chance(ratios_J)
 
 
 class TargetCapture:

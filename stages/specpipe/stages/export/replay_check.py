@@ -139,7 +139,7 @@ def compare(
     for sample in read_samples(SampleReader(dump, context_length, layers=layers), refs):
         measured = trained.measured(sample)
         sums.add(measured.batch, measured.measures_MKN)
-        text = _text(sample)
+        text = text_of(sample)
         outputs = spans.add(plain, text, num_heads)
         hidden_KNH = measured.hidden_KNH if trained is same else same.hidden(measured.batch)
         comparison.add(text, outputs, measured.batch, hidden_KNH)
@@ -243,7 +243,7 @@ def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
     return None
 
 
-def _text(sample: DrafterSample) -> TargetText:
+def text_of(sample: DrafterSample) -> TargetText:
     """The sample as the plain drafter takes it."""
     aux_TLH = torch.tensor(sample.states.aux_TLH).view(torch.bfloat16)
     rows_S = torch.from_numpy(verifier_rows(sample.loss_mask))

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ValidationError
-from specpipe.stages.drafter.replay import Z_95, Rounds
+from specpipe.stages.drafter.replay import Z_95, ReplaySpan, Rounds
+from specpipe.stages.export.evidence import FALSE_ALARM, chance_of_rounds
 
 
 class Comparison(BaseModel):
@@ -36,8 +37,12 @@ class Comparison(BaseModel):
     acceptance_error_95: list[float]
     tolerance: float
     """Accepted difference: relative of tau, absolute of each acceptance."""
-    or_within_error: bool
-    """Whether a difference within its 95 % error is accepted too."""
+    or_within_error: bool | None = None
+    """What earlier versions accepted instead."""
+    chance: float | None = None
+    """A bound of the probability that an honest engine differs so in tau, and"""
+    acceptance_chance: list[float] = []
+    """in each acceptance. Differences beyond the tolerance are accepted where it is not small."""
     passed: bool
 
 
@@ -63,45 +68,51 @@ def measured_rounds(
 
 
 def compare(
-    measured: Rounds, replayed: Rounds, *, tolerance: float, or_within_error: bool
+    measured: Rounds, replayed: Rounds, honest: Sequence[ReplaySpan], *, tolerance: float
 ) -> Comparison:
-    """Whether tau and the acceptance per position agree.
+    """Whether tau and the acceptance per position agree: within the tolerance, or by chance.
 
-    The error is that of the difference of two ratio estimators over the same outputs.
+    `honest` are the replayed spans with the probabilities by which an engine accepts (see
+    evidence.py). The errors are those of the difference of two ratio estimators over the same
+    outputs.
     """
-    tau_measured, _ = _ratio(measured.tokens_B, measured.rounds_B)
-    tau_replayed, _ = _ratio(replayed.tokens_B, replayed.rounds_B)
-    tau_error = _difference_error(
-        (measured.tokens_B, measured.rounds_B), (replayed.tokens_B, replayed.rounds_B)
+    num_draft_tokens = measured.accepted_BK.shape[1]
+    accepted_N = np.arange(num_draft_tokens + 1)
+    # Of a round that accepts so many drafts: its tokens, and whether it accepts k of them.
+    scores = [accepted_N + 1.0, *(1.0 * (accepted_N > k) for k in range(num_draft_tokens))]
+    ours = [measured.tokens_B, *measured.accepted_BK.T]
+    theirs = [replayed.tokens_B, *replayed.accepted_BK.T]
+    rates, wanted, errors, chances = [], [], [], []
+    for score_N, our_B, their_B in zip(scores, ours, theirs, strict=True):
+        rate, _ = _ratio(our_B, measured.rounds_B)
+        want, _ = _ratio(their_B, replayed.rounds_B)
+        # Rounds are as random as what they accept: the count is taken against the wanted rate.
+        apart = float(our_B.sum() - want * measured.rounds_B.sum())
+        chance = len(scores) * chance_of_rounds(honest, score_N - want, apart)
+        rates.append(rate)
+        wanted.append(want)
+        errors.append(_difference_error((our_B, measured.rounds_B), (their_B, replayed.rounds_B)))
+        chances.append(min(1.0, chance))
+    differences = [want - rate for rate, want in zip(rates, wanted, strict=True)]
+    differences[0] /= rates[0]
+    passed = all(
+        abs(difference) <= tolerance or chance >= FALSE_ALARM
+        for difference, chance in zip(differences, chances, strict=True)
     )
-    relative = (tau_replayed - tau_measured) / tau_measured
-    relative_error = tau_error / tau_measured
-    rates_measured, rates_replayed, rate_errors = [], [], []
-    passed = abs(relative) <= max(tolerance, relative_error if or_within_error else 0.0)
-    for k in range(measured.accepted_BK.shape[1]):
-        ours = (measured.accepted_BK[:, k], measured.rounds_B)
-        theirs = (replayed.accepted_BK[:, k], replayed.rounds_B)
-        rate_measured, _ = _ratio(*ours)
-        rate_replayed, _ = _ratio(*theirs)
-        error = _difference_error(ours, theirs)
-        rates_measured.append(rate_measured)
-        rates_replayed.append(rate_replayed)
-        rate_errors.append(error)
-        difference = abs(rate_replayed - rate_measured)
-        passed &= difference <= max(tolerance, error if or_within_error else 0.0)
     return Comparison(
         num_rounds_measured=round(measured.rounds_B.sum()),
         num_rounds_replayed=float(replayed.rounds_B.sum()),
-        tau_measured=tau_measured,
-        tau_replayed=tau_replayed,
-        relative_difference=relative,
-        relative_error_95=relative_error,
-        acceptance_measured=rates_measured,
-        acceptance_replayed=rates_replayed,
-        acceptance_error_95=rate_errors,
+        tau_measured=rates[0],
+        tau_replayed=wanted[0],
+        relative_difference=differences[0],
+        relative_error_95=errors[0] / rates[0],
+        acceptance_measured=rates[1:],
+        acceptance_replayed=wanted[1:],
+        acceptance_error_95=errors[1:],
         tolerance=tolerance,
-        or_within_error=or_within_error,
-        passed=bool(passed),
+        chance=chances[0],
+        acceptance_chance=chances[1:],
+        passed=passed,
     )
 
 

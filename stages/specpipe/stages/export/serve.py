@@ -15,12 +15,13 @@ from specpipe.schemas.config import ServeConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.replay import expected_rounds
 from specpipe.stages.export.accept import text_spans
-from specpipe.stages.export.capture import CapturedText, TargetCapture
+from specpipe.stages.export.capture import CapturedText, TargetCapture, excess_chance, near_ties
 from specpipe.stages.export.engine import Decoded, EngineRequest, EngineResult, decode
 from specpipe.stages.export.lossless import (
     check_greedy,
     check_sampled,
     greedy_difference,
+    num_shared,
 )
 from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
 from specpipe.stages.export.rounds import Comparison, measured_rounds
@@ -152,18 +153,18 @@ class _Judge:
         greedy, sampled = result.decoded
         greedy_texts = self._capture.capture(self._prompts, greedy.output_ids)
         sampled_texts = self._capture.capture(self._prompts, sampled.output_ids)
-        lossless_greedy = check_greedy(
-            [
-                greedy_difference(i, without, with_drafter, text.output_logits_SV.numpy())
-                for i, (without, with_drafter, text) in enumerate(
-                    zip(self._greedy.output_ids, greedy.output_ids, greedy_texts, strict=True)
-                )
-            ]
-        )
+        pairs = list(zip(self._greedy.output_ids, greedy.output_ids, strict=True))
+        steps = near_ties(greedy_texts, [num_shared(*pair) for pair in pairs])
+        differences = [
+            greedy_difference(number, *pair, text.output_logits_SV.numpy(), steps)
+            for number, (pair, text) in enumerate(zip(pairs, greedy_texts, strict=True))
+        ]
+        lossless_greedy = check_greedy(differences, steps)
         lossless_sampled = check_sampled(
             self._plain_logprob_B,
             np.array([text.mean_logprob for text in sampled_texts]),
             np.array([text.excess for text in sampled_texts]),
+            excess_chance(sampled_texts),
         )
         greedy_comparison = sampled_comparison = None
         if lossless_greedy.passed:
@@ -194,7 +195,7 @@ class _Judge:
         lengths = [len(output) for output in decoded.output_ids]
         measured = measured_rounds(decoded.accepted_per_round, lengths, num_draft_tokens)
         spans = text_spans(self._drafter, [text.text for text in texts], num_draft_tokens)
-        replayed = expected_rounds(
-            spans.greedy if decoded.temperature == 0 else spans.sampled, num_draft_tokens
-        )
-        return compare_at(decoded.temperature, measured, replayed)
+        is_greedy = decoded.temperature == 0
+        replayed = expected_rounds(spans.greedy if is_greedy else spans.sampled, num_draft_tokens)
+        honest = spans.greedy_chance if is_greedy else spans.sampled
+        return compare_at(decoded.temperature, measured, replayed, honest)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.stages.drafter.replay import Rounds
+from specpipe.stages.drafter.replay import ReplaySpan, Rounds
 from specpipe.stages.export.counters import Counters
 from specpipe.stages.export.lossless import GreedyCheck, SampledCheck
 from specpipe.stages.export.rounds import Comparison, compare
@@ -12,6 +12,7 @@ from specpipe.stages.export.step_times import StepTime
 
 GREEDY_TOLERANCE = 0.01
 SAMPLED_TOLERANCE = 0.02
+"""What an engine's arithmetic may shift tau and acceptance by, whatever is measured how often."""
 
 
 class Served(BaseModel):
@@ -58,15 +59,12 @@ class ServeFindings(BaseModel):
     problems: list[str]
 
 
-def compare_at(temperature: float, measured: Rounds, replayed: Rounds) -> Comparison:
-    """By the tolerance of that temperature; only draws of acceptance excuse more."""
-    is_greedy = temperature == 0
-    return compare(
-        measured,
-        replayed,
-        tolerance=GREEDY_TOLERANCE if is_greedy else SAMPLED_TOLERANCE,
-        or_within_error=not is_greedy,
-    )
+def compare_at(
+    temperature: float, measured: Rounds, replayed: Rounds, honest: Sequence[ReplaySpan]
+) -> Comparison:
+    """By the tolerance of that temperature; see `rounds.compare`."""
+    tolerance = SAMPLED_TOLERANCE if temperature else GREEDY_TOLERANCE
+    return compare(measured, replayed, honest, tolerance=tolerance)
 
 
 def problems_of(run: Served) -> list[str]:
@@ -92,9 +90,14 @@ def problems_of(run: Served) -> list[str]:
                 f"{with_tokens}, {name}: replayed tau {comparison.tau_replayed:.4f}, measured"
                 f" {comparison.tau_measured:.4f}; acceptance per position replayed"
                 f" {_rates(comparison.acceptance_replayed)},"
-                f" measured {_rates(comparison.acceptance_measured)}"
+                f" measured {_rates(comparison.acceptance_measured)}; by chance at most"
+                f" {_least(comparison):.1g}"
             )
     return problems
+
+
+def _least(comparison: Comparison) -> float:
+    return min(comparison.chance or 0.0, *comparison.acceptance_chance)
 
 
 def _rates(rates: Sequence[float]) -> str:

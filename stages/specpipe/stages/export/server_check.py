@@ -18,7 +18,7 @@ from specpipe.schemas.config import ServerConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.replay import Rounds, expected_rounds
 from specpipe.stages.export.accept import text_spans
-from specpipe.stages.export.capture import CapturedText, TargetCapture
+from specpipe.stages.export.capture import CapturedText, TargetCapture, excess_chance, near_ties
 from specpipe.stages.export.counters import Counters
 from specpipe.stages.export.engine import spare_tokens
 from specpipe.stages.export.lossless import check_greedy, check_sampled, target_difference
@@ -49,18 +49,17 @@ def check(
 
     greedy_texts = capture.capture(prompts, greedy.output_ids)
     sampled_texts = capture.capture(prompts, sampled.output_ids)
-    lossless_greedy = check_greedy(
-        [
-            target_difference(number, output, text.output_logits_SV.numpy())
-            for number, (output, text) in enumerate(
-                zip(greedy.output_ids, greedy_texts, strict=True)
-            )
-        ]
-    )
+    steps = near_ties(greedy_texts, list(map(len, greedy.output_ids)))
+    differences = [
+        target_difference(number, output, text.output_logits_SV.numpy(), steps)
+        for number, (output, text) in enumerate(zip(greedy.output_ids, greedy_texts, strict=True))
+    ]
+    lossless_greedy = check_greedy(differences, steps)
     lossless_sampled = check_sampled(
         None,
         np.array([text.mean_logprob for text in sampled_texts]),
         np.array([text.excess for text in sampled_texts]),
+        excess_chance(sampled_texts),
     )
     draws = config.serve_draft_sample_method == "probabilistic"
     compared: list[Comparison | None] = []
@@ -70,11 +69,11 @@ def check(
             continue
         texts = _with_further(capture, prompts, decoded)
         spans = text_spans(drafter, [text.text for text in texts], num_draft_tokens)
-        replayed = expected_rounds(
-            spans.sampled if draws and decoded.temperature else spans.greedy, num_draft_tokens
-        )
-        groups = decoded.groups
-        compared.append(compare_at(decoded.temperature, _counted(groups), _by(groups, replayed)))
+        is_sampled = draws and decoded.temperature > 0
+        replayed = expected_rounds(spans.sampled if is_sampled else spans.greedy, num_draft_tokens)
+        honest = spans.sampled if is_sampled else spans.greedy_chance
+        measured, by_group = _counted(decoded.groups), _by(decoded.groups, replayed)
+        compared.append(compare_at(decoded.temperature, measured, by_group, honest))
     run = Served(
         num_draft_tokens=num_draft_tokens,
         lossless_greedy=lossless_greedy,

@@ -75,14 +75,17 @@ def _engine_table(serve: ServeFindings) -> Table:
         )
     ]
     header = ["draft tokens", "", "tau measured", "tau replayed", "difference", "its 95 % error"]
-    caption = "The replay is of the very texts that the engine wrote."
-    return Table("The engine beside the replay", [*header, "agrees"], rows, caption)
+    caption = (
+        "The replay is of the very texts that the engine wrote. By chance: the largest probability"
+        " with which an engine that is right would differ so."
+    )
+    return Table("The engine beside the replay", [*header, "by chance", "agrees"], rows, caption)
 
 
 def _compared(run: Served, name: str, found: Comparison | None) -> tuple[str, ...]:
     count = str(run.num_draft_tokens)
     if found is None:
-        return count, name, "not lossless", "-", "-", "-", "no"
+        return count, name, "not lossless", "-", "-", "-", "-", "no"
     return (
         count,
         name,
@@ -90,6 +93,7 @@ def _compared(run: Served, name: str, found: Comparison | None) -> tuple[str, ..
         f"{found.tau_replayed:.4f}",
         f"{found.relative_difference:+.2%}",
         f"{found.relative_error_95:.2%}",
+        "-" if found.chance is None else f"{found.chance:.1g}",
         "yes" if found.passed else "NO",
     )
 
