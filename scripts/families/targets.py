@@ -16,7 +16,7 @@ VOCAB, LAYERS, LONGEST = 96, 4, 128
 
 _TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
-    "hidden_size": 64,
+    "hidden_size": 128,
     "intermediate_size": 96,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
@@ -27,7 +27,8 @@ _TEXT: dict[str, Any] = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
-_HEAD = {"head_dim": 16}
+_HEAD = {"head_dim": 32}
+"""As wide as vLLM's attention on CPUs takes them."""
 _EXPERTS = {
     "num_experts": 4,
     "num_local_experts": 4,
@@ -59,7 +60,7 @@ _QWEN_VISION = {
     "hidden_size": 16,
     "intermediate_size": 32,
     "num_heads": 2,
-    "out_hidden_size": 64,
+    "out_hidden_size": 128,
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [0],
     "fullatt_block_indexes": [1],
@@ -72,10 +73,10 @@ _LINEAR = {
 }
 _HYBRID = ["linear_attention", "full_attention"] * 2
 _SLIDING = ["sliding_attention", "full_attention"] * 2
-_MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2]}
+_MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 4, 4]}
 _GPT: dict[str, Any] = {
     "vocab_size": VOCAB,
-    "n_embd": 64,
+    "n_embd": 128,
     "n_layer": LAYERS,
     "n_head": 4,
     "n_positions": LONGEST,
@@ -114,7 +115,7 @@ def wrapper(
 
 
 def _gemma4(**changes: Any) -> PreTrainedConfig:
-    common = {"layer_types": _SLIDING, "sliding_window": 16, "global_head_dim": 32}
+    common = {"layer_types": _SLIDING, "sliding_window": 16, "global_head_dim": 64}
     return text("gemma4_text", _HEAD, common, **changes)
 
 
@@ -169,13 +170,13 @@ SWEEP: dict[str, Callable[[], PreTrainedConfig]] = {
         use_mamba_kernels=False,
     ),
     "LFM2": lambda: text("lfm2", layer_types=["conv", "full_attention"] * 2),
-    "MiniMax M2": lambda: text("minimax_m2", _HEAD, _EXPERTS, rotary_dim=8),
+    "MiniMax M2": lambda: text("minimax_m2", _HEAD, _EXPERTS, rotary_dim=16),
     "Ministral 3": lambda: text("ministral3", _HEAD),
     "Mistral without window": lambda: text("mistral", sliding_window=None),
     "Nemotron": lambda: text("nemotron", _HEAD),
     "OLMo 2": lambda: text("olmo2"),
     "OLMo 3": lambda: text("olmo3", layer_types=_SLIDING, sliding_window=16),
-    "OPT": lambda: text("opt", ffn_dim=96, word_embed_proj_dim=64),
+    "OPT": lambda: text("opt", ffn_dim=96, word_embed_proj_dim=128),
     "Phi": lambda: text("phi"),
     "PhiMoE": lambda: text("phimoe", _EXPERTS),
     "Qwen2 MoE": lambda: text("qwen2_moe", _EXPERTS, shared_expert_intermediate_size=32),
@@ -192,7 +193,7 @@ SWEEP: dict[str, Callable[[], PreTrainedConfig]] = {
         _HEAD,
         _LINEAR,
         layer_types=_HYBRID,
-        rope_parameters=_MROPE | {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.25},
+        rope_parameters=_MROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25},
     ),
     "Qwen3.5 wrapper": lambda: wrapper(
         "qwen3_5", text("qwen3_5_text", _HEAD, _LINEAR, layer_types=_HYBRID), _QWEN_VISION
@@ -208,8 +209,8 @@ SWEEP: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
     "Llama, longrope": lambda: _llama(
         rope_type="longrope",
-        short_factor=[1.0] * 8,
-        long_factor=[2.0] * 8,
+        short_factor=[1.0] * 16,
+        long_factor=[2.0] * 16,
         original_max_position_embeddings=64,
     ),
     "Llama, llama3 rope": lambda: _llama(
@@ -224,11 +225,11 @@ SWEEP: dict[str, Callable[[], PreTrainedConfig]] = {
 
 ADDED: dict[str, Callable[[], PreTrainedConfig]] = {
     "GPT-2": lambda: of_type("gpt2", **_GPT),
-    "GPT-J": lambda: of_type("gptj", **_GPT, rotary_dim=8),
-    "BLOOM": lambda: of_type("bloom", vocab_size=VOCAB, hidden_size=64, n_layer=4, n_head=4),
+    "GPT-J": lambda: of_type("gptj", **_GPT, rotary_dim=16),
+    "BLOOM": lambda: of_type("bloom", vocab_size=VOCAB, hidden_size=128, n_layer=4, n_head=4),
     "MPT": lambda: of_type(
         "mpt",
-        vocab_size=VOCAB, d_model=64, n_layers=4, n_heads=4, max_seq_len=LONGEST
+        vocab_size=VOCAB, d_model=128, n_layers=4, n_heads=4, max_seq_len=LONGEST
     ),
     "gpt-oss": lambda: text(
         "gpt_oss", _HEAD, _EXPERTS, layer_types=_SLIDING, sliding_window=16,
@@ -239,7 +240,7 @@ ADDED: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
     "Gemma 4": lambda: _gemma4(hidden_size_per_layer_input=0, num_kv_shared_layers=0),
     "Gemma 4 with per-layer input": lambda: _gemma4(
-        hidden_size_per_layer_input=64,  # as wide as the states: only its role tells the norm
+        hidden_size_per_layer_input=128,  # as wide as the states: only its role tells the norm
         vocab_size_per_layer_input=VOCAB,
         num_kv_shared_layers=1,
     ),
@@ -259,7 +260,7 @@ ADDED: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
     "Qwen2-VL": lambda: wrapper(
         "qwen2_vl", text("qwen2_vl_text", rope_parameters=_MROPE),
-        {"depth": 2, "embed_dim": 16, "num_heads": 2, "hidden_size": 64, "mlp_ratio": 2},
+        {"depth": 2, "embed_dim": 16, "num_heads": 2, "hidden_size": 128, "mlp_ratio": 2},
     ),
     "Qwen2.5-VL": lambda: wrapper(
         "qwen2_5_vl", text("qwen2_5_vl_text", rope_parameters=_MROPE), _QWEN_VISION
@@ -272,7 +273,7 @@ ADDED: dict[str, Callable[[], PreTrainedConfig]] = {
         _QWEN_VISION,
     ),
     "GLM 4.1V": lambda: wrapper(
-        "glm4v", text("glm4v_text", rope_parameters=_MROPE | {"mrope_section": [2, 1, 1]}),
+        "glm4v", text("glm4v_text", rope_parameters=_MROPE | {"mrope_section": [4, 2, 2]}),
         _QWEN_VISION,
     ),
     "LLaVA": lambda: wrapper("llava", text("llama"), _clip()),

@@ -23,6 +23,8 @@ _GPU_SHARE = 0.85
 _WHOLE_PROMPTS = {"enable_chunked_prefill": False}
 """vLLM turns a request's random generator back after a part of a prompt, which those of a CPU
 cannot do: with a seed of its own, a prompt must be read in one step."""
+_TEXT_ONLY = {"language_model_only": True}
+"""Of a model that also takes images, the text decoder alone is loaded."""
 _ROPES_BY_LENGTH = ("dynamic", "longrope", "su")
 """Ropes of these kinds depend on the longest text that the engine is made for."""
 
@@ -78,6 +80,7 @@ def _arguments(
         "enforce_eager": is_cpu,
         **on_device,
         **(_WHOLE_PROMPTS if is_cpu and config.generate else {}),
+        **(_TEXT_ONLY if _takes_images(config) else {}),
         **config.engine,
         "model": str(folder),
         "dtype": identity.compute_dtype,
@@ -89,6 +92,13 @@ def _arguments(
         "enable_prefix_caching": False,
         **(_capture(captured, arena) if arena else {}),
     }
+
+
+def _takes_images(config: DumpConfig) -> bool:
+    """Whether the target is a text decoder inside a model with other parts."""
+    folder = local_folder(config.target, config.revision, with_code=config.trust_remote_code)
+    whole = load_config(folder, trust_remote_code=config.trust_remote_code)
+    return whole.get_text_config(decoder=True) is not whole
 
 
 def _capture(captured: tuple[int, ...], arena: ArenaAddress) -> dict[str, Any]:
@@ -114,6 +124,7 @@ def _max_model_len(config: DumpConfig, identity: DumpIdentity, longest: int) -> 
     raw = read_config(
         local_folder(config.target, config.revision, with_code=config.trust_remote_code)
     )
+    raw = raw.get("text_config") or raw
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
     return (identity.context_length if kind in _ROPES_BY_LENGTH else longest) + 1
