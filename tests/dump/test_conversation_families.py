@@ -8,6 +8,7 @@ import pytest
 
 from specpipe.schemas.sample import Source
 from specpipe.stages.dump.conversation import ChatTemplate, LossMask
+from specpipe.stages.dump.dialogue import Dialogue
 from specpipe.stages.dump.messages import conversation_of
 from specpipe.stages.dump.rejected import Rejections
 from tests.dump.chat_families import (
@@ -267,3 +268,34 @@ def test_supervised_is_what_an_engine_generates(
     folder = save_family(tmp_path, family, tokenizer, template=template)
     found = pieces(folder, messages, tools, loss_mask=loss_mask)
     assert found == expected
+
+
+def test_variables_of_the_template(tmp_path: Path) -> None:
+    """Those of a row win over the setting, and reach the prompts, too."""
+    quiet = OPENED_THINKING.unmarked.replace(
+        "<think>\n{% endif %}",
+        "<think>\n{% if enable_thinking is defined and not enable_thinking %}"
+        "{{ '\n</think>\n\n' }}{% endif %}{% endif %}",
+    )
+    assert quiet != OPENED_THINKING.unmarked
+    folder = save_family(tmp_path, OPENED_THINKING, template=quiet)
+    row = {"messages": TWO, "chat_template_kwargs": {"enable_thinking": True}}
+    assert pieces(folder, TWO)[-1] == "\n</think>\n\nyes<|im_end|>"
+    template = ChatTemplate(folder, settings={"enable_thinking": False})
+    found = [
+        template.tokenizer.decode(sample.input_ids[sample.loss_mask == 1])
+        for sample in (
+            template.sample(given, SOURCE, 10_000, Rejections(0))
+            for given in ({"messages": TWO}, row)
+        )
+    ]
+    assert found == ["yo<|im_end|>yes<|im_end|>", "yo<|im_end|>\n</think>\n\nyes<|im_end|>"]
+    for settings, end in (
+        (None, "<think>\n\n</think>\n\n"),
+        ({"enable_thinking": True}, "<think>\n"),
+    ):
+        prompt = template.render(TWO[:1], None, settings, add_generation_prompt=True)
+        assert prompt.endswith("assistant\n" + end)
+    dialogue = Dialogue.of(conversation_of(row, SOURCE))
+    again = Dialogue.of_metadata(dialogue.metadata)
+    assert again.prompt(template).endswith("assistant\n<think>\n")

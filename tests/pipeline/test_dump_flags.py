@@ -151,3 +151,21 @@ def test_the_help_has_headings() -> None:
     ]
     found = [shown.index(heading) for heading in headings]
     assert found == sorted(found)
+
+
+def test_variables_of_the_chat_template(tmp_path: Path) -> None:
+    given = configured("--chat-template-kwargs", '{"enable_thinking": false, "effort": "low"}')
+    assert given.chat_template_kwargs == {"enable_thinking": False, "effort": "low"}
+    file = tmp_path / "dump.yaml"
+    file.write_text("chat_template_kwargs: {effort: high, date: 1}\n")
+    merged = configured("--config", str(file), "--chat-template-kwargs", '{"effort": "low"}')
+    assert merged.chat_template_kwargs == {"effort": "low", "date": 1}
+    for text in ("{", "[1]", '{"a": NaN}'):
+        with pytest.raises(click.BadParameter):
+            configured("--chat-template-kwargs", text)
+    for name in ("messages", "tools", "add_generation_prompt", "bos_token"):
+        with pytest.raises(ConfigError, match=f"{name}' is no variable that can be set"):
+            configured("--chat-template-kwargs", f'{{"{name}": 1}}')
+    file.write_text("chat_template_kwargs: {date: 2024-07-26}\n")
+    with pytest.raises(ConfigError, match="values that JSON can hold"):
+        configured("--config", str(file))

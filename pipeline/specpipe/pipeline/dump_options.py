@@ -9,6 +9,7 @@ from specpipe.pipeline.options import (
     Function,
     GroupedOption,
     comma_integers,
+    json_object,
     named_values,
     with_options,
 )
@@ -44,6 +45,14 @@ _INPUT_OPTIONS = (
         help="How the assistant's tokens are found in a conversation: by the template's"
         " {% generation %} markers, or by rendering it with and without each turn."
         "  [default: markers where there are any]",
+    ),
+    GroupedOption(
+        _FROM,
+        "--chat-template-kwargs",
+        metavar="JSON",
+        callback=json_object,
+        help="""Variables of the chat template, e.g. '{"enable_thinking": false}'; a row's own"""
+        " win.",
     ),
     GroupedOption(
         _FROM, "--max-rejected", type=int, help="Malformed inputs to tolerate.  [default: 0]"

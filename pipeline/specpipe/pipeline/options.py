@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from specpipe.schemas.errors import ConfigError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _OTHERS = "Other options"
@@ -70,6 +72,20 @@ def comma_integers(_context: click.Context, _option: click.Parameter, value: str
 def comma_words(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
     """`structure,replay` as a tuple of words."""
     return None if value is None else tuple(part.strip() for part in value.split(","))
+
+
+def json_object(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> dict[str, Any] | None:
+    """`{"a": 1}` as a mapping."""
+    if value is None:
+        return None
+    from specpipe.stages.untrusted.json_text import parse_object
+
+    try:
+        return parse_object(value, repr(value), ConfigError)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def named_values(

@@ -1,5 +1,6 @@
 """The configuration of each stage: frozen, unknown fields are errors, a line on every field."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
@@ -19,6 +20,7 @@ from pydantic.fields import FieldInfo
 from specpipe.schemas.artifact import FormatName
 from specpipe.schemas.dump import LOGITS_MODES, MOST_SHARD_TOKENS
 from specpipe.schemas.location import without_credentials
+from specpipe.schemas.template_settings import not_to_be_set
 
 ValidationLevel = Literal["structure", "replay", "serve"]
 DraftTokens = Annotated[int, Field(ge=1)]
@@ -119,12 +121,25 @@ class InputConfig(Config):
     loss_mask: Literal["auto", "markers", "boundaries"] = "auto"
     """What the assistant wrote: by the template's generation markers, or by rendering with and
     without the turn; `auto`: by markers where the template has them."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the chat template, as {"enable_thinking": false}; those of a row win."""
     context_length: int | None = Field(None, gt=1)
     """Longer samples are truncated to this many tokens; default: the target's own maximum."""
     max_rejected: int = Field(0, ge=0)
     """How many malformed inputs may be refused before the run stops."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _template_variables(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if (name := not_to_be_set(values)) is not None:
+            raise ValueError(f"{name!r} is no variable that can be set")
+        try:
+            json.dumps(values, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"give values that JSON can hold ({error})") from None
+        return values
 
 
 class PrepareConfig(InputConfig):

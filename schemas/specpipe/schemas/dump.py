@@ -12,7 +12,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -164,6 +166,15 @@ class DumpIdentity(Record):
     input_sha256: str
     """Hash over the accepted samples, in order."""
     text: TextOrigin = TextOrigin()
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the chat template for all conversations; not written where there are none."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if not values.get("chat_template_kwargs"):
+            values.pop("chat_template_kwargs", None)
+        return values
 
     @field_validator("layers")
     @classmethod

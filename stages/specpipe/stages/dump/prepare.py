@@ -113,7 +113,12 @@ def plan_of(
         getattr(model, "max_position_embeddings", None),
         config.context_limit,
     )
-    template = ChatTemplate(target_folder, loss_mask=config.loss_mask, trust_remote_code=trust)
+    template = ChatTemplate(
+        target_folder,
+        loss_mask=config.loss_mask,
+        settings=config.chat_template_kwargs,
+        trust_remote_code=trust,
+    )
     doing("reading and tokenising the input")
     samples: Sequence[Sample] = (
         read_samples(config.data, template, model.vocab_size, context_length, rejections)
@@ -141,6 +146,7 @@ def plan_of(
         context_length=context_length,
         input_sha256=input_sha256(samples),
         text=_text(config),
+        chat_template_kwargs=config.chat_template_kwargs,
     )
     return make_plan(samples, config.shard_tokens), identity
 

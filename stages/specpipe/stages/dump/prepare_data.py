@@ -89,7 +89,12 @@ def prepare_data(
     )
     trust = config.trust_remote_code
     model = load_config(target_folder, trust_remote_code=trust).get_text_config(decoder=True)
-    template = ChatTemplate(target_folder, loss_mask=config.loss_mask, trust_remote_code=trust)
+    template = ChatTemplate(
+        target_folder,
+        loss_mask=config.loss_mask,
+        settings=config.chat_template_kwargs,
+        trust_remote_code=trust,
+    )
     rejections = Rejections(config.max_rejected)
     samples = iterate_samples(
         config.data,

@@ -74,10 +74,10 @@ class Rendering:
         return render_template(
             self.template,
             {
+                "documents": None,
                 **self.variables,
                 "messages": form.of(messages),
                 "tools": tools,
-                "documents": None,
                 "add_generation_prompt": add_generation_prompt,
             },
         )

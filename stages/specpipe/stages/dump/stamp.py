@@ -54,9 +54,12 @@ def make_stamp(config: InputConfig, *, with_weights: bool = True) -> str:
     paths = [folder / CONFIG_FILE, *tokenizer_files(folder)]
     paths += weight_files(folder) if with_weights else []
     target = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    settings = config.model_dump(mode="json", exclude=_FREE_FIELDS)
+    if not config.chat_template_kwargs:
+        del settings["chat_template_kwargs"]  # as in the identity
     return canonical_sha256(
         {
-            "config": config.model_dump(mode="json", exclude=_FREE_FIELDS),
+            "config": settings,
             "target": target,
             "data": _data_stamps(config.data),
         }

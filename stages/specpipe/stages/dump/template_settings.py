@@ -3,25 +3,11 @@
 from typing import Any
 
 from specpipe.schemas.errors import InputError
+from specpipe.schemas.template_settings import not_to_be_set
 from specpipe.stages.untrusted.json_text import parse_json
 
 SETTINGS_FIELD = "chat_template_kwargs"
 """As the chat completions API of the engines calls it."""
-
-_NOT_SETTINGS = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "conversations",
-        "messages",
-        "return_assistant_tokens_mask",
-        "strftime_now",
-        "tokenize",
-        "tools",
-    }
-)
 
 
 def template_settings_of(given: Any, where: str) -> dict[str, Any]:
@@ -37,7 +23,6 @@ def template_settings_of(given: Any, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise InputError(f"{where} must be an object of template variables, or its JSON text")
-    for name in settings:
-        if name in _NOT_SETTINGS:
-            raise InputError(f"{where}: {name!r} is no variable that can be set")
+    if (name := not_to_be_set(settings)) is not None:
+        raise InputError(f"{where}: {name!r} is no variable that can be set")
     return settings

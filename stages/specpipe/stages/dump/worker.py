@@ -47,7 +47,9 @@ class Worker:
         self._prepared = prepared
         self._rejections = Rejections(config.max_rejected)
         self._template = ChatTemplate(
-            prepared.target_folder, trust_remote_code=config.trust_remote_code
+            prepared.target_folder,
+            settings=config.chat_template_kwargs,
+            trust_remote_code=config.trust_remote_code,
         )
         longest = max(sample.size for shard in prepared.plan for sample in shard)
         self._backend = open_backend(config, prepared.identity, longest)
