@@ -1,5 +1,6 @@
 """Every store behaves alike; keys stay inside the root; addresses hold no secrets."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -163,11 +164,32 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "dump" / "shards").symlink_to(other, target_is_directory=True)
     folder.write("shards/a/b", b"22")
     assert (other / "a" / "b").read_bytes() == b"22"
-    # Links that go round, or nowhere.
+    # Links that go round, or out, or nowhere.
     (other / "a" / "up").symlink_to(tmp_path / "dump", target_is_directory=True)
+    (other / "out").symlink_to("/", target_is_directory=True)
     (other / "nowhere").symlink_to(tmp_path / "gone")
     assert folder.sizes() == {"here": 1, "shards/a/b": 2}
-    assert folder.sizes("shards") == {"shards/a/b": 2, "shards/a/up/here": 1}
+    assert folder.sizes("shards") == {"shards/a/b": 2}
+    assert folder.sizes(links=False) == {"here": 1}
+
+
+def test_what_is_no_file_is_never_read(tmp_path: Path) -> None:
+    """A pipe would wait for a writer for ever, a device would never end."""
+    folder = Folder.open(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(IntegrityError, match="a pipe, a socket or a device, not a file"):
+            folder.read(name)
+        with pytest.raises(IntegrityError, match="not a file"):
+            folder.read_blocks(name, 0, [1], lambda number, block: None)
+
+
+def test_a_small_object_has_a_bound(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(IntegrityError, match="more than 268435456 bytes"):
+        Folder.open(str(tmp_path)).read_small("sparse")
 
 
 @pytest.mark.parametrize("below", ["", "/new", "/new/er"])

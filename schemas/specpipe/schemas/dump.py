@@ -41,6 +41,11 @@ MOST_SHARD_TOKENS = 2**24
 
 MOST_SHARD_SAMPLES = 2**18
 
+MOST_VOCAB = 2**24
+"""Tokens of a vocabulary: of each there are statistics, which are kept whole."""
+
+MOST_LAYERS = 2**14
+
 
 class Record(BaseModel):
     """Base of everything stored as JSON: frozen, and unknown fields are errors.
@@ -85,8 +90,8 @@ class TargetIdentity(Record):
     """Hash over the names, shapes, dtypes and bytes of all weights."""
     tokenizer_sha256: str
     hidden_size: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
-    num_layers: int = Field(gt=0)
+    vocab_size: int = Field(gt=0, le=MOST_VOCAB)
+    num_layers: int = Field(gt=0, le=MOST_LAYERS)
 
 
 class TextOrigin(Record):
@@ -235,7 +240,7 @@ class ObjectEntry(Record):
     """
 
     key: str
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, lt=2**53)
     crc32c: int = Field(ge=0, lt=2**32)
     trailer_bytes: Literal[0, 4] = 0
 

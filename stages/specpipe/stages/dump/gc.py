@@ -44,17 +44,18 @@ def gc(
 ) -> GcResult:
     """Remove the folders of attempts that no manifest names, and what was left half-written.
 
-    What a manifest or the index names is never removed. In an unfinished dump nothing tells an
-    attempt that was given up from one that somebody is just writing: raises UnfinishedError there,
-    unless it is a `dry_run` or `force` says that nobody is at work. Raises ConfigError if there is
-    no dump, IntegrityError where a manifest or the index cannot be read or a manifest is missing.
+    What a manifest or the index names is never removed, nor what symbolic links lead to. In an
+    unfinished dump nothing tells an attempt that was given up from one that somebody is just
+    writing: raises UnfinishedError there, unless it is a `dry_run` or `force` says that nobody is
+    at work. Raises ConfigError if there is no dump, IntegrityError where a manifest or the index
+    cannot be read or a manifest is missing.
     """
     folder = Folder.open(url)
     if not folder.exists(DUMP_FILE):
         raise ConfigError(f"there is no dump at {folder.url}: it has no {DUMP_FILE}")
-    fingerprint = parse_header(folder.read(DUMP_FILE), folder.where(DUMP_FILE)).fingerprint
+    fingerprint = parse_header(folder.read_small(DUMP_FILE), folder.where(DUMP_FILE)).fingerprint
     # Before the manifests: an attempt that is committed meanwhile is then named by one.
-    present, half_written = folder.sizes(), folder.leftovers()
+    present, half_written = folder.sizes(links=False), folder.leftovers()
     complete = _check_index(folder, fingerprint)
     if not (complete or dry_run or force):
         raise UnfinishedError(
@@ -86,7 +87,7 @@ def _check_index(folder: Folder, fingerprint: str) -> bool:
     """
     if not folder.exists(INDEX_FILE):
         return False
-    index = parse_index(folder.read(INDEX_FILE), folder.where(INDEX_FILE), fingerprint)
+    index = parse_index(folder.read_small(INDEX_FILE), folder.where(INDEX_FILE), fingerprint)
     named = manifest_keys(entry.key for entry in index.objects)
     missing = sorted({*named} - {*folder.list("shards")})
     if missing:

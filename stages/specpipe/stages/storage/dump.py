@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from specpipe.schemas.dump import (
     DUMP_FILE,
+    HEAD_WEIGHTS_FILE,
     INDEX_FILE,
     TARGET_FOLDER,
     VOCAB_FILE,
@@ -17,13 +18,14 @@ from specpipe.schemas.dump import (
 )
 from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
 from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
-from specpipe.stages.storage.objects import read_object
+from specpipe.stages.storage.objects import check_object, read_object
 from specpipe.stages.storage.records import parse_header, parse_index, parse_manifest
 from specpipe.stages.storage.shard_reader import ShardReader
 from specpipe.stages.storage.vocab import VocabStatistics
 
 _MANIFEST = re.compile(r"shards/\d{6,}\.manifest\.json")
 _PARALLEL_READS = 8
+_USUAL_VOCAB = 2**20
 
 
 class Dump:
@@ -53,7 +55,7 @@ class Dump:
         folder = Folder.open(url)
         if not folder.exists(DUMP_FILE):
             raise ConfigError(f"there is no dump at {folder.url}: it has no {DUMP_FILE}")
-        header = parse_header(folder.read(DUMP_FILE), folder.where(DUMP_FILE))
+        header = parse_header(folder.read_small(DUMP_FILE), folder.where(DUMP_FILE))
         if not folder.exists(INDEX_FILE):
             if not allow_unfinished:
                 raise UnfinishedError(
@@ -65,15 +67,17 @@ class Dump:
             keys = manifest_keys(folder.list("shards"))
         else:
             where = folder.where(INDEX_FILE)
-            index = parse_index(folder.read(INDEX_FILE), where, header.fingerprint)
+            index = parse_index(folder.read_small(INDEX_FILE), where, header.fingerprint)
             entries = {entry.key: entry for entry in index.objects}
             if DUMP_FILE not in entries:
                 raise IntegrityError(f"{where} does not list {DUMP_FILE}")
             read_object(folder, entries[DUMP_FILE])
             keys = manifest_keys(entries)
 
+        check_vocab_size(folder, header.identity)
+
         def read(key: str) -> ShardManifest:
-            data = read_object(folder, entries[key]) if entries else folder.read(key)
+            data = read_object(folder, entries[key]) if entries else folder.read_small(key)
             return parse_manifest(data, key, folder.where(key), header.fingerprint)
 
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
@@ -148,7 +152,7 @@ class Dump:
             if not entry.trailer_bytes and not entry.key.endswith(".safetensors")
         ]
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            for _ in pool.map(lambda entry: read_object(self.folder, entry), small):
+            for _ in pool.map(lambda entry: check_object(self.folder, entry), small):
                 pass
 
     def _listed(self, key: str) -> bytes:
@@ -158,6 +162,23 @@ class Dump:
         if entry is None:
             raise IntegrityError(f"{self.folder.where(INDEX_FILE)} does not list {key}")
         return read_object(self.folder, entry)
+
+
+def check_vocab_size(folder: Folder, identity: DumpIdentity) -> None:
+    """Raise IntegrityError for a vocabulary that the stored lm_head cannot have.
+
+    Statistics take memory for each token that dump.json claims.
+    """
+    vocab_size = identity.target.vocab_size
+    if vocab_size <= _USUAL_VOCAB:
+        return
+    head_bytes = folder.size(f"{TARGET_FOLDER}/{HEAD_WEIGHTS_FILE}") or 0
+    if head_bytes < vocab_size * identity.target.hidden_size:
+        raise IntegrityError(
+            f"{folder.where(DUMP_FILE)} is damaged: it claims a vocabulary of {vocab_size} tokens "
+            f"of {identity.target.hidden_size} numbers, and {HEAD_WEIGHTS_FILE} has {head_bytes} "
+            "bytes"
+        )
 
 
 def manifest_keys(keys: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, LocalDisk, chec
 from specpipe.stages.storage.remote_store import S3_PROTOCOLS, RemoteStore, open_filesystem
 from specpipe.stages.storage.retry import GaveUp, RetryPolicy
 from specpipe.stages.storage.store import Store, TakeBlock
+from specpipe.stages.untrusted.files import MOST_BYTES, NotRegularError
 
 T = TypeVar("T")
 
@@ -77,6 +78,13 @@ class Folder:
         """
         path = self._path(key)
         return self._try("read", key, lambda: self._store.read(path, start, stop, num_expected))
+
+    def read_small(self, key: str) -> bytes:
+        """An object that is kept whole in memory. Raises IntegrityError beyond 256 MiB."""
+        data = self.read(key, 0, MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise IntegrityError(f"{self.where(key)} has more than {MOST_BYTES} bytes")
+        return data
 
     def read_blocks(self, key: str, start: int, sizes: Sequence[int], take: TakeBlock) -> None:
         """Hand over blocks of these sizes, one after the other, from byte `start` on.
@@ -139,13 +147,20 @@ class Folder:
         path = self._path(key)
         return self._try("look at", key, lambda: self._store.size(path))
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Key and size in bytes of every object below the folder `prefix`, sorted by key."""
-        return self._sizes(prefix, temporary=False)
+    def sizes(self, prefix: str = "", *, links: bool = True) -> dict[str, int]:
+        """Key and size in bytes of every object below the folder `prefix`, sorted by key.
+
+        With `links`, a folder in the root may be a symbolic link (`shards` on another disk); other
+        links to folders are passed over, since they may lead anywhere.
+        """
+        return self._sizes(prefix, temporary=False, links=links and not prefix)
 
     def leftovers(self) -> dict[str, int]:
-        """Key and size of what is half-written: by writers that were killed, or are at work."""
-        return self._sizes("", temporary=True)
+        """Key and size of what is half-written: by writers that were killed, or are at work.
+
+        What symbolic links lead to is not among it.
+        """
+        return self._sizes("", temporary=True, links=False)
 
     def list(self, prefix: str = "") -> "list[str]":
         """Keys of all objects below the folder `prefix`, sorted; half-written ones never."""
@@ -176,9 +191,11 @@ class Folder:
                 "If-None-Match), so two workers could replace each other's shards; use another"
             )
 
-    def _sizes(self, prefix: str, *, temporary: bool) -> dict[str, int]:
+    def _sizes(self, prefix: str, *, temporary: bool, links: bool) -> dict[str, int]:
         path = self._path(prefix) if prefix else self._root
-        sizes = self._try("list", prefix, lambda: self._store.sizes(path, temporary=temporary))
+        sizes = self._try(
+            "list", prefix, lambda: self._store.sizes(path, temporary=temporary, links=links)
+        )
         start = len(self._root) + 1
         return {path[start:]: size for path, size in sorted(sizes.items())}
 
@@ -197,6 +214,8 @@ class Folder:
             ) from error.__cause__
         except SpecpipeError:
             raise
+        except NotRegularError as error:
+            raise IntegrityError(f"{self.where(key)} is {error}, not a file") from None
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             if doing == "read":
                 raise IntegrityError(f"{self.where(key)} is missing; {HOW_TO_REPAIR}") from None

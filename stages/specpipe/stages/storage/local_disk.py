@@ -11,11 +11,14 @@ import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from typing import cast
 
 from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.stages.storage.store import TakeBlock
 from specpipe.stages.storage.store_faults import advice, is_transient_locally
+from specpipe.stages.untrusted.files import open_regular
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -26,7 +29,7 @@ class LocalDisk:
     """Files as objects; what is mounted like a disk counts as one."""
 
     def read(self, path: str, start: int, stop: int | None, num_expected: int | None) -> bytes:
-        with open(path, "rb") as file:
+        with BufferedReader(cast("RawIOBase", open_regular(path))) as file:
             file.seek(start)
             return file.read(-1 if stop is None else max(0, stop - start))
 
@@ -34,7 +37,7 @@ class LocalDisk:
         # One buffer for all blocks: it stays in the cache, where whoever takes them works on them.
         # The kernel fills memory that is not in the cache several times slower.
         buffer = memoryview(bytearray(max(sizes, default=0)))
-        with open(path, "rb", buffering=0) as file:
+        with cast("RawIOBase", open_regular(path)) as file:
             file.seek(start)
             for number, size in enumerate(sizes):
                 rest = block = buffer[:size]
@@ -66,10 +69,11 @@ class LocalDisk:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return status.st_size if stat.S_ISREG(status.st_mode) else None
+        # A pipe or a device is refused where it is read.
+        return None if stat.S_ISDIR(status.st_mode) else status.st_size
 
-    def sizes(self, path: str, *, temporary: bool = False) -> dict[str, int]:
-        return file_sizes(path or "/", temporary=temporary)
+    def sizes(self, path: str, *, temporary: bool = False, links: bool = False) -> dict[str, int]:
+        return file_sizes(path or "/", temporary=temporary, links=links)
 
     def remove(self, path: str) -> None:
         while os.path.isdir(path) and not os.path.islink(path):
@@ -143,27 +147,24 @@ def create_atomic(path: str, data: bytes | memoryview) -> bool:
         return True
 
 
-def file_sizes(
-    folder: str, above: frozenset[tuple[int, int]] = frozenset(), *, temporary: bool = False
-) -> dict[str, int]:
+def file_sizes(folder: str, *, temporary: bool = False, links: bool = False) -> dict[str, int]:
     """Path and size of every file below a folder, in no order: all but the temporary ones, or those
     alone.
 
-    Links are followed, but not to a folder that is `above` (device and inode). Files that come
-    and go meanwhile are no error. Raises OSError.
+    Symbolic links to folders are passed over: they may lead anywhere. With `links`, those that
+    stand in the folder itself are followed. Files that come and go meanwhile are no error. Raises
+    OSError.
     """
     sizes: dict[str, int] = {}
     try:
-        status = os.stat(folder)
         entries = list(os.scandir(folder))
     except FileNotFoundError:
         return sizes
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return sizes
     for entry in entries:
-        if entry.is_dir():
-            sizes |= file_sizes(entry.path, above | {here}, temporary=temporary)
+        if entry.is_dir(follow_symlinks=links):
+            sizes |= file_sizes(entry.path, temporary=temporary)
+        elif entry.is_symlink() and entry.is_dir():
+            continue
         elif entry.name.startswith(TEMPORARY_PREFIX) == temporary:
             with suppress(FileNotFoundError):
                 sizes[entry.path] = entry.stat().st_size

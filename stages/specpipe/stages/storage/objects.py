@@ -6,12 +6,18 @@ from specpipe.schemas.dump import ObjectEntry
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.storage.crc import crc32c, object_entry
 from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
+from specpipe.stages.untrusted.files import MOST_BYTES
 
 _PIECE_BYTES = 64 * 2**20
 
 
 def read_object(folder: Folder, entry: ObjectEntry) -> bytes:
     """The payload of an object. Raises IntegrityError unless size and crc32c are the entry's."""
+    is_small = not entry.trailer_bytes and not entry.key.endswith(".safetensors")
+    if is_small and entry.size > MOST_BYTES:
+        raise IntegrityError(
+            f"{folder.where(entry.key)} is listed with {entry.size} bytes, more than {MOST_BYTES}"
+        )
     # One byte more than there should be: a longer object shows, at no extra request.
     data = folder.read(entry.key, 0, entry.size + 1, num_expected=entry.size)
     check_size(folder, entry, len(data))

@@ -13,7 +13,7 @@ R = TypeVar("R", bound=Record)
 
 def read_manifest(folder: Folder, key: str, fingerprint: str) -> ShardManifest:
     """A shard's manifest. Raises IntegrityError if it is damaged or belongs elsewhere."""
-    return parse_manifest(folder.read(key), key, folder.where(key), fingerprint)
+    return parse_manifest(folder.read_small(key), key, folder.where(key), fingerprint)
 
 
 def parse_manifest(data: bytes, key: str, where: str, fingerprint: str | None) -> ShardManifest:

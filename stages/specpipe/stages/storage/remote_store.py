@@ -66,7 +66,7 @@ class RemoteStore:
         info = object_info(self._filesystem, path)
         return int(info["size"]) if info is not None and info["type"] == "file" else None
 
-    def sizes(self, path: str, *, temporary: bool = False) -> dict[str, int]:
+    def sizes(self, path: str, *, temporary: bool = False, links: bool = False) -> dict[str, int]:
         found = self._filesystem.find(path or "/", detail=True, **self._find_options)
         return {
             name: int(info["size"])

@@ -94,7 +94,7 @@ def _check_metadata(
     """The zarr.json objects, which specpipe itself does not go by."""
     for name, data in metadata.items():
         key = f"{manifest.folder}/{name}"
-        if findings.is_sound(key) and not describes_the_same(findings.folder.read(key), data):
+        if findings.is_sound(key) and not describes_the_same(findings.folder.read_small(key), data):
             findings.note(key, "does not describe the array that the manifest lists")
 
 
@@ -116,7 +116,7 @@ def _check_samples(
     if not findings.is_sound(key):
         return []
     try:
-        data, names = folder.read(key), array_names(identity)
+        data, names = folder.read_small(key), array_names(identity)
         samples = samples_from_parquet(data, names, folder.where(key), manifest)
         check_samples(samples, identity, manifest, folder.where(key))
     except IntegrityError as error:
@@ -127,7 +127,7 @@ def _check_samples(
         findings.note(plan, "is missing")
     elif findings.is_sound(plan):
         try:
-            planned = plan_from_parquet(folder.read(plan), folder.where(plan))
+            planned = plan_from_parquet(folder.read_small(plan), folder.where(plan))
         except IntegrityError as error:
             findings.note(plan, error)
             return samples
@@ -149,7 +149,7 @@ def _check_vocab(
         return None
     try:
         vocab = VocabStatistics.from_parquet(
-            folder.read(key), identity.target.vocab_size, folder.where(key)
+            folder.read_small(key), identity.target.vocab_size, folder.where(key)
         )
     except IntegrityError as error:
         findings.note(key, error)

@@ -38,9 +38,10 @@ class Store(Protocol):
     def size(self, path: str) -> int | None:
         """Bytes of an object, None if it is missing or a folder."""
 
-    def sizes(self, path: str, *, temporary: bool = False) -> dict[str, int]:
+    def sizes(self, path: str, *, temporary: bool = False, links: bool = False) -> dict[str, int]:
         """Path and size of every object below a folder, in no order: those that are whole, or the
-        temporary ones alone."""
+        temporary ones alone. With `links`, symbolic links to folders are followed that stand in
+        the folder itself, and never others."""
 
     def remove(self, path: str) -> None:
         """Remove an object, or a folder with all that is in it; a missing one is no error."""

@@ -1,6 +1,7 @@
 """Read everything in a dump and name each object that is damaged, missing or foreign."""
 
 import re
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from specpipe.schemas.dump import (
     manifest_key,
 )
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.storage.dump import manifest_keys
+from specpipe.stages.storage.dump import check_vocab_size, manifest_keys
 from specpipe.stages.storage.findings import Damage, Findings
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.records import parse_header, parse_index, parse_manifest
@@ -62,18 +63,16 @@ def verify(url: str, *, progress: Callable[[int, int], None] | None = None) -> V
     manifests = _read_manifests(findings, fingerprint, {*manifest_keys(listed), *present})
     entries = [*listed.values(), *(entry for m in manifests for entry in m.objects)]
     num_bytes = sum(entry.size for entry in entries)
-    findings.expect(num_bytes)
+    # What is there, not what is claimed.
+    findings.expect(sum(min(entry.size, present.get(entry.key, 0)) for entry in entries))
 
     findings.in_parallel(Findings.check_object, listed.values())
     if header:
-        identity = header.identity
-        shares = findings.in_parallel(
-            lambda part, manifest: check_shard(part, identity, manifest), manifests
-        )
+        total = _check_shards(findings, header.identity, manifests)
         if index:
             _check_index(findings, index, manifests)
-            if all(findings.is_sound(key) for key in manifest_keys(listed)):
-                _check_vocab(findings, identity, shares)
+            if total and all(findings.is_sound(key) for key in manifest_keys(listed)):
+                _check_vocab(findings, total)
     else:
         in_shards = [entry for manifest in manifests for entry in manifest.objects]
         findings.in_parallel(Findings.check_object, in_shards)
@@ -83,7 +82,9 @@ def verify(url: str, *, progress: Callable[[int, int], None] | None = None) -> V
 def _read_header(findings: Findings) -> DumpHeader | None:
     folder = findings.folder
     try:
-        return parse_header(folder.read(DUMP_FILE), folder.where(DUMP_FILE))
+        header = parse_header(folder.read_small(DUMP_FILE), folder.where(DUMP_FILE))
+        check_vocab_size(folder, header.identity)
+        return header
     except IntegrityError as error:
         findings.note(DUMP_FILE, error)
         return None
@@ -94,7 +95,7 @@ def _read_index(findings: Findings, fingerprint: str | None) -> DumpIndex | None
     if INDEX_FILE not in findings.sizes:
         return None
     try:
-        return parse_index(folder.read(INDEX_FILE), folder.where(INDEX_FILE), fingerprint)
+        return parse_index(folder.read_small(INDEX_FILE), folder.where(INDEX_FILE), fingerprint)
     except IntegrityError as error:
         findings.note(INDEX_FILE, error)
         return None
@@ -108,7 +109,7 @@ def _read_manifests(
     def read(part: Findings, key: str) -> ShardManifest | None:
         folder = part.folder
         try:
-            return parse_manifest(folder.read(key), key, folder.where(key), fingerprint)
+            return parse_manifest(folder.read_small(key), key, folder.where(key), fingerprint)
         except IntegrityError as error:
             part.note(key, error)
             return None
@@ -141,21 +142,32 @@ def _check_index(findings: Findings, index: DumpIndex, manifests: list[ShardMani
         findings.note(INDEX_FILE, f"has the totals {written} but the manifests add up to {counted}")
 
 
-def _check_vocab(
-    findings: Findings, identity: DumpIdentity, shares: list[VocabStatistics | None]
-) -> None:
-    """The dump's statistics against the sum of the shards', where all of them are sound."""
+def _check_shards(
+    findings: Findings, identity: DumpIdentity, manifests: list[ShardManifest]
+) -> VocabStatistics | None:
+    """Check all shards; returns the sum of their statistics where all of those are sound."""
+    total = VocabStatistics.zeros(identity.target.vocab_size)
+    adding = threading.Lock()
+
+    def check(part: Findings, manifest: ShardManifest) -> bool:
+        share = check_shard(part, identity, manifest)
+        if share is None:
+            return False
+        with adding:
+            total.add(share)
+        return True
+
+    return total if all(findings.in_parallel(check, manifests)) else None
+
+
+def _check_vocab(findings: Findings, total: VocabStatistics) -> None:
+    """The dump's statistics against the sum of the shards'."""
     if not findings.is_sound(VOCAB_FILE) or VOCAB_FILE not in findings.sizes:
         return
-    folder, vocab_size = findings.folder, identity.target.vocab_size
-    total = VocabStatistics.zeros(vocab_size)
-    for share in shares:
-        if share is None:
-            return
-        total.add(share)
+    folder, vocab_size = findings.folder, len(total.count_V)
     try:
         stored = VocabStatistics.from_parquet(
-            folder.read(VOCAB_FILE), vocab_size, folder.where(VOCAB_FILE)
+            folder.read_small(VOCAB_FILE), vocab_size, folder.where(VOCAB_FILE)
         )
     except IntegrityError as error:
         findings.note(VOCAB_FILE, error)
