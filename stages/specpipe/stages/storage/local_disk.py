@@ -30,8 +30,10 @@ class LocalDisk:
 
     def read(self, path: str, start: int, stop: int | None, num_expected: int | None) -> bytes:
         with BufferedReader(cast("RawIOBase", open_regular(path))) as file:
+            # A read takes memory for what it is asked for, not for what there is.
+            size = os.fstat(file.fileno()).st_size
             file.seek(start)
-            return file.read(-1 if stop is None else max(0, stop - start))
+            return file.read(max(0, min(size, size if stop is None else stop) - start))
 
     def read_blocks(self, path: str, start: int, sizes: Sequence[int], take: TakeBlock) -> bool:
         # One buffer for all blocks: it stays in the cache, where whoever takes them works on them.
