@@ -211,7 +211,11 @@ def test_text_of_the_targets_own_says_so(
         ({"layers": (3, 2)}, "must ascend"),
         ({"layers": (2, 2)}, "must ascend"),
         ({"context_length": 129}, "beyond the target's maximum of 128"),
+        ({"logits": "topk:261"}, "topk:261: the target's vocabulary has 260 tokens"),
         ({"target": "/no/such/folder"}, "no such folder"),
+        ({"target": "~no-such-user/x"}, "~no-such-user/x: no such folder"),
+        ({"target": "x" * 300}, "File name too long"),
+        ({"target": "a\0b"}, "neither a local folder"),
         ({"device": "abacus"}, "abacus"),
     ],
 )

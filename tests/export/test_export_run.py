@@ -10,7 +10,7 @@ from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, ValidationError
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint
-from specpipe.stages.export import agreement, replay_check
+from specpipe.stages.export import agreement, replay_check, serve
 from specpipe.stages.export import run as export_run
 from specpipe.stages.export.out_folder import LOCK_FILE
 from specpipe.stages.export.run import run
@@ -65,6 +65,47 @@ def test_another_place_of_the_target_is_the_one_that_is_written(
     assert "vllm serve org/model" in card
     config = json.loads((out / "checkpoint" / "config.json").read_text(encoding="utf-8"))
     assert config["speculators_config"]["verifier"]["name_or_path"] == "org/model"
+
+
+@pytest.mark.parametrize("level", ["structure", "replay", "serve"])
+def test_a_target_of_other_weights_is_refused(trained: Trained, tmp_path: Path, level: str) -> None:
+    other = Path(shutil.copytree(trained.target, tmp_path / "other"))
+    weights = other / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    given = {"checkpoint": str(trained.run), "out": str(tmp_path / "out"), "target": str(other)}
+    with pytest.raises(IdentityError, match=f"{other} is not .*: its weights differ"):
+        run(ExportConfig(**given, validation=(level,)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_weights_elsewhere_are_the_same_target(trained: Trained, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(trained.target, tmp_path / "other"))
+    out = tmp_path / "out"
+    lines: list[str] = []
+    config = ExportConfig(checkpoint=str(trained.run), out=str(out), target=str(other))
+    assert run(config, progress=lines.append).levels == {"structure": True, "replay": True}
+    assert not [line for line in lines if "not compared" in line]
+
+
+def test_a_target_that_cannot_be_loaded_is_found_before_an_engine_starts(
+    trained: Trained, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise ConfigError("transformers cannot run it")
+
+    monkeypatch.setattr("specpipe.stages.target.hf.load_causal_lm", load)
+    lines: list[str] = []
+    with pytest.raises(ConfigError, match="transformers cannot run it"):
+        serve.check(
+            exported / "checkpoint",
+            str(trained.target),
+            [[1, 2, 3], [4, 5, 6]],
+            ExportConfig(checkpoint="-", out="-"),
+            lines.append,
+        )
+    assert not [line for line in lines if "vLLM" in line]
 
 
 def test_finished_export_does_nothing(trained: Trained, exported: Path) -> None:

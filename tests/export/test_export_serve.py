@@ -7,7 +7,6 @@ and for the architecture's variants.
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 
 from specpipe.schemas.artifact import FormatName
 from specpipe.schemas.config import ConvertConfig, ExportConfig, ValidateConfig
-from specpipe.schemas.errors import IdentityError, ValidationError
+from specpipe.schemas.errors import ValidationError
 from specpipe.schemas.speedup import Recommendation
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
@@ -387,19 +386,3 @@ def test_engine_that_does_not_start_shows_its_log(trained: Trained, tmp_path: Pa
     )
     with pytest.raises(ValidationError, match=r"vLLM failed \(exit code 1\).*nothing"):
         decode(request)
-
-
-def test_serve_with_another_target_is_refused(trained: Trained, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(trained.target, tmp_path / "other"))
-    weights = other / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(bytes(data))
-    config = ExportConfig(
-        checkpoint=str(trained.run),
-        out=str(tmp_path / "out"),
-        validation=("structure", "serve"),
-        target=str(other),
-    )
-    with pytest.raises(IdentityError, match="its weights differ"):
-        run(config)

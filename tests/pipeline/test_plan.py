@@ -200,6 +200,9 @@ def test_what_goes_wrong(
     kind, text = errors(*target, "--data", folder / "data.jsonl", "--layers", "9")
     assert kind is ConfigError
     assert "layers" in text
+    kind, text = errors(*target, "--data", folder / "data.jsonl", "--logits", "topk:261")
+    assert kind is ConfigError
+    assert "--logits topk:261: the target's vocabulary has 260 tokens" in text
 
 
 def test_a_dump_whose_plan_is_not_written_yet(folder: Path, tmp_path: Path) -> None:

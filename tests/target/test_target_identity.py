@@ -1,6 +1,7 @@
 """Two targets have the same identity exactly when nothing that matters differs."""
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
+from specpipe.stages.target.hf import HfBackend
 from specpipe.stages.target.identity import target_identity
 from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.tokenizer import load_tokenizer
 
 
 @pytest.fixture
@@ -98,6 +102,90 @@ def test_no_safetensors(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="safetensors"):
         target_identity(str(folder))
+
+
+def test_a_lone_shard_is_the_whole(folder: Path) -> None:
+    before = target_identity(str(folder))
+    lone = folder / "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(lone)
+    assert target_identity(str(folder)) == before
+    config = DumpConfig(target=str(folder), data=("-",), out="-", device="cpu")
+    head = HfBackend(config, (1,)).model.get_output_embeddings().weight
+    assert torch.equal(head, load_file(lone)["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("consolidated.safetensors", "under other names than transformers'"),
+        (
+            "model-00001-of-00002.safetensors",
+            r"model\.safetensors\.index\.json.* is missing: fetch",
+        ),
+        ("weights.safetensors", r"rename it to model\.safetensors"),
+        ("pytorch_model.bin", "convert the weights to safetensors"),
+    ],
+)
+def test_weights_under_another_name(folder: Path, name: str, advice: str) -> None:
+    (folder / "model.safetensors").rename(folder / name)
+    with pytest.raises(ConfigError, match=f"no model.safetensors; .*{advice}"):
+        target_identity(str(folder))
+
+
+def header(tensors: object) -> bytes:
+    """A safetensors file of 8 bytes of data."""
+    text = tensors if isinstance(tensors, bytes) else json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 2]}}),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 8]}}),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": ["0", "8"]}}),
+        header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 10**30]}}),
+        header({"a": 3}),
+        header([]),
+        header(b'{"a":' * 5000),
+    ],
+)
+def test_headers_that_do_not_fit(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"model\.safetensors"):
+        target_identity(str(folder))
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """As a user who owns nothing; root may read everything else."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["", "config.json", "model.safetensors", "tokenizer.json"])
+def test_missing_rights(folder: Path, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    base = tmp_path_factory.getbasetemp().parent  # nobody else may look into it
+    for path in (base, *(path for path in folder.parents if base in path.parents), folder):
+        path.chmod(path.stat().st_mode | 0o055)
+    (folder / name).chmod(0)
+    config = DumpConfig(target=str(folder), data=("-",), out="-", device="cpu")
+    with without_rights(), pytest.raises(StoreError, match="Permission denied"):
+        target_identity(str(folder))
+    if name == "tokenizer.json":
+        with without_rights(), pytest.raises(StoreError, match="Permission denied"):
+            load_tokenizer(folder)
+    else:
+        with without_rights(), pytest.raises(StoreError, match="Permission denied"):
+            HfBackend(config, (1,))
 
 
 def test_no_folder(tmp_path: Path) -> None:

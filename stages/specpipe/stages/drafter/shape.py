@@ -43,7 +43,7 @@ def drafter_shape(
         head_dim=head_dim,
         rms_norm_eps=getattr(text, "rms_norm_eps", 1e-6),
         rope_parameters=lent_rope(text, settings.rope_theta),
-        max_position_embeddings=_longest(text),
+        max_position_embeddings=longest_of(text),
         vocab_size=vocab_size,
         draft_vocab_size=draft_vocab_size,
         aux_layers=aux_layers,
@@ -67,7 +67,8 @@ def check_shape(shape: DrafterShape) -> None:
         raise ConfigError(f"head_dim {shape.head_dim} is odd: rope turns pairs of dimensions")
 
 
-def _longest(text: PretrainedConfig) -> int:
+def longest_of(text: PretrainedConfig) -> int:
+    """Most tokens of a text that the target takes."""
     named = (getattr(text, name, None) for name in _LENGTHS)
     return next((length for length in named if isinstance(length, int)), _USUAL_LENGTH)
 

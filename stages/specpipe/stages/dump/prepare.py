@@ -108,6 +108,7 @@ def plan_of(
     trust = config.trust_remote_code
     model = load_config(target_folder, trust_remote_code=trust).get_text_config(decoder=True)
     layers = _layers(config.layers, model.num_hidden_layers)
+    _check_logits(config.logits, model.vocab_size)
     context_length = context_length_of(
         config.context_length,
         getattr(model, "max_position_embeddings", None),
@@ -202,6 +203,15 @@ def _layers(given: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
             "(id k is what enters decoder layer k)"
         )
     return layers
+
+
+def _check_logits(logits: str, vocab_size: int) -> None:
+    kept = logits.removeprefix("topk:")
+    if kept != logits and int(kept) > vocab_size:
+        raise ConfigError(
+            f"--logits {logits}: the target's vocabulary has {vocab_size} tokens; give topk:N with"
+            " fewer, or full"
+        )
 
 
 def context_length_of(given: int | None, of_target: int | None, limit: int | None = None) -> int:

@@ -3,6 +3,7 @@
 Legend: B texts, T tokens, L aux layers, H hidden size, S tokens of an output, V vocabulary.
 """
 
+import gc
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +101,14 @@ class TargetCapture:
             folder.write("config.json", self._backend.model.config.to_json_string().encode())
             self._head = VerifierHead.load(folder.read, self._backend.device)
             self.embedding_VH = load_embedding(folder.read).float().cpu()
+
+    def close(self) -> None:
+        """Let go of the target's memory, on a GPU too."""
+        self._backend.close()
+        del self._head, self._backend
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @property
     def lm_head_VH(self) -> Tensor:

@@ -40,6 +40,7 @@ from specpipe.stages.export.out_folder import OutFolder
 from specpipe.stages.export.serve_findings import Served
 from specpipe.stages.export.serve_prompts import serve_prompts
 from specpipe.stages.export.served import check_served
+from specpipe.stages.export.target_check import check_target
 from specpipe.stages.export.target_facts import target_facts
 from specpipe.stages.export.validation import (
     Validation,
@@ -120,7 +121,10 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
         required=config.require_servable,
     )
     chosen: list[prompts.Prompt] = []
-    if "serve" in config.validation:
+    to_serve = "serve" in config.validation
+    if to_serve or config.target is not None:
+        check_target(target.name, checkpoint.state.target, config, report, to_serve=to_serve)
+    if to_serve:
         chosen = _prompts(config, dump, settings, checkpoint.state, target.name)
     tensors = _tensors(config, checkpoint, dump)
     with out.locked():

@@ -84,6 +84,14 @@ def check(
             )
         )
 
+    def capture() -> TargetCapture:
+        layers = read_config(artifact)[LAYER_IDS]
+        return TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
+
+    # What transformers cannot load or run is found before engines have run for minutes. They want
+    # the memory: the target is let go, and loaded again when they are done.
+    report("loading the target in transformers, to see that it can be replayed")
+    capture().close()
     report("vLLM decodes without a drafter")
     plain = engine(0, is_timed=True)
     engines = {}
@@ -93,10 +101,9 @@ def check(
         # The largest can draft fewer too.
         engines[num_draft_tokens] = engine(num_draft_tokens, is_timed=num_draft_tokens == most)
     report("replaying the texts that vLLM wrote")
-    layers = read_config(artifact)[LAYER_IDS]
-    capture = TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
-    drafter = PlainDrafter.load(artifact, capture.embedding_VH, lambda: capture.lm_head_VH)
-    judge = _Judge(capture, drafter, prompts, plain)
+    loaded = capture()
+    drafter = PlainDrafter.load(artifact, loaded.embedding_VH, lambda: loaded.lm_head_VH)
+    judge = _Judge(loaded, drafter, prompts, plain)
     runs = [judge.run(count, result) for count, result in engines.items()]
     problems = [problem for run in runs for problem in problems_of(run)]
     return ServeFindings(

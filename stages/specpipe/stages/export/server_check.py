@@ -39,12 +39,14 @@ def check(
     revision: str | None = None,
 ) -> ServeFindings:
     """Let the server of `config` decode `prompts` (token ids), and replay what it wrote."""
+    layers = read_config(artifact)[LAYER_IDS]
+    trust = config.trust_remote_code
     with Server.connect(config) as server:
+        # Transformers may not be able to load or run the target: before the server works in vain.
+        capture = TargetCapture(target, revision, layers, trust_remote_code=trust)
         greedy, sampled = _decoded(server, prompts, config, report)
     num_draft_tokens = server.num_draft_tokens
     report("replaying the texts that it wrote")
-    layers = read_config(artifact)[LAYER_IDS]
-    capture = TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
     drafter = PlainDrafter.load(artifact, capture.embedding_VH, lambda: capture.lm_head_VH)
 
     greedy_texts = capture.capture(prompts, greedy.output_ids)

@@ -25,6 +25,7 @@ from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.export.serve_prompts import serve_prompts
 from specpipe.stages.export.served import check_served
 from specpipe.stages.export.structure import StructureFindings
+from specpipe.stages.export.target_check import check_target
 from specpipe.stages.export.target_facts import target_facts
 from specpipe.stages.export.validation import artifact_sha256
 from specpipe.stages.storage.dump import Dump
@@ -62,7 +63,10 @@ def run(
     dump = Dump.open(config.dump)
     target = without_credentials(config.target or dump.identity.target.name)
     chosen: list[prompts.Prompt] = []
-    if "serve" in config.validation:
+    to_serve = "serve" in config.validation
+    if to_serve or config.target is not None:
+        check_target(target, dump.identity.target, config, report, to_serve=to_serve)
+    if to_serve:
         chosen = serve_prompts(
             config,
             target,

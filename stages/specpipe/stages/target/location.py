@@ -62,6 +62,22 @@ def local_folder(
     return hub_snapshot(target, revision, with_weights=with_weights, with_code=with_code)
 
 
+def on_this_disk(target: str, revision: str | None = None) -> Path | None:
+    """The target's folder, or the hub's snapshot with its weights if it was fetched before; None
+    where it would have to be fetched."""
+    with foreign_call(f"target {target}: no such folder", ConfigError):
+        if Path(target).expanduser().is_dir():
+            return local_folder(target)
+    try:
+        folder = hub_snapshot(
+            target, revision, with_weights=True, with_code=False, only_cached=True
+        )
+        weight_files(folder)
+    except (ConfigError, IntegrityError):
+        return None
+    return folder
+
+
 def hub_snapshot(
     target: str,
     revision: str | None,
