@@ -176,8 +176,10 @@ def test_missing_rights(folder: Path, name: str, tmp_path_factory: pytest.TempPa
     base = tmp_path_factory.getbasetemp().parent  # nobody else may look into it
     for path in (base, *(path for path in folder.parents if base in path.parents), folder):
         path.chmod(path.stat().st_mode | 0o055)
-    (folder / name).chmod(0)
     config = DumpConfig(target=str(folder), data=("-",), out="-", device="cpu")
+    target_identity(str(folder))
+    HfBackend(config, (1,))  # whatever is imported as it is needed is there from now on
+    (folder / name).chmod(0)
     with without_rights(), pytest.raises(StoreError, match="Permission denied"):
         target_identity(str(folder))
     if name == "tokenizer.json":
