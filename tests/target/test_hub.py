@@ -58,7 +58,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fetch(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, **options: bool
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    with_weights: bool = True,
+    with_code: bool = False,
 ) -> tuple[Path, set[str]]:
     with hub(repository) as (address, fetched):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
@@ -66,7 +70,7 @@ def fetch(
             "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
             address + "/{repo_id}/resolve/{revision}/{filename}",
         )
-        folder = local_folder("org/model", **options)
+        folder = local_folder("org/model", with_weights=with_weights, with_code=with_code)
     assert len(fetched) == len(set(fetched))
     return folder, set(fetched)
 
