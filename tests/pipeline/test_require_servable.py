@@ -105,7 +105,7 @@ def test_a_target_that_cannot_be_served_is_refused_before_an_engine_starts(
     """As in a vLLM that the plugin is not tried with."""
     from specpipe.stages.target.vllm import servable
 
-    monkeypatch.setattr(servable, "TESTED", ())
+    monkeypatch.setattr(servable, "is_tested", lambda *_: False)
     levels = ("--validation", "structure,replay,serve")
     found = call("export", "--checkpoint", runs / "run", "--out", tmp_path / "artifact", *levels)
     assert isinstance(found.exception, ConfigError)

@@ -43,8 +43,5 @@ DUMPED = frozenset(
 )
 """Those that a dump runs in vLLM. The others stay with transformers, in which their dumps began."""
 
-TESTED = ("0.32", "0.33")
-"""Versions of vLLM whose modules are of this form."""
-
 ENVIRONMENT = "SPECPIPE_VLLM_EAGLE3"
 """Asks the plugin for it: 1, or some of the architectures, with commas between."""

@@ -6,9 +6,10 @@ a drafter for a target that vLLM has no EAGLE-3 for (families.py).
 
 import os
 
+from specpipe.schemas.tested import TESTED, is_tested
 from specpipe.stages.target.vllm import cpu_fix
-from specpipe.stages.target.vllm.families import DUMPED, ENVIRONMENT, FAMILIES, TESTED
-from specpipe.stages.target.vllm.servable import installed_version, is_asked_for, minor
+from specpipe.stages.target.vllm.families import DUMPED, ENVIRONMENT, FAMILIES
+from specpipe.stages.target.vllm.servable import installed_version, is_asked_for
 
 CAPTURE = "SPECPIPE_VLLM_CAPTURE"
 
@@ -21,14 +22,14 @@ def register() -> None:
     if not wanted:
         return
     version = installed_version()
-    if version is None or minor(version) not in TESTED:
+    if version is None or not is_tested("vllm", version):
         from vllm.logger import init_logger
 
         init_logger("vllm.specpipe").warning(
             "specpipe stays out: %s is asked for, but this is vLLM %s, and it is tried with %s",
             ENVIRONMENT,
             version,
-            " and ".join(TESTED),
+            TESTED["vllm"],
         )
         return
     from specpipe.stages.target.vllm import eagle3_models

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.target.vllm.families import ENVIRONMENT, FAMILIES, TESTED
+from specpipe.schemas.tested import is_tested
+from specpipe.stages.target.vllm.families import ENVIRONMENT, FAMILIES
 from specpipe.stages.target.vllm.model_source import ModelSource
 from specpipe.stages.target.vllm.model_table import methods_in, methods_of, model_table
 
@@ -92,7 +93,7 @@ def servable(architecture: str, method: str = "eagle3") -> Servable:
         how = _through_transformers(architecture)
     elif method in methods:
         how = "vllm"
-    elif method in BY_PLUGIN and architecture in FAMILIES and minor(vllm) in TESTED:
+    elif method in BY_PLUGIN and architecture in FAMILIES and is_tested("vllm", vllm):
         how = "plugin"
     return Servable(method, architecture, vllm, installed is not None, how)
 

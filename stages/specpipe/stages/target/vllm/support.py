@@ -5,7 +5,10 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from specpipe.schemas.tested import is_tested
 from specpipe.stages.target.identity import head_sizes, load_config, read_config
+from specpipe.stages.target.vllm.families import DUMPED
+from specpipe.stages.target.vllm.servable import installed_version
 
 
 def is_installed() -> bool:
@@ -19,8 +22,6 @@ def why_not(folder: Path, device: str, *, trust_remote_code: bool = False) -> st
     """
     from vllm.platforms import current_platform
 
-    from specpipe.stages.target.vllm.families import DUMPED
-
     if ":" in device:
         return f"device {device}: vLLM takes all GPUs it sees; choose by CUDA_VISIBLE_DEVICES"
     if device != "auto" and device != current_platform.device_type:
@@ -29,7 +30,8 @@ def why_not(folder: Path, device: str, *, trust_remote_code: bool = False) -> st
     if len(architectures) != 1:
         return "the target's config does not name its architecture"
     (architecture,) = architectures
-    if architecture not in DUMPED and (reason := _without_states(architecture)):
+    is_ours = architecture in DUMPED and is_tested("vllm", installed_version() or "")
+    if not is_ours and (reason := _without_states(architecture)):
         return reason
     config = load_config(folder, trust_remote_code=trust_remote_code)
     return _without_kernel(config) if current_platform.is_cpu() else None
