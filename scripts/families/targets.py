@@ -273,7 +273,7 @@ ADDED: dict[str, Callable[[], PreTrainedConfig]] = {
         _QWEN_VISION,
     ),
     "GLM 4.1V": lambda: wrapper(
-        "glm4v", text("glm4v_text", rope_parameters=_MROPE | {"mrope_section": [4, 2, 2]}),
+        "glm4v", text("glm4v_text", rope_parameters=_MROPE),
         _QWEN_VISION,
     ),
     "LLaVA": lambda: wrapper("llava", text("llama"), _clip()),
@@ -288,9 +288,6 @@ ADDED: dict[str, Callable[[], PreTrainedConfig]] = {
     "Aya Vision": lambda: wrapper(
         "aya_vision", text("cohere2", _HEAD, sliding_window=16),
         _VISION | {"model_type": "siglip_vision_model"},
-    ),
-    "PaliGemma": lambda: wrapper(
-        "paligemma", text("gemma", _HEAD), _VISION | {"model_type": "siglip_vision_model"},
     ),
 }  # fmt: skip
 """What did not before, wrappers around a text decoder above all."""

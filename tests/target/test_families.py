@@ -96,3 +96,15 @@ def test_what_no_drafter_is_trained_for_is_refused_in_words(
     folder = save_family(name, tmp_path / "model")
     with pytest.raises(ConfigError, match=says):
         head_numbers(folder)  # by plan, before any weights are read
+
+
+def test_layers_that_take_several_streams_are_refused_in_words(tmp_path: Path) -> None:
+    """Whatever the config calls them."""
+    backend = opened("Llama, yarn", tmp_path)
+    backend.decoder.layers[2].register_forward_pre_hook(
+        lambda _, given: (given[0].expand(4, *given[0].shape),), prepend=True
+    )
+    with pytest.raises(
+        ConfigError, match=r"has the shape \[4, 1, 9, 128\], not one state for each"
+    ):
+        backend.capture_batch(samples(9))
