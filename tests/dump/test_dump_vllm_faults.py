@@ -14,9 +14,11 @@ from specpipe.stages.storage.verify import verify
 from specpipe.stages.target.open_backend import choose_backend
 from tests.architectures import build
 from tests.dump.commands import Command, children, until
+
+# Before the import of a module that stops halfway without vLLM.
+pytest.importorskip("vllm", reason="vLLM is not installed")
 from tests.dump.test_dump_vllm import dump_config, rows
 
-pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,

