@@ -16,7 +16,7 @@ from specpipe.stages.dump.messages import Conversation, Message, conversation_of
 from specpipe.stages.dump.omissions import Tools, cut_from_answer
 from specpipe.stages.dump.rejected import Rejections
 from specpipe.stages.dump.rendering import Rendering
-from specpipe.stages.dump.tokens import Span, Tokens
+from specpipe.stages.dump.tokens import Span, Tokens, check_length
 from specpipe.stages.dump.turns import TurnFinder
 from specpipe.stages.target.location import tokenizer_files
 from specpipe.stages.target.tokenizer import load_tokenizer
@@ -83,7 +83,11 @@ class ChatTemplate:
         return whole.text
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered text, in which the special tokens stand already."""
+        """Token ids of a rendered text, in which the special tokens stand already.
+
+        Raises InputError for a text that is too long for it.
+        """
+        check_length(text)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 

@@ -48,7 +48,7 @@ def iterate_samples(
     is_empty = True
     for source, row in read_rows(urls, rejections):
         try:
-            sample = _sample(row, source, template, vocab_size, rejections)
+            sample = _sample(row, source, template, vocab_size, context_length, rejections)
         except InputError as error:
             rejections.refuse(source, str(error))
             continue
@@ -61,13 +61,18 @@ def iterate_samples(
 
 
 def _sample(
-    row: Row, source: Source, template: ChatTemplate, vocab_size: int, rejections: Rejections
+    row: Row,
+    source: Source,
+    template: ChatTemplate,
+    vocab_size: int,
+    context_length: int,
+    rejections: Rejections,
 ) -> Sample:
     kind = kind_of(row)
     if kind == MESSAGES:
         return template.sample(row, source, vocab_size, rejections)
     if kind == TEXT:
-        return text_sample(row, source, template.tokenizer, vocab_size)
+        return text_sample(row, source, template.tokenizer, vocab_size, context_length)
     if kind == PROMPT:
         return completion_sample(row, source, template.tokenizer, vocab_size)
     return sample_from_pretokenized(row, source, vocab_size)

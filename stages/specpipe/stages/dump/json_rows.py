@@ -10,8 +10,11 @@ from specpipe.stages.dump.input_files import InputFile
 from specpipe.stages.dump.input_stream import DamagedError, open_stream
 from specpipe.stages.untrusted.json_text import parse_json
 
-LONGEST_LINE = 256 * 2**20
-"""Bytes with the line's end; of a longer line no more than that is held, and it is refused."""
+LONGEST_LINE = 64 * 2**20
+"""Bytes with the line's end; of a longer line no more than that is held, and it is refused.
+
+Three million tokens with their masks and labels fit, and all text that can be tokenised.
+"""
 
 _SKIPPED_BYTES = 1 << 20
 

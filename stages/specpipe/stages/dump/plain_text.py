@@ -11,6 +11,7 @@ import numpy as np
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Sample, Source, make_sample
 from specpipe.stages.dump.chat_row import COMPLETION, PROMPT
+from specpipe.stages.dump.tokens import LONGEST_TEXT, check_length
 
 TEXT = "text"
 
@@ -18,9 +19,22 @@ _LONGEST_START = 3
 """Special tokens that a tokenizer puts before a text, at most."""
 
 
-def text_sample(row: dict[str, Any], source: Source, tokenizer: Any, vocab_size: int) -> Sample:
-    """A plain text with the tokenizer's usual special tokens, supervised but for the first."""
-    ids = plain_ids(_string(row, TEXT, source), tokenizer)
+def text_sample(
+    row: dict[str, Any],
+    source: Source,
+    tokenizer: Any,
+    vocab_size: int,
+    most_tokens: int | None = None,
+) -> Sample:
+    """A plain text with the tokenizer's usual special tokens, supervised but for the first.
+
+    Of a text that is too long to be tokenised as a whole, it holds more than the `most_tokens` that
+    are wanted of it.
+    """
+    text = _string(row, TEXT, source)
+    ids = plain_ids(text[:LONGEST_TEXT], tokenizer)
+    if len(text) > LONGEST_TEXT and (most_tokens is None or len(ids) <= most_tokens):
+        check_length(text, f"{source}: ")
     mask_T = np.ones(len(ids), np.uint8)
     mask_T[:1] = 0
     return make_sample(ids, mask_T, source, vocab_size)
@@ -43,6 +57,7 @@ def completion_sample(
     completion = _string(row, COMPLETION, source)
     if not completion:
         raise InputError(f"{source}: {COMPLETION!r} is empty")
+    check_length(prompt + completion, f"{source}: ")
     ids = plain_ids(prompt + completion, tokenizer)
     before = open_ids(prompt, tokenizer)
     end = tokenizer.eos_token_id
@@ -58,7 +73,9 @@ def completion_sample(
 
 def prompt_ids(row: dict[str, Any], field: str, source: Source, tokenizer: Any) -> list[int]:
     """The tokens of a text that the target is to go on from."""
-    return open_ids(_string(row, field, source), tokenizer)
+    text = _string(row, field, source)
+    check_length(text, f"{source}: ")
+    return open_ids(text, tokenizer)
 
 
 def open_ids(text: str, tokenizer: Any) -> list[int]:

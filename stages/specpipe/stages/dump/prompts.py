@@ -89,9 +89,10 @@ def _conversation(row: Row, source: Source, template: ChatTemplate, vocab_size: 
         text = dialogue.prompt(template)
         if dialogue.num_turns > 1:  # Later messages must have a place, too.
             dialogue.prompt(template, [_SOME_ANSWER] * (dialogue.num_turns - 1))
+        ids = template.tokenize(text)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    ids_T = _checked(template.tokenize(text), source, vocab_size)
+    ids_T = _checked(ids, source, vocab_size)
     if dialogue.num_turns == 1:
         return _Request(ids_T)
     return _Request(ids_T, _later_tokens(dialogue, template, text), dialogue)

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Mask
+
+LONGEST_TEXT = 2**23
+"""Characters that are tokenised at a time: tokenizers take some 300 bytes for each token."""
 
 Span = tuple[int, int]
 """Characters [start, stop) of a text."""
@@ -27,7 +31,8 @@ class Tokens:
 
     @classmethod
     def of(cls, tokenizer: Any, text: str) -> "Tokens":
-        """Tokenise a rendered text, whose special tokens stand in it."""
+        """Tokenise a rendered text, whose special tokens stand in it. Raises InputError."""
+        check_length(text)
         encoded = tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -56,3 +61,12 @@ class Tokens:
         at = int(np.searchsorted(self.start_T, start))
         begins = at < len(self.ids) and self.start_T[at] == start
         return self.ids[at:] if begins else []
+
+
+def check_length(text: str, where: str = "") -> None:
+    """Raise InputError for a text that takes too much memory to be tokenised."""
+    if len(text) > LONGEST_TEXT:
+        raise InputError(
+            f"{where}a text of {len(text)} characters, more than the {LONGEST_TEXT} that are "
+            "tokenised; split it, or tokenise it yourself"
+        )

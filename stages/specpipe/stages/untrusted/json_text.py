@@ -7,6 +7,8 @@ from specpipe.schemas.errors import IntegrityError, SpecpipeError
 
 _DEEPEST = 200
 """Brackets within brackets: libraries walk what is read by recursion, and Python ends at 1,000."""
+_MOST_SIGNS = 2**23
+"""Commas, colons and opening brackets: Python objects take up to 80 bytes for each."""
 
 
 def parse_json(
@@ -19,11 +21,13 @@ def parse_json(
     """The value of a JSON text.
 
     Raises `refuse`, naming `where`: not UTF-8, malformed, nested deeper than 200, a number of more
-    than 4,300 digits, half a surrogate pair. NaN and Infinity, which Python's own writer makes,
-    are refused too unless `allow_non_finite`.
+    than 4,300 digits, half a surrogate pair, more than some 8 million values. NaN and Infinity,
+    which Python's own writer makes, are refused too unless `allow_non_finite`.
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        if _num_signs(text) > _MOST_SIGNS:
+            raise refuse(f"{where}: JSON with more than {_MOST_SIGNS} commas, colons and brackets")
         value = json.loads(text, parse_constant=None if allow_non_finite else _refuse_constant)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
@@ -54,6 +58,10 @@ def parse_object(
     if not isinstance(value, dict):
         raise refuse(f"{where}: a JSON {type(value).__name__}, not an object")
     return value
+
+
+def _num_signs(text: str) -> int:
+    return sum(map(text.count, ",:[{")) if len(text) > _MOST_SIGNS else 0
 
 
 def _refuse_constant(constant: str) -> NoReturn:
