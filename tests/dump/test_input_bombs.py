@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -65,7 +68,7 @@ def compressed(path: Path, begin: bytes, repeated: bytes, num: int, end: bytes) 
     ("begin", "repeated", "num_mib", "end", "words"),
     [
         (b'{"text": "', b"a", 200, b'"}', "a line of more than 67108864 bytes"),
-        (b'{"text": [', b"[],", 60, b"0]}", "JSON with more than 8388608 commas"),
+        (b'{"text": [', b"[],", 60, b"0]}", ".zst:1: JSON with more than 8388608 commas"),
         (b'{"text": "\xf0\x9f\x98\x80', b"a", 60, b'"}', "kept 1"),
     ],
 )
@@ -76,6 +79,26 @@ def test_lines_of_much(
     size, said = read_apart(compressed(path, begin, repeated, num_mib * 2**20, end))
     assert words in said
     assert size < MOST_MIB
+
+
+def test_parquet_of_much(tmp_path: Path) -> None:
+    """One text in every row, and one list of very many small numbers: about a kilobyte each."""
+    path = tmp_path / "data.parquet"
+    text = pa.array(["yo " * 1_000_000]).dictionary_encode()
+    texts = pa.DictionaryArray.from_arrays(np.zeros(100, np.int32), text.dictionary)
+    pq.write_table(pa.table({"text": texts}), path, compression="zstd")
+    assert path.stat().st_size < 2**14
+    size, said = read_apart(path)
+    assert said == "kept 100"
+    assert size < MOST_MIB
+    ids = pa.ListArray.from_arrays([0, 80_000_000], pa.array(np.ones(80_000_000, np.int32)))
+    pq.write_table(pa.table({"input_ids": ids}), path, compression="zstd")
+    del ids
+    assert path.stat().st_size < 2**14
+    size, said = read_apart(path)
+    assert "data.parquet" in said
+    assert "more than" in said
+    assert size < 2 * MOST_MIB
 
 
 @pytest.mark.slow

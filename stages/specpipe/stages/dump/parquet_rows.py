@@ -5,15 +5,15 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError
+from specpipe.schemas.errors import ConfigError, InputError
 from specpipe.schemas.sample import Source
 from specpipe.stages.dump.input_files import InputFile
 from specpipe.stages.dump.input_stream import StoreFile
 from specpipe.stages.dump.nulls import without_nulls
 from specpipe.stages.dump.template_settings import SETTINGS_FIELD
 from specpipe.stages.untrusted.json_text import parse_json
+from specpipe.stages.untrusted.parquet import ParquetRows
 
 _PRETOKENIZED = ("input_ids", "attention_mask", "labels")
 _FORMS: tuple[tuple[str, ...], ...] = (
@@ -28,41 +28,22 @@ _OTHER_FORMS: tuple[tuple[str, ...], ...] = (
 """For files without any of the forms above; the first column of a form is what makes a row."""
 _JSON_TEXTS = ("messages", "conversations")
 
-_ROWS_AT_A_TIME = 64
-_BUFFER_BYTES = 1 << 20
-
 
 def parquet_rows(file: InputFile) -> Iterator[tuple[Source, Callable[[], dict[str, Any]]]]:
     """Where each row stands (1-based), and what reads it or raises InputError.
 
     Only the columns that a sample can have are read. Raises InputError where the file is no
-    Parquet file, is truncated or damaged, or has none of these columns.
+    Parquet file, is truncated or damaged, holds too much in a few bytes, or has none of these
+    columns.
     """
     if file.compression is not None:
         raise ConfigError(f"data {file.name}: Parquet is compressed inside; unpack the file")
-    number = 0
-    try:
-        with StoreFile(file) as stored:
-            # By default pyarrow reads all that is asked for ahead: the whole file.
-            parquet = pq.ParquetFile(
-                stored,
-                pre_buffer=False,
-                buffer_size=_BUFFER_BYTES,
-                page_checksum_verification=True,
-            )
-            columns = _columns(parquet.schema_arrow.names, file.name)
-            for batch in parquet.iter_batches(_ROWS_AT_A_TIME, columns=columns, use_threads=False):
-                for at in range(batch.num_rows):
-                    number += 1
-                    source = Source(file.name, number)
-                    yield source, partial(_row, batch, at, source)
-    except SpecpipeError:
-        raise
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(
-            f"{file.name}: not a readable Parquet file: it is truncated or damaged after row "
-            f"{number} ({error})"
-        ) from error
+    with StoreFile(file) as stored:
+        rows = ParquetRows(stored, file.name, InputError)
+        for batch in rows.batches(_columns(rows.names, file.name)):
+            for at in range(batch.num_rows):
+                source = Source(file.name, rows.num_read + at + 1)
+                yield source, partial(_row, batch, at, source)
 
 
 def _columns(names: Sequence[str], file: str) -> list[str]:

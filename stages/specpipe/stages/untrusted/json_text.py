@@ -32,6 +32,8 @@ def parse_json(
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
         is_deep = _is_deeper(value, _DEEPEST)
+    except SpecpipeError:
+        raise
     except UnicodeDecodeError as error:
         raise refuse(f"{where}: not UTF-8 (byte {error.start})") from None
     except UnicodeEncodeError:

@@ -205,6 +205,10 @@ def _inner_bytes(column: Any) -> int:
         return _text_bytes(column)
     if isinstance(column, pa.StructArray):
         return sum(len(inner) * _OBJECT_BYTES + _inner_bytes(inner) for inner in column.flatten())
+    if isinstance(column, pa.MapArray):
+        start, stop = column.offsets[0].as_py(), column.offsets[-1].as_py()
+        inners = [child.slice(start, stop - start) for child in (column.keys, column.items)]
+        return sum(len(inner) * _OBJECT_BYTES + _inner_bytes(inner) for inner in inners)
     if pa.types.is_nested(column.type):
         inner = column.flatten()
         return len(inner) * _OBJECT_BYTES + _inner_bytes(inner)
