@@ -81,6 +81,7 @@ def test_lines_of_much(
     assert size < MOST_MIB
 
 
+@pytest.mark.slow
 def test_parquet_of_much(tmp_path: Path) -> None:
     """One text in every row, and one list of very many small numbers: about a kilobyte each."""
     path = tmp_path / "data.parquet"
