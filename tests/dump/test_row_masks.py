@@ -110,3 +110,18 @@ def test_a_share_gpt_row_asks_its_questions(tmp_path: Path) -> None:
     row = {"conversations": [{"from": who, "value": value} for who, value in said]}
     _, prompt = asked(folder, row)
     assert prompt.metadata["dialogue"]["before_turns"] == [[FOUR[0]], [FOUR[2]]]
+
+
+def test_a_role_that_nobody_knows_is_refused_by_name(tmp_path: Path) -> None:
+    """PLAIN writes any; a template that names one has it."""
+    asked_by = {"messages": [{"role": "assistent", "content": "hi"}, *FOUR]}
+    for template in (PLAIN.template, PLAIN.template + "{# assistents #}"):
+        folder = save_family(tmp_path, PLAIN, template=template)
+        with pytest.raises(InputError, match=r"messages\[0\] has the role 'assistent', which the"):
+            supervised(folder, asked_by)
+        with pytest.raises(InputError, match=r"messages\[0\] has the role 'assistent', which the"):
+            asked(folder, asked_by)
+    named = PLAIN.template + "{% if messages[0].role == 'critic' %}{% endif %}"
+    folder = save_family(tmp_path, PLAIN, template=named)
+    row = {"messages": [{"role": "critic", "content": "hi"}, *FOUR]}
+    assert supervised(folder, row)[0].startswith("yo")

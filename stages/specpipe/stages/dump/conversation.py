@@ -16,6 +16,7 @@ from specpipe.stages.dump.messages import Conversation, Message, conversation_of
 from specpipe.stages.dump.omissions import Tools, cut_from_answer
 from specpipe.stages.dump.rejected import Rejections
 from specpipe.stages.dump.rendering import Rendering
+from specpipe.stages.dump.roles import check_roles
 from specpipe.stages.dump.tokens import Span, Tokens, check_length
 from specpipe.stages.dump.turns import TurnFinder
 from specpipe.stages.target.location import tokenizer_files
@@ -80,6 +81,7 @@ class ChatTemplate:
         served = Served.of(messages, self._template(tools))
         rendering = self._rendering(tools, settings or {}, served)
         whole = rendering.whole(served.messages, add_generation_prompt=add_generation_prompt)
+        check_roles(messages, self._template(tools))
         return whole.text
 
     def tokenize(self, text: str) -> list[int]:
@@ -113,6 +115,7 @@ class ChatTemplate:
         messages = served.messages
         rendering = self._rendering(tools, conversation.template_settings, served)
         whole = rendering.whole(messages)
+        check_roles(conversation.messages, self._template(tools))
 
         def render(messages: list[Message], *, add_generation_prompt: bool) -> str:
             return rendering.text(messages, whole.form, add_generation_prompt=add_generation_prompt)

@@ -8,7 +8,7 @@ from specpipe.schemas.errors import InputError
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.messages import Conversation, Message
 
-_TOOL_ROLES = ("tool", "function", "ipython")
+_TOOL_ROLES = ("tool", "function", "ipython", "observation")
 
 
 @dataclass(frozen=True, slots=True)
