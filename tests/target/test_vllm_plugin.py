@@ -1,11 +1,11 @@
 """Our plugin for vLLM: it acts where it is asked to, and on nothing else."""
 
 import json
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,7 +117,7 @@ def test_vllm_stays_as_it_is_but_for_what_is_asked_for(monkeypatch: pytest.Monke
     assert found["all"] == found["all_served"] == list(FAMILIES)
 
 
-def test_too_little_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_shared_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 6 with what to do, in place of vLLM's failure."""
     assert shared_memory.shortage() is None or "make it larger" in str(shared_memory.shortage())
     monkeypatch.setenv("VLLM_MQ_MAX_CHUNK_BYTES_MB", str(10**9))
@@ -125,8 +125,11 @@ def test_too_little_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert "vLLM needs 10000000000 MiB of /dev/shm" in reason
     assert "--shm-size=1g" in reason
     monkeypatch.setattr(engine, "find_spec", lambda _name: object())
-    # As an engine ends that does not start.
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    # As an engine ends for which there is too little.
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\necho Insufficient space in /dev/shm\nexit 1\n", encoding="utf-8")
+    failing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(failing))
     request = engine.EngineRequest(
         target="/nowhere", artifact=None, prompts=[[1]], max_tokens=1, temperatures=[0.0], seed=0
     )

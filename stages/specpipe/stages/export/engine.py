@@ -28,6 +28,7 @@ from specpipe.stages.export.step_times import StepTime, step_times
 from specpipe.stages.target.untested import VLLM, warn_untested
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
 from specpipe.stages.target.vllm.families import ENVIRONMENT as PLUGIN
+from specpipe.stages.target.vllm.shared_memory import PLACE as SHARED_MEMORY
 from specpipe.stages.target.vllm.shared_memory import shortage
 
 LOG_TAIL = 4000
@@ -131,9 +132,10 @@ def _run_child(request: EngineRequest, folder: Path) -> EngineResult:
         code = child.wait()
     result = folder / "result.json"
     if code != 0 or not result.exists():
-        if reason := shortage():
+        text = (folder / "log").read_text(errors="replace")
+        if str(SHARED_MEMORY) in text and (reason := shortage()):
             raise StoreError(f"vLLM failed (exit code {code}): {reason}")
-        tail = (folder / "log").read_text(errors="replace")[-LOG_TAIL:]
+        tail = text[-LOG_TAIL:]
         raise ValidationError(
             f"vLLM failed (exit code {code}) to serve target {request.target} with drafter "
             f"{request.artifact}; the end of its log:\n{tail}"

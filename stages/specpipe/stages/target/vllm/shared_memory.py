@@ -13,7 +13,7 @@ _CHUNK_MIB = 16
 def shortage() -> str | None:
     """What to do about a /dev/shm that is too small for an engine; None where it is not.
 
-    A single process on a GPU needs none of it, so that this is asked after an engine has failed.
+    A single process on a GPU needs none of it: this is asked after an engine has failed.
     """
     needed = _CHUNKS * int(os.environ.get("VLLM_MQ_MAX_CHUNK_BYTES_MB", _CHUNK_MIB)) * 2**20
     try:

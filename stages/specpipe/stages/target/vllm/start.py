@@ -51,7 +51,9 @@ def start_engine(
         arguments = EngineArgs(**ours)
         return LLMEngine.from_engine_args(arguments, enable_multiprocessing=True)
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
-        if reason := shortage():
+        # One process on a GPU needs no shared memory.
+        is_shared = not torch.cuda.is_available() or ours.get("tensor_parallel_size", 1) != 1
+        if is_shared and (reason := shortage()):
             raise StoreError(f"vLLM does not start: {reason}") from error
         text = " ".join(str(error).split())
         raise ConfigError(
