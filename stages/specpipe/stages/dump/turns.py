@@ -92,7 +92,7 @@ class TurnFinder:
             if not is_last:
                 start = len(prompt)
                 if not tokens.text.startswith(prompt):
-                    start = self._place(messages, at, tokens.text, upto[cut:], after)
+                    start = self._place(messages, at, tokens.text, (prompt, upto[cut:]), after)
         except InputError:
             return None
         if start is None:
@@ -125,21 +125,29 @@ class TurnFinder:
             for content in ("0", "1")
         ]
 
+    def _another(self, messages: list[Message], at: int) -> str:
+        """The conversation with another answer, which neither begins nor ends as this one does."""
+        content = (messages[at].get("content") or "").strip()
+        other = next(digit for digit in "012" if digit not in (content[:1], content[-1:]))
+        answer = {"role": "assistant", "content": other}
+        return self.render(
+            [*messages[:at], answer, *messages[at + 1 :]], add_generation_prompt=False
+        )
+
     def _place(
-        self, messages: list[Message], at: int, whole: str, turn: str, after: int
+        self, messages: list[Message], at: int, whole: str, turn_of: tuple[str, str], after: int
     ) -> int | None:
         """Where an earlier turn begins, when the template writes what is before it otherwise.
 
-        A system prompt may stand in the last question only, and earlier answers lose what begins
-        their reasoning, in the header too. Other answers in its place tell where the turn is: up
-        to there, the texts are the same.
+        `turn_of` are its prompt, and its text when it comes last. A system prompt may stand in the
+        last question only, and earlier answers lose what begins their reasoning, in the header
+        too. Another answer in its place tells where the turn is: up to there, the texts are alike.
         """
-        others = self._answers(messages[:at], messages[at + 1 :])
-        if others[0] == others[1]:
+        prompt, turn = turn_of
+        own = len(_alike([whole, self._another(messages, at)]))
+        if own == len(whole):
             return None
-        own = len(_alike([whole, *others]))
         bare = self.render(messages[:at], add_generation_prompt=False)
-        prompt = self.render(messages[:at], add_generation_prompt=True)
         header = prompt[len(bare) :] if prompt.startswith(bare) else ""
         if not header:
             place = whole.rfind(turn, after, own + len(turn))
@@ -161,14 +169,14 @@ class TurnFinder:
         """How many characters an earlier turn has of which the template drops something within.
 
         `last` is where the turn begins, and its text when it comes last. 0 where its content is
-        not there or no stop follows it: other answers in its place tell where it ends.
+        not there or no stop follows it: another answer in its place tells where it ends.
         """
         start, turn = last
         try:
-            others = self._answers(messages[:at], messages[at + 1 :])
+            other = self._another(messages, at)
         except InputError:
             return 0
-        stop = len(tokens.text) - _alike_at_end([tokens.text, *others])
+        stop = len(tokens.text) - _alike_at_end([tokens.text, other])
         if not self.closers.stops.intersection(tokens.ids_from(stop)[:1]):
             return 0
         text = tokens.text[start:stop]
