@@ -10,6 +10,7 @@ import pytest
 
 from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, InputError
+from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.export import prompts
 from specpipe.stages.export.run import run
 from tests.export.small import SAMPLE_DATA, Trained
@@ -55,6 +56,28 @@ def test_messages_need_a_tokenizer_and_a_template(tmp_path: Path, trained: Train
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="has no chat template"):
         list(prompts.from_file(str(path), bare, 4096))
+
+
+def test_variables_of_the_template(tmp_path: Path) -> None:
+    """As an engine is given them, and as a dump writes the same prompt."""
+    folder = Path(shutil.copytree(TARGET, tmp_path / "target"))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{{ 'no' if think is defined and not think }}")
+    path = tmp_path / "data.jsonl"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [
+        {"messages": messages},
+        {"messages": messages, "chat_template_kwargs": {"think": False}},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = ChatTemplate(folder).tokenizer
+    found = list(prompts.from_file(str(path), folder, 4096))
+    plain, quiet = (tokenizer.decode(list(prompt)) for prompt in found)
+    assert quiet == f"{plain}no"
+    assert plain == ChatTemplate(folder).render(messages[:1], add_generation_prompt=True)
+    path.write_text(json.dumps({**own, "chat_template_kwargs": {"messages": []}}))
+    with pytest.raises(InputError, match=r"data\.jsonl:1: 'chat_template_kwargs' must be"):
+        list(prompts.from_file(str(path), folder, 4096))
 
 
 def test_compressed_file(tmp_path: Path) -> None:

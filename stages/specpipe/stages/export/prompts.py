@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from jinja2 import TemplateError
 
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import Source, first_supervised, sample_from_pretokenized
+from specpipe.schemas.template_settings import not_to_be_set
 from specpipe.stages.drafter.samples.reader import SampleRef
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.location import tokenizer_files
 from specpipe.stages.target.tokenizer import load_tokenizer
+from specpipe.stages.untrusted.templates import render_template
 
 Prompt = tuple[int, ...]
+
+_SETTINGS = "chat_template_kwargs"
 
 
 def from_dump(dump: Dump, refs: list[SampleRef]) -> Iterator[Prompt]:
@@ -44,7 +47,7 @@ def from_file(
     for source, row in _rows(url):
         if "messages" in row:
             tokenizer = tokenizer or _tokenizer(folder, trust_remote_code=trust_remote_code)
-            yield tuple(_chat_prompt(tokenizer, row["messages"], source))
+            yield tuple(_chat_prompt(tokenizer, row, source))
         else:
             sample = sample_from_pretokenized(row, source, vocab_size)
             yield tuple(sample.input_ids[: first_supervised(sample.loss_mask)].tolist())
@@ -103,16 +106,26 @@ def _tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _chat_prompt(tokenizer: Any, messages: Any, source: Source) -> list[int]:
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+def _chat_prompt(tokenizer: Any, row: dict[str, Any], source: Source) -> list[int]:
+    messages, settings = row["messages"], row.get(_SETTINGS) or {}
+    if not isinstance(messages, list) or not all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages
+    ):
         raise InputError(f"{source}: 'messages' must be a list of objects with role and content")
-    roles = [message.get("role") for message in messages]
+    if not isinstance(settings, dict) or not_to_be_set(settings) is not None:
+        raise InputError(f"{source}: {_SETTINGS!r} must be an object of template variables")
+    roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise InputError(f"{source}: no assistant message, so there is no prompt to answer")
+    variables = {
+        **tokenizer.special_tokens_map,
+        **settings,
+        "messages": messages[: roles.index("assistant")],
+        "add_generation_prompt": True,
+    }
     try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            messages[: roles.index("assistant")], add_generation_prompt=True, return_dict=False
-        )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise InputError(f"{source}: the chat template refuses it: {error}") from None
+        text, _ = render_template(tokenizer.get_chat_template(), variables)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
