@@ -65,10 +65,8 @@ def test_variables_of_the_template(tmp_path: Path) -> None:
     template.write_text(template.read_text() + "{{ 'no' if think is defined and not think }}")
     path = tmp_path / "data.jsonl"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    rows = [
-        {"messages": messages},
-        {"messages": messages, "chat_template_kwargs": {"think": False}},
-    ]
+    own = {"messages": messages}
+    rows = [own, {**own, "chat_template_kwargs": {"think": False}}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = ChatTemplate(folder).tokenizer
     found = list(prompts.from_file(str(path), folder, 4096))

@@ -26,6 +26,9 @@ from specpipe.stages.untrusted.templates import markers_of
 
 LossMask = Literal["auto", "markers", "boundaries"]
 
+_TEKKEN = "tekken.json"
+"""The tokenizer of Mistral's own library."""
+
 
 class ChatTemplate:
     """The target's tokenizer with its chat template, loaded when the first row needs it."""
@@ -96,9 +99,16 @@ class ChatTemplate:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         if not tokenizer_files(self._folder):
+            only = ""
+            if (self._folder / _TEKKEN).is_file():
+                only = (
+                    f" but {_TEKKEN}, which says nothing of where a token's characters are; make a "
+                    "tokenizer.json of it (transformers.integrations.mistral has "
+                    "convert_tekken_tokenizer), and give it the model's chat_template.jinja"
+                )
             raise ConfigError(
-                f"target {self._folder} has no tokenizer files: conversations and texts need them "
-                "(pretokenised data does not)"
+                f"target {self._folder} has no tokenizer files{only}: conversations and texts need "
+                "them (pretokenised data does not)"
             )
         return load_tokenizer(self._folder, trust_remote_code=self._trust_remote_code)
 
