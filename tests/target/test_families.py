@@ -16,6 +16,7 @@ from specpipe.stages.target.head import VerifierHead, save_head
 from specpipe.stages.target.head_model import head_numbers
 from specpipe.stages.target.hf import HfBackend
 from specpipe.stages.target.proof import ProofSample, prove, prove_generation
+from specpipe.stages.target.vllm.start import takes_images
 
 CPU = torch.device("cpu")
 
@@ -73,6 +74,16 @@ def _head_weights(backend: HfBackend) -> list[torch.Tensor]:
         backend.model.get_input_embeddings(),
     )
     return [*lm_head.parameters(), *embedding.parameters(), *backend.decoder.norm.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Mistral Small 3", True), ("Qwen3-VL", True), ("GPT-2", False)]
+)
+def test_vllm_is_asked_for_the_text_decoder_alone_of_a_wrapper(
+    name: str, expected: bool, tmp_path: Path
+) -> None:
+    target = save_family(name, tmp_path / "model")
+    assert takes_images(DumpConfig(target=str(target), data=("-",), out="-")) is expected
 
 
 @pytest.mark.parametrize("name", WRAPPERS)

@@ -82,7 +82,7 @@ def _arguments(
         "enforce_eager": is_cpu,
         **on_device,
         **(_WHOLE_PROMPTS if is_cpu and config.generate else {}),
-        **(_TEXT_ONLY if _takes_images(config) else {}),
+        **(_TEXT_ONLY if takes_images(config) else {}),
         **config.engine,
         "model": str(folder),
         "dtype": identity.compute_dtype,
@@ -96,7 +96,7 @@ def _arguments(
     }
 
 
-def _takes_images(config: DumpConfig) -> bool:
+def takes_images(config: DumpConfig) -> bool:
     """Whether the target is a text decoder inside a model with other parts."""
     folder = local_folder(config.target, config.revision, with_code=config.trust_remote_code)
     whole = load_config(folder, trust_remote_code=config.trust_remote_code)
