@@ -114,6 +114,7 @@ def test_finished_export_does_nothing(trained: Trained, exported: Path) -> None:
     assert result.did_nothing
     assert result.levels == {"structure": True, "replay": True}
     assert len(result.tau["replay_temperature_1"]) == 3
+    assert set(result.rounding) == set(result.tau)
     assert result.draft_tokens == 3
     assert {p: p.stat().st_mtime_ns for p in exported.rglob("*")} == before
 

@@ -144,6 +144,21 @@ def test_a_failed_validation_is_seen(make_page: MakePage, served: Path) -> None:
     assert page.row("1", "greedy", measured)[-1] == "NO"
 
 
+def test_findings_of_the_replay(make_page: MakePage, served: Path) -> None:
+    """As they are written today, and as the version before did."""
+    found = json.loads((served / VALIDATION_FILE).read_text("utf-8"))
+    today = Page(make_page(artifact=str(served))).row("replay", "passed")[-1]
+    starts = found["replay"]["agreement"]["num_starts"]
+    assert f"held against the trainer's code at {starts:,} starts" in today
+    assert "rounding changed tau: temperature 1" in today
+    for name in ("agreement", "rounding", "recorded_tau"):
+        del found["replay"][name]
+    found["replay"] |= {"tolerance": 0.002, "largest_difference": 1e-4}
+    (served / VALIDATION_FILE).write_text(json.dumps(found))
+    before = Page(make_page(artifact=str(served))).row("replay", "passed")[-1]
+    assert "tau of the exported files is within 0.010% of the trained drafter's" in before
+
+
 def test_wrong_sources_are_refused(finished: Finished, tmp_path: Path) -> None:
     out = str(tmp_path / "page.html")
     with pytest.raises(ConfigError, match="is no run directory of `specpipe train`"):
