@@ -19,7 +19,7 @@ from specpipe.stages.drafter.replay import ReplaySpan
 
 Array = npt.NDArray[np.float64]
 
-FALSE_ALARM = 1e-5
+FALSE_ALARM = 1e-4
 """Chance with which an honest engine fails a check."""
 _Z = float(np.sqrt(2 * np.log(1 / FALSE_ALARM)))
 """Standard errors of what just fails."""

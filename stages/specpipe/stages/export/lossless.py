@@ -58,7 +58,7 @@ class SampledCheck(Record):
     Two tests. The mean must be that of the outputs without a drafter. And the log-probability of
     a token drawn from p is -entropy(p) in the mean, whatever the text before it: the mean of their
     sum, the *excess*, must be 0, which is the sharper test of the two. Chance fails either of them
-    once in 100,000 times at most (see evidence.py).
+    once in 10,000 times at most (see evidence.py).
     """
 
     mean_logprob_without_drafter: float | None

@@ -22,7 +22,7 @@ _NORMAL = NormalDist()
 
 
 def near_tie_steps(lead_S: Array, num_others: int) -> float:
-    """Distance at which one token in 100,000 sets of this size would still be another.
+    """Distance at which one token in 10,000 sets of this size would still be another.
 
     `lead_S` are the leads of the target's first choice over its second at each token of the set,
     of which `num_others` are not the first.
