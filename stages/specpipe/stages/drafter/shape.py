@@ -8,6 +8,7 @@ from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.drafter.rope import lent_rope
+from specpipe.stages.untrusted.foreign import foreign_call
 
 _LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
 _USUAL_LENGTH = 2048
@@ -30,28 +31,29 @@ def drafter_shape(
     layer = _first_layer(text)
     heads, kv_heads, head_dim = _heads(layer, settings, hidden_size)
     intermediate_size = _number(getattr(layer, "intermediate_size", None)) or 4 * text.hidden_size
-    shape = DrafterShape(
-        layer_type=settings.layer_type,
-        num_layers=settings.num_layers,
-        sliding_window=settings.sliding_window,
-        hidden_size=hidden_size,
-        target_hidden_size=text.hidden_size,
-        intermediate_size=settings.intermediate_size
-        or max(1, intermediate_size * hidden_size // text.hidden_size),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=getattr(text, "rms_norm_eps", 1e-6),
-        rope_parameters=lent_rope(text, settings.rope_theta),
-        max_position_embeddings=longest_of(text),
-        vocab_size=vocab_size,
-        draft_vocab_size=draft_vocab_size,
-        aux_layers=aux_layers,
-        norm_before_residual=settings.norm_before_residual,
-        norm_before_fc=settings.norm_before_fc,
-        fc_norm=settings.fc_norm,
-        norm_output=settings.norm_output,
-    )
+    with foreign_call("the target's config fits no drafter", ConfigError):
+        shape = DrafterShape(
+            layer_type=settings.layer_type,
+            num_layers=settings.num_layers,
+            sliding_window=settings.sliding_window,
+            hidden_size=hidden_size,
+            target_hidden_size=text.hidden_size,
+            intermediate_size=settings.intermediate_size
+            or max(1, intermediate_size * hidden_size // text.hidden_size),
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=getattr(text, "rms_norm_eps", 1e-6),
+            rope_parameters=lent_rope(text, settings.rope_theta),
+            max_position_embeddings=longest_of(text),
+            vocab_size=vocab_size,
+            draft_vocab_size=draft_vocab_size,
+            aux_layers=aux_layers,
+            norm_before_residual=settings.norm_before_residual,
+            norm_before_fc=settings.norm_before_fc,
+            fc_norm=settings.fc_norm,
+            norm_output=settings.norm_output,
+        )
     check_shape(shape)
     return shape
 

@@ -219,6 +219,8 @@ def context_length_of(given: int | None, of_target: int | None, limit: int | Non
 
     Raises ConfigError.
     """
+    if of_target is not None and of_target < 2:
+        raise ConfigError(f"the target's config has a maximum length of {of_target}")
     if given is None and limit is not None:
         return min(limit, of_target or limit)
     if given is None and of_target is None:

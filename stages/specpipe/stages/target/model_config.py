@@ -1,6 +1,7 @@
 """A model's config.json, of a target or of a dump's target, as transformers' own class for it."""
 
 import json
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -78,6 +79,9 @@ def check_sizes(config: PreTrainedConfig, what: str, refuse: type[SpecpipeError]
         size = getattr(text, name, None)
         if not isinstance(size, int) or not 1 <= size <= most:
             raise refuse(f"{what}: its {name} is {size!r}, not a number from 1 to {most}")
+    for name, value in vars(text).items():
+        if "eps" in name and isinstance(value, float) and not math.isfinite(value):
+            raise refuse(f"{what}: its {name} is {value}")
 
 
 def _cleaned(value: Any, left_out: tuple[str, ...], what: str, refuse: type[SpecpipeError]) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import tokenizer_files
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.foreign import foreign_call
@@ -21,8 +22,10 @@ def load_tokenizer(
     what = what or f"target {folder}"
     for path in tokenizer_files(folder):
         read_file(path, refuse)  # rights and size, which transformers does not name
+    # Left to itself, transformers reads config.json for it, without bounds.
+    config = load_config(folder, trust_remote_code=trust_remote_code)
     with foreign_call(f"{what}: transformers cannot load its tokenizer", refuse):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
+            folder, config=config, trust_remote_code=trust_remote_code
         )
     return tokenizer

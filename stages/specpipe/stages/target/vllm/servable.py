@@ -140,7 +140,7 @@ def _through_transformers(architecture: str) -> Literal["transformers", "no", "u
     import transformers
 
     model = getattr(transformers, architecture, None)
-    if model is None:
-        return "unknown"
+    if not hasattr(model, "is_backend_compatible"):
+        return "unknown"  # a config's name, of a target that names no architecture, or a typo
     is_open = model.is_backend_compatible() or model._can_set_attn_implementation()
     return "transformers" if is_open else "no"
