@@ -290,7 +290,8 @@ class ExportConfig(ServeConfig):
     dump: Location | None = None
     """Dump whose samples are replayed; default: the one that the run evaluated on."""
     target: Location | None = None
-    """Target for `serve` and for the artifact's config; default: as recorded in the dump."""
+    """Target for `serve` and for the artifact's config, with the weights of the dump's; default: as
+    recorded in the dump."""
     speculative_tokens: int | None = Field(None, ge=1)
     """Draft tokens written into the artifact; default: what the measured or given costs and the
     replay recommend, or the number of trained heads where no cost is known."""

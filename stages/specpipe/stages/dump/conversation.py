@@ -20,7 +20,7 @@ from specpipe.stages.dump.roles import check_roles
 from specpipe.stages.dump.tokens import Span, Tokens, check_length
 from specpipe.stages.dump.turns import TurnFinder
 from specpipe.stages.target.location import tokenizer_files
-from specpipe.stages.target.tokenizer import load_tokenizer
+from specpipe.stages.target.tokenizer import encode, load_tokenizer
 from specpipe.stages.target.turn_end import end_token_ids
 from specpipe.stages.untrusted.templates import markers_of
 
@@ -90,10 +90,10 @@ class ChatTemplate:
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered text, in which the special tokens stand already.
 
-        Raises InputError for a text that is too long for it.
+        Raises InputError for a text that is too long for it, or that the tokenizer fails at.
         """
         check_length(text)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = encode(self.tokenizer, text, add_special_tokens=False)["input_ids"]
         return ids
 
     @cached_property

@@ -12,6 +12,7 @@ from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Sample, Source, make_sample
 from specpipe.stages.dump.chat_row import COMPLETION, PROMPT
 from specpipe.stages.dump.tokens import LONGEST_TEXT, check_length
+from specpipe.stages.target.tokenizer import encode
 
 TEXT = "text"
 
@@ -91,7 +92,7 @@ def plain_ids(text: str, tokenizer: Any) -> list[int]:
     What it puts in front is left out where the text begins with it already: a text that has its
     BOS would get a second one, which no engine's prompt has.
     """
-    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    ids: list[int] = encode(tokenizer, text)["input_ids"]
     for num_before in range(1, _LONGEST_START + 1):
         if ids[:num_before] == ids[num_before : 2 * num_before]:
             bare = _bare_ids(text, tokenizer)
@@ -101,7 +102,7 @@ def plain_ids(text: str, tokenizer: Any) -> list[int]:
 
 
 def _bare_ids(text: str, tokenizer: Any) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = encode(tokenizer, text, add_special_tokens=False)["input_ids"]
     return ids
 
 

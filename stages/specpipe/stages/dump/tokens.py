@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Mask
+from specpipe.stages.target.tokenizer import encode
 
 LONGEST_TEXT = 2**23
 """Characters that are tokenised at a time: tokenizers take some 300 bytes for each token."""
@@ -33,9 +34,8 @@ class Tokens:
     def of(cls, tokenizer: Any, text: str) -> "Tokens":
         """Tokenise a rendered text, whose special tokens stand in it. Raises InputError."""
         check_length(text)
-        encoded = tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
+        options = {"add_special_tokens": False, "return_offsets_mapping": True}
+        encoded = encode(tokenizer, text, **options)
         start_T, stop_T = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2).T
         # Some tokenizers leave white space out of a token's characters: it belongs to the next.
         before_T = np.concatenate([[0], stop_T[:-1]]) if len(stop_T) else stop_T

@@ -1,10 +1,11 @@
 """The tokenizer of a target's folder, as transformers loads it."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError
 from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import tokenizer_files
 from specpipe.stages.untrusted.files import read_file
@@ -29,3 +30,10 @@ def load_tokenizer(
             folder, config=config, trust_remote_code=trust_remote_code
         )
     return tokenizer
+
+
+def encode(tokenizer: Any, text: str, **options: bool) -> Any:
+    """What the tokenizer makes of a text. Raises InputError where it fails at it, as with a regex
+    that gives up."""
+    with foreign_call("the target's tokenizer fails at this text", InputError):
+        return tokenizer(text, verbose=False, **options)

@@ -42,6 +42,10 @@ def foreign_call(what: str, refuse: type[SpecpipeError]) -> Iterator[None]:
         raise refuse(f"{what}: it asks for more memory than there is") from error
     except Exception as error:  # loaders raise whatever their authors did not think of
         raise refuse(f"{what}: {one_line(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of libraries in Rust; it is no Exception
+            raise
+        raise refuse(f"{what}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
