@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError
 from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.location import tokenizer_files
+from specpipe.stages.target.location import CONFIG_FILE, tokenizer_files
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.foreign import foreign_call
 
@@ -24,7 +24,8 @@ def load_tokenizer(
     for path in tokenizer_files(folder):
         read_file(path, refuse)  # rights and size, which transformers does not name
     # Left to itself, transformers reads config.json for it, without bounds.
-    config = load_config(folder, trust_remote_code=trust_remote_code)
+    has_config = (folder / CONFIG_FILE).is_file()
+    config = load_config(folder, trust_remote_code=trust_remote_code) if has_config else None
     with foreign_call(f"{what}: transformers cannot load its tokenizer", refuse):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, config=config, trust_remote_code=trust_remote_code
