@@ -139,7 +139,7 @@ def _through_transformers(architecture: str) -> Literal["transformers", "no", "u
     the interfaces, if they let it put its attention in."""
     import transformers
 
-    model = getattr(transformers, architecture, None)
+    model: Any = getattr(transformers, architecture, None)
     if not hasattr(model, "is_backend_compatible"):
         return "unknown"  # a config's name, of a target that names no architecture, or a typo
     is_open = model.is_backend_compatible() or model._can_set_attn_implementation()
