@@ -344,6 +344,47 @@ def test_what_is_missing_or_unknown_is_an_error(tmp_path: Path, edit: Any, words
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rms_norm_eps": -1}, "rms_norm_eps is -1.0, negative"),
+        ({"rope_parameters": DEFAULT_ROPE | {"rope_theta": 0}}, "rope_theta 0 must be a positive"),
+        ({"rope_parameters": DEFAULT_ROPE | {"rope_theta": -5}}, "rope_theta -5 must be"),
+        ({"sliding_window": -5}, "sliding_window is -5, not positive"),
+        ({"num_key_value_heads": 0, "head_dim": -2}, "head_dim is -2, not positive"),
+        ({"intermediate_size": 10**15}, "intermediate_size makes 1000000000000000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers makes 1000000000"),
+        ({"hidden_size": "wide"}, "config.json: "),
+    ],
+)
+def test_settings_that_no_drafter_has_are_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    """Such an artifact gives NaN, or another drafter than it says."""
+    shape = make_shape()
+    source = written(tmp_path / "source", "speculators", shape, random_tensors(shape))
+    edit_config(source, lambda config: config["transformer_layer_config"].update(changes))
+    with pytest.raises(ConfigError, match=words):
+        converted(source, tmp_path / "out", "eagle3")
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"a": ' + "9" * 6000 + "}", "{", "[]", "\xff"])
+def test_a_config_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    shape = make_shape()
+    source = written(tmp_path / "source", "speculators", shape, random_tensors(shape))
+    (source / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"cannot be read: config\.json: "):
+        converted(source, tmp_path / "out", "eagle3")
+
+
+def test_weights_in_shards_are_named(tmp_path: Path) -> None:
+    shape = make_shape()
+    source = written(tmp_path / "source", "eagle3", shape, random_tensors(shape))
+    (source / "model.safetensors").rename(source / "model-00001-of-00002.safetensors")
+    with pytest.raises(ConfigError, match=r"in shards \(model-00001-of-00002\.safetensors\)"):
+        converted(source, tmp_path / "out", "speculators")
+
+
 def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
     shape = make_shape()
     source = written(tmp_path / "source", "eagle3", shape, random_tensors(shape))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from specpipe.schemas.config import DumpConfig
@@ -152,4 +153,34 @@ def test_a_config_that_makes_no_such_head(
         VerifierHead.load(folder.read, CPU)
     folder.write("config.json", b"[]")
     with pytest.raises(IntegrityError, match="not an object"):
+        VerifierHead.load(folder.read, CPU)
+
+
+def _spoil(tensor: Tensor) -> Tensor:
+    tensor[3] = torch.nan
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("lm_head.weight", _spoil, "lm_head.weight holds NaN or infinity"),
+        ("norm.weight", lambda t: t * torch.inf, "norm.weight holds NaN or infinity"),
+        ("lm_head.weight", lambda t: t.long(), "lm_head.weight is torch.int64, not a float"),
+        ("lm_head.weight", lambda t: t.to(torch.float8_e4m3fn), "float8_e4m3fn, not a float"),
+        ("embed_tokens.weight", lambda t: t[:, :16].clone(), r"embed_tokens.weight is \[97, 16\]"),
+    ],
+)
+def test_weights_that_no_target_has(
+    target: Callable[..., Path],
+    tmp_path: Path,
+    name: str,
+    change: Callable[[Tensor], Tensor],
+    words: str,
+) -> None:
+    _, folder = stored_head(target("llama"), tmp_path)
+    tensors = load(folder.read("head.safetensors"))
+    tensors[name] = change(tensors[name])
+    folder.write("head.safetensors", save(tensors))
+    with pytest.raises(IntegrityError, match=words):
         VerifierHead.load(folder.read, CPU)

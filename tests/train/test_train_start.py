@@ -174,6 +174,14 @@ def _sort_out(tensors: Tensors) -> None:
     tensors["d2t"] = tensors["d2t"].flip(0)
 
 
+def _stored_as(tensors: Tensors, dtype: torch.dtype) -> None:
+    tensors["fc.weight"] = tensors["fc.weight"].to(dtype)
+
+
+def _layer(**changes: Any) -> Callable[[Tensors, dict[str, Any]], object]:
+    return lambda tensors, config: config["transformer_layer_config"].update(changes)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -185,6 +193,12 @@ def _sort_out(tensors: Tensors) -> None:
             r"fc.weight is \[32, 64\] instead of \[32, 96\]",
         ),
         (lambda t, c: t["norm.weight"].fill_(float("nan")), "NaN or infinity in norm.weight"),
+        (lambda t, c: _stored_as(t, torch.int8), "quantised weights without their scales"),
+        (lambda t, c: _stored_as(t, torch.float8_e4m3fn), "fc.weight is torch.float8_e4m3fn"),
+        (_layer(num_hidden_layers=10**9), "num_hidden_layers makes 1000000000"),
+        (_layer(intermediate_size=10**15), "intermediate_size makes 1000000000000000"),
+        (_layer(rms_norm_eps=-1.0), "rms_norm_eps is -1.0, negative"),
+        (_layer(rope_parameters={"rope_type": "default", "rope_theta": 0}), "rope_theta 0 must"),
         (lambda t, c: t.pop("d2t"), "64, but no d2t"),
         (lambda t, c: _sort_out(t), "ascending"),
         (lambda t, c: t["t2d"].fill_(True), "do not describe the same"),
@@ -247,7 +261,7 @@ def test_what_is_no_artifact(make_config: MakeConfig, tmp_path: Path) -> None:
         started(make_config, **INIT, init_from=str(tmp_path))
     (tmp_path / "config.json").write_text("[]")
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match="no JSON object"):
+    with pytest.raises(ConfigError, match="not an object"):
         started(make_config, **INIT, init_from=str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not a file of tensors")
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -8,16 +8,12 @@ inside `eagle_config` (SGLang's place) it names a layer's output by the layer, o
 Legend: V target vocabulary, D draft vocabulary, H hidden size.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError as PydanticError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig
 
@@ -30,11 +26,15 @@ from specpipe.schemas.artifact import (
     layer_config,
 )
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError
 from specpipe.stages.drafter.rope import foreign_keys, own_keys, rope_problems
-from specpipe.stages.drafter.shape import check_shape
+from specpipe.stages.drafter.shape import shape_problems
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.drafter.vocab_file import vocab_map
+from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.foreign import one_line
+from specpipe.stages.untrusted.json_text import parse_object
+from specpipe.stages.untrusted.tensors import load_tensors
 
 BUFFERS = ("rotary_emb.inv_freq",)
 """Ends of names that hold what the config says anyway."""
@@ -101,10 +101,17 @@ def artifact_folder(location: str) -> Path:
     return inner if not has_config and (inner / CONFIG_FILE).is_file() else folder
 
 
-def pickled_weights(folder: Path) -> str | None:
-    """What to say of a folder whose weights are pickled only; None where they are not."""
+def other_weights(folder: Path) -> str | None:
+    """What to say of a folder whose weights are pickled, or in shards, only; None where neither."""
+    if (folder / MODEL_TENSORS_FILE).is_file():
+        return None
+    if shards := sorted(path.name for path in folder.glob("*-of-*.safetensors")):
+        return (
+            f"its weights are in shards ({shards[0]}); a drafter's are one file: load each by"
+            f" safetensors' load_file and save all tensors as {MODEL_TENSORS_FILE}"
+        )
     names = sorted(path.name for end in ("bin", "pt", "pth") for path in folder.glob(f"*.{end}"))
-    if not names or (folder / MODEL_TENSORS_FILE).is_file():
+    if not names:
         return None
     return (
         f"its weights are pickled ({names[0]}), and reading them could run any code; save them as"
@@ -120,16 +127,14 @@ def read_artifact(location: str, target: OfTarget | None = None) -> Artifact:
     folder = artifact_folder(location)
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"artifact {folder}: there is no {CONFIG_FILE} in it; is it an artifact?")
-    if pickled := pickled_weights(folder):
-        raise ConfigError(f"artifact {folder}: {pickled}")
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / MODEL_TENSORS_FILE)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"artifact {folder} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE} holds no JSON object")
-    tensors = _our_names(folder, tensors)
+    if other := other_weights(folder):
+        raise ConfigError(f"artifact {folder}: {other}")
+    cannot = f"artifact {folder} cannot be read"
+    config = parse_object(
+        read_file(folder / CONFIG_FILE, ConfigError), f"{cannot}: {CONFIG_FILE}", ConfigError
+    )
+    stored = load_tensors(folder / MODEL_TENSORS_FILE, f"{cannot}: its weights", ConfigError)
+    tensors = _our_names(folder, stored)
     if _is_eagle_1(tensors):
         raise ConfigError(
             f"artifact {folder} is an EAGLE-1, EAGLE-2 or HASS drafter: fc takes one hidden state,"
@@ -141,8 +146,11 @@ def read_artifact(location: str, target: OfTarget | None = None) -> Artifact:
         shape = _shape(folder, config, layer_ids, target)
     except KeyError as error:
         raise ConfigError(f"artifact {folder}: {CONFIG_FILE} does not say {error}") from None
-    except (PydanticError, TypeError, AttributeError) as error:
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {error}") from None
+    except SpecpipeError:
+        raise
+    except Exception as error:  # what transformers and we make of values of other types
+        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {one_line(error)}") from None
+    _check_sizes(folder, shape, tensors)
     return Artifact(folder, config, shape, tensors, layer_ids)
 
 
@@ -189,7 +197,7 @@ def _shape(
     shape = DrafterShape(
         layer_type="qwen3" if layer.get("model_type") == "qwen3" else "llama",
         num_layers=layer.get("num_hidden_layers", 1),
-        sliding_window=layer.get("sliding_window") if layer.get("layer_types") else None,
+        sliding_window=_sliding_window(folder, layer),
         hidden_size=layer["hidden_size"],
         target_hidden_size=width,
         intermediate_size=layer["intermediate_size"],
@@ -207,8 +215,37 @@ def _shape(
     )
     if shape.hidden_act != "silu":
         raise ConfigError(f"artifact {folder}: hidden_act {shape.hidden_act!r} is not silu")
-    check_shape(shape)
+    if problems := shape_problems(shape):
+        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {'; '.join(problems)}")
     return shape
+
+
+def _sliding_window(folder: Path, layer: Mapping[str, Any]) -> int | None:
+    window: int | None = layer.get("sliding_window")
+    if window is not None and not (isinstance(window, int) and window > 0):
+        raise ConfigError(
+            f"artifact {folder}: {CONFIG_FILE}: sliding_window is {window!r}, not positive"
+        )
+    return window if layer.get("layer_types") else None
+
+
+def _check_sizes(folder: Path, shape: DrafterShape, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ConfigError for sizes that none of the tensors has: a model of any size would be built
+    to compare them."""
+    longest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
+    sizes = {
+        "num_hidden_layers": (shape.num_layers, len(tensors)),
+        "hidden_size": (shape.hidden_size, longest),
+        "intermediate_size": (shape.intermediate_size, longest),
+        "num_attention_heads": (shape.num_attention_heads * shape.head_dim, longest),
+        "draft_vocab_size": (shape.draft_vocab_size, max(longest, shape.vocab_size)),
+    }
+    for name, (size, most) in sizes.items():
+        if size > most:
+            raise ConfigError(
+                f"artifact {folder} is not the drafter that its config describes: {name} makes"
+                f" {size}, and its weights have {most} at most"
+            )
 
 
 def _sizes(folder: Path, config: Mapping[str, Any], target: OfTarget | None) -> tuple[int, int]:

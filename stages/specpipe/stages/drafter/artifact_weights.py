@@ -10,6 +10,8 @@ from specpipe.schemas.artifact import EMBEDDING, LM_HEAD, may_share_lm_head
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafter.artifact import Artifact
 
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
 EMBEDDING_TOLERANCE = 0.01
 """Relative difference of an artifact's embedding from the target's that its bfloat16 explains."""
 
@@ -23,6 +25,12 @@ def drafter_weights(
     not the target's, or a projection of it.
     """
     shape, where = artifact.shape, f"artifact {artifact.folder}"
+    for name, tensor in artifact.tensors.items():
+        if name not in ("d2t", "t2d") and tensor.dtype not in _DTYPES:
+            raise ConfigError(
+                f"{where}: {name} is {tensor.dtype}: quantised weights without their scales; write"
+                " them down as float first"
+            )
     weights = {
         name: tensor.float()
         for name, tensor in artifact.tensors.items()

@@ -33,6 +33,9 @@ _OPTIONAL = {
     "longrope": frozenset({"attention_factor", "factor"}),
 }
 
+_POSITIVE = frozenset({"rope_theta", "factor", "original_max_position_embeddings"})
+"""Any other value makes the angles NaN, or none."""
+
 _NOT_LENT = frozenset({"dynamic", "longrope", "proportional"})
 """The angles of the first two depend on the longest sequence seen: a sample's result would depend
 on the samples that it is packed with. The third is the default where whole heads are turned, and
@@ -90,12 +93,20 @@ def rope_problems(rope: Mapping[str, Any]) -> list[str]:
         ]
     if missing := sorted(_NEEDED[rope_type] - set(rope)):
         return [f"rope_parameters of type {rope_type!r} lack {', '.join(missing)}"]
+    if wrong := [
+        f"{key} {rope[key]!r}" for key in _POSITIVE & set(rope) if not _positive(rope[key])
+    ]:
+        return [f"rope_parameters: {', '.join(sorted(wrong))} must be a positive number"]
     if foreign := foreign_keys(rope):
         return [
             f"rope_parameters have {', '.join(foreign)}, which rope type {rope_type!r} does not"
             " have: training passes over such keys, and engines may build another rope from them"
         ]
     return []
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < float("inf")
 
 
 def _known(rope_type: str) -> frozenset[str]:

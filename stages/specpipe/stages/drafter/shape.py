@@ -11,6 +11,18 @@ from specpipe.stages.drafter.rope import lent_rope
 from specpipe.stages.untrusted.foreign import foreign_call
 
 _LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
+_SIZES = (
+    "num_layers",
+    "hidden_size",
+    "target_hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "vocab_size",
+    "draft_vocab_size",
+)
 _USUAL_LENGTH = 2048
 """Of a target whose config has no maximum, as ALiBi's positions have none (BLOOM)."""
 
@@ -60,13 +72,32 @@ def drafter_shape(
 
 def check_shape(shape: DrafterShape) -> None:
     """Raises ConfigError for a shape that no drafter can have."""
+    if problems := shape_problems(shape):
+        raise ConfigError("; ".join(problems))
+
+
+def shape_problems(shape: DrafterShape) -> list[str]:
+    """Values that no drafter can have, in words."""
+    too_small = [
+        f"{name} is {getattr(shape, name)}, not positive"
+        for name in _SIZES
+        if getattr(shape, name) < 1
+    ]
+    if too_small:
+        return too_small
+    problems = []
     heads, groups = shape.num_attention_heads, shape.num_key_value_heads
     if heads % groups:
-        raise ConfigError(
+        problems.append(
             f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
         )
     if shape.head_dim % 2:
-        raise ConfigError(f"head_dim {shape.head_dim} is odd: rope turns pairs of dimensions")
+        problems.append(f"head_dim {shape.head_dim} is odd: rope turns pairs of dimensions")
+    if shape.sliding_window is not None and shape.sliding_window < 1:
+        problems.append(f"sliding_window is {shape.sliding_window}, not positive")
+    if shape.rms_norm_eps < 0:
+        problems.append(f"rms_norm_eps is {shape.rms_norm_eps}, negative: norms would be NaN")
+    return problems
 
 
 def longest_of(text: PretrainedConfig) -> int:

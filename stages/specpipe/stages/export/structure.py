@@ -7,15 +7,12 @@ guesses are rejected.
 Legend: D draft vocabulary, V vocabulary.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from specpipe.schemas.artifact import (
@@ -31,10 +28,15 @@ from specpipe.schemas.artifact import (
     may_share_lm_head,
 )
 from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.artifact import pickled_weights
+from specpipe.schemas.errors import SpecpipeError
+from specpipe.stages.drafter.artifact import other_weights
 from specpipe.stages.drafter.rope import FIXED_LENGTH, rope_problems
+from specpipe.stages.drafter.shape import shape_problems
 from specpipe.stages.export.format import Format, TargetFacts
 from specpipe.stages.export.formats import format_of
+from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.json_text import parse_object
+from specpipe.stages.untrusted.tensors import load_tensors
 
 DTYPES = {
     "float": (torch.bfloat16, torch.float16, torch.float32),
@@ -59,17 +61,17 @@ def check(
     in which it differs from the drafter that was trained."""
     problems: list[str] = []
     tensors: dict[str, Tensor] = {}
+    config: dict[str, Any] | None = None
     try:
-        tensors = load_file(folder / MODEL_TENSORS_FILE)
-    except (SafetensorError, OSError) as error:
-        why = pickled_weights(folder) or error
+        tensors = load_tensors(folder / MODEL_TENSORS_FILE, MODEL_TENSORS_FILE)
+    except SpecpipeError as error:
+        why = other_weights(folder) or error
         problems.append(f"{MODEL_TENSORS_FILE} cannot be read: {why}")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        config = parse_object(read_file(folder / CONFIG_FILE), CONFIG_FILE)
+    except SpecpipeError as error:
         problems.append(f"{CONFIG_FILE} cannot be read: {error}")
-        config = None
-    if isinstance(config, dict):
+    if config is not None:
         format = format_of(config)
         missing = format.key_problems(config)
         problems += missing
@@ -81,8 +83,6 @@ def check(
                 problems += _as_trained(shape, trained)
                 if tensors:
                     problems += tensor_problems(tensors, shape, format)
-    elif config is not None:
-        problems.append(f"{CONFIG_FILE} does not hold a JSON object")
     return StructureFindings(
         passed=not problems,
         num_tensors=len(tensors),
@@ -154,15 +154,13 @@ def _consistent(config: Mapping[str, Any], shape: DrafterShape, target: TargetFa
             f"model_type {shape.layer_type!r} is none of {', '.join(LAYER_TYPES)}: vLLM has no"
             " such EAGLE-3 layer"
         )
-    if shape.num_layers < 1:
-        problems.append(f"num_hidden_layers {shape.num_layers} is not positive")
     if not 0 < shape.draft_vocab_size <= shape.vocab_size:
         problems.append(
             f"draft_vocab_size {shape.draft_vocab_size} is not in 1..{shape.vocab_size}"
         )
     if shape.norm_before_fc and shape.fc_norm:
         problems.append("norm_before_fc and fc_norm exclude each other")
-    problems += rope_problems(shape.rope_parameters)
+    problems += shape_problems(shape) + rope_problems(shape.rope_parameters)
     return problems + _too_short(shape, target)
 
 

@@ -37,6 +37,9 @@ Read = Callable[[str], bytes]
 EMBEDDING = "embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_FINITE_ROWS = 2**12
+
 _CONFIG = "config.json of the dump's target"
 
 
@@ -79,7 +82,10 @@ class VerifierHead:
             ) from error
         norm.to(device).eval()
         weight_VH, bias_V = _stored(tensors, record.lm_head), tensors.get("lm_head.bias")
-        _check_fit(model, record, weight_VH, bias_V)
+        _check_fit(model, record, weight_VH, bias_V, tensors.get(EMBEDDING))
+        for name, tensor in tensors.items():
+            if name != EMBEDDING or name == record.lm_head:
+                _check_finite(name, tensor)
         if rows is not None:
             weight_VH = weight_VH[rows.to(weight_VH.device)]
             bias_V = None if bias_V is None else bias_V[rows.to(bias_V.device)]
@@ -209,7 +215,20 @@ def _record(read: Read) -> HeadRecord:
 
 
 def _tensors(read: Read) -> dict[str, Tensor]:
-    return load_tensors(read(HEAD_WEIGHTS_FILE), f"{HEAD_WEIGHTS_FILE} of the dump's target")
+    where = f"{HEAD_WEIGHTS_FILE} of the dump's target"
+    tensors = load_tensors(read(HEAD_WEIGHTS_FILE), where)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise IntegrityError(f"{where}: {name} is {tensor.dtype}, not a float of 16 or 32 bits")
+    return tensors
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    # In pieces: the test makes a tensor of its own of each.
+    if not all(bool(piece.isfinite().all()) for piece in tensor.split(_FINITE_ROWS)):
+        raise IntegrityError(
+            f"{HEAD_WEIGHTS_FILE} of the dump's target: {name} holds NaN or infinity"
+        )
 
 
 def _stored(tensors: dict[str, Tensor], name: str) -> Tensor:
@@ -239,9 +258,14 @@ def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _check_fit(
-    model: PreTrainedModel, record: HeadRecord, weight_VH: Tensor, bias_V: Tensor | None
+    model: PreTrainedModel,
+    record: HeadRecord,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    embedding: Tensor | None,
 ) -> None:
-    """Raises IntegrityError unless head.json and the lm_head are of this architecture."""
+    """Raises IntegrityError unless head.json, lm_head and embedding are of this architecture."""
+    own_embedding: Any = model.get_input_embeddings()
     own: Any = model.get_output_embeddings()
     if record.lm_head_path not in {n for n, module in model.named_modules() if module is own}:
         raise IntegrityError(
@@ -252,6 +276,7 @@ def _check_fit(
     stored: list[tuple[str, Tensor | None, torch.Size]] = [
         (record.lm_head, weight_VH, shape),
         ("lm_head.bias", bias_V, shape[:1]),
+        (EMBEDDING, embedding, own_embedding.weight.shape),
     ]
     for name, tensor, expected in stored:
         if tensor is not None and tensor.shape != expected:
