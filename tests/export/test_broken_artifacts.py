@@ -144,7 +144,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled weights": (no_file, r"its weights are pickled \(pytorch_model.bin\)"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
     "half a config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
-    "a list": (lambda f: (f / "config.json").write_text("[]"), "does not hold a JSON object"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "a JSON list, not an object"),
 }
 
 

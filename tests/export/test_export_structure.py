@@ -75,7 +75,7 @@ def _layer(config: Config, **changes: object) -> None:
             r"layers\.0\.self_attn\.k_norm\.weight is missing",
         ),
         (lambda c: _layer(c, num_hidden_layers=2), r"layers\.1\.mlp\.up_proj\.weight is missing"),
-        (lambda c: _layer(c, num_hidden_layers=0), "num_hidden_layers 0 is not positive"),
+        (lambda c: _layer(c, num_hidden_layers=0), "num_layers is 0, not positive"),
         (
             lambda c: _layer(c, sliding_window=8),
             r"layer_types None must be \['sliding_attention'\]",

@@ -72,6 +72,12 @@ def test_a_table_comes_back_as_it_was_written(options: dict[str, Any]) -> None:
     assert rows_of(data) == TABLE.to_pylist()
 
 
+def test_a_table_without_rows_is_one() -> None:
+    empty = TABLE.slice(0, 0)
+    assert read(parquet(empty), TableBounds(0, 0)).equals(empty)
+    assert rows_of(parquet(empty)) == []
+
+
 @pytest.mark.parametrize(
     ("bounds", "problem"),
     [

@@ -1,6 +1,6 @@
 """A chunk of an array is one object, whatever the format of the shard: rows to bytes and back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,9 @@ class ChunkCodec(Protocol):
         Allocates nothing that `rows` does not warrant. Raises IntegrityError, naming `where`, if
         the data is no such chunk.
         """
+
+    def metadata_names(self, arrays: Iterable[str]) -> list[str]:
+        """Keys of `metadata`, by the names of the arrays."""
 
     def metadata(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
         """Objects that say what the arrays are, by their keys relative to the shard's folder."""

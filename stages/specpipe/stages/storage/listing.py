@@ -43,7 +43,7 @@ def listed_arrays(
             f"verifier rows, which take {num_chunks} chunks, but lists {len(entries)} objects"
         )
     chunks = {codec.chunk_name(a, i): a for a in arrays.values() for i in range(a.num_chunks)}
-    names = {SAMPLES_FILE, VOCAB_FILE, *chunks, *codec.metadata(arrays)}
+    names = {SAMPLES_FILE, VOCAB_FILE, *chunks, *codec.metadata_names(arrays)}
     if wrong := sorted(names ^ entries.keys()):
         what = "does not list" if wrong[0] in names else "lists a foreign object,"
         raise IntegrityError(f"the manifest of {where} {what} {wrong[0]}")

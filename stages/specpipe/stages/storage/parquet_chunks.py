@@ -1,6 +1,6 @@
 """Chunks of arrays as Parquet files of one column; the files of an array are a dataset to Arrow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -65,13 +65,16 @@ class ParquetChunks:
             file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
             # Before anything is decompressed: the counts may be of anything.
             is_whole = _fits(file, array, num_rows) and _copy(file, array, rows) == len(rows)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, ValueError):  # a name that is not UTF-8 among it
             is_whole = False
         if not is_whole:
             raise IntegrityError(
                 f"{where} is no Parquet file of {num_rows} rows of {array.name}, as the manifest "
                 f"has it; {HOW_TO_REPAIR}"
             )
+
+    def metadata_names(self, arrays: Iterable[str]) -> list[str]:
+        return []
 
     def metadata(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
         return {}

@@ -1,8 +1,9 @@
 """Chunks of Zarr v3 arrays: raw rows, or a Blosc frame of them, and a crc32c after it."""
 
-import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from specpipe.stages.storage.arrays import ArrayLayout
 from specpipe.stages.storage.chunk_codec import Buffer, EncodedChunk
 from specpipe.stages.storage.crc import crc32c
 from specpipe.stages.storage.folder import HOW_TO_REPAIR
+from specpipe.stages.untrusted.json_text import parse_object
 
 ATTRIBUTE = "specpipe_dtype"
 
@@ -20,6 +22,7 @@ _LEVEL = 1
 _BITSHUFFLE = 2
 _AUTO_BLOCKS = 0
 _BLOSC_OVERHEAD = 16
+_DOCUMENT = "zarr.json"
 
 # What a reader of another library goes by.
 _FIELDS = ("zarr_format", "node_type", "shape", "data_type", "chunk_grid", "attributes")
@@ -79,51 +82,62 @@ class ZarrChunks:
         if not is_full:
             rows[:] = payload[: len(rows)]
 
-    def metadata(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
-        documents: dict[str, dict[str, Any]] = {
-            f"{self.group}/zarr.json": {"attributes": {}, "zarr_format": 3, "node_type": "group"}
-        }
-        for name, array in arrays.items():
-            documents[f"{self.group}/{name}/zarr.json"] = self._array_metadata(array)
-        return {key: json.dumps(value, indent=2).encode() for key, value in documents.items()}
+    def metadata_names(self, arrays: Iterable[str]) -> list[str]:
+        return [f"{self.group}/{_DOCUMENT}", *(f"{self.group}/{a}/{_DOCUMENT}" for a in arrays)]
 
-    def _array_metadata(self, array: ArrayLayout) -> dict[str, Any]:
-        blosc = {
-            "typesize": array.dtype.itemsize,
-            "cname": "zstd",
-            "clevel": _LEVEL,
-            "shuffle": "bitshuffle",
-            "blocksize": _AUTO_BLOCKS,
-        }
-        one_byte = array.dtype.itemsize == 1
-        codecs: list[dict[str, Any]] = [
-            {"name": "bytes"} | ({} if one_byte else {"configuration": {"endian": "little"}}),
-            *([] if self.is_raw else [{"name": "blosc", "configuration": blosc}]),
-            {"name": "crc32c"},
-        ]
-        return {
-            "shape": array.shape,
-            "data_type": array.dtype.name,
-            "chunk_grid": {
-                "name": "regular",
-                "configuration": {"chunk_shape": (array.chunk_rows, *array.row_shape)},
-            },
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": 0.0 if array.dtype.kind == "f" else 0,
-            "codecs": codecs,
-            "attributes": {ATTRIBUTE: "bfloat16"} if array.is_bfloat16 else {},
-            "dimension_names": array.dimensions,
-            "zarr_format": 3,
-            "node_type": "array",
-            "storage_transformers": [],
-        }
+    def metadata(self, arrays: Mapping[str, ArrayLayout]) -> dict[str, bytes]:
+        written = [_group(), *(_array(replace(a, name=""), self.is_raw) for a in arrays.values())]
+        return dict(zip(self.metadata_names(arrays), written, strict=True))
+
+
+@cache
+def _group() -> bytes:
+    """zarr.json of a group, by zarr-python."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    written: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(written), zarr_format=3)
+    return bytes(written[_DOCUMENT].to_bytes())
+
+
+@lru_cache(maxsize=64)
+def _array(array: ArrayLayout, is_raw: bool) -> bytes:
+    """zarr.json of an array, by zarr-python: its name is not in it."""
+    import zarr
+    from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+    from zarr.storage import MemoryStore
+
+    blosc = BloscCodec(
+        typesize=array.dtype.itemsize,
+        cname="zstd",
+        clevel=_LEVEL,
+        shuffle="bitshuffle",
+        blocksize=_AUTO_BLOCKS,
+    )
+    written: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(written),
+        shape=array.shape,
+        chunks=(array.chunk_rows, *array.row_shape),
+        dtype=array.dtype,
+        fill_value=0,
+        filters=(),
+        serializer=BytesCodec(),
+        compressors=[Crc32cCodec()] if is_raw else [blosc, Crc32cCodec()],
+        chunk_key_encoding={"name": "default", "separator": "/"},
+        dimension_names=array.dimensions,
+        attributes={ATTRIBUTE: "bfloat16"} if array.is_bfloat16 else {},
+        zarr_format=3,
+    )
+    return bytes(written[_DOCUMENT].to_bytes())
 
 
 def describes_the_same(stored: bytes, written: bytes) -> bool:
     """Whether a stored zarr.json means what `written` does, whoever wrote it."""
     try:
-        return _essence(json.loads(stored)) == _essence(json.loads(written))
-    except (ValueError, AttributeError, TypeError):
+        return _essence(parse_object(stored, "")) == _essence(parse_object(written, ""))
+    except (IntegrityError, AttributeError, TypeError):
         return False
 
 

@@ -38,6 +38,8 @@ class _Page:
 def check_pages(data: bytes, column: Any) -> None:
     """Raises PageError unless the pages of a column chunk hold what its footer (pyarrow's
     ColumnChunkMetaData) counts: values, and bytes once decompressed."""
+    if not column.num_values:
+        return  # no page is read
     start = column.data_page_offset
     if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
         start = column.dictionary_page_offset
