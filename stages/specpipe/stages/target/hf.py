@@ -56,7 +56,7 @@ class HfBackend:
     def _catch(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-            if hidden.ndim != 3:
+            if hidden.ndim > 3:
                 raise ConfigError(
                     f"{type(self.model).__name__} is not supported: what enters its layers has the "
                     f"shape {list(hidden.shape)}, not one state for each token"
