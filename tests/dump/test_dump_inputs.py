@@ -240,9 +240,6 @@ def test_templates_that_cannot_mark(
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(ConfigError, match="no tokenizer files: conv"):
         read(folder, path)
-    (folder / "tekken.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"no tokenizer files but tekken\.json.*convert_tekken"):
-        read(folder, path)
     assert len(read(folder, write_rows([GOOD]))[0]) == 1
 
 

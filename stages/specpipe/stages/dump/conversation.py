@@ -19,15 +19,12 @@ from specpipe.stages.dump.rendering import Rendering
 from specpipe.stages.dump.roles import check_roles
 from specpipe.stages.dump.tokens import Span, Tokens, check_length
 from specpipe.stages.dump.turns import TurnFinder
-from specpipe.stages.target.location import tokenizer_files
+from specpipe.stages.target.location import TEKKEN_FILE, tokenizer_files
 from specpipe.stages.target.tokenizer import encode, load_tokenizer
 from specpipe.stages.target.turn_end import end_token_ids
 from specpipe.stages.untrusted.templates import markers_of
 
 LossMask = Literal["auto", "markers", "boundaries"]
-
-_TEKKEN = "tekken.json"
-"""The tokenizer of Mistral's own library."""
 
 
 class ChatTemplate:
@@ -99,16 +96,9 @@ class ChatTemplate:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         if not tokenizer_files(self._folder):
-            only = ""
-            if (self._folder / _TEKKEN).is_file():
-                only = (
-                    f" but {_TEKKEN}, which says nothing of where a token's characters are; make a "
-                    "tokenizer.json of it (transformers.integrations.mistral has "
-                    "convert_tekken_tokenizer), and give it the model's chat_template.jinja"
-                )
             raise ConfigError(
-                f"target {self._folder} has no tokenizer files{only}: conversations and texts need "
-                "them (pretokenised data does not)"
+                f"target {self._folder} has no tokenizer files: conversations and texts need them "
+                "(pretokenised data does not)"
             )
         return load_tokenizer(self._folder, trust_remote_code=self._trust_remote_code)
 
@@ -195,9 +185,12 @@ class ChatTemplate:
         try:
             return tokenizer.get_chat_template(tools=tools)
         except ValueError as error:
+            made = ""
+            if self._folder / TEKKEN_FILE in tokenizer_files(self._folder):
+                made = f"install mistral-common, which makes one of {TEKKEN_FILE}, or "
             raise ConfigError(
-                f"target {self._folder} has no chat template: tokenise the conversations yourself "
-                "(input_ids, attention_mask, labels)"
+                f"target {self._folder} has no chat template: {made}tokenise the conversations "
+                "yourself (input_ids, attention_mask, labels)"
             ) from error
 
     @cached_property

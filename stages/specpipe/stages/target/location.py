@@ -28,6 +28,11 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
+TEKKEN_FILE = "tekken.json"
+"""The tokenizer of Mistral's own library, which counts where there is no other."""
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
 _SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 _NOT_OF_THE_MODEL = ["*/*.json", "*/*.txt", "*/*.model"]
 """Other forms of the same model, and other tools' files, lie in folders of a repository."""
@@ -178,4 +183,7 @@ def _indexed(index: Path) -> list[str]:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The tokenizer's files that exist, sorted; empty for a target without a tokenizer."""
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if (folder / TEKKEN_FILE).is_file() and not any(file.name in _VOCABULARIES for file in found):
+        found.append(folder / TEKKEN_FILE)
+    return found

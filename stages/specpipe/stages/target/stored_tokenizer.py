@@ -8,14 +8,14 @@ from transformers import PreTrainedTokenizerBase
 from specpipe.schemas.dump import TARGET_FOLDER
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.location import CONFIG_FILE, TOKENIZER_FILES
+from specpipe.stages.target.location import CONFIG_FILE, TEKKEN_FILE, TOKENIZER_FILES
 from specpipe.stages.target.tokenizer import load_tokenizer
 
 
 def stored_tokenizer(dump: Dump) -> PreTrainedTokenizerBase | None:
     """The tokenizer in the dump; None if there is none, or none that loads without its own code."""
     target = dump.folder.child(TARGET_FOLDER)
-    names = [name for name in target.list() if name in TOKENIZER_FILES]
+    names = [name for name in target.list() if name in (*TOKENIZER_FILES, TEKKEN_FILE)]
     if not names:
         return None
     with tempfile.TemporaryDirectory() as folder:
