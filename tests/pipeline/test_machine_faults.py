@@ -30,6 +30,9 @@ def test_rights_that_are_missing_are_told_in_one_line(tmp_path: Path) -> None:
     rows, out = str(tmp_path / "rows.jsonl"), str(tmp_path / "out")
     commands = [
         ["run", "--status", str(closed)],
+        ["convert", str(closed), "--out", out, "--format", "eagle3"],
+        ["dump", "--target", str(closed), "--data", rows, "--out", out, "--backend", "hf"],
+        ["plan", "--target", str(closed), "--data", rows],
         ["serve-api", "--data", str(locked / "inside" / "api"), "--token", "a-long-token"],
         ["train", "--dump", str(tmp_path), "--out", str(locked / "inside" / "run")],
         ["dump", "--target", str(tmp_path / "target"), "--data", rows,
