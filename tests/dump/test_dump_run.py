@@ -255,7 +255,7 @@ def test_a_dump_that_fails_its_proof_commits_nothing(
 
     def normed(self: HfBackend, batch: Any) -> Any:
         return [
-            replace(states, final_TH=self.decoder.norm(states.final_TH))
+            replace(states, final_TH=self.decoder.norm(states.final_TH[None])[0])
             for states in capture(self, batch)
         ]
 
