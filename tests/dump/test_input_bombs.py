@@ -13,7 +13,7 @@ import zstandard
 from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import sample_from_pretokenized
-from specpipe.stages.dump import plain_text, tokens
+from specpipe.stages.dump import tokens
 from specpipe.stages.dump.conversation import ChatTemplate
 from specpipe.stages.dump.inputs import iterate_samples
 from specpipe.stages.dump.json_rows import LONGEST_LINE
@@ -123,9 +123,8 @@ def test_a_context_of_a_million_tokens(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Texts of 100 characters are the longest."""
+    """Texts of 100 bytes are the longest."""
     monkeypatch.setattr(tokens, "LONGEST_TEXT", 100)
-    monkeypatch.setattr(plain_text, "LONGEST_TEXT", 100)
 
 
 @pytest.mark.usefixtures("short")
@@ -135,13 +134,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         {"text": "y " * 200},
         {"prompt": "y " * 200, "completion": "y"},
         {"prompt": "y", "completion": "y " * 200},
+        {"prompt": "y", "completion": "é" * 60},
         {"messages": chat("y " * 200, "y")},
     ],
 )
 def test_texts_that_are_too_long_to_be_tokenised(tmp_path: Path, row: Row) -> None:
     template = ChatTemplate(save_family(tmp_path, QWEN))
     data = [str(write_lines(tmp_path / "data.jsonl", [row]))]
-    refused = r"data\.jsonl:1: a text of \d+ characters, more than the 100 that are tokenised"
+    refused = r"data\.jsonl:1: a text of \d+ bytes, more than the 100 that are tokenised"
     with pytest.raises(InputError, match=refused):
         list(iterate_samples(data, template, 10_000, 1000, Rejections(0)))
     if row.get("prompt") != "y":

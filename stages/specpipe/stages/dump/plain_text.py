@@ -11,7 +11,7 @@ import numpy as np
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Sample, Source, make_sample
 from specpipe.stages.dump.chat_row import COMPLETION, PROMPT
-from specpipe.stages.dump.tokens import LONGEST_TEXT, check_length
+from specpipe.stages.dump.tokens import check_length, longest_beginning
 from specpipe.stages.target.tokenizer import encode
 
 TEXT = "text"
@@ -33,8 +33,9 @@ def text_sample(
     are wanted of it.
     """
     text = _string(row, TEXT, source)
-    ids = plain_ids(text[:LONGEST_TEXT], tokenizer)
-    if len(text) > LONGEST_TEXT and (most_tokens is None or len(ids) <= most_tokens):
+    beginning = longest_beginning(text)
+    ids = plain_ids(beginning, tokenizer)
+    if beginning != text and (most_tokens is None or len(ids) <= most_tokens):
         check_length(text, f"{source}: ")
     mask_T = np.ones(len(ids), np.uint8)
     mask_T[:1] = 0
