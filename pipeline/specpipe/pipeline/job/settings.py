@@ -16,6 +16,8 @@ from specpipe.schemas.job import SpecDraftJob, parse_job
 from specpipe.schemas.job_state import DUMP_FOLDER, TRAIN_FOLDER, StageName
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.json_text import parse_json
 
 SECTIONS = ("dump", "train", "export")
 Sections = dict[str, dict[str, Any]]
@@ -67,11 +69,8 @@ def job_settings(job: SpecDraftJob, extra: Sections, out: Path) -> JobSettings:
 
 def read_job(path: Path) -> SpecDraftJob:
     """The job in a JSON file; raises ConfigError where there is none, or a wrong one."""
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read the job {path}: {error}") from None
-    return parse_job(body)
+    where = f"cannot read the job {path}"
+    return parse_job(parse_json(read_file(path, ConfigError, where=where), where, ConfigError))
 
 
 def read_sections(path: Path | None) -> Sections:

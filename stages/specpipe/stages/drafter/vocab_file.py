@@ -3,16 +3,18 @@
 Legend: V target vocabulary, D draft vocabulary.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.foreign import foreign_call
+from specpipe.stages.untrusted.tensors import load_tensors
 
 _INTEGERS = (torch.int16, torch.int32, torch.int64)
 
@@ -32,10 +34,8 @@ def read_vocab_file(path: Path, vocab_size: int) -> VocabMap:
             f"draft vocabulary {path}: neither .safetensors nor .npy; pickled files run code when"
             " they are opened: save its d2t and t2d as one of these"
         )
-    try:
+    with foreign_call(f"draft vocabulary {path} cannot be read", ConfigError):
         tensors = _read(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"draft vocabulary {path} cannot be read: {error}") from None
     try:
         return vocab_map(tensors, vocab_size)
     except IntegrityError as error:
@@ -69,7 +69,8 @@ def vocab_map(tensors: dict[str, Tensor], vocab_size: int) -> VocabMap:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return {name: tensor for name, tensor in load_file(path).items() if name in ("d2t", "t2d")}
+        tensors = load_tensors(path, f"draft vocabulary {path}", ConfigError)
+        return {name: tensor for name, tensor in tensors.items() if name in ("d2t", "t2d")}
     tensor = _array(path)
     if tensor.dtype == torch.bool:
         return {"t2d": tensor}
@@ -84,9 +85,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _array(path: Path) -> Tensor:
     """A .npy file, by the reader of that format alone: numpy's other one knows pickles too."""
-    with path.open("rb") as file:
-        values = np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
-        return torch.from_numpy(values)
+    where = f"draft vocabulary {path} cannot be read"
+    file = io.BytesIO(read_file(path, ConfigError, where=where))
+    values = np.lib.format.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
+    return torch.from_numpy(values)
 
 
 def _described(tensor: Tensor) -> str:

@@ -4,7 +4,7 @@ What is not there is not an error: `missing` says it, and the page does. What is
 is one, and so is what was asked for and is not there.
 """
 
-import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,8 @@ from specpipe.stages.drafter.metric_rows import metric_rows
 from specpipe.stages.export.replay_check import recorded_metrics
 from specpipe.stages.export.validation import Validation
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.json_text import parse_object
 
 Record = TypeVar("Record", bound=BaseModel)
 Provenance = dict[str, Any]
@@ -146,7 +148,7 @@ def _record(path: Path, kind: type[Record]) -> Record | None:
 
 
 def _json(path: Path) -> Provenance | None:
-    found: Provenance | None = _parsed(path, json.loads)
+    found: Provenance | None = _parsed(path, lambda data: parse_object(data, str(path)))
     return found
 
 
@@ -155,12 +157,9 @@ Parsed = TypeVar("Parsed")
 
 def _parsed(path: Path, parse: Callable[[bytes], Parsed]) -> Parsed | None:
     """None where there is no file."""
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.exists(path):
         return None
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    data = read_file(path)
     try:
         return parse(data)
     except (PydanticError, ValueError) as error:
