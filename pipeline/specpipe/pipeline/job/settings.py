@@ -70,7 +70,9 @@ def job_settings(job: SpecDraftJob, extra: Sections, out: Path) -> JobSettings:
 def read_job(path: Path) -> SpecDraftJob:
     """The job in a JSON file; raises ConfigError where there is none, or a wrong one."""
     where = f"cannot read the job {path}"
-    return parse_job(parse_json(read_file(path, ConfigError, where=where), where, ConfigError))
+    text = read_file(path, ConfigError, where=where)
+    # A field that is NaN is refused by its name.
+    return parse_job(parse_json(text, where, ConfigError, allow_non_finite=True))
 
 
 def read_sections(path: Path | None) -> Sections:
