@@ -102,10 +102,11 @@ class HfBackend:
         `wide_logits`.
         """
         positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
-        options = {
-            "position_ids": positions_BT[:, -ids_BN.shape[1] :],
-            "logits_to_keep": 1,
-        }
+        options = {"position_ids": positions_BT[:, -ids_BN.shape[1] :], "logits_to_keep": 1}
+        if getattr(self.model.config.get_text_config(decoder=True), "num_kv_shared_layers", 0):
+            # Such layers get the kept tokens alone (Gemma 4, transformers 5.24), without states of
+            # the others.
+            del options["logits_to_keep"]
         with _memory_of(mask_BT):
             output = self.model(
                 input_ids=ids_BN,
