@@ -19,9 +19,10 @@ import pytest
 from specpipe.schemas.dump import DumpHeader, DumpIdentity, ShardManifest, manifest_key
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.dump.gc import gc
-from specpipe.stages.storage.arrays import array_names
+from specpipe.stages.storage.arrays import ArrayLayout, array_names
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.parquet_chunks import ParquetChunks, array_schema
 from specpipe.stages.storage.records import read_manifest
 from specpipe.stages.storage.samples import samples_from_parquet, samples_to_parquet, stored_schema
 from specpipe.stages.storage.verify import verify
@@ -35,6 +36,7 @@ from tests.storage.tiny import (
     write_dump,
     write_index,
 )
+from tests.untrusted.test_parquet import varint
 
 SHARD = "shards/000000-0000000000000001"
 SAMPLES = f"{SHARD}/samples.parquet"
@@ -209,3 +211,34 @@ def test_sizes_that_add_up_to_more_than_a_clock_holds(dump: Path, identity: Dump
     told: list[int] = []
     verify(str(dump), progress=lambda done, total: told.append(total))
     assert max(told) < 2**20
+
+
+def test_a_chunk_whose_page_is_larger_than_its_footer_says() -> None:
+    """Arrow allocates what the page itself states."""
+    few, many = 2_100_000, 30_000_000
+    layout = ArrayLayout("logz", few, few, (), np.dtype(np.float32), ("row",))
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_arrays([np.zeros(many, np.float32)], schema=array_schema(layout)),
+        sink,
+        use_dictionary=False,
+        write_statistics=False,
+        compression="zstd",
+        row_group_size=many,
+        data_page_size=2**30,
+        max_rows_per_page=many,
+    )
+    data = sink.getvalue()
+    column = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(0)
+    for said, meant in ((many, few), (column.total_uncompressed_size, 4 * few)):
+        at = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+        data = data[:at] + data[at:].replace(varint(said), varint(meant))
+    codec, rows = ParquetChunks("zstd"), np.zeros(4 * few, np.uint8)
+    before, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+    pa.set_memory_pool(counted)
+    try:
+        with pytest.raises(IntegrityError, match="no Parquet file of 2100000 rows"):
+            codec.decode(layout, memoryview(data), rows, "chunk")
+    finally:
+        pa.set_memory_pool(before)
+    assert counted.max_memory() < 2**24

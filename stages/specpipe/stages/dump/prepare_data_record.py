@@ -6,8 +6,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from specpipe.schemas.dump import Record
+from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.dump.input_files import PROVENANCE_SUFFIX
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.untrusted.json_text import parse_object
 
 _PREPARED = "prepared"
 
@@ -49,7 +51,7 @@ def read_record(folder: Folder, name: str) -> PreparedRecord | None:
     if not folder.exists(name + PROVENANCE_SUFFIX):
         return None
     try:
-        values = json.loads(folder.read(name + PROVENANCE_SUFFIX))
+        values = parse_object(folder.read(name + PROVENANCE_SUFFIX), name)
         return PreparedRecord.model_validate(values[_PREPARED])
-    except (ValueError, ValidationError, KeyError, TypeError):
+    except (IntegrityError, ValidationError, KeyError):
         return None

@@ -4,7 +4,6 @@ validation.json is what makes a folder ours: it is the first thing that is writt
 record that says that the export has not finished, so that one that was killed can be continued.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,12 +20,14 @@ from specpipe.schemas.checkpoint import (
     PROVENANCE_FILE,
     STATE_FILE,
 )
-from specpipe.schemas.errors import ConfigError, StoreError
+from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
 from specpipe.schemas.location import local_path
 from specpipe.stages.export.format import Format
 from specpipe.stages.export.validation import Validation
 from specpipe.stages.storage.folder_lock import locked
 from specpipe.stages.storage.local_disk import check_no_file, write_file
+from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.json_text import parse_object
 
 LOCK_FILE = ".export.lock"
 OURS = {"passed", "problems", "config", "checkpoint_sha256", "artifact_sha256"}
@@ -100,10 +101,10 @@ class OutFolder:
 
     def _is_ours(self) -> bool:
         try:
-            found = json.loads((self.path / VALIDATION_FILE).read_bytes())
-        except (FileNotFoundError, IsADirectoryError, ValueError):
+            path = self.path / VALIDATION_FILE
+            return set(parse_object(read_file(path), str(path))) >= OURS
+        except IntegrityError:
             return False
-        return isinstance(found, dict) and set(found) >= OURS
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -12,14 +12,12 @@ Legend: T tokens, P positions with a next token, N starts, K steps, L aux layers
 A attention heads, E head size, C steps of a chain, D draft vocabulary, V vocabulary.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig
 from transformers.activations import ACT2FN
@@ -32,6 +30,9 @@ from specpipe.schemas.artifact import (
     MODEL_TENSORS_FILE,
     layer_config,
 )
+from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.json_text import parse_object
+from specpipe.stages.untrusted.tensors import load_tensors
 
 Keys = list[tuple[Tensor, Tensor]]
 """(key, value) of each step of a layer: of step 1 [P, A, E] at all positions, then [N, A, E]."""
@@ -56,9 +57,10 @@ class PlainDrafter:
         has none of its own."""
         config = read_config(folder)
         layer = dict(layer_config(config))
+        path = folder / MODEL_TENSORS_FILE
         stored = {
             name.replace("midlayer.", "layers.0."): tensor
-            for name, tensor in load_file(folder / MODEL_TENSORS_FILE).items()
+            for name, tensor in load_tensors(path, str(path)).items()
         }
         if LM_HEAD not in stored and lm_head is not None:
             stored[LM_HEAD] = lm_head()
@@ -204,9 +206,9 @@ class PlainDrafter:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """An artifact's config.json."""
-    config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    return config
+    """An artifact's config.json. Raises IntegrityError where it is no JSON object."""
+    path = folder / CONFIG_FILE
+    return parse_object(read_file(path), str(path))
 
 
 def _rotate(vectors_NAE: Tensor, cos_1NE: Tensor, sin_1NE: Tensor) -> Tensor:

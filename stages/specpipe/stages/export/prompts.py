@@ -3,7 +3,6 @@
 A prompt is what stands before the first supervised token.
 """
 
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from specpipe.stages.drafter.samples.reader import SampleRef
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.location import tokenizer_files
 from specpipe.stages.target.tokenizer import load_tokenizer
+from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.templates import render_template
 
 Prompt = tuple[int, ...]
@@ -71,13 +71,7 @@ def _rows(url: str) -> Iterator[tuple[Source, dict[str, Any]]]:
         with fsspec.open(url, "rb", compression="infer") as lines:
             for number, line in enumerate(lines, start=1):
                 source = Source(name, number)
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{source}: not a line of JSON ({error})") from None
-                if not isinstance(row, dict):
-                    raise InputError(f"{source}: a JSON {type(row).__name__}, not an object")
-                yield source, row
+                yield source, parse_object(line, str(source), InputError)
     except SpecpipeError:
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

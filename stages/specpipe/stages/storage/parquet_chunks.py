@@ -12,6 +12,7 @@ from specpipe.stages.storage.arrays import ArrayLayout
 from specpipe.stages.storage.chunk_codec import Buffer, EncodedChunk
 from specpipe.stages.storage.crc import crc32c
 from specpipe.stages.storage.folder import HOW_TO_REPAIR
+from specpipe.stages.untrusted.parquet_pages import check_pages
 
 _LEVEL = 1
 _PAGE_BYTES = 2**26
@@ -64,7 +65,7 @@ class ParquetChunks:
         try:
             file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)))
             # Before anything is decompressed: the counts may be of anything.
-            is_whole = _fits(file, array, num_rows) and _copy(file, array, rows) == len(rows)
+            is_whole = _fits(file, data, array, num_rows) and _copy(file, array, rows) == len(rows)
         except (pa.ArrowException, OSError, ValueError):  # a name that is not UTF-8 among it
             is_whole = False
         if not is_whole:
@@ -104,12 +105,18 @@ def _copy(file: Any, array: ArrayLayout, rows: Buffer) -> int:
     return at
 
 
-def _fits(file: Any, array: ArrayLayout, num_rows: int) -> bool:
-    """Whether a file has one group of so many rows of the array, and pages of no more bytes."""
+def _fits(file: Any, data: memoryview, array: ArrayLayout, num_rows: int) -> bool:
+    """Whether a file has one group of so many rows of the array, and pages of no more bytes.
+
+    Raises PageError where the pages claim other values or sizes than the footer.
+    """
     footer = file.metadata
     if not file.schema_arrow.equals(array_schema(array), check_metadata=True):
         return False
     if (footer.num_rows, footer.num_row_groups) != (num_rows, 1):
         return False
-    size: int = footer.row_group(0).column(0).total_uncompressed_size
-    return size <= num_rows * array.row_bytes + _MARGIN
+    column = footer.row_group(0).column(0)
+    if column.total_uncompressed_size > num_rows * array.row_bytes + _MARGIN:
+        return False
+    check_pages(data, column)
+    return True

@@ -35,7 +35,7 @@ class _Page:
     end: int
 
 
-def check_pages(data: bytes, column: Any) -> None:
+def check_pages(data: bytes | memoryview, column: Any) -> None:
     """Raises PageError unless the pages of a column chunk hold what its footer (pyarrow's
     ColumnChunkMetaData) counts: values, and bytes once decompressed."""
     if not column.num_values:
