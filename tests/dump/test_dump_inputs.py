@@ -56,7 +56,10 @@ def read(
         (b'{"input_ids": "\xff"}', "not UTF-8"),
         ("[1, 2]", "a JSON list, not an object"),
         ("3", "a JSON int, not an object"),
-        ('{"prompts": "a", "id": 3, "text": null}', "neither 'messages' .*but 'prompts', 'id'"),
+        (
+            '{"prompts": "a", "id": 3, "text": null}',
+            "neither 'messages' .*but 'prompts', 'id'; rename",
+        ),
         ("{}", "neither 'messages' nor .* but nothing"),
         ({**GOOD, **CHAT}, "both 'messages' and 'input_ids'"),
         ({**GOOD, "text": "plain"}, "both 'input_ids' and 'text'"),
@@ -127,7 +130,7 @@ def test_damaged_lines(
             {"messages": [{"role": "assistant", "tool_calls": ["f"]}]},
             r"messages\[0\]: 'tool_calls' must be a list of objects",
         ),
-        ({"messages": CHAT["messages"][:1]}, "no supervised token"),
+        ({"messages": CHAT["messages"][:1]}, "no supervised token.* `specpipe dump --generate`"),
         ({**CHAT, "tools": "calculator"}, "'tools': malformed JSON"),
         ({**CHAT, "tools": {"name": "f"}}, "'tools' must be a list of objects, or its JSON text"),
         ({**CHAT, "tools": ["[]"]}, r"'tools'\[0\] must be an object, or its JSON text"),
@@ -158,7 +161,7 @@ def test_an_empty_file_stops_the_run(target: Path, write_rows: Callable[..., Pat
 
 
 def test_nothing_is_left(target: Path, write_rows: Callable[..., Path]) -> None:
-    with pytest.raises(InputError, match="no sample is left"):
+    with pytest.raises(InputError, match=r"no sample is left of .*: .*data\.jsonl:1: "):
         read(target, write_rows([GOOD]), context_length=1)
 
 

@@ -104,7 +104,10 @@ def test_arguments_as_a_map(tmp_path: Path) -> None:
         ({"messages": ['["\\ud800"]']}, ":1: column 'messages': holds half a surrogate pair"),
         ({"text": ["a", None]}, ":2: neither"),
         ({"text": ["a", "b"], "messages": ["[]", None]}, ":1: both 'messages' and 'text'"),
-        ({"prompts": ["a"]}, ": no column is named messages, text or input_ids, .* but: prompts"),
+        (
+            {"prompts": ["a"]},
+            ": no column is named messages, text or input_ids, .* but: prompts; rename",
+        ),
         ({"text": pa.array([], pa.string())}, ": the file is empty"),
     ],
 )

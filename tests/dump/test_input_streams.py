@@ -209,6 +209,14 @@ def test_refused_lines_are_named_and_counted(tmp_path: Path, line: bytes, messag
         texts(path)
 
 
+@pytest.mark.parametrize("data", [b'[{"text": "a"}]', b"[\n{}\n]\n", b"text\nhello\n", b"\xff\n"])
+def test_a_file_of_another_form_says_what_is_wanted(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "data.json"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"data\.json:1: .*; a data file is Parquet .*jq -c"):
+        texts(path)
+
+
 def test_reasons_with_any_character_are_read_back() -> None:
     rejections = Rejections(1)
     rejections.refuse(Source("f", 1), "f:1: no role \u2028\x85\x1c\r\n here")

@@ -94,7 +94,7 @@ def test_a_token_across_the_boundary_belongs_to_the_completion(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a"}, "'prompt' is there without 'completion'; --generate lets the target"),
+        ({"prompt": "a"}, "'prompt' is there without 'completion'; `specpipe dump --gen"),
         ({"prompt": "a", "completion": ""}, "'completion' is empty"),
         ({"prompt": "a", "completion": ["b"]}, "'completion' must be a string"),
         ({"text": 3}, "'text' must be a string"),

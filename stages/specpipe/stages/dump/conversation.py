@@ -214,4 +214,7 @@ def _nothing_to_learn(conversation: Conversation) -> str:
     if "assistant" in roles:
         return "no supervised token: the assistant's messages have weight 0, or are in the prompt"
     named = ", ".join(map(repr, dict.fromkeys(roles)))
-    return f"no supervised token: no message has the role 'assistant'; the roles are {named}"
+    return (
+        f"no supervised token: no message has the role 'assistant'; the roles are {named}; "
+        "`specpipe dump --generate` lets the target write the answers"
+    )

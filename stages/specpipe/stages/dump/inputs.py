@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import Sample, Source, make_sample, sample_from_pretokenized
 from specpipe.stages.dump.chat_row import MESSAGES, PROMPT
 from specpipe.stages.dump.conversation import ChatTemplate
@@ -57,7 +56,7 @@ def iterate_samples(
             is_empty = False
             yield kept
     if is_empty:
-        raise InputError(f"no sample is left of {', '.join(map(without_credentials, urls))}")
+        raise rejections.nothing_left("sample", urls)
 
 
 def _sample(

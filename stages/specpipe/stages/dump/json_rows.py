@@ -8,7 +8,7 @@ from specpipe.schemas.errors import InputError
 from specpipe.schemas.sample import Source
 from specpipe.stages.dump.input_files import InputFile
 from specpipe.stages.dump.input_stream import DamagedError, open_stream
-from specpipe.stages.untrusted.json_text import parse_json
+from specpipe.stages.untrusted.json_text import parse_object
 
 LONGEST_LINE = 64 * 2**20
 """Bytes with the line's end; of a longer line no more than that is held, and it is refused.
@@ -19,6 +19,11 @@ Three million tokens with their masks and labels fit, and all text that can be t
 _SKIPPED_BYTES = 1 << 20
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_FORM = (
+    "a data file is Parquet (.parquet), or has one JSON object on each line, as `jq -c '.[]'` "
+    "makes of a JSON list"
+)
 
 
 def json_rows(
@@ -49,10 +54,11 @@ def json_rows(
 def _parse(line: bytes, source: Source) -> dict[str, Any]:
     if not line.strip():
         raise InputError(f"{source}: a blank line")
-    row = parse_json(line, str(source), InputError)
-    if not isinstance(row, dict):
-        raise InputError(f"{source}: a JSON {type(row).__name__}, not an object on a line")
-    return row
+    try:
+        return parse_object(line, str(source), InputError)
+    except InputError as error:
+        # A file of another form fails at its first line.
+        raise InputError(f"{error}; {_FORM}" if source.line == 1 else str(error)) from None
 
 
 def _too_long(source: Source, longest: int) -> NoReturn:

@@ -26,6 +26,8 @@ _OTHER_FORMS: tuple[tuple[str, ...], ...] = (
     ("prompt", "completion", "tools", SETTINGS_FIELD),
 )
 """For files without any of the forms above; the first column of a form is what makes a row."""
+RENAME = "rename them (docs/quickstart.md has the forms of a row)"
+
 _JSON_TEXTS = ("messages", "conversations")
 
 
@@ -53,7 +55,7 @@ def _columns(names: Sequence[str], file: str) -> list[str]:
     if not forms:
         raise InputError(
             f"{file}: no column is named messages, text or input_ids, conversations or prompt, "
-            f"but: {', '.join(names[:10])}"
+            f"but: {', '.join(names[:10])}; {RENAME}"
         )
     columns = [name for name in names if any(name in form for form in forms)]
     if len(set(columns)) < len(columns):

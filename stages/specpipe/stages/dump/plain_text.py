@@ -53,8 +53,8 @@ def completion_sample(
     prompt = _string(row, PROMPT, source)
     if row.get(COMPLETION) is None:
         raise InputError(
-            f"{source}: {PROMPT!r} is there without {COMPLETION!r}; --generate lets the target "
-            "write it"
+            f"{source}: {PROMPT!r} is there without {COMPLETION!r}; `specpipe dump --generate` "
+            "lets the target write it"
         )
     completion = _string(row, COMPLETION, source)
     if not completion:

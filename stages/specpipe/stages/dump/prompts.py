@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.location import without_credentials
 from specpipe.schemas.prompt import PromptSample, make_prompt, prompt_from_pretokenized
 from specpipe.schemas.sample import Ids, Source, checked_ids
 from specpipe.stages.dump.chat_row import MESSAGES, PROMPT
@@ -68,7 +67,7 @@ def read_prompts(
         ordinals = range(begin, begin + settings.samples_per_prompt)
         prompts += [replace(first, ordinal=ordinal) for ordinal in ordinals]
     if not prompts:
-        raise InputError(f"no prompt is left of {', '.join(map(without_credentials, urls))}")
+        raise rejections.nothing_left("prompt", urls)
     return prompts
 
 

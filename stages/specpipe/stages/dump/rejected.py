@@ -8,6 +8,7 @@ from typing import Literal
 
 from specpipe.schemas.dump import REJECTED_FILE, DumpIndex
 from specpipe.schemas.errors import InputError, IntegrityError
+from specpipe.schemas.location import without_credentials
 from specpipe.schemas.sample import Source
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.objects import read_object
@@ -61,6 +62,12 @@ class Rejections:
         Its shard is committed without it, which is how finalise and later runs know of it.
         """
         self._count(f"{source}: {reason}")
+
+    def nothing_left(self, what: str, urls: Iterable[str]) -> InputError:
+        """Why no sample or prompt is left of the input."""
+        reasons = "; ".join(rejection.reason for rejection in self.of_input[:_NUM_NAMED])
+        shown = ", ".join(map(without_credentials, urls))
+        return InputError(f"no {what} is left of {shown}: {reasons}")
 
     def _count(self, reason: str) -> None:
         self._refused.append(reason)

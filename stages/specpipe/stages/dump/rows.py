@@ -8,7 +8,7 @@ from specpipe.schemas.sample import Source
 from specpipe.stages.dump.chat_row import CONVERSATIONS, MESSAGES, PROMPT
 from specpipe.stages.dump.input_files import input_files
 from specpipe.stages.dump.json_rows import json_rows
-from specpipe.stages.dump.parquet_rows import parquet_rows
+from specpipe.stages.dump.parquet_rows import RENAME, parquet_rows
 from specpipe.stages.dump.plain_text import TEXT
 from specpipe.stages.dump.rejected import Rejections
 
@@ -63,7 +63,7 @@ def _checked_kind(row: Row, source: Source, first_kind: str | None) -> str:
     if not kinds:
         raise InputError(
             f"{source}: neither 'messages' nor 'input_ids' nor 'text' is there, nor "
-            f"'conversations' or 'prompt', but {_named(row)}"
+            f"'conversations' or 'prompt', but {_named(row)}; {RENAME}"
         )
     if len(kinds) > 1:
         raise InputError(f"{source}: both {kinds[0]!r} and {kinds[1]!r} are there; give one")
