@@ -385,6 +385,14 @@ def test_weights_in_shards_are_named(tmp_path: Path) -> None:
         converted(source, tmp_path / "out", "speculators")
 
 
+def test_a_folder_without_weights_says_what_makes_them(tmp_path: Path) -> None:
+    shape = make_shape()
+    source = written(tmp_path / "source", "eagle3", shape, random_tensors(shape))
+    (source / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"no model\.safetensors; `specpipe export` makes"):
+        converted(source, tmp_path / "out", "speculators")
+
+
 def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
     shape = make_shape()
     source = written(tmp_path / "source", "eagle3", shape, random_tensors(shape))

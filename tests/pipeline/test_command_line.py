@@ -83,6 +83,8 @@ def test_a_person_gets_tables_at_80_columns_without_colour(
     done = specpipe(*stages[1][0])
     assert done.returncode == 0
     assert "nothing to do" in done.stdout
+    assert "tau, greedy *" in done.stderr
+    assert "* an estimate" in done.stderr
     text = done.stdout + done.stderr
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80

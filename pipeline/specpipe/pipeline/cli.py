@@ -38,7 +38,7 @@ Exit codes:
   3  refused input
   4  damaged data, or a validation that failed
   5  stopped early or unfinished: run the same command again to continue
-  6  the store or the disk failed, or training diverged
+  6  the store, the disk or the model hub failed, or training diverged
   1  anything unforeseen (please report it)
 """
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import is_first_process, quiet_libraries, show, show_columns
+from specpipe.pipeline.console import is_first_process, note, quiet_libraries, show, show_columns
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import write_provenance
@@ -14,6 +14,8 @@ from specpipe.pipeline.train_options import preset_help, train_config, train_opt
 from specpipe.pipeline.train_progress import TrainProgress
 from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.metrics import EvalMetrics
+
+_ESTIMATE = " *"
 
 
 @click.command(
@@ -114,7 +116,10 @@ def show_evaluation(untrained: EvalMetrics, best: EvalMetrics) -> None:
         )
     ]  # fmt: skip
     show_columns("Evaluation", header, rows)
+    if any(row[0].endswith(_ESTIMATE) for row in rows):
+        note("* an estimate: the text is not what the target writes in this way")
+        note("")
 
 
 def _curve(name: str, exact: bool) -> str:
-    return name if exact else f"{name} *"
+    return name if exact else name + _ESTIMATE

@@ -8,7 +8,7 @@
     │   └── ValidationError               4   an artifact or a dump that fails its own proof
     ├── UnfinishedError (RuntimeError)    5   stopped early; run again to continue
     │   └── EngineLostError               5   an engine's process died
-    ├── StoreError (OSError)              6   the store or the disk failed
+    ├── StoreError (OSError)              6   the store, the disk or the model hub failed
     └── DivergedError (ArithmeticError)   6   training produced a non-finite loss
 
 The text of an error says what is wrong, where (file, line, sample, shard) and what to do next.

@@ -102,7 +102,7 @@ def artifact_folder(location: str) -> Path:
 
 
 def other_weights(folder: Path) -> str | None:
-    """What to say of a folder whose weights are pickled, or in shards, only; None where neither."""
+    """What is wrong with a folder that lacks the file of weights; None where it is there."""
     if (folder / MODEL_TENSORS_FILE).is_file():
         return None
     if shards := sorted(path.name for path in folder.glob("*-of-*.safetensors")):
@@ -112,7 +112,7 @@ def other_weights(folder: Path) -> str | None:
         )
     names = sorted(path.name for end in ("bin", "pt", "pth") for path in folder.glob(f"*.{end}"))
     if not names:
-        return None
+        return f"there is no {MODEL_TENSORS_FILE}; `specpipe export` makes one of a training run"
     return (
         f"its weights are pickled ({names[0]}), and reading them could run any code; save them as"
         f" {MODEL_TENSORS_FILE} first"
@@ -133,7 +133,9 @@ def read_artifact(location: str, target: OfTarget | None = None) -> Artifact:
     config = parse_object(
         read_file(folder / CONFIG_FILE, ConfigError), f"{cannot}: {CONFIG_FILE}", ConfigError
     )
-    stored = load_tensors(folder / MODEL_TENSORS_FILE, f"{cannot}: its weights", ConfigError)
+    stored = load_tensors(
+        folder / MODEL_TENSORS_FILE, f"{cannot}: {MODEL_TENSORS_FILE}", ConfigError
+    )
     tensors = _our_names(folder, stored)
     if _is_eagle_1(tensors):
         raise ConfigError(
