@@ -216,7 +216,7 @@ def test_markers_whose_places_cannot_be_told_are_not_used(tmp_path: Path, around
 
 def test_a_template_that_is_none(tmp_path: Path) -> None:
     folder = save_family(tmp_path, PLAIN, template="\n{% if x %}{{ messages }}")
-    with pytest.raises(ConfigError, match="the chat template is wrong in line 2"):
+    with pytest.raises(ConfigError, match="the chat template is wrong: in line 2"):
         pieces(folder, TWO, loss_mask="auto")
 
 

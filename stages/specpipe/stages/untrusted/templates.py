@@ -111,7 +111,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InputError(f"no chat template takes it: {error}") from error
     if "wrong" in answer:
-        raise ConfigError(f"the chat template is wrong {answer['wrong']}")
+        raise ConfigError(f"the chat template is wrong: {answer['wrong']}")
     if "refused" in answer:
         raise InputError(f"the chat template refuses it: {answer['refused']}")
     return answer
