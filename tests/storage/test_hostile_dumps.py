@@ -202,6 +202,28 @@ def test_gc_removes_nothing_behind_a_symbolic_link(dump: Path, tmp_path: Path, l
     assert not (dump / ".tmp-ours").exists()
 
 
+def test_links_that_lead_to_themselves_are_passed_over(dump: Path) -> None:
+    (dump / "itself").symlink_to("itself")
+    (dump / "shards" / "up").symlink_to("..", target_is_directory=True)
+    assert gc(str(dump)).num_objects == 0
+    assert not verify(str(dump)).damages
+
+
+def test_folders_that_are_nested_deeper_than_calls(
+    dump: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(dump)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    result, damages = gc(str(dump)), verify(str(dump)).damages
+    for _ in range(1200):  # pytest's own cleaning goes by recursion
+        os.chdir("..")
+        os.rmdir("d")
+    assert result.num_objects == 0
+    assert not damages
+
+
 def test_sizes_that_add_up_to_more_than_a_clock_holds(dump: Path, identity: DumpIdentity) -> None:
     """The progress is told of what is there."""
     folder = Folder.open(str(dump))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ def test_a_pipe_in_place_of_a_file_ends_at_once(tmp_path: Path) -> None:
         read_file(tmp_path / "pipe")
     with pytest.raises(IntegrityError, match="no readable safetensors file"):
         load_tensors(tmp_path / "pipe", "weights")
+
+
+def test_a_socket_is_no_file(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket"))
+        with pytest.raises(IntegrityError, match="a socket or a device, not a file"):
+            read_file(tmp_path / "socket")
 
 
 def test_a_device_is_no_file(tmp_path: Path) -> None:

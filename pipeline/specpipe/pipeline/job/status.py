@@ -7,6 +7,7 @@ from specpipe.schemas.job_state import REPORT_FILE, JobReport, JobState, StageNa
 from specpipe.schemas.location import without_credentials
 from specpipe.stages.drafter.checkpoint import latest_checkpoint
 from specpipe.stages.drafter.metric_rows import metric_rows
+from specpipe.stages.untrusted.files import read_file
 
 
 def job_report(folder: JobFolder, *, did_nothing: bool = False) -> JobReport:
@@ -60,7 +61,7 @@ def _progress(folder: JobFolder, stage: StageName) -> StageProgress | None:
 def _total_steps(folder: JobFolder) -> int | None:
     path = latest_checkpoint(folder.train)
     try:
-        text = (path / STATE_FILE).read_bytes() if path else b""
+        text = read_file(path / STATE_FILE) if path else b""
         return TrainState.model_validate_json(text).total_steps
     except (OSError, ValueError):
         return None

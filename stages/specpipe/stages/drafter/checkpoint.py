@@ -5,12 +5,11 @@ and state.json (schemas/checkpoint.py); state.json has the sha256 of the others.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError as PydanticError
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from specpipe.schemas.checkpoint import (
@@ -28,6 +27,9 @@ from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.drafter.rope import own_keys
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.storage.local_disk import read_file
+from specpipe.stages.untrusted.tensors import load_tensors
+
+_NAME = re.compile(r"[\w.-]{1,100}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(
             path=path,
             shape=_shape(files[DRAFTER_FILE]),
-            vocab=VocabMap.from_tensors(load(files[VOCAB_MAP_FILE])),
-            model=load(files[MODEL_FILE]),
+            vocab=VocabMap.from_tensors(
+                load_tensors(files[VOCAB_MAP_FILE], f"{path / VOCAB_MAP_FILE}")
+            ),
+            model=load_tensors(files[MODEL_FILE], f"{path / MODEL_FILE}"),
             state=state,
             files=files,
         )
-    except (PydanticError, SafetensorError, KeyError) as error:
+    except (PydanticError, KeyError) as error:
         raise IntegrityError(f"checkpoint {path} is damaged: {error}") from None
 
 
@@ -100,6 +104,14 @@ def _read(path: Path) -> bytes:
 
 
 def read_pointer(run: Path, name: str) -> str | None:
-    """The checkpoint's name in the pointer file `name` (latest, best) of a run directory."""
+    """The checkpoint's name in the pointer file `name` (latest, best) of a run directory.
+
+    Raises IntegrityError where the file holds no name.
+    """
     path = run / name
-    return read_file(path).decode().strip() if path.exists() else None
+    if not path.exists():
+        return None
+    pointed = read_file(path).decode(errors="replace").strip()
+    if not _NAME.fullmatch(pointed):
+        raise IntegrityError(f"{path} is damaged: it names no checkpoint; give one of them")
+    return pointed

@@ -1,13 +1,14 @@
 """The rows of a run's metrics.jsonl."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.checkpoint import METRICS_FILE
+from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.storage.local_disk import read_file
+from specpipe.stages.untrusted.json_text import parse_object
 
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ class NewMetricRows:
 def _rows(lines: bytes) -> Iterator[Row]:
     for line in lines.splitlines():
         try:
-            row: Row = json.loads(line)
-        except ValueError:
+            row = parse_object(line, METRICS_FILE, allow_non_finite=True)
+        except IntegrityError:
             return
         yield row

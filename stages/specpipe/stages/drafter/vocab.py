@@ -50,6 +50,8 @@ class VocabMap:
     def from_tensors(cls, tensors: dict[str, Tensor]) -> "VocabMap":
         """From d2t and t2d; raises IntegrityError where they are not one consistent map."""
         d2t, t2d = tensors["d2t"], tensors["t2d"]
+        if (d2t.dtype, t2d.dtype, d2t.ndim, t2d.ndim) != (torch.int64, torch.bool, 1, 1):
+            raise IntegrityError("d2t is no list of integers, or t2d no list of booleans")
         target_ids_D = d2t + torch.arange(len(d2t))
         if len(target_ids_D) and not (
             int(target_ids_D.min()) >= 0

@@ -11,6 +11,7 @@ from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 from specpipe.stages.drafter.samples.selection import by_prompt, evaluated
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.untrusted.files import read_file
 
 
 def run_settings(checkpoint: Path) -> TrainConfig | None:
@@ -19,7 +20,7 @@ def run_settings(checkpoint: Path) -> TrainConfig | None:
     if not path.exists():
         return None
     try:
-        return TrainConfig.model_validate_json(path.read_bytes())
+        return TrainConfig.model_validate_json(read_file(path))
     except PydanticError as error:
         raise IntegrityError(f"{path} is not the configuration of a run: {error}") from None
 

@@ -49,6 +49,7 @@ from specpipe.stages.export.validation import (
 )
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.untrusted.files import read_file
 
 Progress = Callable[[str], None]
 """Told what is going on, a line at a time."""
@@ -338,6 +339,6 @@ def _result(
 
 def _state(path: Path) -> TrainState:
     try:
-        return TrainState.model_validate_json((path / STATE_FILE).read_bytes())
-    except (PydanticError, FileNotFoundError) as error:
-        raise IntegrityError(f"{path / STATE_FILE} is damaged or missing: {error}") from None
+        return TrainState.model_validate_json(read_file(path / STATE_FILE))
+    except PydanticError as error:
+        raise IntegrityError(f"{path / STATE_FILE} is damaged: {error}") from None

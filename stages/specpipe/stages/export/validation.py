@@ -18,6 +18,7 @@ from specpipe.schemas.speedup import Recommendation
 from specpipe.stages.export.replay_check import ReplayFindings
 from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.export.structure import StructureFindings
+from specpipe.stages.untrusted.files import read_file
 
 
 class Validation(BaseModel):
@@ -50,7 +51,7 @@ def still_stands(out: Path, config: ExportConfig, state: TrainState) -> Validati
     if not path.exists():
         return None
     try:
-        validation = Validation.model_validate_json(path.read_bytes())
+        validation = Validation.model_validate_json(read_file(path))
     except PydanticError:
         return None  # another version's: it is written anew
     stands = (

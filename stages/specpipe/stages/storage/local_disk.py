@@ -15,10 +15,10 @@ from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import cast
 
-from specpipe.schemas.errors import ConfigError, StoreError
+from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
 from specpipe.stages.storage.store import TakeBlock
 from specpipe.stages.storage.store_faults import advice, is_transient_locally
-from specpipe.stages.untrusted.files import open_regular
+from specpipe.stages.untrusted.files import NotRegularError, open_regular
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -96,9 +96,16 @@ class LocalDisk:
 
 
 def read_file(path: Path) -> bytes:
-    """A file whole. Raises StoreError."""
+    """A regular file of any size, whole.
+
+    Raises StoreError where it cannot be read, IntegrityError where a pipe or a device is in its
+    place.
+    """
     try:
-        return path.read_bytes()
+        with BufferedReader(cast("RawIOBase", open_regular(path))) as file:
+            return file.read()
+    except NotRegularError as error:
+        raise IntegrityError(f"{path} is {error}, not a file") from None
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
 
@@ -158,19 +165,38 @@ def file_sizes(folder: str, *, temporary: bool = False, links: bool = False) -> 
     OSError.
     """
     sizes: dict[str, int] = {}
-    try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:
-        return sizes
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=links):
-            sizes |= file_sizes(entry.path, temporary=temporary)
-        elif entry.is_symlink() and entry.is_dir():
+    # Not by recursion: folders may be nested deeper than Python calls.
+    rest = [folder]
+    while rest:
+        path = rest.pop()
+        try:
+            entries = list(os.scandir(path))
+        except FileNotFoundError:
             continue
-        elif entry.name.startswith(TEMPORARY_PREFIX) == temporary:
-            with suppress(FileNotFoundError):
-                sizes[entry.path] = entry.stat().st_size
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                rest.append(entry.path)
+                continue
+            with _no_such_file():
+                status = entry.stat()
+                if stat.S_ISDIR(status.st_mode):
+                    if links and path == folder:
+                        rest.append(entry.path)
+                elif entry.name.startswith(TEMPORARY_PREFIX) == temporary:
+                    sizes[entry.path] = status.st_size
     return sizes
+
+
+@contextmanager
+def _no_such_file() -> Iterator[None]:
+    """Pass over a file that went, or a link that leads nowhere."""
+    try:
+        yield
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from specpipe.stages.drafter.checkpoint import Checkpoint, read_pointer
 from specpipe.stages.storage.local_disk import sync_folder, write_file
 from specpipe.stages.train.sharding import like, whole
 from specpipe.stages.train.trainee import Trainee
+from specpipe.stages.untrusted.tensors import load_tensors
 
 _RNG = "rng."
 
@@ -39,7 +40,7 @@ def restore(checkpoint: Checkpoint, trainee: Trainee) -> None:
     parameters = dict(trainee.model.named_parameters())
     weights = {name: like(t, parameters[name]) for name, t in checkpoint.model.items()}
     trainee.model.load_state_dict(weights, strict=True)
-    tensors = load(checkpoint.files[OPTIMIZER_FILE])
+    tensors = load_tensors(checkpoint.files[OPTIMIZER_FILE], f"{checkpoint.path / OPTIMIZER_FILE}")
     generators = {key: tensors.pop(key) for key in list(tensors) if key.startswith(_RNG)}
     _restore_generators(generators, trainee)
     trainee.optimizer.load_state(

@@ -11,6 +11,7 @@ from specpipe.schemas.errors import IntegrityError, SpecpipeError, StoreError
 MOST_BYTES = 2**28
 """Bytes of a file that is read whole (256 MiB): configs, tokenizers, records."""
 
+_NOT_REGULAR = "a pipe, a socket or a device"
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -51,12 +52,17 @@ class NotRegularError(OSError):
 def open_regular(path: str | Path) -> BinaryIO:
     """A regular file, opened without waiting. Raises OSError, NotRegularError among it."""
     # A pipe without a writer would block the plain open for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotRegularError(_NOT_REGULAR) from None
+        raise
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISDIR(mode):
         os.close(descriptor)
         raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise NotRegularError("a pipe, a socket or a device")
+        raise NotRegularError(_NOT_REGULAR)
     return open(descriptor, "rb", buffering=0)
