@@ -71,6 +71,13 @@ def test_the_functions_that_transformers_gives() -> None:
         render_template("{{ raise_exception('no') }}", CHAT)
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('x' * 10000000) }}", "{% x%s %}"])
+def test_no_more_is_told_of_an_error_than_a_person_reads(template: str) -> None:
+    with pytest.raises((InputError, ConfigError)) as refused:
+        render_template(template.replace("%s", "x" * 100_000), CHAT)
+    assert 1000 < len(str(refused.value)) < 1200
+
+
 @pytest.mark.parametrize(
     "escape",
     [

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError as PydanticError
 from torch import Tensor
 
+from specpipe.schemas.artifact import LAYER_TYPES
 from specpipe.schemas.checkpoint import (
     BEST_FILE,
     CHECKPOINTS_FOLDER,
@@ -24,7 +25,8 @@ from specpipe.schemas.checkpoint import (
     TrainState,
 )
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.drafter.rope import own_keys
+from specpipe.stages.drafter.rope import own_keys, rope_problems
+from specpipe.stages.drafter.shape import shape_problems
 from specpipe.stages.drafter.vocab import VocabMap
 from specpipe.stages.storage.local_disk import read_file
 from specpipe.stages.untrusted.tensors import load_tensors
@@ -77,13 +79,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 raise IntegrityError(
                     f"{path / name} is damaged: its sha256 is not that of the save"
                 )
+        model = load_tensors(files[MODEL_FILE], f"{path / MODEL_FILE}")
+        shape = _shape(files[DRAFTER_FILE])
+        _check_shape(shape, model, path)
         return Checkpoint(
             path=path,
-            shape=_shape(files[DRAFTER_FILE]),
+            shape=shape,
             vocab=VocabMap.from_tensors(
                 load_tensors(files[VOCAB_MAP_FILE], f"{path / VOCAB_MAP_FILE}")
             ),
-            model=load_tensors(files[MODEL_FILE], f"{path / MODEL_FILE}"),
+            model=model,
             state=state,
             files=files,
         )
@@ -95,6 +100,24 @@ def _shape(stored: bytes) -> DrafterShape:
     """The stored shape; its rope without keys that training passed over."""
     shape = DrafterShape.model_validate_json(stored)
     return shape.model_copy(update={"rope_parameters": own_keys(shape.rope_parameters)})
+
+
+def _check_shape(shape: DrafterShape, model: dict[str, Tensor], path: Path) -> None:
+    """Raise IntegrityError for a shape that training never gives a drafter.
+
+    A checkpoint may be a stranger's: whoever makes the model, makes all the layers that it claims.
+    """
+    problems = shape_problems(shape) + rope_problems(shape.rope_parameters)
+    kinds = (shape.architecture, shape.hidden_act, shape.layer_type)
+    if kinds[:2] != ("eagle3", "silu") or shape.layer_type not in LAYER_TYPES:
+        problems.append(f"there is no drafter of the kinds {kinds}")
+    if not shape.aux_layers:
+        problems.append("it takes no layer of the target")
+    num_layers = len({name.split(".")[1] for name in model if name.startswith("layers.")})
+    if num_layers != shape.num_layers:
+        problems.append(f"it claims {shape.num_layers} layers, and has weights of {num_layers}")
+    if problems:
+        raise IntegrityError(f"checkpoint {path} is damaged: {'; '.join(problems)}")
 
 
 def _read(path: Path) -> bytes:

@@ -25,24 +25,34 @@ from specpipe.schemas.checkpoint import (
     VOCAB_MAP_FILE,
     TrainState,
 )
-from specpipe.schemas.errors import StoreError
+from specpipe.schemas.errors import IntegrityError, StoreError
 from specpipe.stages.drafter.checkpoint import Checkpoint, read_pointer
 from specpipe.stages.storage.local_disk import sync_folder, write_file
 from specpipe.stages.train.sharding import like, whole
 from specpipe.stages.train.trainee import Trainee
+from specpipe.stages.untrusted.foreign import foreign_call
 from specpipe.stages.untrusted.tensors import load_tensors
 
 _RNG = "rng."
 
 
 def restore(checkpoint: Checkpoint, trainee: Trainee) -> None:
-    """Put weights, optimiser and random generators back."""
+    """Put weights, optimiser and random generators back.
+
+    Raises IntegrityError where they are not those of the trainee's model.
+    """
     parameters = dict(trainee.model.named_parameters())
-    weights = {name: like(t, parameters[name]) for name, t in checkpoint.model.items()}
-    trainee.model.load_state_dict(weights, strict=True)
+    with foreign_call(f"checkpoint {checkpoint.path} does not fit its drafter", IntegrityError):
+        weights = {name: like(t, parameters[name]) for name, t in checkpoint.model.items()}
+        trainee.model.load_state_dict(weights, strict=True)
     tensors = load_tensors(checkpoint.files[OPTIMIZER_FILE], f"{checkpoint.path / OPTIMIZER_FILE}")
     generators = {key: tensors.pop(key) for key in list(tensors) if key.startswith(_RNG)}
     _restore_generators(generators, trainee)
+    if foreign := sorted({key.rsplit("/", 1)[0] for key in tensors} - {*parameters}):
+        raise IntegrityError(
+            f"checkpoint {checkpoint.path} has an optimiser's state of {foreign[0]}, which its"
+            " drafter does not have"
+        )
     trainee.optimizer.load_state(
         {key: like(t, parameters[key.rsplit("/", 1)[0]]) for key, t in tensors.items()}
     )

@@ -21,6 +21,9 @@ MOST_SECONDS = 10
 MOST_BYTES = 2**30
 """Of memory, in all."""
 
+_LONGEST_MESSAGE = 1000
+"""Characters of an error that are told."""
+
 _compiled = lru_cache(maxsize=8)(ChatTemplate)
 
 
@@ -58,9 +61,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         template = _compiled(request["template"])
     except jinja2.TemplateSyntaxError as error:
-        return {"wrong": f"in line {error.lineno}: {error}"}
+        return {"wrong": f"in line {error.lineno}: {_shortened(str(error))}"}
     except Exception as error:  # the parser and Python's compiler fail in ways of their own
-        return {"wrong": _told(error)}
+        return {"wrong": f"({_told(error)})"}
     if "variables" not in request:
         return {"markers": template.markers}
     try:
@@ -75,7 +78,12 @@ def _told(error: Exception) -> str:
         return f"it needs more than {MOST_BYTES >> 30} GiB of memory"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return str(error)
+    return _shortened(str(error))
+
+
+def _shortened(text: str) -> str:
+    """A template says what it likes, and as much."""
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]} ..."
 
 
 def _limit(what: int, most: int) -> None:
