@@ -87,6 +87,21 @@ def test_compressed_file(tmp_path: Path) -> None:
         list(prompts.from_file(str(path), TARGET, 4096))
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "completion": "b"}', "`specpipe prepare --out FILE.jsonl` makes"),
+        ("[1]", "--serve-data is JSONL"),
+        ("PAR1", "--serve-data is JSONL"),
+    ],
+)
+def test_another_form_says_what_is_wanted(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(line)
+    with pytest.raises(InputError, match=rf"data\.jsonl:1: .*{message}"):
+        list(prompts.from_file(str(path), TARGET, 4096))
+
+
 @pytest.mark.parametrize("url", ["nope.jsonl", "", "nope://me:secret@host/x"])
 def test_no_file(tmp_path: Path, url: str) -> None:
     where = url if "://" in url else str(tmp_path / url)

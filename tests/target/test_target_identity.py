@@ -221,8 +221,8 @@ def hub_that_answers(status: int) -> Iterator[str]:
     [
         ("ghost/model", 404, ConfigError, "nor a model that the hub gives"),
         ("ghost/model", 401, ConfigError, "nor a model that the hub gives"),
-        ("ghost/model", 503, StoreError, "when it answers"),
-        ("ghost/model", None, StoreError, "when it answers"),
+        ("ghost/model", 503, StoreError, "when it answers, or from the folder"),
+        ("ghost/model", None, StoreError, "when it answers, or from the folder"),
         ("no/model/id", None, ConfigError, "nor a model that the hub gives"),
     ],
 )

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     click.Option(
-        ["--serve-data"], help="JSONL whose prompts `serve` decodes.  [default: the dump's]"
+        ["--serve-data"],
+        help="JSONL (messages or pretokenised) whose prompts `serve` decodes."
+        "  [default: the dump's]",
     ),
     click.Option(
         ["--serve-prompts"], type=int, help="Prompts that `serve` decodes.  [default: 100]"

@@ -48,6 +48,11 @@ def from_file(
         if "messages" in row:
             tokenizer = tokenizer or _tokenizer(folder, trust_remote_code=trust_remote_code)
             yield tuple(_chat_prompt(tokenizer, row, source))
+        elif "input_ids" not in row:
+            raise InputError(
+                f"{source}: neither 'messages' nor 'input_ids' is there; `specpipe prepare --out"
+                " FILE.jsonl` makes the latter of other forms"
+            )
         else:
             sample = sample_from_pretokenized(row, source, vocab_size)
             yield tuple(sample.input_ids[: first_supervised(sample.loss_mask)].tolist())
@@ -71,7 +76,11 @@ def _rows(url: str) -> Iterator[tuple[Source, dict[str, Any]]]:
         with fsspec.open(url, "rb", compression="infer") as lines:
             for number, line in enumerate(lines, start=1):
                 source = Source(name, number)
-                yield source, parse_object(line, str(source), InputError)
+                try:
+                    row = parse_object(line, str(source), InputError)
+                except InputError as error:
+                    raise InputError(f"{error}; --serve-data is JSONL") from None
+                yield source, row
     except SpecpipeError:
         raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

@@ -128,7 +128,8 @@ def hub_snapshot(
             ) from error
         raise StoreError(
             f"target {target}: no local folder, and the hub cannot be asked for it ({says}); run "
-            "the same command again when it answers"
+            "the same command again when it answers, or from the folder to which that path is "
+            "relative"
         ) from error
 
 
