@@ -232,6 +232,13 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("out: b\n", "--dump is missing"),
         ("out: 2024-99-99\n", "cannot read"),
         ("out: " + "[" * 5000 + "\n", "cannot read"),
+        ("out: &a [*a]\n", "more than 100000 values"),
+        ("out: &a {b: *a}\n", "more than 100000 values"),
+        (
+            "a0: &a0 [1, 1, 1]\n"
+            + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)),
+            "more than 100000 values",
+        ),
         ("dump: a\nout: b\nlearning_rate: .inf\n", "learning_rate"),
         ("dump: a\nout: b\nadam_betas: [2, 2]\n", "adam_betas"),
         ("dump: a\nout: b\nseed: 18446744073709551616\n", "seed"),

@@ -67,6 +67,8 @@ def test_our_own_errors_and_the_disk_pass_through() -> None:
         raise IntegrityError("ours")
     with pytest.raises(StoreError, match="a/b"), foreign_call("x", ConfigError):
         raise PermissionError(errno.EACCES, "Permission denied", "a/b")
+    with pytest.raises(StoreError, match="too large"), foreign_call("x", ConfigError):
+        raise OSError(errno.EFBIG, "File too large", "a/b")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 16, (2**40).to_bytes(8, "little") + b"{}"])

@@ -15,6 +15,7 @@ from specpipe.stages.untrusted.files import read_file
 SomeConfig = TypeVar("SomeConfig", bound=Config)
 
 _NOTHING: Mapping[str, str] = {}
+_MOST_VALUES = 100_000
 
 
 def load_config(
@@ -109,4 +110,24 @@ def read_settings(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"configuration {path} is not a mapping of settings to values")
+    if _holds_more(values, _MOST_VALUES):
+        raise ConfigError(
+            f"configuration {path} holds more than {_MOST_VALUES} values, or an alias of what it"
+            " stands in"
+        )
     return values
+
+
+def _holds_more(values: Any, most: int) -> bool:
+    """Whether there are more values than `most`, each alias counted as what it stands for."""
+    rest, seen = [values], 0
+    while rest:
+        value = rest.pop()
+        seen += 1
+        if seen + len(rest) > most:
+            return True
+        if isinstance(value, dict):
+            rest.extend(value.values())
+        elif isinstance(value, list):
+            rest.extend(value)
+    return False

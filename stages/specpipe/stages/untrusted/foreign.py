@@ -16,6 +16,7 @@ OF_THE_DISK = (
     errno.EIO,
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EMFILE,
     errno.ENFILE,
 )
