@@ -43,8 +43,11 @@ def _without_states(architecture: str) -> str | None:
 
     if architecture not in ModelRegistry.get_supported_archs():
         return f"vLLM does not know {architecture}"
-    model = ModelRegistry._try_load_model_cls(architecture)
-    if model is None or not supports_eagle3(model):
+    try:
+        model = ModelRegistry.models[architecture].load_model_cls()
+    except Exception as error:  # whatever the model's file imports: torchvision, for wrappers
+        return f"vLLM cannot load its {architecture} here ({type(error).__name__}: {error})"
+    if not supports_eagle3(model):
         return f"vLLM gives no hidden states of {architecture}"
     return None
 
