@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from specpipe.pipeline import cli, console
 from specpipe.pipeline.machine_faults import machine_fault
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.printable import printable
 from tests.train.conftest import save_target, write_data
 
 
@@ -138,3 +140,9 @@ def ended(monkeypatch: pytest.MonkeyPatch, callback: Callable[..., None]) -> obj
     with pytest.raises(SystemExit) as end:
         cli.main()
     return end.value.code
+
+
+def test_a_name_that_is_not_utf_8_is_spelled_out() -> None:
+    name = os.fsdecode(b"d\xff\x1b[2J\n")
+    assert printable(name) == "d\\udcff\\x1b[2J\n"
+    assert printable(name).encode("utf-8", "strict")
