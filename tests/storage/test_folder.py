@@ -155,6 +155,12 @@ def test_addresses_hold_no_credentials(url: str, printed: str) -> None:
     assert without_credentials(url) == printed
 
 
+@pytest.mark.parametrize("url", ["s3://bucket/a#b", "s3://bucket/a?b=secret"])
+def test_a_key_that_an_s3_url_cannot_hold_is_named(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^s3://bucket/a: .*without \? or # in the key"):
+        Folder.open(url)
+
+
 def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     """`shards` may lie on another disk."""
     folder = Folder.open(str(tmp_path / "dump"))
