@@ -139,7 +139,7 @@ def test_a_job_that_was_cancelled_is_not_started(store: Store, add_job: AddJob) 
 def test_a_client_learns_nothing_of_the_servers_folders(store: Store, run: Worker) -> None:
     """A folder that is there and one that is not look alike, and no path is told."""
     told_by_model = {}
-    for model in ("/etc", "/no-such-folder"):
+    for model in ("/etc", "x/../../etc", "/no-such-folder"):
         job = api_conftest.add_job(store, {"model": model, "method": {"type": "spec-draft"}})
         wait(lambda: not store.next_job())
         found = store.job(job.id)
@@ -147,5 +147,5 @@ def test_a_client_learns_nothing_of_the_servers_folders(store: Store, run: Worke
         assert found.error is not None
         told_by_model[model] = found.error["message"].replace(model, "MODEL")
         assert str(store.folder) not in "".join(told(store, job.id))
-    assert told_by_model["/etc"] == told_by_model["/no-such-folder"]
+    assert len(set(told_by_model.values())) == 1
     assert "MODEL" in told_by_model["/etc"]

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def test_a_socket_is_no_file(tmp_path: Path) -> None:
         bound.bind(str(tmp_path / "socket"))
         with pytest.raises(IntegrityError, match="a socket or a device, not a file"):
             read_file(tmp_path / "socket")
+
+
+def test_what_a_person_names_may_be_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"a" * 2**20,))
+    writer.start()
+    assert read_file(tmp_path / "pipe", or_pipe=True) == b"a" * 2**20
+    writer.join()
 
 
 def test_a_device_is_no_file(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_template_that_takes_too_much_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"chat template (refuses it: it|takes more)") as told:
+    with pytest.raises(
+        (InputError, ConfigError), match=r"chat template (refuses it: it|takes more)"
+    ) as told:
         render_template(BOMBS[name], CHAT)
     assert "\n" not in str(told.value)
     assert render_template("{{ messages[0].content }}", CHAT) == ("hé\ud800", [])
@@ -36,7 +38,7 @@ def test_a_template_that_takes_too_much_is_refused(name: str) -> None:
     ],
 )
 def test_a_template_without_end_is_refused(template: str) -> None:
-    with pytest.raises(InputError, match="takes more than 10 s or 1 GiB"):
+    with pytest.raises(ConfigError, match="takes more than 10 s or 1 GiB"):
         render_template(template, CHAT)
 
 

@@ -103,7 +103,7 @@ def _problem(setting: str, error: Any) -> str:
 def read_settings(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; raises ConfigError where it holds none."""
     try:
-        values = yaml.safe_load(read_file(path, ConfigError).decode("utf-8"))
+        values = yaml.safe_load(read_file(path, ConfigError, or_pipe=True).decode("utf-8"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read configuration {path}: {error}") from None
     if values is None:

@@ -1,6 +1,7 @@
 """The queue's worker: one job at a time, each by `specpipe run`, followed into events."""
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +25,7 @@ _RETRY_SECONDS = 5.0
 MOST_STOPS = 3
 """Ends of a job that neither it nor its client asked for (memory, a kill) until it has failed."""
 RESULTS = "fine-tune-results"
-_PATHS = ("/", ".", "~")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 class Worker:
@@ -130,7 +131,8 @@ class Worker:
         """A message to a client: it names no path of this machine, and does not tell a folder
         that is there from one that is not."""
         model = body["model"]
-        if model.startswith(_PATHS) and message.startswith(f"target {model}"):
+        is_path = _HUB_ID.fullmatch(model) is None
+        if is_path and message.startswith(f"target {model}"):
             return f"model: this server cannot load {model!r}; the job's log.txt there says why"
         if (file := self._store.file(body["training_file"])) is not None:
             message = message.replace(file.path, file.name)

@@ -70,7 +70,7 @@ def job_settings(job: SpecDraftJob, extra: Sections, out: Path) -> JobSettings:
 def read_job(path: Path) -> SpecDraftJob:
     """The job in a JSON file; raises ConfigError where there is none, or a wrong one."""
     where = f"cannot read the job {path}"
-    text = read_file(path, ConfigError, where=where)
+    text = read_file(path, ConfigError, where=where, or_pipe=True)
     # A field that is NaN is refused by its name.
     return parse_job(parse_json(text, where, ConfigError, allow_non_finite=True))
 

@@ -11,6 +11,8 @@ from specpipe.schemas.errors import IntegrityError, SpecpipeError, StoreError
 MOST_BYTES = 2**28
 """Bytes of a file that is read whole (256 MiB): configs, tokenizers, records."""
 
+_PIECE_BYTES = 2**22
+
 _NOT_REGULAR = "a pipe, a socket or a device"
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -21,8 +23,10 @@ def read_file(
     *,
     where: str = "",
     most_bytes: int = MOST_BYTES,
+    or_pipe: bool = False,
 ) -> bytes:
-    """The bytes of a regular file.
+    """The bytes of a regular file; with `or_pipe` also of a pipe or a device, for what a person
+    names on the command line (`--config <(...)`).
 
     Raises `refuse` where there is no file, or a pipe or a device in its place (a read of those may
     never end), or more than `most_bytes`. Raises StoreError where the disk or missing rights
@@ -30,8 +34,8 @@ def read_file(
     """
     where = where or str(path)
     try:
-        with open_regular(path) as file:
-            data = file.read(most_bytes + 1)
+        with open(path, "rb") if or_pipe else open_regular(path) as file:
+            data = _read(file, most_bytes + 1)
     except NotRegularError as error:
         raise refuse(f"{where} is {error}, not a file") from None
     except _MISSING as error:
@@ -43,6 +47,14 @@ def read_file(
     if len(data) > most_bytes:
         raise refuse(f"{where} has more than {most_bytes} bytes, the most that is read of it")
     return data
+
+
+def _read(file: BinaryIO, most: int) -> bytes:
+    """Up to `most` bytes, in pieces: one read may give fewer, and memory is for what there is."""
+    data = bytearray()
+    while len(data) < most and (piece := file.read(min(_PIECE_BYTES, most - len(data)))):
+        data += piece
+    return bytes(data)
 
 
 class NotRegularError(OSError):

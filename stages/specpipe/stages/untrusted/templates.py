@@ -35,8 +35,8 @@ def markers_of(template: str) -> Markers:
 def render_template(template: str, variables: dict[str, Any]) -> tuple[str, list[Span]]:
     """The text, and the characters between the template's generation markers.
 
-    Raises ConfigError for a template that is none; InputError where it refuses the variables, or
-    takes more than 10 s of CPU or 1 GiB of memory.
+    Raises ConfigError for a template that is none, or takes more than 10 s of CPU or 1 GiB of
+    memory; InputError where it refuses the variables.
     """
     answer = _ask({"template": template, "variables": variables})
     return str(answer["text"]), [(start, stop) for start, stop in answer["spans"]]
@@ -104,9 +104,10 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
     try:
         answer = _renderer.ask(request)
     except EOFError:
-        raise InputError(
+        # The next text would take as long.
+        raise ConfigError(
             f"the chat template takes more than {MOST_SECONDS} s or {MOST_BYTES >> 30} GiB to "
-            "render it"
+            "render a text"
         ) from None
     except (TypeError, ValueError) as error:
         raise InputError(f"no chat template takes it: {error}") from error
