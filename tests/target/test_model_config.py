@@ -13,6 +13,7 @@ from transformers import (
     BloomConfig,
     FalconH1Config,
     GPTJConfig,
+    GPTJForCausalLM,
     GptOssConfig,
     GraniteMoeHybridConfig,
     LlamaConfig,
@@ -63,7 +64,11 @@ def changed(target: Path, folder: Path, **changes: object) -> Path:
     ("config", "implementation"),
     [
         (GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4, num_experts_per_tok=2), "eager"),
-        (GPTJConfig(vocab_size=97, n_embd=32, n_layer=3, n_head=4, rotary_dim=4), "eager"),
+        # Its class has SDPA since transformers 5.24.
+        (
+            GPTJConfig(vocab_size=97, n_embd=32, n_layer=3, n_head=4, rotary_dim=4),
+            "sdpa" if GPTJForCausalLM._supports_sdpa else "eager",
+        ),
         (BloomConfig(vocab_size=97, hidden_size=32, n_layer=3, n_head=4), "eager"),
         (MptConfig(vocab_size=97, d_model=32, n_layers=3, n_heads=4), "eager"),
         (LlamaConfig(**SHAPE), "sdpa"),

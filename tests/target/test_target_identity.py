@@ -17,7 +17,7 @@ from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
 from specpipe.stages.target.hf import HfBackend
 from specpipe.stages.target.identity import target_identity
-from specpipe.stages.target.location import local_folder
+from specpipe.stages.target.location import local_folder, tokenizer_files
 from specpipe.stages.target.tokenizer import load_tokenizer
 
 
@@ -173,8 +173,10 @@ def without_rights() -> Iterator[None]:
 @pytest.mark.parametrize("name", ["", "config.json", "model.safetensors", "tokenizer.json"])
 def test_missing_rights(folder: Path, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     (folder / "tokenizer.json").write_text("{}")
-    base = tmp_path_factory.getbasetemp().parent  # nobody else may look into it
-    for path in (base, *(path for path in folder.parents if base in path.parents), folder):
+    # Nobody else may look into pytest's folders, of which a process of xdist has one more.
+    base = tmp_path_factory.getbasetemp()
+    own = [path for path in (base, *base.parents) if path.name.startswith(("pytest-", "popen-"))]
+    for path in (*own, *(path for path in folder.parents if base in path.parents), folder):
         path.chmod(path.stat().st_mode | 0o055)
     config = DumpConfig(target=str(folder), data=("-",), out="-", device="cpu")
     target_identity(str(folder))
@@ -185,6 +187,9 @@ def test_missing_rights(folder: Path, name: str, tmp_path_factory: pytest.TempPa
     if name == "tokenizer.json":
         with without_rights(), pytest.raises(StoreError, match="Permission denied"):
             load_tokenizer(folder)
+    elif not name:
+        with without_rights(), pytest.raises(StoreError, match="Permission denied"):
+            tokenizer_files(folder)
     else:
         with without_rights(), pytest.raises(StoreError, match="Permission denied"):
             HfBackend(config, (1,))

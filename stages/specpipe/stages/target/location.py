@@ -184,7 +184,9 @@ def _indexed(index: Path) -> list[str]:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The tokenizer's files that exist, sorted; empty for a target without a tokenizer."""
-    found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if (folder / TEKKEN_FILE).is_file() and not any(file.name in _VOCABULARIES for file in found):
+    with foreign_call(f"cannot look into {folder}", StoreError):  # it may lack rights
+        found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        has_tekken = (folder / TEKKEN_FILE).is_file()
+    if has_tekken and not any(file.name in _VOCABULARIES for file in found):
         found.append(folder / TEKKEN_FILE)
     return found
