@@ -92,9 +92,9 @@ def test_an_error_of_an_actor_is_the_commands(target: Path, tmp_path: Path) -> N
         workers=2,
     )
     command = Command(config, tmp_path / "command")
-    assert command.wait() == 3, command.stderr
-    assert command.result["kind"] == "InputError"
-    assert "not finite" in command.result["error"]
+    assert command.wait() == 4, command.stderr
+    assert command.result["kind"] == "IntegrityError"
+    assert "holds NaN or infinity" in command.result["error"]
     assert "Traceback" not in command.stderr
 
 

@@ -39,9 +39,10 @@ def check(
     revision: str | None = None,
 ) -> ServeFindings:
     """Let the server of `config` decode `prompts` (token ids), and replay what it wrote."""
-    layers = read_config(artifact)[LAYER_IDS]
     trust = config.trust_remote_code
     with Server.connect(config) as server:
+        _check_room(server, prompts, config)
+        layers = read_config(artifact)[LAYER_IDS]
         # Transformers may not be able to load or run the target: before the server works in vain.
         capture = TargetCapture(target, revision, layers, trust_remote_code=trust)
         greedy, sampled = _decoded(server, prompts, config, report)
@@ -108,6 +109,14 @@ def check(
 def _decoded(
     server: Server, prompts: Sequence[Sequence[int]], config: ServerConfig, report: Report
 ) -> tuple[ServerDecoded, ServerDecoded]:
+    """What the server writes at temperature 0 and 1."""
+    report(f"{server.url} decodes with {server.num_draft_tokens} draft tokens, at temperature 0")
+    greedy = server.decode(prompts, config.serve_max_tokens, 0.0)
+    report(f"{server.url} decodes at temperature 1")
+    return greedy, server.decode(prompts, config.serve_max_tokens, 1.0)
+
+
+def _check_room(server: Server, prompts: Sequence[Sequence[int]], config: ServerConfig) -> None:
     """Raises ConfigError where a text does not fit into the server."""
     spare = spare_tokens(server.num_draft_tokens)
     needed = max(map(len, prompts)) + config.serve_max_tokens + spare
@@ -116,10 +125,6 @@ def _decoded(
             f"{server.url} takes {server.longest} tokens at most: the longest prompt, its output"
             f" and room for drafts are {needed}; give less --serve-max-tokens or shorter prompts"
         )
-    report(f"{server.url} decodes with {server.num_draft_tokens} draft tokens, at temperature 0")
-    greedy = server.decode(prompts, config.serve_max_tokens, 0.0)
-    report(f"{server.url} decodes at temperature 1")
-    return greedy, server.decode(prompts, config.serve_max_tokens, 1.0)
 
 
 def _with_further(
