@@ -4,14 +4,11 @@ import gzip
 import io
 import json
 import os
-import resource
 import socket
 import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from specpipe.stages.dump.rejected import Rejections
 from specpipe.stages.dump.rows import read_rows
 from tests.api.conftest import TOKEN, add_job
 from tests.api.test_api import Start
+from tests.full_disk import files_may_hold
 
 
 def upload(client: TestClient, data: bytes = b"{}\n") -> Any:
@@ -74,16 +72,6 @@ def test_what_came_first_runs_first_whatever_the_clock_says(
     assert second.created_at < first.created_at
     assert store.next_job() == first
     assert [job.id for job in store.list_jobs()] == [second.id, first.id]
-
-
-@contextmanager
-def files_may_hold(num_bytes: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_an_upload_that_cannot_be_stored_leaves_nothing(client: TestClient, store: Store) -> None:

@@ -2,9 +2,6 @@
 
 import gzip
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from specpipe.stages.dump.prepare_data import PreparedData, prepare_data
 from specpipe.stages.dump.rejected import Rejections
 from specpipe.stages.storage.folder import Folder
 from tests.dump.conftest import Row, rows, save_target, write_lines
+from tests.full_disk import files_may_hold
 
 LONG = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 99}]}
 
@@ -153,16 +151,6 @@ def test_an_out_that_cannot_be(
     with pytest.raises(ConfigError, match=words):
         prepare_data(config(folder, tmp_path / out, data=[str(tmp_path / data)]), {})
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@contextmanager
-def files_may_hold(num_bytes: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
