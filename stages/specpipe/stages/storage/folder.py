@@ -1,6 +1,5 @@
 """One place for objects on any fsspec store; keys are relative paths with forward slashes."""
 
-import errno
 import os
 import tempfile
 import uuid
@@ -19,10 +18,9 @@ from specpipe.stages.storage.remote_store import S3_PROTOCOLS, RemoteStore, open
 from specpipe.stages.storage.retry import GaveUp, RetryPolicy
 from specpipe.stages.storage.store import Store, TakeBlock
 from specpipe.stages.untrusted.files import MOST_BYTES, NotRegularError
+from specpipe.stages.untrusted.foreign import OF_THE_DISK
 
 T = TypeVar("T")
-
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class Folder:
@@ -243,7 +241,7 @@ def _disk_errors(place: str) -> Iterator[None]:
     except SpecpipeError:
         raise
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        if error.errno not in OF_THE_DISK:
             raise
         advice = LocalDisk().advice(error, place)
         raise StoreError(f"cannot write in {place}: {error.strerror or error}; {advice}") from error
