@@ -91,15 +91,21 @@ def test_compressed_file(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"prompt": "a", "completion": "b"}', "`specpipe prepare --out FILE.jsonl` makes"),
+        ('{"messages": [ASK, ANSWER], "tools": "[{}]"}', "tools, or .*`specpipe prepare"),
+        ('{"messages": [{"role": "user", "content": [{}]}, ANSWER]}', "no text; `specpipe prepare"),
         ("[1]", "--serve-data is JSONL"),
         ("PAR1", "--serve-data is JSONL"),
     ],
 )
 def test_another_form_says_what_is_wanted(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text(line)
+    path.write_text(line.replace("ASK", _said("user")).replace("ANSWER", _said("assistant")))
     with pytest.raises(InputError, match=rf"data\.jsonl:1: .*{message}"):
         list(prompts.from_file(str(path), TARGET, 4096))
+
+
+def _said(role: str) -> str:
+    return json.dumps({"role": role, "content": "a"})
 
 
 @pytest.mark.parametrize("url", ["nope.jsonl", "", "nope://me:secret@host/x"])

@@ -1,6 +1,7 @@
 """`specpipe plan`: what it foretells is what the dump takes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,19 @@ def test_only_config_and_tokenizer_of_the_target_are_needed(folder: Path, tmp_pa
     assert found.chosen.num_objects == with_weights.chosen.num_objects
     assert found.chosen.num_bytes == pytest.approx(with_weights.chosen.num_bytes, rel=1e-3)
     assert not out.exists()
+
+
+def test_a_package_that_a_quantised_target_lacks_is_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning: the dump may run on another machine than the plan."""
+    shutil.copytree(folder / "target", tmp_path / "target")
+    path = tmp_path / "target" / "config.json"
+    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantised))
+    survey(config(folder, tmp_path / "none", target=str(tmp_path / "target")))
+    assert "cannot load target" in caplog.text
+    assert "optimum" in caplog.text
 
 
 def test_generated_text_is_foretold_at_its_most(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A quantised target: what is captured does not depend on what ran before."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.export.capture import TargetCapture
 from specpipe.stages.target.hf import HfBackend
+from specpipe.stages.target.identity import load_config
+from specpipe.stages.target.quantised import missing_package
 from tests.target.test_hf_capture import backend, batch
 
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
@@ -80,3 +83,9 @@ def test_the_missing_package_is_named(
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=f"transformers cannot load it: .*({package})"):
         backend(folder)
+    said = missing_package(load_config(folder))
+    assert re.search(package, str(said))
+
+
+def test_what_is_not_quantised_needs_no_package(target: Callable[..., Path]) -> None:
+    assert missing_package(load_config(target("llama"))) is None

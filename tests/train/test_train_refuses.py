@@ -325,7 +325,7 @@ def test_what_cannot_be_read_is_not_called_unwritable(file: str, make_config: Ma
     path = Path(config.out) / file
     path.unlink()
     path.mkdir()
-    with pytest.raises(StoreError, match=f"cannot read {path}"):
+    with pytest.raises(IntegrityError, match=f"{path}: Is a directory"):
         run(config)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.foreign import foreign_call
-from specpipe.stages.untrusted.tensors import load_tensors
+from specpipe.stages.untrusted.tensors import load_tensors, opened_tensors
 
 
 def test_a_pipe_in_place_of_a_file_ends_at_once(tmp_path: Path) -> None:
@@ -22,6 +22,11 @@ def test_a_pipe_in_place_of_a_file_ends_at_once(tmp_path: Path) -> None:
         read_file(tmp_path / "pipe")
     with pytest.raises(IntegrityError, match="no readable safetensors file"):
         load_tensors(tmp_path / "pipe", "weights")
+    with (
+        pytest.raises(IntegrityError, match="no readable safetensors file"),
+        opened_tensors(tmp_path / "pipe", "weights"),
+    ):
+        pass
 
 
 def test_a_socket_is_no_file(tmp_path: Path) -> None:
@@ -50,6 +55,7 @@ def test_no_more_is_read_than_allowed(tmp_path: Path) -> None:
     assert read_file(tmp_path / "file", most_bytes=11) == bytes(11)
     with pytest.raises(IntegrityError, match="more than 10 bytes"):
         read_file(tmp_path / "file", most_bytes=10)
+    assert read_file(tmp_path / "file", most_bytes=None) == bytes(11)
 
 
 @pytest.mark.parametrize("name", ["missing", "file/below", ".", "n\0ul"])
@@ -90,3 +96,11 @@ def test_damaged_safetensors_are_refused(tmp_path: Path, data: bytes) -> None:
         refusals.append(refused.value)
     save_file({"a": torch.ones(2)}, tmp_path / "good")
     assert load_tensors(tmp_path / "good", "weights")["a"].tolist() == [1, 1]
+    with opened_tensors(tmp_path / "good", "weights") as file:
+        assert list(file.keys()) == ["a"]
+    for missing in ("b", "a\0"):
+        with (
+            pytest.raises(IntegrityError, match="weights is no"),
+            opened_tensors(tmp_path / "good", "weights") as file,
+        ):
+            file.get_tensor(missing)

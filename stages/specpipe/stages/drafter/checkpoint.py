@@ -28,7 +28,7 @@ from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.drafter.rope import own_keys, rope_problems
 from specpipe.stages.drafter.shape import shape_problems
 from specpipe.stages.drafter.vocab import VocabMap
-from specpipe.stages.storage.local_disk import read_file
+from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.tensors import load_tensors
 
 _NAME = re.compile(r"[\w.-]{1,100}")
@@ -123,7 +123,7 @@ def _check_shape(shape: DrafterShape, model: dict[str, Tensor], path: Path) -> N
 def _read(path: Path) -> bytes:
     if not path.exists():
         raise IntegrityError(f"{path} is missing; take another checkpoint of the run")
-    return read_file(path)
+    return read_file(path, most_bytes=None)
 
 
 def read_pointer(run: Path, name: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from specpipe.schemas.checkpoint import METRICS_FILE
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.local_disk import read_file
+from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 
 Row = dict[str, Any]
@@ -17,7 +17,7 @@ def metric_rows(run: Path) -> Iterator[Row]:
     """Each row in its order, none where there is no file; a line that a kill tore is no row."""
     path = run / METRICS_FILE
     if path.exists():
-        yield from _rows(read_file(path))
+        yield from _rows(read_file(path, most_bytes=None))
 
 
 class NewMetricRows:

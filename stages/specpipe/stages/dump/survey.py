@@ -1,5 +1,6 @@
 """`specpipe plan`: what a dump holds and takes, before anything is spent. Nothing is written."""
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -28,8 +29,12 @@ from specpipe.stages.dump.survey_trainer import TrainerMemory, trainer_memory
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.records import parse_index
 from specpipe.stages.target.head_model import head_numbers
+from specpipe.stages.target.identity import load_config
 from specpipe.stages.target.location import CONFIG_FILE, local_folder, tokenizer_files
+from specpipe.stages.target.quantised import missing_package
 from specpipe.stages.target.untested import VLLM, warn_untested
+
+_log = logging.getLogger(__name__)
 
 TOPK_SHOWN = (16, 64, 256)
 
@@ -93,11 +98,20 @@ def survey(config: DumpConfig) -> Survey:
     folder = local_folder(
         config.target, config.revision, with_weights=False, with_code=config.trust_remote_code
     )
+    if config.backend != "vllm":
+        _warn_of_missing_package(config, folder)
     rejections = Rejections(config.max_rejected)
     plan, identity = plan_of(config, folder, rejections, to_run=False)
     target = _target_to_come(folder, identity, trust_remote_code=config.trust_remote_code)
     memory = trainer_memory(folder, identity, _TRAINING, trust_remote_code=config.trust_remote_code)
     return _survey(identity, plan, rejections.of_input, target, memory)
+
+
+def _warn_of_missing_package(config: DumpConfig, folder: Path) -> None:
+    """No more than a warning: the dump may run elsewhere, or in vLLM."""
+    lacks = missing_package(load_config(folder, trust_remote_code=config.trust_remote_code))
+    if lacks is not None:
+        _log.warning("transformers cannot load target %s here: %s", config.target, lacks)
 
 
 def survey_dump(url: str) -> Survey:

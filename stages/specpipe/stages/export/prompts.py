@@ -24,6 +24,7 @@ from specpipe.stages.untrusted.templates import render_template
 Prompt = tuple[int, ...]
 
 _SETTINGS = "chat_template_kwargs"
+_PREPARE = "`specpipe prepare --out FILE.jsonl` makes 'input_ids' of other forms"
 
 
 def from_dump(dump: Dump, refs: list[SampleRef]) -> Iterator[Prompt]:
@@ -39,6 +40,8 @@ def from_file(
 ) -> Iterator[Prompt]:
     """Prompts of a JSONL file of `messages` (up to the first answer) or pretokenised samples.
 
+    Messages are plain text: tools and parts are written by a dump's rules, which `specpipe prepare`
+    applies.
     `folder` holds the target's tokenizer, which only messages need. Raises ConfigError where there
     is no file, no tokenizer or no chat template, InputError naming file and line for a row that is
     no prompt, StoreError where reading fails.
@@ -49,10 +52,7 @@ def from_file(
             tokenizer = tokenizer or _tokenizer(folder, trust_remote_code=trust_remote_code)
             yield tuple(_chat_prompt(tokenizer, row, source))
         elif "input_ids" not in row:
-            raise InputError(
-                f"{source}: neither 'messages' nor 'input_ids' is there; `specpipe prepare --out"
-                " FILE.jsonl` makes the latter of other forms"
-            )
+            raise InputError(f"{source}: neither 'messages' nor 'input_ids' is there; {_PREPARE}")
         else:
             sample = sample_from_pretokenized(row, source, vocab_size)
             yield tuple(sample.input_ids[: first_supervised(sample.loss_mask)].tolist())
@@ -120,10 +120,15 @@ def _chat_prompt(tokenizer: Any, row: dict[str, Any], source: Source) -> list[in
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise InputError(f"{source}: no assistant message, so there is no prompt to answer")
+    before = messages[: roles.index("assistant")]
+    if row.get("tools") or not all(isinstance(message.get("content"), str) for message in before):
+        raise InputError(
+            f"{source}: 'messages' with tools, or whose content is no text; {_PREPARE}"
+        )
     variables = {
         **tokenizer.special_tokens_map,
         **settings,
-        "messages": messages[: roles.index("assistant")],
+        "messages": before,
         "add_generation_prompt": True,
     }
     try:

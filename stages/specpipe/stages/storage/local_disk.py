@@ -15,10 +15,10 @@ from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import cast
 
-from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
+from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.stages.storage.store import TakeBlock
 from specpipe.stages.storage.store_faults import advice, is_transient_locally
-from specpipe.stages.untrusted.files import NotRegularError, open_regular
+from specpipe.stages.untrusted.files import open_regular
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -93,21 +93,6 @@ class LocalDisk:
         while not os.path.ismount(disk):
             disk = os.path.dirname(disk)
         return advice(error, f"on the disk that is mounted at {disk}")
-
-
-def read_file(path: Path) -> bytes:
-    """A regular file of any size, whole.
-
-    Raises StoreError where it cannot be read, IntegrityError where a pipe or a device is in its
-    place.
-    """
-    try:
-        with BufferedReader(cast("RawIOBase", open_regular(path))) as file:
-            return file.read()
-    except NotRegularError as error:
-        raise IntegrityError(f"{path} is {error}, not a file") from None
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
 
 
 def check_no_file(path: str | Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specpipe.schemas.config import DumpConfig, GenerateConfig
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError
 from specpipe.stages.storage.folder import Folder
 from specpipe.stages.target.backend import Captured, Generation, Prompt
 from specpipe.stages.target.batches import Tokens, batches
@@ -27,6 +27,7 @@ from specpipe.stages.target.location import local_folder, weight_files
 from specpipe.stages.target.model_class import drop_other_weights
 from specpipe.stages.target.turn_end import TurnEnd
 from specpipe.stages.untrusted.foreign import foreign_call
+from specpipe.stages.untrusted.tensors import opened_tensors
 
 
 class HfBackend:
@@ -225,13 +226,8 @@ def compute_dtype(requested: str, config: PreTrainedConfig, folder: Path) -> tor
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    from safetensors import safe_open
-
     path = weight_files(folder)[0]
-    with (
-        foreign_call(f"{path}: not a safetensors file", IntegrityError),
-        safe_open(path, framework="pt") as file,
-    ):
+    with opened_tensors(path, str(path)) as file:
         dtype: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     return dtype
 

@@ -20,7 +20,7 @@ from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoin
 from specpipe.stages.drafter.samples.batch import Batch, make_batch
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 from specpipe.stages.drafter.samples.selection import evaluated, split
-from specpipe.stages.storage.local_disk import read_file, write_file
+from specpipe.stages.storage.local_disk import write_file
 from specpipe.stages.train.checkpoint import checkpoint_name, restore
 from specpipe.stages.train.dumps import (
     TrainingDumps,
@@ -42,6 +42,7 @@ from specpipe.stages.train.run_folder import RunFolder
 from specpipe.stages.train.sharding import is_sharded
 from specpipe.stages.train.stop import StopQuestion, stop_question
 from specpipe.stages.train.trainee import Trainee
+from specpipe.stages.untrusted.files import read_file
 
 
 def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:

@@ -7,21 +7,19 @@ says is what the target would, were its last layers to follow the auxiliary laye
 Legend: T target's hidden size, H hidden size.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, StoreError
+from specpipe.schemas.errors import ConfigError, IdentityError
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head import load_norm
 from specpipe.stages.target.identity import read_config
 from specpipe.stages.target.location import local_folder, weight_files
+from specpipe.stages.untrusted.tensors import opened_tensors
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Decoder layers that are computed as the drafter's are (biases aside)."""
@@ -95,28 +93,14 @@ def _reader(folder: Path) -> Callable[[str], Tensor]:
     """A function that reads one tensor of a checkpoint by its name."""
     places: dict[str, Path] = {}
     for path in weight_files(folder):
-        with _opened(path) as file:
+        with opened_tensors(path, f"warm start from {path}: it") as file:
             places |= dict.fromkeys(file.keys(), path)
 
     def read(name: str) -> Tensor:
         if name not in places:
             raise ConfigError(f"warm start from {folder}: its weights hold no {name}")
-        with _opened(places[name]) as file:
+        with opened_tensors(places[name], f"warm start from {places[name]}: it") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
     return read
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise IntegrityError(
-            f"warm start from {path}: no safetensors file, or a damaged one ({error}); fetch the"
-            " model again"
-        ) from error
-    except OSError as error:
-        raise StoreError(f"warm start from {path}: cannot be read ({error})") from error

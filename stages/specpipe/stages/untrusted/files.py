@@ -22,11 +22,12 @@ def read_file(
     refuse: type[SpecpipeError] = IntegrityError,
     *,
     where: str = "",
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int | None = MOST_BYTES,
     or_pipe: bool = False,
 ) -> bytes:
     """The bytes of a regular file; with `or_pipe` also of a pipe or a device, for what a person
-    names on the command line (`--config <(...)`).
+    names on the command line (`--config <(...)`). `most_bytes` None takes any size: of checkpoints
+    and of what grows with a run.
 
     Raises `refuse` where there is no file, or a pipe or a device in its place (a read of those may
     never end), or more than `most_bytes`. Raises StoreError where the disk or missing rights
@@ -35,7 +36,7 @@ def read_file(
     where = where or str(path)
     try:
         with open(path, "rb") if or_pipe else open_regular(path) as file:
-            data = _read(file, most_bytes + 1)
+            data = file.read() if most_bytes is None else _read(file, most_bytes + 1)
     except NotRegularError as error:
         raise refuse(f"{where} is {error}, not a file") from None
     except _MISSING as error:
@@ -44,7 +45,7 @@ def read_file(
         raise refuse(f"{where}: {error}") from None
     except OSError as error:
         raise StoreError(f"cannot read {where}: {error.strerror}") from error
-    if len(data) > most_bytes:
+    if most_bytes is not None and len(data) > most_bytes:
         raise refuse(f"{where} has more than {most_bytes} bytes, the most that is read of it")
     return data
 

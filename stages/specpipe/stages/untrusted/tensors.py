@@ -1,7 +1,11 @@
 """Safetensors files of strangers: named tensors of floating point or plain integers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load, load_file
 from torch import Tensor
 
@@ -24,3 +28,17 @@ def load_tensors(
             return tensors
         open_regular(source).close()  # a pipe in its place would never end
         return dict(load_file(source))
+
+
+@contextmanager
+def opened_tensors(
+    path: Path, where: str, refuse: type[SpecpipeError] = IntegrityError
+) -> Iterator[Any]:
+    """safetensors' own reader of a file, for its names and for one tensor after the other.
+
+    Raises as `load_tensors` does, whatever is read of it included.
+    """
+    with foreign_call(f"{where} is no readable safetensors file", refuse):
+        open_regular(path).close()
+        with safe_open(path, framework="pt") as file:
+            yield file
