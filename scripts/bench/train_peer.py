@@ -2,7 +2,7 @@
 
 Its own model, dataset, packing, collation, optimiser and `Trainer.train_epoch` run; after each
 step, where it reports its metrics, the gate waits. What does not work without an accelerator is
-replaced (`_without_accelerator`): the device, a synchronisation, and the type that autocast asks
+replaced (`without_accelerator`): the device, a synchronisation, and the type that autocast asks
 for. There it trains with eager losses and SDPA, since its fused losses need Triton and the
 backward pass of flex attention a GPU; on a GPU it is left as it is, with both.
 """
@@ -28,14 +28,14 @@ def main() -> None:
     root = Path(values["root"])
     data = root / "data"
     if not (data / "dataset_info.json").exists():
-        _write_dataset(root / "rows.json", data)
+        write_dataset(root / "rows.json", data)
     on_gpu = torch.cuda.is_available()
     import speculators.train.cli as cli  # type: ignore[import-not-found]
     import speculators.train.trainer as trainer  # type: ignore[import-not-found]
     from speculators.train.config import TrainConfig  # type: ignore[import-not-found]
 
     if not on_gpu:
-        _without_accelerator(torch, trainer)
+        without_accelerator(torch, trainer)
 
     def run_training(self: Any) -> None:
         trainer.metric_logger.addHandler(_Steps(gate))
@@ -97,8 +97,8 @@ def _arguments(values: dict[str, Any], root: Path, on_gpu: bool) -> list[str]:
     return ["train", *flags, "--target-layer-ids", *map(str, values["aux"])]
 
 
-def _write_dataset(rows: Path, data: Path) -> None:
-    """The Arrow dataset and the token counts that its `prepare-data` leaves."""
+def write_dataset(rows: Path, data: Path) -> None:
+    """The Arrow dataset and the token counts that its `prepare-data` leaves; the states move in."""
     import torch
     from datasets import Dataset  # type: ignore[import-not-found]
 
@@ -113,7 +113,8 @@ def _write_dataset(rows: Path, data: Path) -> None:
     (rows.parent / "hidden_states").rename(data / "hidden_states")
 
 
-def _without_accelerator(torch: Any, trainer: Any) -> None:
+def without_accelerator(torch: Any, trainer: Any) -> None:
+    """Let its trainer run where there is none."""
     cpu = torch.device("cpu")
     trainer.get_local_rank = lambda: cpu
     torch.accelerator.synchronize = lambda *_, **__: None

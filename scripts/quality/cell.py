@@ -1,0 +1,78 @@
+"""One training of either study: where it lies, what it left, and how ours is made."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from scripts.bench.child import in_child
+from scripts.commands import specpipe
+from scripts.quality.judge import Judged, judge
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+RESULT_FILE = "result.json"
+
+Settings = dict[str, Any]
+
+
+class Trained(BaseModel):
+    """What a training left."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: Settings
+    """Those that were given; the others are the trainer's defaults."""
+    steps: int
+    num_tokens: int
+    cpu_seconds: float
+    """Of the steps, on one thread: what they take where nothing else runs."""
+    seconds: float
+    judged: Judged
+
+
+def read_trained(folder: Path) -> Trained | None:
+    """None where the cell is not done."""
+    path = folder / RESULT_FILE
+    return Trained.model_validate_json(path.read_text("utf-8")) if path.exists() else None
+
+
+def write_trained(folder: Path, trained: Trained) -> None:
+    """Whole or not at all."""
+    path = folder / RESULT_FILE
+    path.with_suffix(".part").write_text(trained.model_dump_json(indent=1), encoding="utf-8")
+    path.with_suffix(".part").replace(path)
+
+
+def dump_of(out: Path, material: str, text: str) -> str:
+    return str(out / f"dump-{material}-{text}")
+
+
+def train_ours(out: Path, folder: Path, material: str, settings: Settings) -> Trained:
+    """Train from the beginning (the seconds of a part say nothing), export, and judge."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    run, log = folder / "run", folder / "log"
+    config = {"dump": dump_of(out, material, "train"), "out": str(run), **settings}
+    (folder / "settings.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    counted = in_child("scripts.quality.our_side", config, ONE_THREAD)
+    specpipe(
+        log, "export", "--checkpoint", run, "--out", folder / "artifact",
+        "--dump", dump_of(out, material, "held_out"), "--validation", "structure",
+    )  # fmt: skip
+    shutil.rmtree(run / "checkpoints")
+    return Trained(
+        settings=settings,
+        steps=counted["steps"],
+        num_tokens=counted["num_tokens"],
+        cpu_seconds=counted["cpu_seconds"],
+        seconds=counted["seconds"],
+        judged=judged(out, folder / "artifact" / "checkpoint", material, settings),
+    )
+
+
+def judged(out: Path, artifact: Path, material: str, settings: Settings) -> Judged:
+    """On the material's held-out texts, with as many draft tokens as it is trained for."""
+    held_out, greedy = (dump_of(out, material, text) for text in ("held_out", "greedy"))
+    return judge(artifact, held_out, greedy, settings.get("num_heads", 3))

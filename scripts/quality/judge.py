@@ -1,0 +1,80 @@
+"""What a drafter's files are worth: the replayed tau on held-out text, apart for two halves of it.
+
+Settings are chosen by one half of the prompts and reported by the other. The replay is the plain
+one of export, which reads the artifact alone, so that drafters of other trainers are judged alike.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from specpipe.schemas.metrics import ReplayCurve
+from specpipe.stages.drafter.replay import replay
+from specpipe.stages.drafter.samples.batch import DrafterSample
+from specpipe.stages.drafter.samples.read_ahead import read_samples
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
+from specpipe.stages.export.accept import TextSpans
+from specpipe.stages.export.plain_drafter import PlainDrafter
+from specpipe.stages.export.replay_check import text_of
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.head import load_embedding, load_lm_head
+
+Half = Literal["choose", "report"]
+HALVES: tuple[Half, ...] = ("choose", "report")
+
+Mode = Literal["temperature_1", "greedy_draft", "greedy"]
+MODES: dict[Mode, str] = {
+    "temperature_1": "temperature 1",
+    "greedy_draft": "temperature 1, greedy drafts",
+    "greedy": "greedy",
+}
+"""How is decoded, and drafted; in words."""
+
+
+class Judged(BaseModel):
+    """Replays by mode and half."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    curves: dict[Mode, dict[Half, ReplayCurve]]
+
+    def tau(self, mode: Mode, half: Half) -> float:
+        """With all draft tokens."""
+        return self.curves[mode][half].tau[-1]
+
+
+def half_of(prompt_id: str) -> Half:
+    """By the prompt's hash; its last digit, as its first ones decide what is held out."""
+    return HALVES[int(prompt_id[-1], 16) % 2]
+
+
+def judge(artifact: Path, held_out: str, greedy: str, num_draft_tokens: int) -> Judged:
+    """Replay the artifact on a dump of text of temperature 1 and on one of greedy text."""
+    curves: dict[Mode, dict[Half, ReplayCurve]] = {mode: {} for mode in MODES}
+    for half, spans in _halves(artifact, held_out, num_draft_tokens):
+        curves["temperature_1"][half] = replay(spans.sampled, num_draft_tokens, exact=True)
+        curves["greedy_draft"][half] = replay(spans.greedy, num_draft_tokens, exact=True)
+    for half, spans in _halves(artifact, greedy, num_draft_tokens):
+        curves["greedy"][half] = replay(spans.greedy, num_draft_tokens, exact=True)
+    return Judged(curves=curves)
+
+
+def samples_of(dump: Dump) -> Iterator[tuple[SampleRef, DrafterSample]]:
+    """Every sample that has something to draft."""
+    reader = SampleReader(dump, None)
+    refs = sorted(reader.refs())
+    yield from zip(refs, read_samples(reader, refs), strict=True)
+
+
+def _halves(artifact: Path, url: str, num_draft_tokens: int) -> Iterator[tuple[Half, TextSpans]]:
+    dump = Dump.open(url)
+    plain = PlainDrafter.load(
+        artifact, load_embedding(dump.target_file), lambda: load_lm_head(dump.target_file)
+    )
+    assert plain.aux_layers == tuple(dump.identity.layers), "the drafter is of other layers"
+    spans = {half: TextSpans() for half in HALVES}
+    for ref, sample in samples_of(dump):
+        spans[half_of(ref.prompt_id)].add(plain, text_of(sample), num_draft_tokens)
+    yield from spans.items()

@@ -1,0 +1,93 @@
+"""Which trainings the study of defaults compares: one coordinate at a time, beside the defaults."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from scripts.quality.cell import Settings
+
+DEFAULT = "default"
+
+_NORMS = ("norm_before_residual", "norm_before_fc", "norm_output")
+
+COORDINATES: Mapping[str, Mapping[str, Settings]] = {
+    "optimizer": {
+        f"{name}-{rate}": {"optimizer": name, "learning_rate": rate}
+        for name, rates in {
+            "muon": (2e-3, 4e-3, 1.5e-2, 3e-2),
+            "adamw": (4e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+        }.items()
+        for rate in rates
+    },
+    "muon": {
+        "momentum-0.9": {"muon_momentum": 0.9},
+        "momentum-0.98": {"muon_momentum": 0.98},
+        "adam-part-1e-3": {"learning_rate": 1e-3, "muon_learning_rate": 7.5e-3},
+        "adam-part-2e-2": {"learning_rate": 2e-2, "muon_learning_rate": 7.5e-3},
+    },
+    "betas": {
+        "0.9-0.99": {"adam_betas": (0.9, 0.99)},
+        "0.95-0.95": {"adam_betas": (0.95, 0.95)},
+    },
+    "decay": {f"{decay}": {"weight_decay": decay} for decay in (0.01, 0.1)},
+    "clip": {f"{norm}": {"max_grad_norm": norm} for norm in (0.1, 1.0, 10.0)},
+    "warmup": {f"{share}": {"warmup_ratio": share} for share in (0.0, 0.01, 0.1)},
+    "schedule": {name: {"schedule": name} for name in ("linear", "wsd", "constant")},
+    "batch": {f"{tokens}": {"batch_tokens": tokens} for tokens in (1024, 2048, 4096, 8192)},
+    "norms": {
+        "none": dict.fromkeys(_NORMS, False),
+        **{f"no-{name}": {name: False} for name in _NORMS},
+        "fc_norm": {"norm_before_fc": False, "fc_norm": True},
+    },
+    "layer": {"qwen3": {"layer_type": "qwen3"}, "two": {"num_layers": 2}},
+    "loss": {
+        "kl": {"loss": "kl"},
+        "lk_alpha": {"loss": "lk_alpha"},
+        "ce": {"loss": "ce"},
+        "tv": {"loss": "tv"},
+        "kl-tv": {"loss": {"kl": 0.5, "tv": 0.5}},
+        **{f"eta-{eta}": {"eta": eta} for eta in (1.0, 6.0)},
+        "lambda-token": {"lambda_scope": "token"},
+    },
+    "heads": {
+        "survival": {"head_weights": "survival"},
+        "decay-0.6": {"head_decay": 0.6},
+        "decay-1": {"head_decay": 1.0},
+        "K-5": {"num_heads": 5},
+        "K-7": {"num_heads": 7},
+    },
+}
+"""What is changed, by coordinate and name; a draft is always judged with three tokens. `warm` comes
+from `warm_start`, which needs the target's folder."""
+
+
+@dataclass(frozen=True)
+class StudyCell:
+    """A training with one thing changed."""
+
+    material: str
+    coordinate: str
+    choice: str
+    seed: int
+    settings: Settings = field(hash=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.material}-{self.coordinate}-{self.choice}-{self.seed}"
+
+
+def study_cells(
+    targets: Mapping[str, str], seeds: Sequence[int], common: Settings
+) -> Iterator[StudyCell]:
+    """All cells, seed by seed; `targets` is the folder of each material's target."""
+    for seed in seeds:
+        for material, target in targets.items():
+            given = common | {"seed": seed}
+            yield StudyCell(material, DEFAULT, DEFAULT, seed, given)
+            for coordinate, choices in coordinates_for(target).items():
+                for choice, settings in choices.items():
+                    yield StudyCell(material, coordinate, choice, seed, given | settings)
+
+
+def coordinates_for(target: str) -> Mapping[str, Mapping[str, Settings]]:
+    """With those that name the target."""
+    return {**COORDINATES, "warm": {"start": {"warm_start": target}}}
