@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.config import ExportConfig
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import agreement, replay_check
 from specpipe.stages.export.artifact_tensors import artifact_tensors
@@ -159,7 +159,7 @@ def test_figures_that_the_run_recorded_otherwise(
 ) -> None:
     """A run whose kernels computed something else: what it recorded is not what it trained."""
     dump = Dump.open(str(trained.dump))
-    settings = TrainConfig.model_validate_json((trained.run / "config.json").read_bytes())
+    settings = ResolvedTrainConfig.model_validate_json((trained.run / "config.json").read_bytes())
     sound = replay_check.check(artifact, checkpoint, dump, settings, None)
     assert sound.passed
     assert sound.compared_with == "recorded"

@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, InputError, IntegrityError, UnfinishedError
-from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.dump.survey import length_histogram, survey, survey_dump
 from specpipe.stages.dump.survey_trainer import trainer_memory
@@ -132,7 +131,7 @@ def test_the_trainer_takes_what_its_model_has(folder: Path, tmp_path: Path) -> N
     found = survey(config(folder, tmp_path / "dump"))
     configured = config(folder, tmp_path / "dump")
     run(configured)
-    settings = TrainConfig(dump=configured.out, out=str(tmp_path / "run"), device="cpu")
+    settings = found.recipe.config
     trainee = Trainee.build(settings, Dump.open(configured.out), None, None)
     parameters = list(trainee.model.parameters())
     memory = found.trainer

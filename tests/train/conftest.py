@@ -9,11 +9,26 @@ import numpy as np
 import pytest
 
 from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.recipe import Facts, resolve
+from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.dump.run import run as run_dump
 from tests.tiny_llama import save_tiny_llama
 
 VOCAB = 128
+FACTS = Facts(hidden_size=32, num_samples=50, num_tokens=1500, num_supervised=1200)
+"""Of what the dump below has about."""
+PAPERS: dict[str, Any] = {
+    "optimizer": "adamw",
+    "learning_rate": 4e-4,
+    "norm_before_residual": False,
+    "norm_before_fc": False,
+    "norm_output": False,
+}
+"""The papers' settings: what was default before there was a recipe."""
+
+
+def resolved(config: TrainConfig) -> ResolvedTrainConfig:
+    return resolve(config, FACTS).config
 
 
 def save_target(folder: Path, seed: int) -> Path:
@@ -81,6 +96,7 @@ def make_config(dump: Path, tmp_path: Path) -> MakeConfig:
 
     def make(**changes: Any) -> TrainConfig:
         settings: dict[str, Any] = {
+            **PAPERS,
             "dump": str(dump),
             "out": str(tmp_path / "run"),
             "device": "cpu",

@@ -1,7 +1,7 @@
 """Every setting refuses what it cannot be, by name, before the first step."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from specpipe.pipeline.train_options import train_config
 from specpipe.schemas.errors import ConfigError, SpecpipeError
-from specpipe.schemas.presets import PRESETS
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import PresetName, TrainConfig
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig
 
@@ -63,6 +62,7 @@ REFUSED: dict[str, list[Any]] = {
     "norm_before_fc": SWITCH,
     "fc_norm": SWITCH,
     "norm_output": SWITCH,
+    "serve_anywhere": SWITCH,
     "learning_rate": POSITIVE,
     "optimizer": CHOICE,
     "muon_learning_rate": POSITIVE,
@@ -112,7 +112,7 @@ def read(tmp_path: Path, values: dict[str, Any]) -> TrainConfig:
 
 
 def test_every_setting_is_in_the_table() -> None:
-    assert REFUSED.keys() == TrainConfig.model_fields.keys() | {"preset"}
+    assert REFUSED.keys() == TrainConfig.model_fields.keys()
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,8 @@ def test_whatever_a_file_holds_is_taken_or_refused_by_name(field: str, value: An
     ("values", "words"),
     [
         ({"norm_before_fc": True, "fc_norm": True}, "norm_before_fc and fc_norm"),
+        ({"serve_anywhere": True, "norm_output": True}, "serve_anywhere excludes norm_output"),
+        ({"serve_anywhere": True, "fc_norm": True}, "serve_anywhere excludes fc_norm"),
         ({"schedule": "wsd", "warmup_ratio": 0.5, "wsd_decay": 0.6}, "warmup_ratio and wsd_decay"),
         ({"sliding_window": 2, "num_heads": 3}, "sliding_window 2"),
         ({"init_from": "a", "draft_vocab_size": 5}, "init_from"),
@@ -221,7 +223,7 @@ def test_shard_is_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert train_config(None, flags).shard
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", get_args(PresetName))
 def test_neither_presets_nor_a_runs_own_settings_are_refused(preset: str, tmp_path: Path) -> None:
     flags = {"dump": "d", "out": "o", "preset": preset, "loss": "kl", "batch_size": 8}
     config = train_config(None, flags)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from specpipe.schemas.errors import UnfinishedError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.train.optimizer import Optimizer
 from specpipe.stages.train.run import run
-from tests.train.conftest import MakeConfig, read_metrics, same_run
+from tests.train.conftest import MakeConfig, read_metrics, resolved, same_run
 
 SHAPES = {
     "fc.weight": (16, 48),
@@ -29,8 +29,9 @@ def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.randn(shape)) for name, shape in SHAPES.items()}
 
 
-def config(**settings: object) -> TrainConfig:
-    return TrainConfig.model_validate({"dump": "d", "out": "o", **settings})
+def config(**settings: object) -> ResolvedTrainConfig:
+    of_a_run = {"dump": "d", "out": "o", "optimizer": "adamw", **settings}
+    return resolved(TrainConfig.model_validate(of_a_run))
 
 
 def take_steps(optimizer: Optimizer, named: dict[str, nn.Parameter], steps: range) -> None:

@@ -17,6 +17,7 @@ from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.retry import DEFAULT_POLICY
 from specpipe.stages.train.order import evaluation_reads, planned_reads
 from tests.storage.tiny import make_identity, make_pair, write_dump
+from tests.train.conftest import resolved
 
 NUM_STEPS = 8
 """About an epoch."""
@@ -46,7 +47,7 @@ def read(root: Path, rank: int, num_ranks: int) -> tuple[list[Pack], int]:
     state = TrainState.model_construct(total_steps=NUM_STEPS, **beginning)
     share = slice(rank, None, num_ranks)
     evaluation = evaluation_reads(reader, held_out, 60, num_ranks)[share]
-    plan = planned_reads(config, state, reader, training, evaluation, share)
+    plan = planned_reads(resolved(config), state, reader, training, evaluation, share)
     before = disk.num_bytes
     with ReadAhead(plan, len, config.prefetch_mib) as ahead:
         packs = [tuple(read.refs) for read, _ in ahead]

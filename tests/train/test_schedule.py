@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.train.schedule import rate_factor
+from tests.train.conftest import resolved
 
 SCHEDULES = get_args(TrainConfig.model_fields["schedule"].annotation)
 
 
 def factors(total: int, **settings: object) -> list[float]:
-    config = TrainConfig.model_validate({"dump": "d", "out": "o", **settings})
+    config = resolved(TrainConfig.model_validate({"dump": "d", "out": "o", **settings}))
     return [rate_factor(step, total, config) for step in range(total)]
 
 

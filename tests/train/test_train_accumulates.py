@@ -17,7 +17,7 @@ from specpipe.stages.train.objective import Measured
 from specpipe.stages.train.run import run
 from specpipe.stages.train.step import StepFigures, compute_gradients
 from specpipe.stages.train.trainee import Trainee
-from tests.train.conftest import MakeConfig, read_metrics
+from tests.train.conftest import MakeConfig, read_metrics, resolved
 
 
 def gradients(
@@ -48,7 +48,7 @@ def test_eight_packs_of_one_sample_are_one_of_eight(
         for at, s in enumerate(samples)
     ]
     assert len({int(s.loss_mask.sum()) for s in weighted}) > 3
-    trainee = Trainee.build(config, dump, None, None)
+    trainee = Trainee.build(resolved(config), dump, None, None)
     trainee.model.to(dtype)
     if dtype == torch.float64:
         # The verifier's logits are float32: a product of other rows would round differently.

@@ -18,7 +18,7 @@ from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.packing import epoch_batches
 from specpipe.stages.train.run import run
 from specpipe.stages.train.trainee import Trainee
-from tests.train.conftest import MakeConfig, MakeDump, read_metrics
+from tests.train.conftest import MakeConfig, MakeDump, read_metrics, resolved
 
 
 @pytest.mark.parametrize("loss", get_args(LossName))
@@ -123,7 +123,7 @@ def test_context_length_cuts_tokens_rows_and_states(dump: Path, make_config: Mak
     opened = Dump.open(str(dump))
     whole, cut = SampleReader(opened, None), SampleReader(opened, 10)
     config = make_config()
-    trainee = Trainee.build(config, opened, None, None)
+    trainee = Trainee.build(resolved(config), opened, None, None)
     refs = cut.refs()[:5]
     assert all(ref.num_tokens == 10 for ref in refs)
     batch = make_batch(list(read_samples(cut, refs)), 3)

@@ -23,7 +23,7 @@ from specpipe.stages.storage.folder import Folder
 from specpipe.stages.train.order import planned_steps
 from specpipe.stages.train.run import run
 from tests.storage.damages import flip
-from tests.train.conftest import MakeConfig, MakeDump, read_metrics, same_run
+from tests.train.conftest import MakeConfig, MakeDump, read_metrics, resolved, same_run
 from tests.train.two_ranks import SECONDS, train
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_packs_of_a_step_are_uneven_over_two_ranks(make_packed: MakeConfig) -> N
     state = _state(config).model_copy(update={"step": 0, "batch_in_epoch": 0, "total_steps": 12})
     reader = SampleReader(Dump.open(config.dump), None)
     training, _ = split(reader.refs(), config.held_out_fraction)
-    counts = [len(step.packs) for step in planned_steps(config, state, training)]
+    counts = [len(step.packs) for step in planned_steps(resolved(config), state, training)]
     assert len(counts) == 12
     assert 3 in counts
     assert any(count % 2 for count in counts)
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(make_packed: MakeConfig
     # The samples of the pack alone that it came from: the second of its step.
     reader = SampleReader(Dump.open(config.dump), None)
     training, _ = split(reader.refs(), config.held_out_fraction)
-    guilty = next(planned_steps(config, _state(config), training)).packs[1]
+    guilty = next(planned_steps(resolved(config), _state(config), training)).packs[1]
     named = set(re.findall(r"shard \d+ sample \d+", said))
     assert named == {f"shard {ref.shard_id} sample {ref.index}" for ref in guilty[:8]}
     assert train(config)[0] == [0, 0]

@@ -80,6 +80,8 @@ def _rows(found: "Survey", served: "Servable") -> list[tuple[str, str]]:
         ("supervised", f"{most}{found.num_supervised:,} ({_percent(found)} % of the tokens)"),
         ("size", f"{most}{file_size(found.chosen.num_bytes)}"),
         ("objects", f"{most}{found.chosen.num_objects:,}"),
+        ("training", f"{most}{found.recipe.in_words()}"),
+        *([("too little", found.recipe.shortage)] if found.recipe.shortage else []),
         (
             "trainer memory",
             f"about {file_size(found.trainer.total)} of the device, "
@@ -142,7 +144,7 @@ def _show_memory(found: "Survey") -> None:
     parts = [
         (f"weights, {memory.num_trained:,} float32", memory.weights),
         ("gradients", memory.gradients),
-        ("AdamW's moments", memory.optimizer),
+        ("optimiser's moments, at most", memory.optimizer),
         ("target's embedding and lm_head", memory.frozen),
         (f"states of {memory.batch_tokens:,} tokens", memory.batch),
         (f"activations of {memory.num_heads} heads", memory.activations),
@@ -151,7 +153,7 @@ def _show_memory(found: "Survey") -> None:
         ("of the host: shards that are read ahead", found.read_ahead),
     ]
     show_columns(
-        "Trainer memory (defaults of specpipe train)",
+        "Trainer memory (specpipe train with nothing set)",
         ["what", "size"],
         [(name, file_size(size)) for name, size in parts],
     )
@@ -162,5 +164,6 @@ def _result(found: "Survey", served: "Servable") -> dict[str, Any]:
     values["servable"] = served.to_dict()
     values["identity"] = found.identity.model_dump(mode="json")
     values["chosen"] = asdict(found.chosen)
+    values["recipe"] = found.recipe.record.model_dump(mode="json")
     values["trainer"] |= {"total": found.trainer.total, "read_ahead": found.read_ahead}
     return values

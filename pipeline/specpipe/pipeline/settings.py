@@ -22,23 +22,17 @@ def load_config(
     kind: type[SomeConfig],
     path: Path | None,
     flags: Mapping[str, Any],
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
     overriding: Mapping[str, str] = _NOTHING,
 ) -> SomeConfig:
     """The configuration of a command; flags that were not given do not count.
 
-    A mapping among the flags wins over the file's field by field. Where there are `presets`, the
-    flag or setting `preset` names the one that stands below file and flags. A setting in
-    `overriding` gives way to the one that it names, where that stands above it. Raises ConfigError
-    naming the file and every field that is wrong.
+    A mapping among the flags wins over the file's field by field. A setting of the file that is in
+    `overriding` gives way to the flag that it names. Raises ConfigError naming the file and every
+    field that is wrong.
     """
     values = {} if path is None else read_settings(path)
     flags = given(flags)
-    if presets is not None:
-        in_file = values.pop("preset", None)
-        preset = _preset(flags.pop("preset", None) or in_file, presets)
-        values = {**_below(preset, values, overriding), **values}
-    values = _below(values, flags, overriding)
+    values = {name: value for name, value in values.items() if overriding.get(name) not in flags}
     for name, value in flags.items():
         below = values.get(name)
         if isinstance(value, dict) and below is not None:
@@ -56,21 +50,6 @@ def load_config(
 def given(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that were given: not None, nor empty."""
     return {name: value for name, value in flags.items() if value not in (None, ())}
-
-
-def _below(
-    settings: Mapping[str, Any], above: Mapping[str, Any], overriding: Mapping[str, str]
-) -> dict[str, Any]:
-    """What is left of settings with others above them."""
-    return {name: value for name, value in settings.items() if overriding.get(name) not in above}
-
-
-def _preset(name: Any, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    if name is None:
-        return {}
-    if not isinstance(name, str) or name not in presets:
-        raise ConfigError(f"preset: {name!r} is none of {', '.join(presets)}")
-    return presets[name]
 
 
 def problems(error: ValidationError) -> str:

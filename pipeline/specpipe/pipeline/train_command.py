@@ -10,10 +10,11 @@ from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import write_provenance
 from specpipe.pipeline.served import say_served_of_training
-from specpipe.pipeline.train_options import preset_help, train_config, train_options
+from specpipe.pipeline.train_options import recipe_help, train_config, train_options
 from specpipe.pipeline.train_progress import TrainProgress
 from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.metrics import EvalMetrics
+from specpipe.schemas.recipe import Recipe
 
 _ESTIMATE = " *"
 
@@ -21,7 +22,7 @@ _ESTIMATE = " *"
 @click.command(
     cls=GroupedCommand,
     short_help="Train a drafter from a dump, without the target.",
-    epilog=preset_help(),
+    epilog=recipe_help(),
 )
 @config_option
 @train_options
@@ -39,7 +40,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     setting that is wrong is named before the first step (exit code 2).
 
     \b
-      --optimizer muon --schedule wsd    matrices by Muon; flat rate, then down
+      --schedule wsd                     flat rate, then down
       --early-stop 3                     end when tau rises no more
       --log tensorboard,wandb            besides metrics.jsonl
       --time-limit 3500                  for a queue: run again to go on
@@ -56,11 +57,17 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         run(config)
         return
     with progress("train", "steps") as report:
-        result = run(config, progress=TrainProgress(report))
+        result = run(config, progress=TrainProgress(report), tell=_tell)
     if not result.did_nothing:
         write_provenance(RunFolder(config.out).path, config)
     show_evaluation(result.untrained, result.best)
     show("Training", _rows(result), result.model_dump(mode="json"), as_json=as_json)
+
+
+def _tell(recipe: Recipe) -> None:
+    note(f"recipe: {recipe.in_words()}")
+    if recipe.shortage:
+        note(f"warning: {recipe.shortage}")
 
 
 def _rows(result: TrainResult) -> list[tuple[str, str]]:

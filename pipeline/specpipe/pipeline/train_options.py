@@ -1,7 +1,6 @@
 """The flags of `specpipe train`."""
 
 from pathlib import Path
-from textwrap import wrap
 from typing import Any, get_args
 
 import click
@@ -15,8 +14,8 @@ from specpipe.pipeline.options import (
     with_options,
 )
 from specpipe.pipeline.settings import given, load_config
-from specpipe.schemas.presets import MEASURED, PRESETS
-from specpipe.schemas.train_config import AttentionName, LossName, TrainConfig
+from specpipe.schemas.recipe import BUDGETS, MUON_RATE
+from specpipe.schemas.train_config import AttentionName, LossName, PresetName, TrainConfig
 
 
 def _weights(
@@ -33,7 +32,7 @@ def _weights(
 
 
 _OVERRIDING = {"max_steps": "num_epochs", "batch_size": "batch_tokens"}
-"""What the one would override, were it given beside it: below it, it gives way."""
+"""What the one would override, were it given beside it: in the file, below a flag, it gives way."""
 
 _DATA, _DRAFTER, _LOSS = "What is read", "The drafter", "The loss"
 _STEPS, _EVAL = "Steps and optimiser", "Evaluation"
@@ -123,11 +122,21 @@ _OPTIONS = (
     *(
         GroupedOption(_DRAFTER, f"--{name}/--no-{name}", default=None, help=text)
         for name, text in (
-            ("norm-before-residual", "Take the normed hidden state as the residual."),
-            ("norm-before-fc", "RMSNorm on the concatenated auxiliary states."),
+            (
+                "norm-before-residual",
+                "Take the normed hidden state as the residual.  [default: on]",
+            ),
+            ("norm-before-fc", "RMSNorm on the concatenated auxiliary states.  [default: on]"),
             ("fc-norm", "RMSNorm on each auxiliary state."),
-            ("norm-output", "Feed the normed output to the next draft step."),
+            ("norm-output", "Feed the normed output to the next draft step.  [default: on]"),
         )
+    ),
+    GroupedOption(
+        _DRAFTER,
+        "--serve-anywhere",
+        is_flag=True,
+        default=None,
+        help="Only what every engine serves: no norm-output, no fc-norm.",
     ),
     GroupedOption(
         _LOSS,
@@ -161,12 +170,17 @@ _OPTIONS = (
     GroupedOption(
         _LOSS, "--num-heads", type=int, help="K, draft steps unrolled, 1 to 7.  [default: 3]"
     ),
-    GroupedOption(_STEPS, "--learning-rate", type=float, help="Its peak.  [default: 4e-4]"),
+    GroupedOption(
+        _STEPS,
+        "--learning-rate",
+        type=float,
+        help=f"Its peak.  [default: {MUON_RATE:g}; adamw: about 1/width]",
+    ),
     GroupedOption(
         _STEPS,
         "--optimizer",
         type=click.Choice(["adamw", "muon"]),
-        help="muon: for matrices; lm_head and norms keep AdamW.  [default: adamw]",
+        help="muon: for matrices; lm_head and norms keep AdamW.  [default: muon]",
     ),
     GroupedOption(
         _STEPS,
@@ -181,7 +195,10 @@ _OPTIONS = (
         help="Of the rate after its rise; wsd: flat, then down.  [default: cosine]",
     ),
     GroupedOption(
-        _STEPS, "--warmup-ratio", type=float, help="Share of steps of the rise.  [default: 0.04]"
+        _STEPS,
+        "--warmup-ratio",
+        type=float,
+        help="Share of steps of the rise.  [default: by steps]",
     ),
     GroupedOption(
         _STEPS,
@@ -201,10 +218,10 @@ _OPTIONS = (
     ),
     GroupedOption(_STEPS, "--weight-decay", type=float, help="[default: 0]"),
     GroupedOption(_STEPS, "--max-grad-norm", type=float, help="[default: 0.5]"),
-    GroupedOption(_STEPS, "--num-epochs", type=int, help="[default: 10]"),
+    GroupedOption(_STEPS, "--num-epochs", type=int, help="[default: by the data; see below]"),
     GroupedOption(_STEPS, "--max-steps", type=int, help="Optimiser steps; overrides --num-epochs."),
     GroupedOption(
-        _STEPS, "--batch-tokens", type=int, help="Token budget of a step.  [default: 8192]"
+        _STEPS, "--batch-tokens", type=int, help="Token budget of a step.  [default: by the data]"
     ),
     GroupedOption(
         _STEPS, "--batch-size", type=int, help="Samples of a step, instead of --batch-tokens."
@@ -224,7 +241,10 @@ _OPTIONS = (
         _EVAL, "--eval-every", type=int, help="Steps between evaluations.  [default: a tenth]"
     ),
     GroupedOption(
-        _EVAL, "--eval-tokens", type=int, help="Most tokens of one evaluation.  [default: 100000]"
+        _EVAL,
+        "--eval-tokens",
+        type=int,
+        help="Most tokens of one evaluation.  [default: by preset]",
     ),
     GroupedOption(
         _EVAL,
@@ -237,8 +257,8 @@ _OPTIONS = (
     GroupedOption(
         _RUN,
         "--preset",
-        type=click.Choice(list(PRESETS)),
-        help="Settings to begin from; see below.  [default: default]",
+        type=click.Choice(get_args(PresetName)),
+        help="How much to spend; see below.  [default: default]",
     ),
     GroupedOption(
         _RUN,
@@ -309,22 +329,19 @@ def train_options(function: Function) -> Function:
     return with_options(_OPTIONS, function)
 
 
-def preset_help() -> str:
-    """The presets as the help shows them: settings, and what a run with them came to."""
-    lines = ["\b", "Presets (flags and the file win over them):"]
-    for name, preset in PRESETS.items():
-        given = (f"--{n.replace('_', '-')} {value}" for n, value in preset.settings.items())
-        text = " ".join(given) or "the defaults above"
-        head, body = f"  {name:9}", " " * 11
-        lines += wrap(text, 76, initial_indent=head, subsequent_indent=body, break_on_hyphens=False)
-        lines.append(" " * 11 + preset.figures)
-    lines += wrap(MEASURED, 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+def recipe_help() -> str:
+    """What the help says of settings that are left open."""
+    lines = ["\b", "What is left open follows from width and data (docs/training.md):"]
+    for name, budget in BUDGETS.items():
+        most = (
+            f"at most {budget.most_steps:,}" if budget.most_steps else f"{budget.steps:,} or more"
+        )
+        lines.append(f"  --preset {name:9}{most} steps, in up to {budget.most_epochs} epochs")
     return "\n".join(lines)
 
 
 def train_config(path: Path | None, flags: dict[str, Any]) -> TrainConfig:
-    """The configuration that a file, flags and a preset make; a flag without effect is refused."""
-    presets: dict[str, dict[str, Any]] = {name: p.settings for name, p in PRESETS.items()}
-    config = load_config(TrainConfig, path, flags, presets, _OVERRIDING)
+    """The configuration that a file and flags make; a flag without effect is refused."""
+    config = load_config(TrainConfig, path, flags, _OVERRIDING)
     refuse_idle(config, given(flags))
     return config

@@ -146,6 +146,22 @@ class LoggerRecord(Record):
         return self.model_copy(update=seen)
 
 
+class RunRecipe(Record):
+    """What a run did on what, in numbers: settings that nobody gave followed from the data."""
+
+    num_samples: int
+    """Of one pass, as the next two."""
+    num_tokens: int
+    num_supervised: int
+    num_steps: int
+    num_warmup_steps: int
+    num_epochs: float
+    batch_tokens: int | None
+    batch_size: int | None
+    optimizer: str
+    learning_rate: float
+
+
 class TrainResult(Record):
     """`result.json`, written when a run is complete; what `specpipe train` reports."""
 
@@ -172,4 +188,6 @@ class TrainResult(Record):
     eval_dump_fingerprint: str
     untrained: EvalMetrics
     best: EvalMetrics
+    recipe: RunRecipe | None = None
+    """None: made before there was one."""
     did_nothing: bool = False

@@ -14,6 +14,7 @@ PREFETCH_MIB = 4096
 LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
 AttentionName = Literal["auto", "flash", "reference"]
 LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+PresetName = Literal["quick", "default", "best"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -36,7 +37,14 @@ def weighted_losses(value: Any) -> Any:
 
 
 class TrainConfig(Config):
-    """`specpipe train`: train a drafter from a dump, without the target."""
+    """`specpipe train`: train a drafter from a dump, without the target.
+
+    What is None here and not in ResolvedTrainConfig follows from the width and the data
+    (schemas/recipe.py).
+    """
+
+    preset: PresetName = "default"
+    """Budget of the recipe: how many steps and passes the settings that are left open come to."""
 
     dump: Location
     """Root of the dump, an fsspec URL."""
@@ -92,17 +100,19 @@ class TrainConfig(Config):
     """Base of the rotary embedding; default: the target's."""
     intermediate_size: int | None = Field(None, gt=0, le=2**20)
     """Width of the drafter's MLP; default: the target's, scaled with hidden_size."""
-    norm_before_residual: bool = False
+    norm_before_residual: bool = True
     """Add the residual after the hidden norm instead of before it."""
-    norm_before_fc: bool = False
-    """RMSNorm on the concatenated auxiliary states."""
+    norm_before_fc: bool = True
+    """RMSNorm on the concatenated auxiliary states; off where fc_norm is on."""
     fc_norm: bool = False
     """RMSNorm on each auxiliary state."""
-    norm_output: bool = False
-    """Feed the normed output to the next draft step."""
-    learning_rate: float = Field(4e-4, gt=0)
-    """Peak learning rate."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    norm_output: bool = True
+    """Feed the normed output to the next draft step; off where serve_anywhere is on."""
+    serve_anywhere: bool = False
+    """Nothing that only newer engines serve: neither norm_output nor fc_norm."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate; default: by the optimiser and the drafter's width."""
+    optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon for the matrices of fc and of the layers, AdamW for the lm_head and the norms."""
     muon_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of Muon's matrices; default: learning_rate."""
@@ -112,20 +122,22 @@ class TrainConfig(Config):
     """Decoupled weight decay, of both optimisers."""
     adam_betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's exponential decay rates."""
-    warmup_ratio: float = Field(0.04, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises."""
+    warmup_ratio: float | None = Field(None, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises; default: by the number of steps."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """How the learning rate goes on after its rise; wsd: it stays, and falls at the end."""
     wsd_decay: float = Field(0.2, gt=0, le=1)
     """wsd: share of the steps over which the learning rate falls."""
     max_grad_norm: float = Field(0.5, gt=0)
     """Gradients are scaled down to this global norm."""
-    num_epochs: int = Field(10, gt=0)
-    """Passes over the dump (over those of `mix`, as many times their weight)."""
+    num_epochs: int | None = Field(None, gt=0)
+    """Passes over the dump (over those of `mix`, as many times their weight); default: by the
+    size of the data."""
     max_steps: int | None = Field(None, gt=0)
     """Optimiser steps, over as many epochs as it takes; overrides num_epochs."""
-    batch_tokens: int = Field(8192, gt=0)
-    """Token budget of one optimiser step (whole samples are packed into it)."""
+    batch_tokens: int | None = Field(None, gt=0)
+    """Token budget of one optimiser step (whole samples are packed into it); default: by the size
+    of the data."""
     batch_size: int | None = Field(None, gt=0)
     """Samples of one optimiser step, instead of batch_tokens."""
     pack_tokens: int | None = Field(None, gt=0)
@@ -142,8 +154,8 @@ class TrainConfig(Config):
     """Evaluate on all of this dump instead of a held-out share."""
     eval_every: int | None = Field(None, gt=0)
     """Steps between evaluations; default: a tenth of the run."""
-    eval_tokens: int = Field(100_000, gt=0)
-    """Most tokens of one evaluation during training."""
+    eval_tokens: int | None = Field(None, gt=0)
+    """Most tokens of one evaluation during training; default: by the preset."""
     checkpoint_every: int | None = Field(None, gt=0)
     """Steps between checkpoints; default: as eval_every, at most 500."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -190,6 +202,32 @@ class TrainConfig(Config):
         """What is minimised, as weights of losses."""
         return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _norms_that_give_way(cls, values: Any) -> Any:
+        """A norm that is on by default is off where a setting excludes it."""
+        if not isinstance(values, dict):
+            return values
+        off = {
+            norm: False
+            for norm, excluding in (
+                ("norm_before_fc", "fc_norm"),
+                ("norm_output", "serve_anywhere"),
+            )
+            if values.get(excluding) is True
+        }
+        return off | values
+
+    @model_validator(mode="after")
+    def _served_anywhere(self) -> "TrainConfig":
+        for name in ("norm_output", "fc_norm"):
+            if self.serve_anywhere and getattr(self, name):
+                raise ValueError(
+                    f"serve_anywhere excludes {name}, which only newer engines serve"
+                    " (docs/export.md)"
+                )
+        return self
+
     @model_validator(mode="after")
     def _one_norm(self) -> "TrainConfig":
         if self.norm_before_fc and self.fc_norm:
@@ -217,8 +255,18 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _shares_of_the_same_steps(self) -> "TrainConfig":
-        if self.schedule == "wsd" and self.warmup_ratio + self.wsd_decay > 1:
+        if self.schedule == "wsd" and (self.warmup_ratio or 0) + self.wsd_decay > 1:
             raise ValueError(
                 "warmup_ratio and wsd_decay are shares of the same steps: together at most 1"
             )
         return self
+
+
+class ResolvedTrainConfig(TrainConfig):
+    """The settings of a run: nothing is left open. A run's config.json holds one."""
+
+    learning_rate: float = Field(gt=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    num_epochs: int = Field(gt=0)
+    batch_tokens: int = Field(gt=0)
+    eval_tokens: int = Field(gt=0)

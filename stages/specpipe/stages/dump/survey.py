@@ -12,6 +12,8 @@ import torch
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.dump import DUMP_FILE, HEAD_FILE, INDEX_FILE, TARGET_FOLDER, DumpIdentity
 from specpipe.schemas.errors import ConfigError, UnfinishedError
+from specpipe.schemas.recipe import Facts, Recipe, resolve
+from specpipe.schemas.sample import is_held_out
 from specpipe.schemas.train_config import TrainConfig
 from specpipe.stages.dump.claim import read_claim
 from specpipe.stages.dump.plan import Plan, read_listed_plan, read_plan
@@ -42,7 +44,7 @@ _HEAD_OVERHEAD = 1024
 """head.json, and the header of head.safetensors, take about so many bytes."""
 
 _TRAINING = TrainConfig(dump="-", out="-")
-"""The trainer's default settings."""
+"""Nothing is set: the trainer's settings follow from the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Survey:
     num_partly_masked: int
     sizes: tuple[DumpSize, ...]
     """Of each logits mode in each format."""
+    recipe: Recipe
+    """Of a trainer with default settings; its number of steps is about."""
     trainer: TrainerMemory
 
     @property
@@ -103,8 +107,11 @@ def survey(config: DumpConfig) -> Survey:
     rejections = Rejections(config.max_rejected)
     plan, identity = plan_of(config, folder, rejections, to_run=False)
     target = _target_to_come(folder, identity, trust_remote_code=config.trust_remote_code)
-    memory = trainer_memory(folder, identity, _TRAINING, trust_remote_code=config.trust_remote_code)
-    return _survey(identity, plan, rejections.of_input, target, memory)
+    recipe = _recipe(identity, plan)
+    memory = trainer_memory(
+        folder, identity, recipe.config, trust_remote_code=config.trust_remote_code
+    )
+    return _survey(identity, plan, rejections.of_input, target, (recipe, memory))
 
 
 def _warn_of_missing_package(config: DumpConfig, folder: Path) -> None:
@@ -125,19 +132,20 @@ def survey_dump(url: str) -> Survey:
     if identity is None:
         raise ConfigError(f"there is no dump at {folder.url}: it has no {DUMP_FILE}")
     plan, rejections = _planned(folder, identity)
+    recipe = _recipe(identity, plan)
     sizes = folder.sizes(TARGET_FOLDER)
     if f"{TARGET_FOLDER}/{HEAD_FILE}" not in sizes:
         # No worker has begun: all there is to know is where the target was.
         source = local_folder(identity.target.name, identity.target.revision, with_weights=False)
         target = _target_to_come(source, identity, trust_remote_code=False)
-        memory = trainer_memory(source, identity, _TRAINING, trust_remote_code=False)
+        memory = trainer_memory(source, identity, recipe.config, trust_remote_code=False)
     else:
         target = TargetFiles(len(sizes), sum(sizes.values()))
         with tempfile.TemporaryDirectory() as local:
             config = folder.read(f"{TARGET_FOLDER}/{CONFIG_FILE}")
             (Path(local) / CONFIG_FILE).write_bytes(config)
-            memory = trainer_memory(Path(local), identity, _TRAINING, trust_remote_code=False)
-    return _survey(identity, plan, rejections, target, memory)
+            memory = trainer_memory(Path(local), identity, recipe.config, trust_remote_code=False)
+    return _survey(identity, plan, rejections, target, (recipe, memory))
 
 
 def _planned(folder: Folder, identity: DumpIdentity) -> tuple[Plan, list[Rejection]]:
@@ -161,7 +169,7 @@ def _survey(
     plan: Plan,
     rejections: Sequence[Rejection],
     target: TargetFiles,
-    memory: TrainerMemory,
+    training: tuple[Recipe, TrainerMemory],
 ) -> Survey:
     samples = [sample for shard in plan for sample in shard]
     kinds = Counter(rejection.kind for rejection in rejections)
@@ -179,8 +187,27 @@ def _survey(
         num_left_out=kinds["left_out"],
         num_partly_masked=kinds["partly_masked"],
         sizes=dump_sizes(_variants(identity), plan, target, len(to_jsonl(rejections))),
-        trainer=memory,
+        recipe=training[0],
+        trainer=training[1],
     )
+
+
+def _recipe(identity: DumpIdentity, plan: Plan) -> Recipe:
+    """What a trainer with default settings does on the samples that it does not hold out."""
+    samples = [
+        sample
+        for shard in plan
+        for sample in shard
+        if (sample.loss_mask[2:].any() or sample.max_new_tokens)
+        and not is_held_out(sample.prompt_id, _TRAINING.held_out_fraction)
+    ]
+    facts = Facts(
+        hidden_size=identity.target.hidden_size,
+        num_samples=max(1, len(samples)),
+        num_tokens=max(1, sum(sample.size for sample in samples)),
+        num_supervised=sum(sample.most_rows for sample in samples),
+    )
+    return resolve(_TRAINING, facts)
 
 
 def length_histogram(lengths: Sequence[int]) -> tuple[Lengths, ...]:

@@ -1,4 +1,4 @@
-"""What `specpipe train` will take on its device with default settings, by the shapes alone.
+"""What `specpipe train` will take on its device with nothing set, by the shapes alone.
 
 Legend: T tokens of a batch, N starts, K heads, L aux layers, H hidden size, I width of the MLP,
 q and g widths of queries and of keys, D draft vocabulary, V vocabulary.
@@ -11,7 +11,7 @@ import torch
 
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.dump import DumpIdentity
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.shape import drafter_shape
 from specpipe.stages.drafter.vocab import default_size
@@ -31,6 +31,7 @@ class TrainerMemory:
 
     num_heads: int
     batch_tokens: int
+    """T: of one forward and backward pass."""
     draft_vocab_size: int
     num_trained: int
     """P."""
@@ -65,14 +66,19 @@ class TrainerMemory:
 
 
 def trainer_memory(
-    target_folder: Path, identity: DumpIdentity, settings: TrainConfig, *, trust_remote_code: bool
+    target_folder: Path,
+    identity: DumpIdentity,
+    settings: ResolvedTrainConfig,
+    *,
+    trust_remote_code: bool,
 ) -> TrainerMemory:
     """By the target's config; raises ConfigError where it cannot be read."""
     config = load_config(target_folder, trust_remote_code=trust_remote_code)
     vocab_size = identity.target.vocab_size
     draft_vocab_size = default_size(settings.draft_vocab_size, vocab_size)
     shape = drafter_shape(config, settings, identity.layers, vocab_size, draft_vocab_size)
-    H, L, K, T = shape.hidden_size, shape.num_aux, settings.num_heads, settings.batch_tokens
+    H, L, K = shape.hidden_size, shape.num_aux, settings.num_heads
+    T = settings.pack_tokens or settings.batch_tokens
     with torch.device("meta"):
         model = Eagle3(shape, torch.empty(vocab_size, shape.target_hidden_size))
     trained = sum(parameter.numel() for parameter in model.parameters())

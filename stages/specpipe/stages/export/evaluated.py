@@ -6,7 +6,7 @@ from pydantic import ValidationError as PydanticError
 
 from specpipe.schemas.checkpoint import CONFIG_FILE, TrainState
 from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 from specpipe.stages.drafter.samples.selection import by_prompt, evaluated
 from specpipe.stages.storage.dump import Dump
@@ -14,18 +14,20 @@ from specpipe.stages.storage.folder import Folder
 from specpipe.stages.untrusted.files import read_file
 
 
-def run_settings(checkpoint: Path) -> TrainConfig | None:
+def run_settings(checkpoint: Path) -> ResolvedTrainConfig | None:
     """Settings of the run that `checkpoint` lies in; None for a checkpoint outside of a run."""
     path = checkpoint.parent.parent / CONFIG_FILE
     if not path.exists():
         return None
     try:
-        return TrainConfig.model_validate_json(read_file(path))
+        return ResolvedTrainConfig.model_validate_json(read_file(path))
     except PydanticError as error:
         raise IntegrityError(f"{path} is not the configuration of a run: {error}") from None
 
 
-def settings_for(dump: Dump, state: TrainState, run: TrainConfig | None) -> TrainConfig | None:
+def settings_for(
+    dump: Dump, state: TrainState, run: ResolvedTrainConfig | None
+) -> ResolvedTrainConfig | None:
     """The run's settings if it evaluated on this dump, or on a mixture that this dump is part of;
     then they say which samples it held out."""
     if run is None or dump.header.fingerprint == state.eval_dump_fingerprint:
@@ -35,7 +37,7 @@ def settings_for(dump: Dump, state: TrainState, run: TrainConfig | None) -> Trai
     return run if is_part else None
 
 
-def evaluation(dump: Dump, run: TrainConfig | None) -> tuple[SampleReader, list[SampleRef]]:
+def evaluation(dump: Dump, run: ResolvedTrainConfig | None) -> tuple[SampleReader, list[SampleRef]]:
     """What the run evaluated on in this dump, by prompt; without a run, every sample."""
     if run is None:
         reader = SampleReader(dump, None)

@@ -20,7 +20,7 @@ from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.metrics import EvalMetrics, ReplayCurve, TauDifference
 from specpipe.schemas.sample import verifier_rows
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.checkpoint import Checkpoint
 from specpipe.stages.drafter.metric_rows import metric_rows
@@ -80,7 +80,7 @@ def check(
     artifact: Path,
     checkpoint: Checkpoint,
     dump: Dump,
-    run: TrainConfig | None,
+    run: ResolvedTrainConfig | None,
     most_samples: int | None,
 ) -> ReplayFindings:
     """Replay what `run` evaluated on; without a run, or of another dump, everything in it."""

@@ -26,7 +26,7 @@ from specpipe.schemas.errors import (
 from specpipe.schemas.location import local_path, without_credentials
 from specpipe.schemas.metrics import TauDifference
 from specpipe.schemas.speedup import Recommendation, Schedule, Speedup
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.export import prompts, replay_check, serve, structure
@@ -194,7 +194,7 @@ def _validate(
     artifact: Path,
     checkpoint: Checkpoint,
     dump: Dump,
-    settings: TrainConfig | None,
+    settings: ResolvedTrainConfig | None,
     target: str,
     chosen: list[prompts.Prompt],
     report: Progress,
@@ -252,7 +252,11 @@ def _validation(
 
 
 def _prompts(
-    config: ExportConfig, dump: Dump, settings: TrainConfig | None, state: TrainState, target: str
+    config: ExportConfig,
+    dump: Dump,
+    settings: ResolvedTrainConfig | None,
+    state: TrainState,
+    target: str,
 ) -> list[prompts.Prompt]:
     settings = settings_for(dump, state, settings)
     return serve_prompts(
@@ -260,7 +264,9 @@ def _prompts(
     )
 
 
-def _dump(config: ExportConfig, settings: TrainConfig | None, checkpoint: Checkpoint) -> Dump:
+def _dump(
+    config: ExportConfig, settings: ResolvedTrainConfig | None, checkpoint: Checkpoint
+) -> Dump:
     url = config.dump
     if url is None and settings is not None:
         url = settings.eval_dump or settings.dump

@@ -6,7 +6,7 @@ from typing import Any
 
 from specpipe.schemas.dump import ShardManifest
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.report.blocks import Block, Missing, Section, Table
 from specpipe.stages.report.sources import Sources
 from specpipe.stages.storage.dump import Dump
@@ -186,14 +186,15 @@ def environment_section(sources: Sources) -> Section:
     )
 
 
-def _settings(settings: TrainConfig) -> tuple[list[Row], list[Row]]:
+def _settings(settings: ResolvedTrainConfig) -> tuple[list[Row], list[Row]]:
     changed, everything = [], []
     fields = TrainConfig.model_fields
     for name, value in settings.model_dump(mode="json").items():
         row = (name, value if isinstance(value, str) else json.dumps(value))
         everything.append(row)
         default = fields[name].get_default(call_default_factory=True)
-        if fields[name].is_required() or getattr(settings, name) != default:
+        is_open = default is None and ResolvedTrainConfig.model_fields[name].is_required()
+        if not is_open and (fields[name].is_required() or getattr(settings, name) != default):
             changed.append(row)
     return changed, everything
 

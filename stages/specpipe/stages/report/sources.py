@@ -31,7 +31,7 @@ from specpipe.schemas.errors import (
 )
 from specpipe.schemas.location import local_path, without_credentials
 from specpipe.schemas.metrics import EvalMetrics
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.drafter.metric_rows import metric_rows
 from specpipe.stages.export.replay_check import recorded_metrics
@@ -47,7 +47,7 @@ Provenance = dict[str, Any]
 @dataclass(slots=True)
 class Sources:
     run: Path
-    settings: TrainConfig
+    settings: ResolvedTrainConfig
     rows: list[dict[str, Any]]
     """Of metrics.jsonl."""
     result: TrainResult | None
@@ -69,7 +69,7 @@ def read_sources(config: ReportConfig) -> Sources:
     """Raises ConfigError where `run`, or an artifact or dump that was named, is none; IdentityError
     where the artifact is another run's; IntegrityError where a file is damaged."""
     run = local_path(config.run, "a run is read from a local disk; copy it there")
-    settings = _record(run / CONFIG_FILE, TrainConfig)
+    settings = _record(run / CONFIG_FILE, ResolvedTrainConfig)
     if settings is None:
         raise ConfigError(f"{run} is no run directory of `specpipe train`: it has no {CONFIG_FILE}")
     validation = provenance = None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.dump import TextOrigin, canonical_sha256
@@ -16,6 +17,7 @@ from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.train.stop import StopQuestion
 
 PREVERIFY_BYTES = 16 * 2**30
+SomeConfig = TypeVar("SomeConfig", bound=TrainConfig)
 
 
 def open_dump(url: str, preverify: str, should_stop: StopQuestion) -> Dump:
@@ -162,7 +164,7 @@ def check_still_of(run: Path, now: TrainConfig, then: TrainConfig, result: Train
         )
 
 
-def located(config: TrainConfig) -> TrainConfig:
+def located(config: SomeConfig) -> SomeConfig:
     """The configuration with where its dumps are, whatever the working directory."""
     where = {"dump": Folder.open(config.dump).url}
     if config.eval_dump is not None:

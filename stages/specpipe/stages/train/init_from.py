@@ -61,10 +61,11 @@ def init_from(config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...]) -> G
 
 
 def _same_settings(config: TrainConfig, shape: DrafterShape, where: str) -> None:
-    """A setting that is not the default must be the artifact's."""
+    """A setting that was set, to another value than the default, must be the artifact's."""
     for name, field in TrainConfig.model_fields.items():
         asked = getattr(config, name)
-        if name not in DrafterShape.model_fields or asked == field.default:
+        is_default = name not in config.model_fields_set or asked == field.default
+        if name not in DrafterShape.model_fields or is_default:
             continue
         if asked != getattr(shape, name):
             raise ConfigError(

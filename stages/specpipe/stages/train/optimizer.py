@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig
 
 
 def is_muons(name: str, parameter: Tensor) -> bool:
@@ -24,7 +24,7 @@ class Optimizer:
     """Updates named parameters; its state is known by their names."""
 
     def __init__(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: ResolvedTrainConfig
     ) -> None:
         named = [pair for pair in named_parameters if pair[1].requires_grad]
         muons = [pair for pair in named if config.optimizer == "muon" and is_muons(*pair)]

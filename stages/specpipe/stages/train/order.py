@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from specpipe.schemas.checkpoint import TrainState
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 from specpipe.stages.drafter.samples.shard_window import Read
 from specpipe.stages.train.packing import Batches, epoch_batches, pack
@@ -29,7 +29,7 @@ class Step:
 
 
 def planned_steps(
-    config: TrainConfig, state: TrainState, training: Sequence[SampleRef]
+    config: ResolvedTrainConfig, state: TrainState, training: Sequence[SampleRef]
 ) -> Iterator[Step]:
     """The steps after `state`, in order."""
     step, epoch, index = state.step, state.epoch, state.batch_in_epoch
@@ -46,7 +46,7 @@ def planned_steps(
 
 
 def planned_reads(
-    config: TrainConfig,
+    config: ResolvedTrainConfig,
     state: TrainState,
     reader: SampleReader,
     training: Sequence[SampleRef],

@@ -1,6 +1,6 @@
 """`specpipe train` as a function: from a dump to a run directory, resumable at any moment."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,8 @@ from specpipe.schemas.checkpoint import (
     TrainState,
 )
 from specpipe.schemas.errors import ConfigError, InputError, IntegrityError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.recipe import Recipe
+from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.samples.batch import Batch, make_batch
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
@@ -35,18 +36,25 @@ from specpipe.stages.train.loggers.records import read_records
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.loop import Loop, Progress
 from specpipe.stages.train.memory import enough_memory
-from specpipe.stages.train.packing import epoch_batches
 from specpipe.stages.train.precision import check_dtype
 from specpipe.stages.train.ranks import Ranks, join_ranks
-from specpipe.stages.train.run_folder import RunFolder
+from specpipe.stages.train.recipe import recipe_of
+from specpipe.stages.train.run_folder import RunFolder, continued
 from specpipe.stages.train.sharding import is_sharded
 from specpipe.stages.train.stop import StopQuestion, stop_question
 from specpipe.stages.train.trainee import Trainee
 from specpipe.stages.untrusted.files import read_file
 
+Tell = Callable[[Recipe], None]
+"""Called once, before the first step, with what the run will do."""
 
-def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult:
+
+def run(
+    config: TrainConfig, *, progress: Progress | None = None, tell: Tell | None = None
+) -> TrainResult:
     """Train a drafter, or continue one; a complete run does nothing.
+
+    A run that goes on keeps the settings that it began with, for all that `config` leaves open.
 
     Under torchrun this is one rank of several: they train together, end together, and the first
     one writes. Raises ConfigError, InputError, IntegrityError before the first step where something
@@ -64,19 +72,26 @@ def run(config: TrainConfig, *, progress: Progress | None = None) -> TrainResult
             check_dtype(config, ranks.device)
         if finished := ranks.of_first(lambda: _claimed(config, folder, held)):
             return TrainResult.model_validate_json(finished)
+        config = continued(config, ranks.of_first(folder.begun))
+        with ranks.together():
+            check_dtype(config, ranks.device)
         latest = ranks.of_first(lambda: str(latest_checkpoint(folder.path) or "").encode())
         checkpoint_path = Path(latest.decode()) if latest else None
         reports = Reports()
         with ranks.together(), enough_memory("as the drafter is made"):
             records = read_records(folder.path)
-            loop = _prepare(config, folder, checkpoint_path, ranks, reports, should_stop, progress)
+            loop, recipe = _prepare(
+                config, folder, checkpoint_path, ranks, reports, should_stop, progress
+            )
             if ranks.is_first:
                 # Only now: a first attempt that is refused must not make the directory its own.
-                folder.write_config(located(config))
+                folder.write_config(located(recipe.config))
                 folder.cut_metrics(loop.state)
                 step = -1 if checkpoint_path is None else loop.state.step
                 held.enter_context(open_loggers(config, folder.path, step, records, reports))
-        result = _result(config, folder, loop.run())
+        if tell is not None:
+            tell(recipe)
+        result = _result(recipe, folder, loop.run())
         with ranks.together():
             if ranks.is_first:
                 data = result.model_dump_json(indent=2).encode()
@@ -112,7 +127,7 @@ def _prepare(
     reports: Reports,
     should_stop: StopQuestion,
     progress: Progress | None,
-) -> Loop:
+) -> tuple[Loop, Recipe]:
     # One rank reads what is to be verified for all.
     preverify = config.preverify if ranks.is_first else "metadata"
     dumps = TrainingDumps.open(config, preverify, should_stop)
@@ -126,8 +141,10 @@ def _prepare(
     reader = dumps.reader(config)
     eval_reader = reader if evaluated_on is dumps else evaluated_on.reader(config)
     training, num_left_out = _training_samples(config, reader, eval_reader)
+    recipe = recipe_of(config, training, dumps.dump.identity.target.hidden_size)
+    settings = recipe.config
     trainee = Trainee.build(
-        config,
+        settings,
         dumps.dump,
         checkpoint.vocab if checkpoint else None,
         checkpoint.shape if checkpoint else None,
@@ -137,24 +154,23 @@ def _prepare(
     if checkpoint is not None:
         restore(checkpoint, trainee)
     state = (
-        checkpoint.state
-        if checkpoint
-        else _fresh_state(config, dumps, evaluated_on, training, num_left_out)
+        checkpoint.state if checkpoint else _fresh_state(recipe, dumps, evaluated_on, num_left_out)
     )
-    return Loop(
+    loop = Loop(
         trainee=trainee,
         reader=reader,
         training=training,
         eval_reader=eval_reader,
-        held_out=_held_out_samples(config, eval_reader),
+        held_out=_held_out_samples(settings, eval_reader),
         eval_text=evaluated_on.text,
         folder=folder,
         state=state,
         reports=reports,
         should_stop=should_stop,
         progress=progress or (lambda *_: None),
-        idle=_idle(reader, training, config) if is_sharded(trainee.model) else None,
+        idle=_idle(reader, training, settings) if is_sharded(trainee.model) else None,
     )
+    return loop, replace(recipe, num_steps=state.total_steps)
 
 
 def _idle(reader: SampleReader, training: Sequence[SampleRef], config: TrainConfig) -> Batch:
@@ -190,7 +206,7 @@ def _training_samples(
     return training, len(refs) - len(training)
 
 
-def _held_out_samples(config: TrainConfig, eval_reader: SampleReader) -> list[SampleRef]:
+def _held_out_samples(config: ResolvedTrainConfig, eval_reader: SampleReader) -> list[SampleRef]:
     """What is evaluated on; the best checkpoint is chosen by whole rounds of all heads."""
     held_out = evaluated(eval_reader, config)
     if not eval_reader.has_span(held_out, config.num_heads + 1):
@@ -204,24 +220,16 @@ def _held_out_samples(config: TrainConfig, eval_reader: SampleReader) -> list[Sa
 
 
 def _fresh_state(
-    config: TrainConfig,
-    dumps: TrainingDumps,
-    evaluated_on: TrainingDumps,
-    training: list[SampleRef],
-    num_left_out: int,
+    recipe: Recipe, dumps: TrainingDumps, evaluated_on: TrainingDumps, num_left_out: int
 ) -> TrainState:
-    total = config.max_steps or sum(
-        len(epoch_batches(training, config.seed, e, config.batch_tokens, config.batch_size))
-        for e in range(config.num_epochs)
-    )
     target = dumps.dump.identity.target
     return TrainState(
         step=0,
         epoch=0,
         batch_in_epoch=0,
-        total_steps=total,
+        total_steps=recipe.num_steps,
         eval_due=True,
-        num_heads=config.num_heads,
+        num_heads=recipe.config.num_heads,
         previous_alpha=None,
         num_tokens=0,
         num_left_out=num_left_out,
@@ -245,7 +253,8 @@ def _fresh_state(
     )
 
 
-def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainResult:
+def _result(recipe: Recipe, folder: RunFolder, state: TrainState) -> TrainResult:
+    config = recipe.config
     assert state.best is not None
     assert state.best_step is not None
     assert state.untrained is not None
@@ -269,6 +278,7 @@ def _result(config: TrainConfig, folder: RunFolder, state: TrainState) -> TrainR
         eval_dump_fingerprint=state.eval_dump_fingerprint,
         untrained=state.untrained,
         best=state.best,
+        recipe=recipe.record,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from specpipe.schemas.checkpoint import CONFIG_FILE, METRICS_FILE, TrainState
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
 from specpipe.schemas.location import local_path
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.metric_rows import Row, metric_rows
 from specpipe.stages.storage.folder_lock import locked
 from specpipe.stages.storage.local_disk import write_file
@@ -52,12 +52,19 @@ class RunFolder:
         return locked(self.path, "another process is training in this directory")
 
     def check_config(self, config: TrainConfig) -> None:
-        """Raise IdentityError where the run that is here began with other settings."""
+        """Raise IdentityError where the run that is here began with other settings than those that
+        are set now.
+
+        A preset is compared where the run says its own: before, presets were other settings.
+        """
         if not (self.path / CONFIG_FILE).exists():
             return
-        before = self.read_config().model_dump()
-        now = config.without_credentials().model_dump()
-        differing = [f for f in now if f not in MAY_CHANGE and now[f] != before[f]]
+        begun = self.read_config()
+        before, now = begun.model_dump(), config.without_credentials().model_dump()
+        known = begun.model_fields_set | (now.keys() - {"preset"})
+        differing = [
+            f for f in now if f in _set_of(config) & known - MAY_CHANGE and now[f] != before[f]
+        ]
         if differing:
             changes = ", ".join(f"{f}: {before[f]!r} -> {now[f]!r}" for f in differing)
             raise IdentityError(
@@ -65,14 +72,20 @@ class RunFolder:
                 " use another --out, or the same settings to continue it"
             )
 
-    def read_config(self) -> TrainConfig:
+    def begun(self) -> bytes:
+        """The settings that the run here began with, as JSON; nothing where none is here."""
+        if not (self.path / CONFIG_FILE).exists():
+            return b""
+        return self.read_config().model_dump_json().encode()
+
+    def read_config(self) -> ResolvedTrainConfig:
         path = self.path / CONFIG_FILE
         try:
-            return TrainConfig.model_validate_json(read_file(path, ConfigError))
+            return ResolvedTrainConfig.model_validate_json(read_file(path, ConfigError))
         except ValueError as error:
             raise ConfigError(f"{path} cannot be read ({error}); use another --out") from None
 
-    def write_config(self, config: TrainConfig) -> None:
+    def write_config(self, config: ResolvedTrainConfig) -> None:
         text = config.without_credentials().model_dump_json(indent=2)
         write_file(self.path / CONFIG_FILE, text.encode())
 
@@ -91,6 +104,25 @@ class RunFolder:
                 file.write(_as_line(row))
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+
+def continued(config: TrainConfig, begun: bytes) -> TrainConfig:
+    """The settings of a run that goes on: those that it began with, but for what may change.
+
+    `begun` is what `RunFolder.begun` gave. What the command sets still counts as set.
+    """
+    if not begun:
+        return config
+    values = dict(ResolvedTrainConfig.model_validate_json(begun))
+    # The recipe may have set the size of a pass.
+    kept = {"pack_tokens"} - _set_of(config)
+    values |= {name: getattr(config, name) for name in MAY_CHANGE - kept}
+    return ResolvedTrainConfig.model_construct(_fields_set=set(config.model_fields_set), **values)
+
+
+def _set_of(config: TrainConfig) -> set[str]:
+    """What the command sets; None leaves a setting open."""
+    return {name for name in config.model_fields_set if getattr(config, name) is not None}
 
 
 def _stands(row: Row, state: TrainState) -> bool:

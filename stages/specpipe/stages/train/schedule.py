@@ -2,10 +2,10 @@
 
 import math
 
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig
 
 
-def rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
+def rate_factor(step: int, total_steps: int, config: ResolvedTrainConfig) -> float:
     """Share of the peak learning rate at optimiser step `step` (0-based), in (0, 1].
 
     A linear rise over the first `warmup_ratio` of the steps, then what `schedule` names: the first

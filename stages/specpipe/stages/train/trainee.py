@@ -9,7 +9,7 @@ from torch import Tensor
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.metrics import EvalMetrics
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.eagle3 import Eagle3
 from specpipe.stages.drafter.loss.denominators import Denominators
@@ -34,7 +34,7 @@ from specpipe.stages.train.start import begin, of_checkpoint
 class Trainee:
     """A drafter in training, on this rank's device."""
 
-    config: TrainConfig
+    config: ResolvedTrainConfig
     shape: DrafterShape
     vocab: VocabMap
     model: Eagle3
@@ -45,7 +45,7 @@ class Trainee:
     @classmethod
     def build(
         cls,
-        config: TrainConfig,
+        config: ResolvedTrainConfig,
         dump: Dump,
         vocab: VocabMap | None,
         shape: DrafterShape | None,

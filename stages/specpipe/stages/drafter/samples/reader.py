@@ -36,6 +36,8 @@ class SampleRef:
     prompt_id: str
     weight: float = 1.0
     """Times that an epoch takes it, on average over epochs."""
+    num_supervised: int = 0
+    """Of its tokens: those with a verifier row."""
 
 
 Samples = dict[int, DrafterSample]
@@ -187,11 +189,13 @@ class SampleReader:
 
     def _shard_refs(self, shard_id: int) -> list[SampleRef]:
         weight = self._shards[shard_id][2]
-        return [
-            SampleRef(shard_id, index, self._length(sample), sample.prompt_id, weight)
-            for index, sample in enumerate(self._open(shard_id).samples())
-            if _has_start(sample, self._length(sample))
-        ]
+        refs = []
+        for index, sample in enumerate(self._open(shard_id).samples()):
+            length = self._length(sample)
+            if _has_start(sample, length):
+                num_rows = int(sample.loss_mask[1:length].sum())
+                refs.append(SampleRef(shard_id, index, length, sample.prompt_id, weight, num_rows))
+        return refs
 
     def _length(self, sample: StoredSample) -> int:
         return min(sample.num_tokens, self.context_length or sample.num_tokens)

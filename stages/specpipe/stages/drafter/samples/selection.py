@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from specpipe.schemas.sample import is_held_out
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 
 
@@ -33,7 +33,7 @@ def limit_tokens(refs: Sequence[SampleRef], most_tokens: int) -> list[SampleRef]
     return chosen
 
 
-def evaluated(reader: SampleReader, config: TrainConfig) -> list[SampleRef]:
+def evaluated(reader: SampleReader, config: ResolvedTrainConfig) -> list[SampleRef]:
     """What a run with this configuration evaluates on, by prompt.
 
     `reader` reads the run's eval_dump, of which everything is used, or else its dump, of which the

@@ -1,0 +1,212 @@
+"""The recipe: what `specpipe train` takes where its configuration leaves a setting open.
+
+A pure function of the configuration and of a few facts of the data. Every number stands here.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from specpipe.schemas.checkpoint import RunRecipe
+from specpipe.schemas.train_config import PresetName, ResolvedTrainConfig, TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a run may take: how many steps, and how often it may see its data for them."""
+
+    steps: int
+    """So many at least, where `most_epochs` of the data have them."""
+    most_steps: int | None
+    """So many at most; None: as many as `least_epochs` have."""
+    least_epochs: int
+    most_epochs: int
+    largest_step: int
+    """Most tokens of a step."""
+    eval_tokens: int
+
+
+BUDGETS: dict[PresetName, Budget] = {
+    # To see that everything works.
+    "quick": Budget(100, 100, 1, 10, 2048, 12_000),
+    # Half of what a drafter gains it has after some hundreds of steps.
+    "default": Budget(600, None, 2, 10, 8192, 100_000),
+    # The last per cents, for several times the time.
+    "best": Budget(2000, None, 4, 20, 8192, 100_000),
+}
+
+ENOUGH = 2
+"""A run that has this many times the steps of its budget sees its data no more often."""
+SMALLEST_STEP = 512
+"""Tokens; below, a step's loss is of too few starts."""
+MANY_STEPS = 10_000
+"""Beyond, steps of `largest_step` tokens become larger instead of more."""
+LARGEST_STEP = 32_768
+"""Tokens of a step that much data comes to."""
+PASS_TOKENS = 8192
+"""Tokens of one forward and backward pass of steps that are larger: it bounds the memory. An
+evaluation has as many where a step is so many samples."""
+
+MUON_RATE = 7.5e-3
+"""At every width: an orthogonal step is scaled by the shape of its matrix."""
+ADAMW_RATE_TIMES_WIDTH = 1.024
+"""AdamW's best rate falls with the width: 4e-3 at 256, 2.5e-4 at 4,096."""
+MOST_ADAMW_RATE = 5e-3
+"""Of very narrow drafters."""
+
+WARMUP_SHARE = 0.04
+LEAST_WARMUP_STEPS = 10
+MOST_WARMUP_SHARE = 0.2
+"""Of very short runs, of which LEAST_WARMUP_STEPS would be too much."""
+
+FEW_STEPS = 200
+"""Below, a drafter is hardly accepted more often than an untrained one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is trained on. Of several dumps, each counts by its weight."""
+
+    hidden_size: int
+    """Of the target."""
+    num_samples: int
+    num_tokens: int
+    num_supervised: int
+
+    def steps_of(self, batch_tokens: int, batch_size: int | None) -> int:
+        """Steps of a pass over the data, about: samples stay whole."""
+        if batch_size is not None:
+            return max(1, math.ceil(self.num_samples / batch_size))
+        return max(1, min(self.num_samples, math.ceil(self.num_tokens / batch_tokens)))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Settings with nothing left open, and what they come to on the data."""
+
+    config: ResolvedTrainConfig
+    facts: Facts
+    num_steps: int
+    """A run's own number once its samples are in steps; else about as many."""
+
+    @property
+    def num_warmup_steps(self) -> int:
+        return round(self.num_steps * self.config.warmup_ratio)
+
+    @property
+    def num_epochs(self) -> float:
+        """Passes over the data."""
+        config = self.config
+        if config.max_steps is None:
+            return config.num_epochs
+        return self.num_steps / self.facts.steps_of(config.batch_tokens, config.batch_size)
+
+    @property
+    def shortage(self) -> str | None:
+        """A warning, where no useful drafter is to be expected; None where one is, or where so few
+        steps are asked for."""
+        steps, facts = self.num_steps, self.facts
+        if steps >= FEW_STEPS or self.config.max_steps is not None:
+            return None
+        times = math.ceil(FEW_STEPS / steps)
+        return (
+            f"{steps:,} steps are few: below about {FEW_STEPS} a drafter is accepted little more"
+            f" often than an untrained one. Train on more text (about {times} times these"
+            f" {facts.num_tokens:,} tokens), or give --num-epochs"
+            f" {math.ceil(self.num_epochs * times)}"
+        )
+
+    @property
+    def record(self) -> RunRecipe:
+        config, facts = self.config, self.facts
+        return RunRecipe(
+            num_samples=facts.num_samples,
+            num_tokens=facts.num_tokens,
+            num_supervised=facts.num_supervised,
+            num_steps=self.num_steps,
+            num_warmup_steps=self.num_warmup_steps,
+            num_epochs=round(self.num_epochs, 3),
+            batch_tokens=config.batch_tokens if config.batch_size is None else None,
+            batch_size=config.batch_size,
+            optimizer=config.optimizer,
+            learning_rate=config.learning_rate,
+        )
+
+    def in_words(self) -> str:
+        """What a person sees before the first step."""
+        config, facts = self.config, self.facts
+        size = f"{config.batch_tokens:,} tokens"
+        if config.batch_size is not None:
+            size = f"{config.batch_size:,} samples"
+        return (
+            f"{facts.num_supervised:,} supervised of {facts.num_tokens:,} tokens in"
+            f" {facts.num_samples:,} samples; {self.num_steps:,} steps of {size}"
+            f" ({self.num_epochs:.3g} epochs), {config.optimizer} at {config.learning_rate:.3g},"
+            f" {config.schedule}, {self.num_warmup_steps:,} steps of warm-up"
+        )
+
+
+def resolve(config: TrainConfig, facts: Facts) -> Recipe:
+    """The recipe of a run: what the configuration sets stands, and the rest follows."""
+    budget = BUDGETS[config.preset]
+    batch_tokens = config.batch_tokens or _step_size(config, facts, budget)
+    per_epoch = facts.steps_of(batch_tokens, config.batch_size)
+    max_steps, num_epochs = config.max_steps, config.num_epochs
+    if num_epochs is None and max_steps is None:
+        wanted = math.ceil(ENOUGH * budget.steps / per_epoch)
+        num_epochs = min(max(wanted, budget.least_epochs), budget.most_epochs)
+        if budget.most_steps is not None and num_epochs * per_epoch > budget.most_steps:
+            max_steps = budget.most_steps
+    if max_steps is not None:
+        num_epochs = config.num_epochs or math.ceil(max_steps / per_epoch)
+    assert num_epochs is not None
+    num_steps = max_steps or num_epochs * per_epoch
+    settings: dict[str, Any] = {
+        "learning_rate": config.learning_rate or _rate(config, facts),
+        "warmup_ratio": _warmup_ratio(config, num_steps),
+        "num_epochs": num_epochs,
+        "max_steps": max_steps,
+        "batch_tokens": batch_tokens,
+        "eval_tokens": config.eval_tokens or budget.eval_tokens,
+    }
+    if config.batch_tokens is None and batch_tokens > PASS_TOKENS:
+        settings["pack_tokens"] = config.pack_tokens or PASS_TOKENS
+    return Recipe(_resolved(config, settings), facts, num_steps)
+
+
+def _resolved(config: TrainConfig, settings: dict[str, Any]) -> ResolvedTrainConfig:
+    """What a person set counts as set, and nothing else does."""
+    values = {name: getattr(config, name) for name in TrainConfig.model_fields} | settings
+    return ResolvedTrainConfig.model_construct(_fields_set=set(config.model_fields_set), **values)
+
+
+def _step_size(config: TrainConfig, facts: Facts, budget: Budget) -> int:
+    """The largest power of two whose steps are as many as they should be."""
+    if config.batch_size is not None:
+        return PASS_TOKENS
+    steps = config.max_steps or budget.steps
+    seen = (config.num_epochs or budget.most_epochs) * facts.num_tokens
+    size = _power_of_two(seen // steps, SMALLEST_STEP, budget.largest_step)
+    if config.max_steps is None and budget.most_steps is None and size == budget.largest_step:
+        seen = (config.num_epochs or budget.least_epochs) * facts.num_tokens
+        size = _power_of_two(2 * seen // MANY_STEPS, size, LARGEST_STEP)
+    return size
+
+
+def _power_of_two(number: int, least: int, most: int) -> int:
+    """The largest one that is no larger than `number`; `least` and `most` are some."""
+    return min(max(1 << max(0, number.bit_length() - 1), least), most)
+
+
+def _rate(config: TrainConfig, facts: Facts) -> float:
+    if config.optimizer == "muon":
+        return MUON_RATE
+    rate = ADAMW_RATE_TIMES_WIDTH / (config.hidden_size or facts.hidden_size)
+    return float(f"{min(rate, MOST_ADAMW_RATE):.3g}")
+
+
+def _warmup_ratio(config: TrainConfig, num_steps: int) -> float:
+    if config.warmup_ratio is not None:
+        return config.warmup_ratio
+    ratio = min(max(WARMUP_SHARE, LEAST_WARMUP_STEPS / num_steps), MOST_WARMUP_SHARE)
+    return min(ratio, 1 - config.wsd_decay) if config.schedule == "wsd" else ratio

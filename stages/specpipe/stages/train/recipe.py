@@ -1,0 +1,37 @@
+"""The recipe of a run, from the samples that it trains on; the numbers are in schemas/recipe.py."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from specpipe.schemas.recipe import Facts, Recipe, resolve
+from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.drafter.samples.reader import SampleRef
+from specpipe.stages.train.packing import epoch_batches
+
+
+def facts_of(training: Sequence[SampleRef], hidden_size: int) -> Facts:
+    """Of these samples, for a target of that width."""
+    return Facts(
+        hidden_size=hidden_size,
+        num_samples=max(1, round(sum(ref.weight for ref in training))),
+        num_tokens=max(1, round(sum(ref.weight * ref.num_tokens for ref in training))),
+        num_supervised=round(sum(ref.weight * ref.num_supervised for ref in training)),
+    )
+
+
+def recipe_of(config: TrainConfig, training: Sequence[SampleRef], hidden_size: int) -> Recipe:
+    """The recipe of a run on these samples, with its exact number of steps."""
+    recipe = resolve(config, facts_of(training, hidden_size))
+    settings = recipe.config
+    return replace(
+        recipe,
+        num_steps=settings.max_steps
+        or sum(
+            len(
+                epoch_batches(
+                    training, settings.seed, e, settings.batch_tokens, settings.batch_size
+                )
+            )
+            for e in range(settings.num_epochs)
+        ),
+    )
