@@ -88,6 +88,7 @@ def _alternate(
                 dump=url,
                 out=str(work / "run"),
                 num_epochs=num_epochs,
+                batch_tokens=8192,
                 prefetch_mib=prefetch_mib,
                 held_out_fraction=0.2,
                 # Reading it all before the first step would make both runs wait for that.

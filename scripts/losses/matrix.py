@@ -47,6 +47,7 @@ CHOICES: dict[str, dict[str, str | int | float]] = {
 """Beside the losses: what else is compared, at full capacity with lk_hybrid."""
 
 COMMON: dict[str, str | int | float] = {
+    "config": "scripts/papers.yaml",
     "num-heads": NUM_HEADS,
     "draft-vocab-size": 1024,
     "learning-rate": 2e-3,
