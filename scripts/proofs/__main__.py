@@ -27,7 +27,8 @@ def train(out: Path, dump: Path, steps: int, *settings: object) -> Path:
     """The checkpoint of a drafter of three heads after so many steps."""
     run = out / f"{dump.name}-{steps}"
     specpipe(
-        out / "proofs.log", "train", "--config", "scripts/papers.yaml", "--dump", dump, "--out", run, "--num-heads", 3,
+        out / "proofs.log", "train", "--config", "scripts/papers.yaml", "--dump", dump,
+        "--out", run, "--num-heads", 3,
         "--max-steps", steps, "--eval-every", steps, "--learning-rate", 2e-3,
         "--batch-tokens", 4096, *settings,
     )  # fmt: skip

@@ -44,7 +44,8 @@ def serve(out: Path, material: Material, max_steps: int, prompts: int) -> None:
         out / material.name,
     )
     specpipe(
-        log, "train", "--config", "scripts/papers.yaml", "--dump", f"{dump}-train", "--eval-dump", f"{dump}-held_out", "--out", run,
+        log, "train", "--config", "scripts/papers.yaml", "--dump", f"{dump}-train",
+        "--eval-dump", f"{dump}-held_out", "--out", run,
         "--num-heads", max(DRAFT_TOKENS), "--draft-vocab-size", 1024, "--learning-rate", 2e-3,
         "--batch-tokens", 2048, "--max-steps", max_steps, "--eval-every", max_steps,
     )  # fmt: skip

@@ -23,7 +23,7 @@ def test_a_preset_is_a_setting_like_others(tmp_path: Path) -> None:
     assert from_file(tmp_path, "preset: quick\n").preset == "quick"
     assert from_file(tmp_path, "preset: quick\n", preset="best").preset == "best"
     assert from_file(tmp_path, "preset: default\n") == from_file(tmp_path, "")
-    with pytest.raises(ConfigError, match="preset: .*'quick', 'default' or 'best'"):
+    with pytest.raises(ConfigError, match=r"preset: .*'quick', 'default' or 'best'"):
         from_file(tmp_path, "preset: fast\n")
 
 

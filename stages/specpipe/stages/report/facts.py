@@ -125,9 +125,23 @@ def _training(sources: Sources) -> Table:
     )
     rows = [
         ("loss", loss),
-        ("learning rate", f"{settings.learning_rate:g}, {settings.schedule}, {settings.optimizer}"),
+        (
+            "learning rate",
+            f"{settings.learning_rate:g}, {settings.schedule}, {settings.optimizer},"
+            f" warm-up over {settings.warmup_ratio:.1%} of the steps",
+        ),
         ("step", batch),
     ]
+    recipe = None if sources.result is None else sources.result.recipe
+    if recipe is not None:
+        rows.append(
+            (
+                "an epoch",
+                f"{recipe.num_samples:,} samples, {recipe.num_tokens:,} tokens,"
+                f" {recipe.num_supervised:,} supervised",
+            )
+        )
+        rows.append(("epochs", f"{recipe.num_epochs:.3g}"))
     if sources.checkpoint is not None:
         state = sources.checkpoint.state
         rows += [

@@ -76,7 +76,7 @@ class RunFolder:
         """The settings that the run here began with, as JSON; nothing where none is here."""
         if not (self.path / CONFIG_FILE).exists():
             return b""
-        return self.read_config().model_dump_json().encode()
+        return self.read_config().model_dump_json(exclude_unset=True).encode()
 
     def read_config(self) -> ResolvedTrainConfig:
         path = self.path / CONFIG_FILE
@@ -113,7 +113,11 @@ def continued(config: TrainConfig, begun: bytes) -> TrainConfig:
     """
     if not begun:
         return config
-    values = dict(ResolvedTrainConfig.model_validate_json(begun))
+    before = ResolvedTrainConfig.model_validate_json(begun)
+    values = dict(before)
+    if "preset" not in before.model_fields_set:
+        # Presets were other settings then; the command that began it may go on to name one.
+        values["preset"] = config.preset
     # The recipe may have set the size of a pass.
     kept = {"pack_tokens"} - _set_of(config)
     values |= {name: getattr(config, name) for name in MAY_CHANGE - kept}
