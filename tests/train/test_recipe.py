@@ -24,7 +24,8 @@ from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.samples.reader import SampleRef
 from specpipe.stages.train.recipe import facts_of, recipe_of
 from specpipe.stages.train.run import run
-from tests.train.conftest import PAPERS, MakeConfig, read_metrics, same_run
+from tests.papers import PAPERS
+from tests.train.conftest import MakeConfig, read_metrics, same_run
 
 SAMPLE_DUMP = Facts(hidden_size=192, num_samples=1900, num_tokens=228_000, num_supervised=130_000)
 

@@ -136,7 +136,7 @@ _OPTIONS = (
         "--serve-anywhere",
         is_flag=True,
         default=None,
-        help="Only what every engine serves: no norm-output, no fc-norm.",
+        help="Plain EAGLE-3, for SGLang and older engines: no norms.",
     ),
     GroupedOption(
         _LOSS,
