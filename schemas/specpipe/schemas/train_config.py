@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from specpipe.schemas.config import Config, Location, several
-from specpipe.schemas.sample import SplitFraction
+from specpipe.schemas.sample import DataFraction, SplitFraction
 
 PREFETCH_MIB = 4096
 """Most MiB of shards that a reader of a dump keeps in memory; one of an 8B target takes 1024."""
@@ -151,6 +151,10 @@ class TrainConfig(Config):
     """Longer samples are cut here."""
     loss_chunk_mib: int = Field(32, gt=0)
     """Size of one [rows, draft vocabulary] chunk of the loss."""
+    data_fraction: DataFraction = 1.0
+    """Share of the prompts that are not held out to train on; a larger share holds a smaller."""
+    learning_curve: bool = False
+    """Also train on an eighth, a quarter and a half of the data, and say what more would bring."""
     held_out_fraction: SplitFraction = 0.05
     """Share of the prompts held out for evaluation (none when eval_dump is given)."""
     eval_dump: Location | None = None

@@ -20,7 +20,7 @@ from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.samples.batch import Batch, make_batch
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.selection import evaluated, split
+from specpipe.stages.drafter.samples.selection import evaluated, share, split
 from specpipe.stages.storage.local_disk import write_file
 from specpipe.stages.train.checkpoint import checkpoint_name, restore
 from specpipe.stages.train.dumps import (
@@ -50,11 +50,16 @@ Tell = Callable[[Recipe], None]
 
 
 def run(
-    config: TrainConfig, *, progress: Progress | None = None, tell: Tell | None = None
+    config: TrainConfig,
+    *,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+    began: float | None = None,
 ) -> TrainResult:
     """Train a drafter, or continue one; a complete run does nothing.
 
     A run that goes on keeps the settings that it began with, for all that `config` leaves open.
+    The time limit counts from `began`, by time.monotonic, or from now.
 
     Under torchrun this is one rank of several: they train together, end together, and the first
     one writes. Raises ConfigError, InputError, IntegrityError before the first step where something
@@ -64,7 +69,7 @@ def run(
     folder = RunFolder(config.out)
     with (
         join_ranks(config.device) as ranks,
-        stop_question(config.time_limit) as should_stop,
+        stop_question(config.time_limit, began) as should_stop,
         ExitStack() as held,
     ):
         _check_same_settings(config, ranks)
@@ -185,6 +190,20 @@ def _training_samples(
 ) -> tuple[list[SampleRef], int]:
     """What is trained on, and how many samples were left out for sharing a prompt with the eval
     dump: whatever is evaluated on must be new to the drafter."""
+    training, num_left_out = _may_train_on(config, reader, eval_reader)
+    taken = share(training, config.data_fraction)
+    if not taken:
+        raise InputError(
+            f"a share of {config.data_fraction:g} of the prompts is no sample of the"
+            f" {len(training)} that could be trained on; give a larger --data-fraction"
+        )
+    return taken, num_left_out
+
+
+def _may_train_on(
+    config: TrainConfig, reader: SampleReader, eval_reader: SampleReader
+) -> tuple[list[SampleRef], int]:
+    """All that is not evaluated on, and how many samples share a prompt with the eval dump."""
     refs = reader.refs()
     if config.eval_dump is None:
         training, held_out = split(refs, config.held_out_fraction)
