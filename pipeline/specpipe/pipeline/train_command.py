@@ -74,7 +74,8 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
 
     result = train_one(config, "train")
     if is_first_process() and not result.did_nothing:
-        write_provenance(RunFolder(config.out).path, config)
+        folder = RunFolder(config.out)
+        write_provenance(folder.path, folder.read_config())
     curve = train_shares(config, result, train_one) if config.learning_curve else None
     if not is_first_process():
         return

@@ -15,7 +15,7 @@ from specpipe.schemas.checkpoint import (
     TrainState,
 )
 from specpipe.schemas.errors import ConfigError, InputError, IntegrityError
-from specpipe.schemas.recipe import Recipe
+from specpipe.schemas.recipe import Recipe, resolve
 from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.samples.batch import Batch, make_batch
@@ -38,7 +38,7 @@ from specpipe.stages.train.loop import Loop, Progress
 from specpipe.stages.train.memory import enough_memory
 from specpipe.stages.train.precision import check_dtype
 from specpipe.stages.train.ranks import Ranks, join_ranks
-from specpipe.stages.train.recipe import recipe_of
+from specpipe.stages.train.recipe import facts_of, recipe_of
 from specpipe.stages.train.run_folder import RunFolder, continued
 from specpipe.stages.train.sharding import is_sharded
 from specpipe.stages.train.stop import StopQuestion, stop_question
@@ -93,7 +93,7 @@ def run(
                 folder.write_config(located(recipe.config))
                 folder.cut_metrics(loop.state)
                 step = -1 if checkpoint_path is None else loop.state.step
-                held.enter_context(open_loggers(config, folder.path, step, records, reports))
+                held.enter_context(open_loggers(recipe.config, folder.path, step, records, reports))
         if tell is not None:
             tell(recipe)
         result = _result(recipe, folder, loop.run())
@@ -146,7 +146,11 @@ def _prepare(
     reader = dumps.reader(config)
     eval_reader = reader if evaluated_on is dumps else evaluated_on.reader(config)
     training, num_left_out = _training_samples(config, reader, eval_reader)
-    recipe = recipe_of(config, training, dumps.dump.identity.target.hidden_size)
+    width = dumps.dump.identity.target.hidden_size
+    if checkpoint is None:
+        recipe = recipe_of(config, training, width)
+    else:
+        recipe = resolve(config, facts_of(training, width))
     settings = recipe.config
     trainee = Trainee.build(
         settings,
