@@ -24,6 +24,7 @@ from specpipe.pipeline.report_command import report
 from specpipe.pipeline.run_command import run
 from specpipe.pipeline.serve_api_command import serve_api
 from specpipe.pipeline.train_command import train
+from specpipe.pipeline.tune_command import tune
 from specpipe.pipeline.validate_command import validate
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 
@@ -71,6 +72,7 @@ for command in (
     plan,
     dump,
     train,
+    tune,
     export,
     convert,
     validate,

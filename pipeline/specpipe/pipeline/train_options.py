@@ -1,7 +1,7 @@
 """The flags of `specpipe train`."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -16,6 +16,8 @@ from specpipe.pipeline.options import (
 from specpipe.pipeline.settings import given, load_config
 from specpipe.schemas.recipe import BUDGETS, MUON_RATE
 from specpipe.schemas.train_config import AttentionName, LossName, PresetName, TrainConfig
+
+SomeTrainConfig = TypeVar("SomeTrainConfig", bound=TrainConfig)
 
 
 def _weights(
@@ -57,12 +59,6 @@ _OPTIONS = (
         help="Auxiliary layers, of those of the dump; no others are read.  [default: all]",
     ),
     GroupedOption(_DATA, "--context-length", type=int, help="Cut longer samples here."),
-    GroupedOption(
-        _DATA,
-        "--data-fraction",
-        type=float,
-        help="Train on this share of the prompts.  [default: 1]",
-    ),
     GroupedOption(
         _DATA,
         "--preverify",
@@ -142,7 +138,7 @@ _OPTIONS = (
         "--serve-anywhere",
         is_flag=True,
         default=None,
-        help="Plain EAGLE-3, for SGLang and older engines: no norms.",
+        help="Only what every engine serves: no norm-output, no fc-norm.",
     ),
     GroupedOption(
         _LOSS,
@@ -259,13 +255,6 @@ _OPTIONS = (
         type=int,
         help="End after N evaluations without a better tau.  [default: never]",
     ),
-    GroupedOption(
-        _EVAL,
-        "--learning-curve",
-        is_flag=True,
-        default=None,
-        help="Train on 1/8, 1/4 and 1/2 of the data too, and say what more would bring.",
-    ),
     GroupedOption(_RUN, "--out", help="Run directory, on a local disk."),
     GroupedOption(
         _RUN,
@@ -355,6 +344,13 @@ def recipe_help() -> str:
 
 def train_config(path: Path | None, flags: dict[str, Any]) -> TrainConfig:
     """The configuration that a file and flags make; a flag without effect is refused."""
-    config = load_config(TrainConfig, path, flags, _OVERRIDING)
+    return config_of(TrainConfig, path, flags)
+
+
+def config_of(
+    kind: type[SomeTrainConfig], path: Path | None, flags: dict[str, Any]
+) -> SomeTrainConfig:
+    """The same of a command that takes the settings of training and some of its own."""
+    config = load_config(kind, path, flags, _OVERRIDING)
     refuse_idle(config, given(flags))
     return config

@@ -1,10 +1,10 @@
 """The figures beside the progress of training: loss, tau, speed, data wait, memory."""
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from specpipe.pipeline.console import file_size
-from specpipe.pipeline.progress import Progress
 
 WINDOW_STEPS = 20
 """Steps over which speed and data wait are taken."""
@@ -14,7 +14,7 @@ WINDOW_STEPS = 20
 class TrainProgress:
     """Takes what the loop tells (stages/train/loop.py), step by step, and shows it as text."""
 
-    progress: Progress
+    progress: Callable[[int, int, str], None]
     _latest: dict[str, float] = field(default_factory=dict)
     _steps: deque[tuple[float, float, float]] = field(
         default_factory=lambda: deque(maxlen=WINDOW_STEPS)

@@ -101,3 +101,5 @@ class Page:
     subtitle: str
     tiles: Sequence[Tile]
     sections: Sequence[Section]
+    command: str = "specpipe report"
+    """What wrote the page."""

@@ -30,7 +30,6 @@ MAY_CHANGE = frozenset(
         "require_servable",
         "checkpoint_every",
         "keep_checkpoints",
-        "learning_curve",
         "preverify",
         "prefetch_mib",
         "log",

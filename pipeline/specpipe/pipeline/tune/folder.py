@@ -1,0 +1,113 @@
+"""The folder of a search: its lock, its plan, the runs of its trials."""
+
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from pydantic import ValidationError as PydanticError
+
+from specpipe.pipeline.tune.clock import Clock
+from specpipe.schemas.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
+from specpipe.schemas.location import local_path
+from specpipe.schemas.tune import (
+    CLOCK_FILE,
+    PLAN_FILE,
+    PROBE_FOLDER,
+    RESULT_FILE,
+    SCORE_FILE,
+    TRIALS_FOLDER,
+    TrialScore,
+    TunePlan,
+    TuneResult,
+)
+from specpipe.schemas.tune_config import TuneConfig
+from specpipe.stages.storage.folder_lock import locked
+from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.train.run_folder import MAY_CHANGE
+from specpipe.stages.untrusted.files import read_file
+
+
+class TuneFolder:
+    """One search's folder on a local disk."""
+
+    def __init__(self, out: str) -> None:
+        self.path = local_path(out, "a search is written to a local disk").expanduser()
+
+    def locked(self) -> AbstractContextManager[object]:
+        """Hold the folder; raises ConfigError where another search has it, or another output."""
+        if (self.path / CONFIG_FILE).exists():
+            raise ConfigError(f"{self.path} holds a training run; give the search another --out")
+        return locked(self.path, "another specpipe tune works in this folder")
+
+    def clock(self) -> Clock:
+        return Clock(self.path / CLOCK_FILE)
+
+    @property
+    def probe(self) -> Path:
+        return self.path / PROBE_FOLDER
+
+    def run(self, trial: int, rung: int) -> Path:
+        """The folder of a trial's run with the steps of a rung, both counted from 0."""
+        return self.path / TRIALS_FOLDER / f"{trial:03}-rung-{rung + 1}"
+
+    def plan(self, config: TuneConfig) -> TunePlan | None:
+        """The plan that the search goes on with; None where there is none yet.
+
+        Raises IdentityError where the search that is here began with other settings.
+        """
+        path = self.path / PLAN_FILE
+        if not path.exists():
+            return None
+        try:
+            plan = TunePlan.model_validate_json(read_file(path))
+        except PydanticError as error:
+            raise _damaged(path, error) from None
+        now = config.without_credentials().model_dump(mode="json")
+        differing = [
+            name for name in now if name not in MAY_CHANGE and plan.config.get(name) != now[name]
+        ]
+        if differing:
+            changes = ", ".join(f"{n}: {plan.config.get(n)!r} -> {now[n]!r}" for n in differing)
+            raise IdentityError(
+                f"{self.path} holds a search with other settings ({changes}); use another --out,"
+                " or the same settings to continue it"
+            )
+        return plan
+
+    def score(self, trial: int, rung: int) -> TrialScore | None:
+        """Of a run that is complete, or has diverged."""
+        path = self.run(trial, rung) / SCORE_FILE
+        if not path.exists():
+            return None
+        try:
+            return TrialScore.model_validate_json(read_file(path))
+        except PydanticError as error:
+            raise _damaged(path, error) from None
+
+    def write_score(self, trial: int, rung: int, score: TrialScore) -> None:
+        write_file(self.run(trial, rung) / SCORE_FILE, score.to_json())
+
+    def result(self) -> TuneResult | None:
+        """Of a search that is complete."""
+        path = self.path / RESULT_FILE
+        if not path.exists():
+            return None
+        try:
+            return TuneResult.model_validate_json(read_file(path))
+        except PydanticError as error:
+            raise _damaged(path, error) from None
+
+    def write(self, name: str, data: bytes) -> None:
+        write_file(self.path / name, data)
+
+    def drop_checkpoints(self, trial: int, rung: int) -> None:
+        """Free the disk of what a complete run holds besides its figures."""
+        shutil.rmtree(self.run(trial, rung) / CHECKPOINTS_FOLDER, ignore_errors=True)
+
+
+def _damaged(path: Path, error: PydanticError) -> IntegrityError:
+    return IntegrityError(
+        f"{path} is damaged ({error.errors()[0]['msg']}); give another --out, or remove it:"
+        " trials that are complete are not trained twice"
+    )

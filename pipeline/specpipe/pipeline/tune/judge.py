@@ -1,0 +1,41 @@
+"""tau on the prompts held back: of the best trial, of the recipe, and their difference."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from specpipe.pipeline.tune.material import Material
+from specpipe.schemas.tune import HeldBack
+from specpipe.stages.drafter.acceptance import MeasureSums
+from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.drafter.replay import ReplaySpan, replay, tau_difference
+from specpipe.stages.drafter.samples.read_ahead import read_samples
+from specpipe.stages.export.trained_drafter import TrainedDrafter
+
+
+def held_back(material: Material, best: Path, recipe: Path) -> HeldBack:
+    """Replay the best checkpoints of two runs along samples that neither was chosen by."""
+    num_heads = material.recipe.num_heads
+    chosen, own = (_spans(material, run) for run in (best, recipe))
+    difference = tau_difference(chosen, own, num_heads)
+    return HeldBack(
+        num_samples=len(material.held_back),
+        chosen=list(_tau(chosen, num_heads)),
+        recipe=list(_tau(own, num_heads)),
+        difference=[difference.difference[-1], difference.low[-1], difference.high[-1]],
+    )
+
+
+def _spans(material: Material, run: Path) -> list[ReplaySpan]:
+    checkpoint = load_checkpoint(resolve_checkpoint(run))
+    drafter = TrainedDrafter(checkpoint, material.evaluated_on.dump)
+    sums = MeasureSums(checkpoint.num_heads, keep_spans=True)
+    for sample in read_samples(material.eval_reader, material.held_back):
+        measured = drafter.measured(sample)
+        sums.add(measured.batch, measured.measures_MKN)
+    is_greedy = material.evaluated_on.text.is_greedy
+    return sums.greedy_spans if is_greedy else sums.sampled_spans
+
+
+def _tau(spans: list[ReplaySpan], num_heads: int) -> Iterator[float]:
+    curve = replay(spans, num_heads, exact=True)
+    yield from (curve.tau[-1], curve.tau_low[-1], curve.tau_high[-1])

@@ -1,0 +1,90 @@
+"""What a search works on: the dumps, the recipe, and the held-out prompts in two halves."""
+
+from dataclasses import dataclass
+
+from specpipe.schemas.errors import InputError
+from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.tune_config import TuneConfig
+from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
+from specpipe.stages.drafter.samples.selection import evaluated, limit_tokens, split
+from specpipe.stages.train.dumps import TrainingDumps, check_same_states, located, open_dump
+from specpipe.stages.train.recipe import recipe_of
+from specpipe.stages.train.stop import StopQuestion
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Trials are compared on one half of the held-out prompts; the other half is held back."""
+
+    dumps: TrainingDumps
+    evaluated_on: TrainingDumps
+    recipe: ResolvedTrainConfig
+    """The settings of a run without a search."""
+    full_steps: int
+    """Of that run."""
+    told: str
+    """What the recipe is, in words."""
+    eval_reader: SampleReader
+    chosen_by: list[SampleRef]
+    held_back: list[SampleRef]
+
+    @classmethod
+    def open(cls, config: TuneConfig) -> "Material":
+        """Raises what opening dumps raises, and InputError for too few held-out prompts."""
+        settings = located(train_settings(config))
+        never = StopQuestion(None)
+        dumps = TrainingDumps.open(settings, settings.preverify, never)
+        evaluated_on = dumps
+        if settings.eval_dump is not None:
+            eval_dump = open_dump(settings.eval_dump, settings.preverify, never)
+            evaluated_on = TrainingDumps(eval_dump)
+            check_same_states(dumps.dump, eval_dump)
+        reader, eval_reader = dumps.reader(settings), evaluated_on.reader(settings)
+        training = _training(settings, reader, eval_reader)
+        recipe = recipe_of(settings, training, dumps.dump.identity.target.hidden_size)
+        chosen_by, held_back = halves(evaluated(eval_reader, recipe.config))
+        for half in (chosen_by, held_back):
+            if not eval_reader.has_span(half, settings.num_heads + 1):
+                raise InputError(
+                    f"{len(chosen_by) + len(held_back)} held-out samples are too few to compare"
+                    " trials on one half of their prompts and to measure the best on the other;"
+                    " give an --eval-dump, or a larger --held-out-fraction"
+                )
+        return cls(
+            dumps=dumps,
+            evaluated_on=evaluated_on,
+            recipe=recipe.config,
+            full_steps=recipe.num_steps,
+            told=recipe.in_words(),
+            eval_reader=eval_reader,
+            chosen_by=chosen_by,
+            held_back=held_back,
+        )
+
+    @property
+    def eval_tokens(self) -> int:
+        """With so many `eval_tokens` a run evaluates on exactly the half that is chosen by."""
+        return sum(ref.num_tokens for ref in self.chosen_by)
+
+
+def train_settings(config: TuneConfig) -> TrainConfig:
+    """What a search's configuration says of training; only what is given counts as given."""
+    names = config.model_fields_set & TrainConfig.model_fields.keys()
+    return TrainConfig.model_validate({name: getattr(config, name) for name in names})
+
+
+def halves(refs: list[SampleRef]) -> tuple[list[SampleRef], list[SampleRef]]:
+    """Samples in the order of their prompts' hashes, cut at half of their tokens; what shares a
+    prompt with the first half is in neither."""
+    first = limit_tokens(refs, sum(ref.num_tokens for ref in refs) // 2)
+    prompts = {ref.prompt_id for ref in first}
+    return first, [ref for ref in refs if ref.prompt_id not in prompts]
+
+
+def _training(
+    config: TrainConfig, reader: SampleReader, eval_reader: SampleReader
+) -> list[SampleRef]:
+    if config.eval_dump is None:
+        return split(reader.refs(), config.held_out_fraction)[0]
+    seen = {ref.prompt_id for ref in eval_reader.refs()}
+    return [ref for ref in reader.refs() if ref.prompt_id not in seen]

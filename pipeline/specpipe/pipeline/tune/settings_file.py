@@ -1,0 +1,35 @@
+"""train.yaml: what `specpipe train --config` takes to train with what a search found."""
+
+import yaml
+
+from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.tune import Settings, TuneResult
+from specpipe.schemas.tune_config import TuneConfig
+
+_FROM_DATA = ("learning_rate", "warmup_ratio")
+"""What the recipe sets by the data, besides the steps' number and size. It stands in the file, so
+that the run is the one that the search took it to be."""
+_OF_THE_SEARCH = frozenset({"out", "time_limit", "preset", "log", "log_project", "log_name"})
+
+
+def kept_settings(config: TuneConfig, recipe: ResolvedTrainConfig, trial: Settings) -> Settings:
+    """What the user gave and what the search found; the recipe's for the rest of the data's."""
+    given = config.model_fields_set & TrainConfig.model_fields.keys() - _OF_THE_SEARCH
+    step = "batch_tokens" if recipe.batch_size is None else "batch_size"
+    length = "num_epochs" if recipe.max_steps is None else "max_steps"
+    wanted = (given - {"num_epochs", "batch_tokens"}) | {*_FROM_DATA, step, length}
+    names = [name for name in TrainConfig.model_fields if name in wanted]
+    values = recipe.without_credentials().model_dump(mode="json")
+    found = {name: values[name] for name in names} | trial
+    if recipe.max_steps is not None and step in trial:
+        # As many tokens in all.
+        found["max_steps"] = max(1, round(recipe.max_steps * values[step] / trial[step]))
+    return {"dump": values["dump"]} | found
+
+
+def settings_file(result: TuneResult) -> bytes:
+    """YAML, with a line on where it comes from."""
+    tau = f", tau {result.gain:+.1%} on prompts held back" if result.kept else ""
+    whose = f"trial {result.kept}{tau}" if result.kept else "the recipe, which was best"
+    head = f"# specpipe train --config THIS --out RUN\n# Found by specpipe tune: {whose}.\n"
+    return (head + yaml.safe_dump(result.settings, sort_keys=False)).encode()

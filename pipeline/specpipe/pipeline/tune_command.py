@@ -1,0 +1,165 @@
+"""`specpipe tune`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from specpipe.pipeline.console import note, quiet_libraries, show, show_columns
+from specpipe.pipeline.options import (
+    GroupedCommand,
+    GroupedOption,
+    config_option,
+    json_option,
+    with_options,
+)
+from specpipe.pipeline.progress import progress
+from specpipe.pipeline.provenance import write_provenance
+from specpipe.pipeline.served import say_served_of_training
+from specpipe.pipeline.stopping import stops_early
+from specpipe.pipeline.train_options import config_of, train_options
+from specpipe.pipeline.train_progress import TrainProgress
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.tune_config import TuneConfig
+
+if TYPE_CHECKING:
+    from specpipe.schemas.tune import TuneResult
+
+_SEARCH = "The search"
+
+_OPTIONS = (
+    GroupedOption(
+        _SEARCH,
+        "--budget",
+        help="What it may take: 30m, 2h, 90s, or steps of the recipe's size, as 2000steps."
+        "  [default: 30m]",
+    ),
+    GroupedOption(_SEARCH, "--max-trials", type=int, help="Most settings tried.  [default: 32]"),
+)
+
+
+def _options(function: Any) -> Any:
+    return with_options(_OPTIONS, train_options(function))
+
+
+@click.command(cls=GroupedCommand, short_help="Search settings of training that suit a dump.")
+@config_option
+@_options
+@json_option
+def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
+    """Search the settings of training that depend on the data most: learning rate, size of a step,
+    norms, weights of the heads.
+
+    \b
+      specpipe tune  --dump runs/dump --out runs/tuned --budget 30m
+      specpipe train --config runs/tuned/train.yaml --out runs/drafter
+
+    Takes every flag and file of specpipe train. What is given is kept, the rest of the four is
+    searched around the recipe, which is trial 0, by successive halving: many short runs, the best
+    third three times as long, and so on. Runs are compared by the replayed tau on one half of the
+    held-out prompts; the winner is measured on the other half, and if its gain does not hold there,
+    the recipe is kept. OUT gets train.yaml, tune.json, and tune.html, a page with pictures.
+
+    Killed at any moment, the same command goes on to the same result; SIGTERM and --time-limit save
+    and exit with code 5. A budget in time is planned by a few measured steps, counts over all runs,
+    and ends a search that is slower than planned.
+    """
+    config = config_of(TuneConfig, config_file, flags)
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError(
+            "specpipe tune is one process; leave torchrun out, or give each GPU a search of its own"
+        )
+    quiet_libraries()
+    with stops_early(config.time_limit):
+        from specpipe.pipeline.tune.folder import TuneFolder
+        from specpipe.pipeline.tune.search import tune as search
+
+        say_served_of_training(config)
+        with progress("tune", "steps") as report:
+            figures = _Figures(report)
+            result = search(config, progress=figures, say=lambda line: note(f"tune: {line}"))
+    folder = TuneFolder(config.out)
+    if not result.did_nothing:
+        write_provenance(folder.path, config)
+    _show_trials(result)
+    values = {
+        "out": config.out,
+        **result.model_dump(mode="json"),
+        "gain": result.gain,
+        "seconds": folder.clock().seconds,
+    }
+    show("Search", _rows(config, result, folder.clock().seconds), values, as_json=as_json)
+
+
+class _Figures:
+    """Shows how far the search is, and how the run goes that is trained now."""
+
+    def __init__(self, report: Any) -> None:
+        self._report, self._what = report, ""
+        self._run = TrainProgress(lambda *_: None)
+
+    def __call__(self, done: int, total: int, what: str, figures: dict[str, float]) -> None:
+        if what != self._what:
+            self._what, self._run = what, TrainProgress(lambda *_: None)
+        self._run(0, 0, figures)
+        self._report(done, total, f"{what}  {self._run.text()}")
+
+
+def _show_trials(result: "TuneResult") -> None:
+    from specpipe.pipeline.tune.words import settings_cells, settings_header
+
+    header = ["trial", *settings_header(result), *(f"{r.steps:,} steps" for r in result.rungs)]
+    rows = []
+    for number, trial in enumerate(result.trials):
+        name = "0 (recipe)" if number == 0 else str(number)
+        tau = [f"{score.tau:.3f}" if score.tau else "diverged" for score in trial.scores]
+        row = [f"{name} *" if number == result.kept else name]
+        row += [*settings_cells(trial.settings, result), *tau]
+        rows.append(row + [""] * (len(header) - len(row)))
+    show_columns("tau by trial and rung (* kept)", header, rows)
+
+
+def _rows(config: TuneConfig, result: "TuneResult", seconds: float) -> list[tuple[str, str]]:
+    from specpipe.schemas.tune import PAGE_FILE, SETTINGS_FILE
+
+    out = Path(config.out)
+    return [
+        ("settings", str(out / SETTINGS_FILE)),
+        ("page", str(out / PAGE_FILE)),
+        *_compared(result),
+        (
+            "kept",
+            f"trial {result.kept}, {result.gain:+.1%}" if result.kept else _why_recipe(result),
+        ),
+        ("longest run", f"{out / result.run}: {_length(result)}"),
+        ("seconds", "nothing to do" if result.did_nothing else f"{seconds:.1f}"),
+    ]
+
+
+def _compared(result: "TuneResult") -> list[tuple[str, str]]:
+    back = result.held_back
+    if back is None:
+        return []
+    text = result.variant.replace("_", " ") + ("" if result.exact else " (estimate)")
+    what = f"at {text} with {result.num_draft_tokens} draft tokens, prompts held back"
+    named = (("tau, recipe", back.recipe), (f"tau, trial {result.best}", back.chosen))
+    tau, low, high = back.difference
+    return [
+        *((name, f"{tau:.3f} [{low:.3f}, {high:.3f}] {what}") for name, (tau, low, high) in named),
+        ("difference", f"{tau:+.3f} [{low:+.3f}, {high:+.3f}], paired over samples"),
+    ]
+
+
+def _why_recipe(result: "TuneResult") -> str:
+    if result.held_back is None:
+        return "the recipe, which was best"
+    return f"the recipe: the gain of trial {result.best} did not hold on the prompts held back"
+
+
+def _length(result: "TuneResult") -> str:
+    steps, full = result.rungs[-1].steps, result.full_steps
+    if steps >= full:
+        return f"{steps:,} steps, a whole run, whose checkpoint can be exported"
+    why = "the time was over" if result.is_cut_short else "a larger --budget trains longer"
+    return f"{steps:,} of the {full:,} steps of a whole run ({why})"

@@ -1,0 +1,122 @@
+"""What a search leaves, as types.
+
+OUT/
+  plan.json              the TunePlan, written once: everything after it follows from it
+  clock.json             seconds that the search has taken so far, over all its runs
+  probe/                 the run that a budget of time was measured by
+  trials/003-rung-1/     a training run, of trial 3 with the steps of the first rung; when it is
+                         complete, its TrialScore is beside its files as score.json
+  tune.json, tune.html   the TuneResult, and a page that shows it
+  train.yaml             settings for `specpipe train --config`
+"""
+
+from typing import Any
+
+from pydantic import Field
+
+from specpipe.schemas.dump import Record
+
+PLAN_FILE = "plan.json"
+CLOCK_FILE = "clock.json"
+RESULT_FILE = "tune.json"
+PAGE_FILE = "tune.html"
+SCORE_FILE = "score.json"
+SETTINGS_FILE = "train.yaml"
+PROBE_FOLDER = "probe"
+TRIALS_FOLDER = "trials"
+
+Settings = dict[str, Any]
+"""Settings of TrainConfig, by name."""
+
+
+class Rung(Record):
+    """One round of the search: what is left of the trials is trained with so many steps."""
+
+    steps: int = Field(gt=0)
+    """Of the recipe's size; a trial with larger steps takes fewer, on as many tokens."""
+    num_trials: int = Field(gt=0)
+    """At most: the best of the rung before, and the recipe."""
+
+
+class TunePlan(Record):
+    """`plan.json`: what is tried and for how long, fixed before the first trial."""
+
+    config: Settings
+    """The TuneConfig, without credentials."""
+    recipe: Settings
+    """The TrainConfig that follows from the dump: trial 0."""
+    full_steps: int
+    """Steps of the recipe's own run."""
+    rungs: list[Rung]
+    trials: list[Settings]
+    """What each trial is trained with in place of the recipe's; of trial 0 the recipe's own."""
+    seconds_per_step: float | None
+    seconds_per_run: float | None
+    """As the probe measured it, besides the steps; None where the budget is in steps."""
+    dump_fingerprint: str
+    eval_dump_fingerprint: str
+
+
+class TrialScore(Record):
+    """One training run of a trial: tau on the prompts that are chosen by."""
+
+    steps: int
+    tau: float
+    """0 where training diverged."""
+    tau_low: float
+    tau_high: float
+    """95 % confidence interval over samples."""
+
+
+class Trial(Record):
+    settings: Settings
+    scores: list[TrialScore]
+    """By rung, as far as the trial came."""
+
+
+class HeldBack(Record):
+    """tau on the prompts that nothing was chosen by."""
+
+    num_samples: int
+    chosen: list[float]
+    """tau, low and high end of the 95 % interval, of the best trial."""
+    recipe: list[float]
+    difference: list[float]
+    """The best trial's minus the recipe's, paired over samples."""
+
+
+class TuneResult(Record):
+    """`tune.json`, written when a search is complete; what `specpipe tune` reports."""
+
+    variant: str
+    """Of the replay: temperature_1 or greedy, as the text is."""
+    exact: bool
+    """Whether the text is of that kind."""
+    num_draft_tokens: int
+    searched: list[str]
+    full_steps: int
+    rungs: list[Rung]
+    trials: list[Trial]
+    is_cut_short: bool
+    """The time was over before the plan was done."""
+    num_chosen_by: int
+    """Held-out samples that trials were compared on."""
+    best: int
+    """The trial with the largest tau at the last rung."""
+    held_back: HeldBack | None
+    """None where the recipe itself was best."""
+    kept: int
+    """The trial whose settings are in train.yaml: the best, or the recipe where its gain did not
+    hold on the prompts that were held back."""
+    settings: Settings
+    """What stands in train.yaml."""
+    run: str
+    """Folder of the kept trial's longest run, below the search's own."""
+    did_nothing: bool = False
+
+    @property
+    def gain(self) -> float:
+        """tau of what is kept over the recipe's, on the prompts held back, less 1."""
+        if self.held_back is None or self.kept == 0:
+            return 0.0
+        return self.held_back.chosen[0] / self.held_back.recipe[0] - 1

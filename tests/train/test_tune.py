@@ -1,0 +1,237 @@
+"""A whole search on a tiny dump: what it leaves, and that a kill changes none of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from specpipe.pipeline.cli import specpipe
+from specpipe.pipeline.stopping import stops_early
+from specpipe.pipeline.train_options import train_config
+from specpipe.pipeline.tune import planning
+from specpipe.pipeline.tune.search import tune
+from specpipe.schemas.errors import SpecpipeError, UnfinishedError
+from specpipe.schemas.tune import TunePlan, TuneResult
+from specpipe.schemas.tune_config import TuneConfig
+from tests.train.tune_killed import LEAST_STEPS
+
+KILLED = Path(__file__).with_name("tune_killed.py")
+ROOT = Path(__file__).parents[2]
+
+MakeSearch = Callable[..., TuneConfig]
+
+
+@pytest.fixture
+def make_search(dump: Path, tmp_path: Path) -> MakeSearch:
+    """Four trials of four steps, three of twelve."""
+
+    def make(out: str = "tuned", **changes: Any) -> TuneConfig:
+        settings: dict[str, Any] = {
+            "dump": str(dump),
+            "out": str(tmp_path / out),
+            "device": "cpu",
+            "draft_vocab_size": 64,
+            "optimizer": "adamw",
+            "batch_tokens": 300,
+            "max_steps": 12,
+            "held_out_fraction": 0.3,
+            "budget": "60steps",
+            "max_trials": 4,
+        }
+        return TuneConfig.model_validate(settings | changes)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specpipe.pipeline.tune.halving.LEAST_STEPS", LEAST_STEPS)
+
+
+def search(config: TuneConfig, at_step: Callable[[int], None] = lambda _: None) -> TuneResult:
+    with stops_early():
+        return tune(config, progress=lambda done, *_: at_step(done), say=lambda _: None)
+
+
+def files(config: TuneConfig) -> dict[str, bytes]:
+    """What a search leaves that does not depend on time and place."""
+    out = Path(config.out)
+    return {name: (out / name).read_bytes() for name in ("tune.json", "train.yaml")}
+
+
+def command(config: TuneConfig, *arguments: str) -> Result:
+    """`specpipe tune` with these settings, in this process."""
+    file = Path(f"{config.out}.yaml")
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    return CliRunner().invoke(specpipe, ["tune", "--config", str(file), *arguments])
+
+
+def test_a_search_leaves_settings_figures_and_a_page(
+    make_search: MakeSearch, tmp_path: Path
+) -> None:
+    config = make_search()
+    done = command(config, "--json")
+    assert done.exception is None, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    out = Path(config.out)
+    assert told.items() >= json.loads((out / "tune.json").read_text()).items()
+    result = TuneResult.model_validate_json((out / "tune.json").read_text())
+    assert [(rung.steps, rung.num_trials) for rung in result.rungs] == [(4, 4), (12, 3)]
+    assert [len(trial.scores) for trial in result.trials].count(2) == 3
+    assert len(result.trials[0].scores) == 2
+    best = max(trial.scores[1].tau for trial in result.trials if len(trial.scores) > 1)
+    assert result.trials[result.best].scores[1].tau == best >= result.trials[0].scores[1].tau
+    if result.kept:
+        assert result.held_back is not None
+        assert result.held_back.chosen[0] > result.held_back.recipe[0]
+    # What is kept is what train takes.
+    settings = yaml.safe_load((out / "train.yaml").read_text())
+    assert settings == result.settings
+    assert settings.items() >= result.trials[result.kept].settings.items()
+    config_of_train = train_config(out / "train.yaml", {"out": str(tmp_path / "run")})
+    assert config_of_train.optimizer == "adamw"
+    assert config_of_train.max_steps == 12
+    page = (out / "tune.html").read_text("utf-8")
+    for words in ("tau by steps", "tau by learning rate", "specpipe tune", "0 (recipe)"):
+        assert words in page
+    assert (out / result.run / "best").exists()
+    assert list(out.glob("trials/*-rung-1/checkpoints")) == []
+    assert "0 (recipe)" in done.stderr
+    told_lines = [line for line in done.stderr.splitlines() if "recipe:" not in line]
+    assert max(map(len, told_lines)) <= 80
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"}
+    again = command(config)
+    assert again.exception is None
+    assert "nothing to do" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    other = command(config, "--num-heads", "2", "--budget", "70steps")
+    assert isinstance(other.exception, SpecpipeError)
+    assert other.exception.exit_code == 2
+    assert "num_heads: 3 -> 2" in str(other.exception)
+    assert "budget: '60steps' -> '70steps'" in str(other.exception)
+
+
+def test_trials_are_chosen_by_one_half_of_the_prompts_and_measured_on_the_other(
+    make_search: MakeSearch,
+) -> None:
+    from specpipe.pipeline.tune.material import Material
+
+    config = make_search()
+    material = Material.open(config)
+    chosen, back = (
+        {ref.prompt_id for ref in half} for half in (material.chosen_by, material.held_back)
+    )
+    assert chosen
+    assert back
+    assert not chosen & back
+    result = search(config)
+    assert result.num_chosen_by == len(material.chosen_by)
+    row = json.loads(
+        (Path(config.out) / "trials/000-rung-1/metrics.jsonl").read_text().splitlines()[0]
+    )
+    assert row["eval"]["num_samples"] == len(material.chosen_by)
+
+
+@pytest.mark.slow
+def test_killed_anywhere_a_search_ends_with_the_same_result(make_search: MakeSearch) -> None:
+    whole, broken = make_search("whole"), make_search("broken")
+    moments = ["write:1", "write:30", "step:7", "write:60", "step:13", "none"]
+    search(whole)
+    file = Path(f"{broken.out}.json")
+    file.write_text(broken.model_dump_json(exclude_unset=True))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.tune_killed", str(file), *moments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [*map(int, done.stdout.split())] == [-signal.SIGKILL] * 5 + [0], done.stderr
+    assert files(whole) == files(broken)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_search_goes_on_to_the_same_result(make_search: MakeSearch) -> None:
+    whole, stopped = make_search("whole"), make_search("stopped")
+    search(whole)
+    for moment in (2, 20, 28):
+        asked: list[int] = []
+
+        def stop_once(step: int, moment: int = moment, asked: list[int] = asked) -> None:
+            if step >= moment and not asked:
+                asked.append(step)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(UnfinishedError, match="SIGTERM") as raised:
+            search(stopped, stop_once)
+        assert raised.value.exit_code == 5
+    search(stopped)
+    assert files(whole) == files(stopped)
+
+
+def test_a_trial_that_diverges_counts_as_nothing(
+    make_search: MakeSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_search(budget="24steps", max_trials=3)
+    trials = [{"learning_rate": rate} for rate in (1e-4, 1e30, 3e-3)]
+    monkeypatch.setattr(planning, "trial_settings", lambda *_, **__: trials)
+    result = search(config)
+    assert [trial.scores[0].tau > 0 for trial in result.trials] == [True, False, True]
+    assert result.best != 1
+
+
+def test_the_time_of_a_search_counts_over_its_runs(make_search: MakeSearch) -> None:
+    config = make_search(budget="1h")
+
+    def stop(step: int) -> None:
+        # Four runs of four steps are done, and the recipe's of twelve.
+        if step >= 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(UnfinishedError):
+        search(config, stop)
+    out = Path(config.out)
+    plan = TunePlan.model_validate_json((out / "plan.json").read_text())
+    assert plan.seconds_per_step is not None
+    assert [(rung.steps, rung.num_trials) for rung in plan.rungs] == [(4, 4), (12, 3)]
+    (out / "clock.json").write_text('{"seconds": 3600}')
+    result = search(config)
+    assert result.is_cut_short
+    assert len(result.rungs) == 1
+    assert result.run == f"trials/{result.kept:03}-rung-1"
+    assert (out / result.run / "best").exists()
+    assert search(config).did_nothing
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": "5steps"}, "give --budget 12steps or more"),
+        ({"budget": "0.001s"}, "give a larger --budget"),
+        ({"held_out_fraction": 0.001}, "held-out samples are too few"),
+    ],
+)
+def test_what_cannot_be_searched_says_what_would_do(
+    make_search: MakeSearch, changes: dict[str, Any], words: str
+) -> None:
+    config = make_search(**changes)
+    done = command(config)
+    assert isinstance(done.exception, SpecpipeError)
+    assert done.exception.exit_code in (2, 3)
+    assert words in str(done.exception)
+    assert not (Path(config.out) / "plan.json").exists()
+
+
+def test_a_run_s_folder_is_no_place_for_a_search(make_search: MakeSearch) -> None:
+    config = make_search()
+    Path(config.out).mkdir()
+    (Path(config.out) / "config.json").write_text("{}")
+    done = command(config)
+    assert "holds a training run" in str(done.exception)
