@@ -12,7 +12,13 @@ from torch import Tensor
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.storage.folder import Folder
-from specpipe.stages.target.head import VerifierHead, load_embedding, load_lm_head, save_head
+from specpipe.stages.target.head import (
+    VerifierHead,
+    final_scale,
+    load_embedding,
+    load_lm_head,
+    save_head,
+)
 from specpipe.stages.target.hf import HfBackend
 
 CPU = torch.device("cpu")
@@ -62,6 +68,22 @@ def test_chosen_rows_are_those_rows(
     all_SV = VerifierHead.load(folder.read, CPU).logits(final_SH)
     assert head.lm_head_VH.shape == (4, 32)
     assert torch.allclose(head.logits(final_SH), all_SV[:, rows_D], atol=1e-6)
+
+
+def test_rows_on_a_unit_state_times_the_final_scale_are_the_logits(
+    target: Callable[..., Path], architecture: str, tmp_path: Path
+) -> None:
+    _, folder = stored_head(target(architecture), tmp_path)
+    state_SH = torch.randn(7, 32)
+    state_SH = state_SH - state_SH.mean(-1, keepdim=True)
+    state_SH = state_SH / state_SH.square().mean(-1, keepdim=True).sqrt()
+    logits_SV = (state_SH * final_scale(folder.read)) @ load_lm_head(folder.read).T
+    if cap := json.loads(folder.read("head.json"))["logit_softcap"]:
+        logits_SV = cap * torch.tanh(logits_SV / cap)
+    head = VerifierHead.load(folder.read, CPU)
+    # A norm's bias, which no drafter has, is the same for both signs.
+    expected_SV = (head.logits(state_SH) - head.logits(-state_SH)) / 2
+    assert torch.allclose(logits_SV, expected_SV, atol=1e-4)
 
 
 def test_embedding_and_lm_head_are_as_stored(

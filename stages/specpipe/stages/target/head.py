@@ -167,6 +167,24 @@ def load_norm(read: Read) -> Tensor:
     return _stored(_tensors(read), "norm.weight")
 
 
+@torch.no_grad()
+def final_scale(read: Read) -> Tensor:
+    """What the target multiplies its normed final state by on the way to its logits: float32 [H].
+
+    The weight of the final norm as it acts (Gemma's is 1 + w), times the logit scale: lm_head rows
+    on a state of root mean square 1 that is multiplied by it are the target's logits (before a
+    soft-cap).
+    """
+    head = VerifierHead.load(read, torch.device("cpu"), rows=torch.zeros(1, dtype=torch.int64))
+    weight = next(head.norm.parameters(), torch.ones(()))
+    # Mean 0 and root mean square 1, so that every kind of norm leaves it as it is; half the
+    # difference of both signs is free of a bias.
+    state_H = torch.ones(head.lm_head_VH.shape[1], dtype=weight.dtype)
+    state_H[1::2] = -1
+    out_H = (head.norm(state_H) - head.norm(-state_H)) / 2 * state_H
+    return out_H.float() * (_record(read).logit_scale or 1.0)
+
+
 def longest_text(read: Read) -> int | None:
     """The target's `max_position_embeddings`, where its config has such a number."""
     config = load_stored_config(read).get_text_config(decoder=True)

@@ -14,7 +14,12 @@ from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
 from specpipe.stages.drafter.vocab_file import read_vocab_file
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.target.head import load_embedding, load_lm_head, load_stored_config
+from specpipe.stages.target.head import (
+    final_scale,
+    load_embedding,
+    load_lm_head,
+    load_stored_config,
+)
 from specpipe.stages.train.init_from import init_from
 from specpipe.stages.train.warm_start import warm_start
 
@@ -38,7 +43,8 @@ def begin(
 
     From an artifact (`init_from`): its shape, vocabulary and weights. Else fresh, a function of the
     settings, the seed, and the statistics that the draft vocabulary is chosen by, unless it comes
-    from a file; the lm_head's rows are the target's, with `warm_start` its last layers too.
+    from a file; the lm_head's rows and the norm before them are the target's, with `warm_start` its
+    last layers too.
 
     Raises ConfigError where the settings do not fit each other, the target or the files they name.
     """
@@ -62,6 +68,9 @@ def begin(
             # Directions that stay apart in another space; the lm_head's rows see the same ones.
             torch.nn.init.orthogonal_(model.embed_proj.weight)
             rows_DH = rows_DH.float() @ model.embed_proj.weight.T
+        else:
+            # The rows expect states of the scale that the target's final norm gives them.
+            model.norm.weight.copy_(final_scale(dump.target_file))
         model.lm_head.weight.copy_(rows_DH.float())
     if config.warm_start is not None:
         warm_start(model, config.warm_start, dump)
