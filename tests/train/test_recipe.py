@@ -87,7 +87,7 @@ def test_whatever_the_data_nothing_is_left_open_and_what_is_set_stands(
         (20_000, 512, 10, 400),
         (228_000, 2048, 10, 1120),
         (1_000_000, 8192, 10, 1230),
-        (5_000_000, 8192, 2, 1222),
+        (5_000_000, 8192, 4, 2444),
         (70_000_000, 16384, 2, 8546),
         (500_000_000, 32768, 2, 30518),
     ],
@@ -110,14 +110,19 @@ def test_what_is_set_wins_and_the_rest_follows_from_it() -> None:
     assert by_samples.num_steps == by_samples.config.num_epochs * math.ceil(1900 / 8)
     few, many = recipe(max_steps=60), recipe(max_steps=2000)
     assert (few.num_steps, many.num_steps) == (60, 2000)
-    # The data is not seen more often than by the recipe's own number of steps.
-    assert few.config.batch_tokens == 8192
+    # Few steps are as large as those of the whole recipe; many see the data no more often.
+    assert few.config.batch_tokens == recipe().config.batch_tokens
     assert many.config.batch_tokens == 1024
     assert many.num_epochs <= BUDGETS["default"].most_epochs
 
 
 def test_the_rate_follows_from_the_optimiser_and_the_drafters_width() -> None:
     assert recipe().config.learning_rate == recipe(of_tokens(10**6)).config.learning_rate == 7.5e-3
+    # Smaller steps have smaller rates, whether they are counted in tokens or in samples.
+    assert recipe(of_tokens(50_000)).config.learning_rate == 3.75e-3
+    assert recipe(batch_tokens=128).config.learning_rate == pytest.approx(9.375e-4, rel=1e-3)
+    assert recipe(of_tokens(10**6), batch_size=2).config.learning_rate == 2.93e-3
+    assert recipe(of_tokens(10**6), batch_size=8).config.learning_rate == 7.5e-3
     by_width = {
         width: recipe(Facts(width, 10, 1000, 500), optimizer="adamw").config.learning_rate
         for width in (16, 256, 640, 4096)

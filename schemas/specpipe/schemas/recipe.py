@@ -30,7 +30,7 @@ BUDGETS: dict[PresetName, Budget] = {
     # To see that everything works.
     "quick": Budget(100, 100, 1, 10, 2048, 12_000),
     # Half of what a drafter gains it has after some hundreds of steps.
-    "default": Budget(600, None, 2, 10, 8192, 100_000),
+    "default": Budget(1000, None, 2, 10, 8192, 100_000),
     # The last per cents, for several times the time.
     "best": Budget(2000, None, 4, 20, 8192, 100_000),
 }
@@ -49,6 +49,8 @@ evaluation has as many where a step is so many samples."""
 
 MUON_RATE = 7.5e-3
 """At every width: an orthogonal step is scaled by the shape of its matrix."""
+MUON_RATE_TOKENS = 1024
+"""Of smaller steps, which are noisier, the rate is as much smaller."""
 ADAMW_RATE_TIMES_WIDTH = 1.024
 """AdamW's best rate falls with the width: 4e-3 at 256, 2.5e-4 at 4,096."""
 MOST_ADAMW_RATE = 5e-3
@@ -162,7 +164,7 @@ def resolve(config: TrainConfig, facts: Facts) -> Recipe:
     assert num_epochs is not None
     num_steps = max_steps or num_epochs * per_epoch
     settings: dict[str, Any] = {
-        "learning_rate": config.learning_rate or _rate(config, facts),
+        "learning_rate": config.learning_rate or _rate(config, facts, batch_tokens),
         "warmup_ratio": _warmup_ratio(config, num_steps),
         "num_epochs": num_epochs,
         "max_steps": max_steps,
@@ -184,7 +186,7 @@ def _step_size(config: TrainConfig, facts: Facts, budget: Budget) -> int:
     """The largest power of two whose steps are as many as they should be."""
     if config.batch_size is not None:
         return PASS_TOKENS
-    steps = config.max_steps or budget.steps
+    steps = max(config.max_steps or 0, budget.steps)
     seen = (config.num_epochs or budget.most_epochs) * facts.num_tokens
     size = _power_of_two(seen // steps, SMALLEST_STEP, budget.largest_step)
     if config.max_steps is None and budget.most_steps is None and size == budget.largest_step:
@@ -198,9 +200,11 @@ def _power_of_two(number: int, least: int, most: int) -> int:
     return min(max(1 << max(0, number.bit_length() - 1), least), most)
 
 
-def _rate(config: TrainConfig, facts: Facts) -> float:
+def _rate(config: TrainConfig, facts: Facts, batch_tokens: int) -> float:
     if config.optimizer == "muon":
-        return MUON_RATE
+        if config.batch_size is not None:
+            batch_tokens = round(config.batch_size * facts.num_tokens / facts.num_samples)
+        return float(f"{MUON_RATE * min(1.0, batch_tokens / MUON_RATE_TOKENS):.3g}")
     rate = ADAMW_RATE_TIMES_WIDTH / (config.hidden_size or facts.hidden_size)
     return float(f"{min(rate, MOST_ADAMW_RATE):.3g}")
 

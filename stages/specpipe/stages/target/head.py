@@ -181,7 +181,7 @@ def final_scale(read: Read) -> Tensor:
     # difference of both signs is free of a bias.
     state_H = torch.ones(head.lm_head_VH.shape[1], dtype=weight.dtype)
     state_H[1::2] = -1
-    out_H = (head.norm(state_H) - head.norm(-state_H)) / 2 * state_H
+    out_H: Tensor = (head.norm(state_H) - head.norm(-state_H)) / 2 * state_H
     return out_H.float() * (_record(read).logit_scale or 1.0)
 
 
