@@ -43,7 +43,6 @@ def replayed(dumps: Path, steps: int) -> tuple[ReplayCurve, ReplayCurve]:
             loss="lk_hybrid",
             num_heads=K,
             draft_vocab_size=1024,
-            learning_rate=2e-3,
             max_steps=steps,
             batch_tokens=2048,
             eval_every=steps,

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from specpipe.schemas.artifact import SWITCHES
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.job import parse_job
+from specpipe.schemas.recipe import Facts, resolve
 from specpipe.schemas.train_config import TrainConfig
 
 SAMPLE = Path(__file__).parents[1] / "sample_data" / "job.json"
@@ -26,11 +28,18 @@ def test_the_sample_job_maps_to_the_stages() -> None:
     assert (dump.target, dump.data) == (job.model, (job.training_file,))
     train = TrainConfig(dump="out/dump", out="out/run", **job.train_settings())
     assert (train.loss, train.num_heads, train.batch_size) == ("lk_hybrid", 3, 8)
-    assert (train.learning_rate, train.num_epochs, train.seed) == (0.002, 1, 2214)
-    assert not train.fc_norm
-    modern = parse_job(body(architecture="eagle3")).train_settings()
-    assert modern["fc_norm"]
-    assert modern["norm_output"]
+    assert (train.learning_rate, train.num_epochs, train.seed) == (0.0075, 1, 2214)
+
+
+def norms(architecture: str) -> list[str]:
+    settings = parse_job(body(architecture=architecture)).train_settings()
+    train = TrainConfig(dump="out/dump", out="out/run", **settings)
+    return [name for name in SWITCHES if getattr(train, name)]
+
+
+def test_architectures_differ_in_what_newer_engines_alone_serve() -> None:
+    assert norms("eagle3_original") == ["norm_before_residual", "norm_before_fc"]
+    assert norms("eagle3") == ["norm_before_residual", "fc_norm", "norm_output"]
 
 
 def test_without_a_context_length_the_target_decides_up_to_a_limit() -> None:
@@ -43,11 +52,18 @@ def test_without_a_context_length_the_target_decides_up_to_a_limit() -> None:
     assert "context_length" not in settings.train_settings()
 
 
-def test_a_rate_of_another_optimiser_is_kept_and_warned_about() -> None:
-    job = parse_job(body(learning_rate=0.0075))
-    assert job.train_settings()["learning_rate"] == 0.0075
-    assert "0.0075" in job.warnings[0]
-    assert not parse_job(body()).warnings
+@pytest.mark.parametrize("rate", [0.0075, 4e-4])
+def test_the_rate_is_muons_and_is_used_as_given(rate: float) -> None:
+    settings = parse_job(body(learning_rate=rate)).train_settings()
+    train = TrainConfig(dump="out/dump", out="out/run", **settings)
+    assert (train.optimizer, train.learning_rate) == ("muon", rate)
+    assert resolve(train, Facts(64, 100, 10_000, 5000)).config.learning_rate == rate
+
+
+def test_without_a_rate_it_is_that_of_the_recipe() -> None:
+    settings = parse_job(body(learning_rate=None)).train_settings()
+    train = TrainConfig(dump="out/dump", out="out/run", **settings)
+    assert resolve(train, Facts(64, 100, 10_000, 5000)).config.learning_rate == 0.0075
 
 
 @pytest.mark.parametrize(

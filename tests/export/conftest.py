@@ -12,6 +12,7 @@ from specpipe.stages.dump.run import run as dump
 from specpipe.stages.export.run import run as export
 from specpipe.stages.train.run import run as train
 from tests.export.small import SAMPLE_DATA, Trained, save_target, write_samples
+from tests.papers import PAPERS
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +28,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             out=str(root / "run"),
             max_steps=6,
             eval_every=3,
-            learning_rate=1e-2,
             draft_vocab_size=64,
             held_out_fraction=0.3,
+            batch_tokens=8192,
+            **(PAPERS | {"learning_rate": 1e-2}),
         )
     )
     return Trained(target, root / "dump", root / "run")
@@ -78,7 +80,7 @@ def sample_trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
             max_steps=60,
             eval_every=60,
             batch_tokens=2048,
-            learning_rate=2e-3,
+            **(PAPERS | {"learning_rate": 2e-3}),
         )
     )
     return Trained(target, root / "held_out", root / "run")

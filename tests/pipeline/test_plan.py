@@ -12,11 +12,15 @@ from click.testing import CliRunner, Result
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, InputError, IntegrityError, UnfinishedError
+from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.drafter.samples.reader import SampleReader
+from specpipe.stages.drafter.samples.selection import split
 from specpipe.stages.dump.run import run
 from specpipe.stages.dump.survey import length_histogram, survey, survey_dump
 from specpipe.stages.dump.survey_trainer import trainer_memory
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.folder import Folder
+from specpipe.stages.train.recipe import recipe_of
 from specpipe.stages.train.trainee import Trainee
 from tests.dump.conftest import rows, save_target, write_lines
 
@@ -149,6 +153,20 @@ def test_the_trainer_takes_what_its_model_has(folder: Path, tmp_path: Path) -> N
     assert halved.activations == memory.activations // 2
 
 
+def test_the_trainer_does_what_was_planned(folder: Path, tmp_path: Path) -> None:
+    configured = config(folder, tmp_path / "dump")
+    planned = survey(configured).recipe
+    run(configured)
+    assert survey_dump(configured.out).recipe == planned
+    settings = TrainConfig(dump="-", out="-")
+    training, _ = split(
+        SampleReader(Dump.open(configured.out), None).refs(), settings.held_out_fraction
+    )
+    found = recipe_of(settings, training, planned.facts.hidden_size)
+    assert (found.config, found.facts) == (planned.config, planned.facts)
+    assert planned.num_steps == pytest.approx(found.num_steps, rel=0.1)
+
+
 def test_lengths_go_by_powers_of_two_without_gaps() -> None:
     found = length_histogram([5, 7, 8, 40])
     assert [(x.first, x.last, x.num_samples) for x in found] == [
@@ -165,7 +183,7 @@ def test_a_person_reads_it_at_80_columns_without_colour(folder: Path) -> None:
     assert "\x1b" not in found.output
     assert all(character.isascii() for character in found.output)
     assert max(len(line.rstrip()) for line in found.output.splitlines()) <= 80
-    for words in ("final *", "topk:16", "full", "zarr", "parquet", "####", "AdamW", "supervised"):
+    for words in ("final *", "topk:16", "full", "zarr", "parquet", "####", "moments", "supervised"):
         assert words in found.output
 
 

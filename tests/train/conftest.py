@@ -12,19 +12,12 @@ from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.recipe import Facts, resolve
 from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.dump.run import run as run_dump
+from tests.papers import PAPERS
 from tests.tiny_llama import save_tiny_llama
 
 VOCAB = 128
 FACTS = Facts(hidden_size=32, num_samples=50, num_tokens=1500, num_supervised=1200)
 """Of what the dump below has about."""
-PAPERS: dict[str, Any] = {
-    "optimizer": "adamw",
-    "learning_rate": 4e-4,
-    "norm_before_residual": False,
-    "norm_before_fc": False,
-    "norm_output": False,
-}
-"""The papers' settings: what was default before there was a recipe."""
 
 
 def resolved(config: TrainConfig) -> ResolvedTrainConfig:
@@ -109,6 +102,9 @@ def make_config(dump: Path, tmp_path: Path) -> MakeConfig:
             "checkpoint_every": 3,
             "held_out_fraction": 0.2,
         }
+        if "init_from" in changes:
+            # The artifact decides about its norms.
+            settings = {name: settings[name] for name in settings if "norm_" not in name}
         return TrainConfig(**(settings | changes))
 
     return make

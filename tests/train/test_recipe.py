@@ -24,7 +24,8 @@ from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.samples.reader import SampleRef
 from specpipe.stages.train.recipe import facts_of, recipe_of
 from specpipe.stages.train.run import run
-from tests.train.conftest import PAPERS, MakeConfig, read_metrics, same_run
+from tests.papers import PAPERS
+from tests.train.conftest import MakeConfig, MakeDump, read_metrics, same_run
 
 SAMPLE_DUMP = Facts(hidden_size=192, num_samples=1900, num_tokens=228_000, num_supervised=130_000)
 
@@ -212,6 +213,18 @@ def make_open(dump: Path, tmp_path: Path) -> MakeConfig:
         return TrainConfig(**(settings | changes))
 
     return make
+
+
+def test_one_sample_trains_and_is_said_to_be_too_little(
+    make_open: MakeConfig, make_dump: MakeDump, dump: Path
+) -> None:
+    told: list[Recipe] = []
+    alone = make_dump(num_samples=1, data_seed=7)
+    result = run(make_open(dump=str(alone), eval_dump=str(dump)), tell=told.append)
+    assert result.steps == 10
+    assert "10 steps are few" in str(told[0].shortage)
+    assert told[0].record.num_samples == 1
+    assert math.isfinite(result.draft_loss_last)
 
 
 def stopped_at_first(config: TrainConfig, times: int = 3) -> None:

@@ -25,6 +25,7 @@ from specpipe.stages.storage.states import SampleStates
 from specpipe.stages.target.head import load_embedding, load_lm_head
 from specpipe.stages.train.run import run
 from specpipe.stages.train.start import Start, begin
+from tests.papers import PAPERS
 from tests.train.conftest import MakeConfig, save_target
 
 Tensors = dict[str, Tensor]
@@ -55,7 +56,8 @@ def plain(dump: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, V
 
     def make(**changes: Any) -> TrainConfig:
         return TrainConfig(
-            **{"dump": str(dump), "device": "cpu", "draft_vocab_size": 64, "batch_tokens": 300}
+            **PAPERS
+            | {"dump": str(dump), "device": "cpu", "draft_vocab_size": 64, "batch_tokens": 300}
             | {"held_out_fraction": 0.2}
             | changes
         )

@@ -58,7 +58,7 @@ def run(
     \b
     What the API has no field for comes by --config:
       dump:   {backend: vllm, generate: {temperature: 1.0}}
-      train:  {draft_vocab_size: 32000, optimizer: muon}
+      train:  {draft_vocab_size: 32000, schedule: wsd}
       export: {validation: [structure, replay, serve]}
     """
     from specpipe.pipeline.job.folder import JobFolder
@@ -97,8 +97,6 @@ def _run(
     for section, given in flags.items():
         extra[section] = {**extra.get(section, {}), **given}
     settings = job_settings(read_job(job), extra, out)
-    for warning in settings.job.warnings:
-        note(f"warning: {warning}")
     folder = JobFolder(out)
     runner = JobRunner(folder, settings, processes=processes, time_limit=time_limit, note=note)
     did_something = runner.run()

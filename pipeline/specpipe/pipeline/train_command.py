@@ -1,11 +1,20 @@
 """`specpipe train`."""
 
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from specpipe.pipeline.console import is_first_process, note, quiet_libraries, show, show_columns
+from specpipe.pipeline.learning_curve import (
+    curve_rows,
+    show_curve,
+    show_tau_by_tokens,
+    tau_of_run,
+    train_shares,
+)
 from specpipe.pipeline.options import GroupedCommand, config_option, json_option
 from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import write_provenance
@@ -15,6 +24,7 @@ from specpipe.pipeline.train_progress import TrainProgress
 from specpipe.schemas.checkpoint import TrainResult
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.schemas.recipe import Recipe
+from specpipe.schemas.train_config import TrainConfig
 
 _ESTIMATE = " *"
 
@@ -44,6 +54,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
       --early-stop 3                     end when tau rises no more
       --log tensorboard,wandb            besides metrics.jsonl
       --time-limit 3500                  for a queue: run again to go on
+      --learning-curve                   how much more data would bring
 
     On several GPUs or nodes: torchrun --nproc-per-node 8 -m specpipe train ... (--shard for FSDP2).
     """
@@ -53,15 +64,30 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     from specpipe.stages.train.run_folder import RunFolder
 
     say_served_of_training(config)
+    began = time.monotonic()
+
+    def train_one(one: TrainConfig, name: str) -> TrainResult:
+        if not is_first_process():
+            return run(one, began=began)
+        with progress(name, "steps") as report:
+            return run(one, progress=TrainProgress(report), tell=_tell, began=began)
+
+    result = train_one(config, "train")
+    if is_first_process() and not result.did_nothing:
+        folder = RunFolder(config.out)
+        write_provenance(folder.path, folder.read_config())
+    curve = train_shares(config, result, train_one) if config.learning_curve else None
     if not is_first_process():
-        run(config)
         return
-    with progress("train", "steps") as report:
-        result = run(config, progress=TrainProgress(report), tell=_tell)
-    if not result.did_nothing:
-        write_provenance(RunFolder(config.out).path, config)
+    over_training = tau_of_run(result)
     show_evaluation(result.untrained, result.best)
-    show("Training", _rows(result), result.model_dump(mode="json"), as_json=as_json)
+    show_tau_by_tokens(over_training)
+    show_curve(curve)
+    told = result.model_dump(mode="json") | {
+        "over_training": [asdict(one) for one in over_training.evaluations],
+        "learning_curve": None if curve is None else curve.model_dump(mode="json"),
+    }
+    show("Training", [*_rows(result), *curve_rows(curve)], told, as_json=as_json)
 
 
 def _tell(recipe: Recipe) -> None:

@@ -61,6 +61,12 @@ _OPTIONS = (
     GroupedOption(_DATA, "--context-length", type=int, help="Cut longer samples here."),
     GroupedOption(
         _DATA,
+        "--data-fraction",
+        type=float,
+        help="Train on this share of the prompts.  [default: 1]",
+    ),
+    GroupedOption(
+        _DATA,
         "--preverify",
         type=click.Choice(["auto", "full", "metadata"]),
         help="Read the whole dump before the first step.  [default: auto: if under 16 GiB]",
@@ -138,7 +144,7 @@ _OPTIONS = (
         "--serve-anywhere",
         is_flag=True,
         default=None,
-        help="Only what every engine serves: no norm-output, no fc-norm.",
+        help="Plain EAGLE-3, for SGLang and older engines: no norms.",
     ),
     GroupedOption(
         _LOSS,
@@ -254,6 +260,13 @@ _OPTIONS = (
         metavar="N",
         type=int,
         help="End after N evaluations without a better tau.  [default: never]",
+    ),
+    GroupedOption(
+        _EVAL,
+        "--learning-curve",
+        is_flag=True,
+        default=None,
+        help="Train on 1/8, 1/4 and 1/2 of the data too, and say what more would bring.",
     ),
     GroupedOption(_RUN, "--out", help="Run directory, on a local disk."),
     GroupedOption(

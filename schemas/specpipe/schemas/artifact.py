@@ -24,6 +24,13 @@ LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 """Of EAGLE-3.1, by the names that the drafter's shape has too."""
 
+USUAL_NUM_AUX = 3
+"""Auxiliary layers that every engine takes."""
+
+FIRST_VLLM = {"norm_before_fc": (0, 20), "fc_norm": (0, 25), "norm_output": (0, 25)}
+"""The first vLLM that reads a switch in the `speculators` format (its pull requests 38111 and
+46488): an older one computes without it, and says nothing."""
+
 REQUIRED_KEYS = frozenset(
     {
         "architectures",
@@ -86,6 +93,22 @@ LAYER_TYPES = ("llama", "qwen3")
 
 EMBEDDING = "embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
+
+
+def needed_engine(shape: DrafterShape) -> str | None:
+    """The engine that serves the drafter as it was trained, and why; None where any does."""
+    more = [name for name in (*SWITCHES, "sliding_window") if getattr(shape, name)]
+    more += ["the norms of qwen3 layers"] if shape.layer_type == "qwen3" else []
+    more += [f"{shape.num_layers} layers"] if shape.num_layers > 1 else []
+    more += [f"{shape.num_aux} auxiliary layers"] if shape.num_aux != USUAL_NUM_AUX else []
+    if not more:
+        return None
+    first = max(FIRST_VLLM.get(name, (0, 0)) for name in more)
+    version = f" {first[0]}.{first[1]} or newer" if any(first) else ""
+    return (
+        f"vLLM{version}, for {', '.join(more)}: what does not know them computes without, says"
+        " nothing, and accepts fewer tokens"
+    )
 
 
 def layer_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

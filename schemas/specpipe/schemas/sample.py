@@ -16,6 +16,7 @@ IGNORE_LABEL = -100
 _SHORTEST_PROMPT = 2
 
 SplitFraction = Annotated[float, Field(ge=0, lt=1)]
+DataFraction = Annotated[float, Field(gt=0, le=1)]
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.uint8]
@@ -101,6 +102,14 @@ def is_held_out(prompt_id: str, fraction: float) -> bool:
     fraction only adds samples to the held-out side.
     """
     return int(prompt_id[:16], 16) / 2**64 < fraction
+
+
+def is_in_share(prompt_id: str, fraction: float) -> bool:
+    """Whether samples with this prompt are in a share of the data: of a larger one they are too.
+
+    Another part of the hash than `is_held_out` looks at, so that the two have nothing in common.
+    """
+    return int(prompt_id[16:], 16) / 2**64 < fraction
 
 
 def sample_from_pretokenized(row: dict[str, Any], source: Source, vocab_size: int) -> Sample:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from specpipe.schemas.config import Config, Location, several
-from specpipe.schemas.sample import SplitFraction
+from specpipe.schemas.sample import DataFraction, SplitFraction
 
 PREFETCH_MIB = 4096
 """Most MiB of shards that a reader of a dump keeps in memory; one of an 8B target takes 1024."""
@@ -15,6 +15,9 @@ LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
 AttentionName = Literal["auto", "flash", "reference"]
 LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 PresetName = Literal["quick", "default", "best"]
+_NEWER = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+"""Switches that some engines pass over without a word: SGLang, TensorRT-LLM, older vLLM."""
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -107,9 +110,9 @@ class TrainConfig(Config):
     fc_norm: bool = False
     """RMSNorm on each auxiliary state."""
     norm_output: bool = True
-    """Feed the normed output to the next draft step; off where serve_anywhere is on."""
+    """Feed the normed output to the next draft step."""
     serve_anywhere: bool = False
-    """Nothing that only newer engines serve: neither norm_output nor fc_norm."""
+    """Plain EAGLE-3, which every engine and version serves: none of the norms above is on."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; default: by the optimiser and the drafter's width."""
     optimizer: Literal["adamw", "muon"] = "muon"
@@ -148,6 +151,10 @@ class TrainConfig(Config):
     """Longer samples are cut here."""
     loss_chunk_mib: int = Field(32, gt=0)
     """Size of one [rows, draft vocabulary] chunk of the loss."""
+    data_fraction: DataFraction = 1.0
+    """Share of the prompts that are not held out to train on; a larger share holds a smaller."""
+    learning_curve: bool = False
+    """Also train on an eighth, a quarter and a half of the data, and say what more would bring."""
     held_out_fraction: SplitFraction = 0.05
     """Share of the prompts held out for evaluation (none when eval_dump is given)."""
     eval_dump: Location | None = None
@@ -208,24 +215,23 @@ class TrainConfig(Config):
         """A norm that is on by default is off where a setting excludes it."""
         if not isinstance(values, dict):
             return values
-        off = {
-            norm: False
-            for norm, excluding in (
-                ("norm_before_fc", "fc_norm"),
-                ("norm_output", "serve_anywhere"),
-            )
-            if values.get(excluding) is True
-        }
-        return off | values
+        off = list(_NEWER) if values.get("serve_anywhere") is True else []
+        if values.get("fc_norm") is True:
+            off.append("norm_before_fc")
+        return dict.fromkeys(off, False) | values
 
     @model_validator(mode="after")
     def _served_anywhere(self) -> "TrainConfig":
-        for name in ("norm_output", "fc_norm"):
-            if self.serve_anywhere and getattr(self, name):
-                raise ValueError(
-                    f"serve_anywhere excludes {name}, which only newer engines serve"
-                    " (docs/export.md)"
-                )
+        if not self.serve_anywhere:
+            return self
+        more = [name for name in (*_NEWER, "sliding_window") if getattr(self, name)]
+        more += ["layer_type qwen3"] if self.layer_type == "qwen3" else []
+        more += [f"num_layers {self.num_layers}"] if self.num_layers > 1 else []
+        if more:
+            raise ValueError(
+                f"serve_anywhere excludes {', '.join(more)}: not every engine serves it"
+                " (docs/export.md)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -124,8 +124,6 @@ def _add_jobs(app: FastAPI, store: Store) -> None:
         if not stored:
             raise HTTPException(400, f"training_file: there is no file {job.training_file!r}")
         store.add_event(stored.id, "The job is in the queue")
-        for warning in job.warnings:
-            store.add_event(stored.id, warning, level="warn")
         return job_object(stored)
 
     @app.get("/v1/fine_tuning/jobs")

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from specpipe.pipeline.settings import SomeConfig, problems, read_settings
+from specpipe.schemas.artifact import SWITCHES
 from specpipe.schemas.config import Config, DumpConfig, ExportConfig
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.job import SpecDraftJob, parse_job
@@ -57,6 +58,9 @@ def job_settings(job: SpecDraftJob, extra: Sections, out: Path) -> JobSettings:
         "train": job.train_settings() | {"dump": str(dump), "out": str(train)},
         "export": {"checkpoint": str(train), "out": str(out), "target": job.model},
     }
+    if extra.get("train", {}).get("init_from"):
+        # The artifact has an architecture already.
+        own["train"] = {n: value for n, value in own["train"].items() if n not in SWITCHES}
     merged = {section: _merged(section, own[section], extra.get(section, {})) for section in own}
     return JobSettings(
         job=job,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from specpipe.schemas.artifact import ARTIFACT_FOLDER, VALIDATION_FILE
+from specpipe.schemas.artifact import ARTIFACT_FOLDER, VALIDATION_FILE, needed_engine
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.speedup import Recommendation
 from specpipe.schemas.tested import TESTED
@@ -58,6 +58,7 @@ def model_card(
         f"| auxiliary layers (vLLM's numbering) | {', '.join(map(str, shape.aux_layers))} |",
         f"| draft vocabulary | {shape.draft_vocab_size} of {shape.vocab_size} tokens |",
         f"| training step | {validation.step} |",
+        f"| engine | {needed_engine(shape) or 'any that serves EAGLE-3'} |",
         f"| vLLM versions tested | {TESTED['vllm']} |",
         f"| recommended draft tokens | {advice.draft_tokens}: {advice.because} |",
         "",

@@ -14,6 +14,7 @@ from specpipe.schemas.artifact import (
     LAYER_IDS,
     NESTED_KEYS,
     SWITCHES,
+    USUAL_NUM_AUX,
 )
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.stages.export.format import (
@@ -27,8 +28,6 @@ from specpipe.stages.export.format import (
 
 EVERY_ENGINE = "LlamaForCausalLMEagle3"
 ONLY_VLLM = {"llama": "Eagle3LlamaForCausalLM", "qwen3": "Eagle3Qwen3ForCausalLM"}
-NUM_AUX = 3
-"""Auxiliary layers that every engine takes."""
 
 LAYER, MIDLAYER = "layers.0.", "midlayer."
 
@@ -126,7 +125,7 @@ def architecture(shape: DrafterShape) -> str:
     """The class that loads this drafter, as each engine registers it."""
     plain = (
         shape.layer_type == "llama"
-        and shape.num_aux == NUM_AUX
+        and shape.num_aux == USUAL_NUM_AUX
         and not any(getattr(shape, switch) for switch in SWITCHES)
     )
     return EVERY_ENGINE if plain else ONLY_VLLM.get(shape.layer_type, shape.layer_type)

@@ -26,6 +26,7 @@ from specpipe.schemas.artifact import (
     expected_tensors,
     layer_config,
     may_share_lm_head,
+    needed_engine,
 )
 from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import SpecpipeError
@@ -52,6 +53,8 @@ class StructureFindings(BaseModel):
     num_tensors: int
     num_parameters: int
     problems: list[str]
+    engine: str | None = None
+    """What engine it needs, where not each one serves it as it was trained."""
 
 
 def check(
@@ -62,6 +65,7 @@ def check(
     problems: list[str] = []
     tensors: dict[str, Tensor] = {}
     config: dict[str, Any] | None = None
+    shape: DrafterShape | None = None
     try:
         tensors = load_tensors(folder / MODEL_TENSORS_FILE, MODEL_TENSORS_FILE)
     except SpecpipeError as error:
@@ -88,6 +92,7 @@ def check(
         num_tensors=len(tensors),
         num_parameters=sum(t.numel() for t in tensors.values() if t.is_floating_point()),
         problems=problems,
+        engine=None if shape is None else needed_engine(shape),
     )
 
 

@@ -21,6 +21,7 @@ from specpipe.stages.report.draft_tokens import draft_tokens_section
 from specpipe.stages.report.drafted import DraftedSample, drafted_samples
 from specpipe.stages.report.facts import environment_section, subject_section
 from specpipe.stages.report.kinds import KindSums, sums_by_kind
+from specpipe.stages.report.more_data import more_data_section
 from specpipe.stages.report.page import render
 from specpipe.stages.report.sources import Sources, read_sources
 from specpipe.stages.report.texts import texts_section
@@ -103,6 +104,7 @@ def _page(config: ReportConfig, sources: Sources, drafted: _Drafted) -> Page:
     sections = [
         subject_section(sources),
         training_section(sources),
+        more_data_section(sources),
         tau_section(sources),
         draft_tokens_section(sources),
         position_section(sources, by_kind, how),

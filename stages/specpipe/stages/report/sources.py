@@ -29,6 +29,7 @@ from specpipe.schemas.errors import (
     StoreError,
     UnfinishedError,
 )
+from specpipe.schemas.learning_curve import LEARNING_CURVE_FILE, LearningCurve
 from specpipe.schemas.location import local_path, without_credentials
 from specpipe.schemas.metrics import EvalMetrics
 from specpipe.schemas.train_config import ResolvedTrainConfig
@@ -61,6 +62,7 @@ class Sources:
     dump: Dump | None
     """The one that the samples are read from."""
     training_dump: Dump | None
+    learning_curve: LearningCurve | None
     missing: dict[str, str] = field(default_factory=dict)
     """By part, why it is not there: checkpoint, evaluation, artifact, dump, training_dump."""
 
@@ -108,6 +110,7 @@ def read_sources(config: ReportConfig) -> Sources:
         if config.dump is not None
         else _open(evaluated_on, "dump", missing),
         training_dump=_open(settings.dump, "training_dump", missing),
+        learning_curve=_record(run / LEARNING_CURVE_FILE, LearningCurve),
         missing=missing,
     )
 

@@ -61,13 +61,10 @@ def init_from(config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...]) -> G
 
 
 def _same_settings(config: TrainConfig, shape: DrafterShape, where: str) -> None:
-    """A setting that was set, to another value than the default, must be the artifact's."""
-    for name, field in TrainConfig.model_fields.items():
+    """A setting that was set must be the artifact's."""
+    for name in sorted(config.model_fields_set & DrafterShape.model_fields.keys()):
         asked = getattr(config, name)
-        is_default = name not in config.model_fields_set or asked == field.default
-        if name not in DrafterShape.model_fields or is_default:
-            continue
-        if asked != getattr(shape, name):
+        if asked is not None and asked != getattr(shape, name):
             raise ConfigError(
                 f"{name} {asked!r} is not that of {where}, {getattr(shape, name)!r}; --init-from"
                 " takes the artifact's shape as it is"

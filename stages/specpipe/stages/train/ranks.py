@@ -16,10 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import count
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from specpipe.schemas import errors
 from specpipe.schemas.errors import ConfigError, SpecpipeError, UnfinishedError
@@ -173,7 +177,9 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         own = torch.device("cuda", local)
         torch.cuda.set_device(own)
     backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=STUCK)
+    # A meeting's keys stay in the store: a later run of these processes takes others.
+    meeting = PrefixStore(f"run-{next(_MEETINGS)}", _store())
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=size, timeout=STUCK)
     try:
         yield Ranks(own, rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
     finally:
@@ -182,6 +188,17 @@ def join_ranks(device: str) -> Iterator[Ranks]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         dist.destroy_process_group()
+
+
+_MEETINGS = count()
+"""Runs of these processes so far: each of them counts the same."""
+
+
+@cache
+def _store() -> Store:
+    """Where the processes that torchrun started find each other; one for all of their runs."""
+    store: Store = next(rendezvous("env://", timeout=STUCK))[0]
+    return store
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from specpipe.schemas.checkpoint import (
     TrainState,
 )
 from specpipe.schemas.errors import ConfigError, InputError, IntegrityError
-from specpipe.schemas.recipe import Recipe
+from specpipe.schemas.recipe import Recipe, resolve
 from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.drafter.samples.batch import Batch, make_batch
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.selection import evaluated, split
+from specpipe.stages.drafter.samples.selection import evaluated, share, split
 from specpipe.stages.storage.local_disk import write_file
 from specpipe.stages.train.checkpoint import checkpoint_name, restore
 from specpipe.stages.train.dumps import (
@@ -38,7 +38,7 @@ from specpipe.stages.train.loop import Loop, Progress
 from specpipe.stages.train.memory import enough_memory
 from specpipe.stages.train.precision import check_dtype
 from specpipe.stages.train.ranks import Ranks, join_ranks
-from specpipe.stages.train.recipe import recipe_of
+from specpipe.stages.train.recipe import facts_of, recipe_of
 from specpipe.stages.train.run_folder import RunFolder, continued
 from specpipe.stages.train.sharding import is_sharded
 from specpipe.stages.train.stop import StopQuestion, stop_question
@@ -50,11 +50,16 @@ Tell = Callable[[Recipe], None]
 
 
 def run(
-    config: TrainConfig, *, progress: Progress | None = None, tell: Tell | None = None
+    config: TrainConfig,
+    *,
+    progress: Progress | None = None,
+    tell: Tell | None = None,
+    began: float | None = None,
 ) -> TrainResult:
     """Train a drafter, or continue one; a complete run does nothing.
 
     A run that goes on keeps the settings that it began with, for all that `config` leaves open.
+    The time limit counts from `began`, by time.monotonic, or from now.
 
     Under torchrun this is one rank of several: they train together, end together, and the first
     one writes. Raises ConfigError, InputError, IntegrityError before the first step where something
@@ -64,7 +69,7 @@ def run(
     folder = RunFolder(config.out)
     with (
         join_ranks(config.device) as ranks,
-        stop_question(config.time_limit) as should_stop,
+        stop_question(config.time_limit, began) as should_stop,
         ExitStack() as held,
     ):
         _check_same_settings(config, ranks)
@@ -88,7 +93,7 @@ def run(
                 folder.write_config(located(recipe.config))
                 folder.cut_metrics(loop.state)
                 step = -1 if checkpoint_path is None else loop.state.step
-                held.enter_context(open_loggers(config, folder.path, step, records, reports))
+                held.enter_context(open_loggers(recipe.config, folder.path, step, records, reports))
         if tell is not None:
             tell(recipe)
         result = _result(recipe, folder, loop.run())
@@ -141,7 +146,11 @@ def _prepare(
     reader = dumps.reader(config)
     eval_reader = reader if evaluated_on is dumps else evaluated_on.reader(config)
     training, num_left_out = _training_samples(config, reader, eval_reader)
-    recipe = recipe_of(config, training, dumps.dump.identity.target.hidden_size)
+    width = dumps.dump.identity.target.hidden_size
+    if checkpoint is None:
+        recipe = recipe_of(config, training, width)
+    else:
+        recipe = resolve(config, facts_of(training, width))
     settings = recipe.config
     trainee = Trainee.build(
         settings,
@@ -185,6 +194,20 @@ def _training_samples(
 ) -> tuple[list[SampleRef], int]:
     """What is trained on, and how many samples were left out for sharing a prompt with the eval
     dump: whatever is evaluated on must be new to the drafter."""
+    training, num_left_out = _may_train_on(config, reader, eval_reader)
+    taken = share(training, config.data_fraction)
+    if not taken:
+        raise InputError(
+            f"a share of {config.data_fraction:g} of the prompts is no sample of the"
+            f" {len(training)} that could be trained on; give a larger --data-fraction"
+        )
+    return taken, num_left_out
+
+
+def _may_train_on(
+    config: TrainConfig, reader: SampleReader, eval_reader: SampleReader
+) -> tuple[list[SampleRef], int]:
+    """All that is not evaluated on, and how many samples share a prompt with the eval dump."""
     refs = reader.refs()
     if config.eval_dump is None:
         training, held_out = split(refs, config.held_out_fraction)

@@ -30,6 +30,7 @@ MAY_CHANGE = frozenset(
         "require_servable",
         "checkpoint_every",
         "keep_checkpoints",
+        "learning_curve",
         "preverify",
         "prefetch_mib",
         "log",

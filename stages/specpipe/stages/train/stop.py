@@ -11,8 +11,10 @@ from types import FrameType
 class StopQuestion:
     """Answers whether a run should stop early, and why."""
 
-    def __init__(self, time_limit: float | None) -> None:
-        self._deadline = None if time_limit is None else time.monotonic() + time_limit
+    def __init__(self, time_limit: float | None, began: float | None = None) -> None:
+        """`began`: when the limit began to count, by time.monotonic; None: now."""
+        since = time.monotonic() if began is None else began
+        self._deadline = None if time_limit is None else since + time_limit
         self._signalled = False
 
     def signal(self, _number: int, _frame: FrameType | None) -> None:
@@ -31,12 +33,12 @@ class StopQuestion:
 
 
 @contextmanager
-def stop_question(time_limit: float | None) -> Iterator[StopQuestion]:
+def stop_question(time_limit: float | None, began: float | None = None) -> Iterator[StopQuestion]:
     """Turn SIGTERM into a question that the loop asks; only the main thread can.
 
     A run that was over when it was asked is complete; then whoever heard SIGTERM before hears it.
     """
-    question = StopQuestion(time_limit)
+    question = StopQuestion(time_limit, began)
     if threading.current_thread() is not threading.main_thread():
         yield question
         return

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from specpipe.schemas.sample import is_held_out
+from specpipe.schemas.sample import is_held_out, is_in_share
 from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
 
@@ -14,6 +14,11 @@ def split(
     held_out = [ref for ref in refs if is_held_out(ref.prompt_id, held_out_fraction)]
     training = [ref for ref in refs if not is_held_out(ref.prompt_id, held_out_fraction)]
     return training, held_out
+
+
+def share(refs: Sequence[SampleRef], data_fraction: float) -> list[SampleRef]:
+    """The samples of a share of the prompts, in their order."""
+    return [ref for ref in refs if is_in_share(ref.prompt_id, data_fraction)]
 
 
 def by_prompt(refs: Sequence[SampleRef]) -> list[SampleRef]:

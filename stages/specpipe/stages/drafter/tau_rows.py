@@ -1,0 +1,43 @@
+"""tau against the tokens trained on, from the rows of a run's metrics.jsonl."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from specpipe.stages.drafter.metric_rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class TauAt:
+    """An evaluation: tau with all draft tokens, and how much was trained on before it."""
+
+    step: int
+    num_tokens: int
+    tau: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class TauByTokens:
+    """A run's tau as it went: a picture of the training, whose rate changes on the way."""
+
+    evaluations: list[TauAt]
+    pass_tokens: int | None
+    """Of the first pass over the data; None where the run did not get to a second."""
+
+
+def tau_by_tokens(rows: Iterable[Row], curve: str) -> TauByTokens:
+    """By the replay `curve`: replay_temperature_1 or replay_greedy."""
+    found: list[TauAt] = []
+    num_tokens, pass_tokens = 0, None
+    for row in rows:
+        if "eval" in row:
+            tau, low, high = (
+                row["eval"][curve][name][-1] for name in ("tau", "tau_low", "tau_high")
+            )
+            found.append(TauAt(int(row["step"]), num_tokens, tau, low, high))
+        elif "tokens" in row:
+            if row["epoch"] > 0 and pass_tokens is None:
+                pass_tokens = num_tokens
+            num_tokens += int(row["tokens"])
+    return TauByTokens(found, pass_tokens)

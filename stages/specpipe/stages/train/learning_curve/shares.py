@@ -1,0 +1,126 @@
+"""Trainings on shares of a run's data, in folders of their own below the run's.
+
+A share is trained as the whole is: the same settings, and those that follow from the data follow
+from the share's. So what they show is what the same command comes to with less data.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from specpipe.schemas.checkpoint import CHECKPOINTS_FOLDER, TrainResult
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.learning_curve import (
+    CURVE_FOLDER,
+    LEARNING_CURVE_FILE,
+    CurvePoint,
+    LearningCurve,
+)
+from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
+from specpipe.schemas.recipe import Facts, resolve
+from specpipe.schemas.train_config import TrainConfig
+from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.train.learning_curve.foretold import foretold
+from specpipe.stages.train.run_folder import RunFolder, continued
+from specpipe.stages.untrusted.files import read_file
+
+SHARES = (1 / 8, 1 / 4, 1 / 2)
+"""Of the run's data; together they cost 7/8 of the run."""
+
+_FOLLOWING = (
+    "batch_tokens",
+    "num_epochs",
+    "max_steps",
+    "warmup_ratio",
+    "pack_tokens",
+    "eval_tokens",
+)
+"""Settings that follow from the amount of data where nobody sets them."""
+
+
+def share_config(config: TrainConfig, whole: TrainResult, share: float) -> TrainConfig:
+    """The settings of a training on this share of what the complete run `whole` trained on.
+
+    Raises ConfigError where the run is of a version that did not record how much that was.
+    """
+    folder = RunFolder(config.out)
+    base = _left_open(config, continued(config, folder.begun()), whole)
+    run = folder.path / CURVE_FOLDER / f"{share:g}"
+    changes = {
+        "out": str(run),
+        "data_fraction": base.data_fraction * share,
+        "learning_curve": False,
+        "log": (),
+        "keep_checkpoints": 1,
+        # The whole run has read it.
+        "preverify": "metadata",
+    }
+    # As many passes, and as many evaluations, as of the whole.
+    for name in ("max_steps", "eval_every"):
+        if (number := getattr(base, name)) is not None:
+            changes[name] = max(1, round(number * share))
+    values = dict(base) | changes
+    return TrainConfig.model_construct(**values)
+
+
+def _left_open(config: TrainConfig, whole: TrainConfig, result: TrainResult) -> TrainConfig:
+    """The run's settings, without those that followed from its data.
+
+    A run of an older version, or whose first command set what this one does not, has others than
+    would follow now: all of its numbers stay.
+    """
+    recipe = result.recipe
+    if recipe is None:
+        raise ConfigError(
+            f"{config.out} holds a run of an older version, which did not record how much it"
+            " trained on: train it anew, in another --out, for its --learning-curve"
+        )
+    left_open = {name: None for name in _FOLLOWING if getattr(config, name) is None}
+    opened = TrainConfig.model_construct(**(dict(whole) | left_open))
+    # The rate, which alone depends on the width, is set.
+    facts = Facts(1, recipe.num_samples, recipe.num_tokens, recipe.num_supervised)
+    again = resolve(opened, facts).config
+    same = all(getattr(again, name) == getattr(whole, name) for name in _FOLLOWING)
+    return opened if same else whole
+
+
+def forget_weights(out: str) -> None:
+    """Remove the checkpoints of a share's complete run: only its figures are wanted."""
+    shutil.rmtree(Path(out) / CHECKPOINTS_FOLDER, ignore_errors=True)
+
+
+def learning_curve(
+    config: TrainConfig, whole: TrainResult, shares: Sequence[tuple[float, TrainResult]]
+) -> LearningCurve:
+    """The curve of complete runs, by the share of the data; kept in the run's folder."""
+    folder = RunFolder(config.out)
+    is_greedy = whole.best.replay_greedy.exact
+    fraction = folder.read_config().data_fraction
+    points = [
+        _point(fraction * share, result, is_greedy) for share, result in [*shares, (1.0, whole)]
+    ]
+    untrained = _curve(whole.untrained, is_greedy)
+    found = foretold(points, untrained.tau[-1], len(untrained.tau), is_greedy=is_greedy)
+    path = folder.path / LEARNING_CURVE_FILE
+    if not path.exists() or read_file(path) != found.to_json():
+        write_file(path, found.to_json())
+    return found
+
+
+def _point(fraction: float, result: TrainResult, is_greedy: bool) -> CurvePoint:
+    curve = _curve(result.best, is_greedy)
+    assert result.recipe is not None
+    return CurvePoint(
+        data_fraction=fraction,
+        # A run that ends within its first pass has not seen all.
+        num_tokens=min(result.recipe.num_tokens, result.num_tokens),
+        num_steps=result.steps,
+        tau=curve.tau[-1],
+        tau_low=curve.tau_low[-1],
+        tau_high=curve.tau_high[-1],
+    )
+
+
+def _curve(metrics: EvalMetrics, is_greedy: bool) -> ReplayCurve:
+    """The replay that the best checkpoint is chosen by."""
+    return metrics.replay_greedy if is_greedy else metrics.replay_temperature_1
