@@ -15,14 +15,6 @@ SWEPT: dict[Side, Settings] = {
 }
 """The peer's settings: its defaults, and the best of its two optimisers as we know them."""
 
-OURS: Settings = {
-    "optimizer": "muon",
-    "learning_rate": 7.5e-3,
-    "norm_before_residual": True,
-    "norm_before_fc": True,
-    "norm_output": True,
-}
-
 NUM_HEADS = (3, 5, 7)
 SEEDS = (0, 1, 2)
 PACK_TOKENS = (2048, 1024)
@@ -68,19 +60,17 @@ class PeerCell:
 
     def settings(self, epochs: int, pack: int) -> Settings:
         """Of `specpipe train`, or flags of the peer's, whose steps are of `pack` tokens."""
+        vocab = self.draft_vocab
         if self.is_ours:
-            ours = {"num_heads": self.num_heads, "num_epochs": epochs, "seed": self.seed}
-            return (
-                OURS | ours | ({"draft_vocab_size": self.draft_vocab} if self.draft_vocab else {})
-            )
+            ours: Settings = {"num_heads": self.num_heads, "num_epochs": epochs, "seed": self.seed}
+            return ours | ({"draft_vocab_size": vocab} if vocab else {})
         theirs: Settings = {
             "ttt-steps": self.num_heads,
             "epochs": epochs,
             "total-seq-len": pack,
             "seed": self.seed,
         }
-        vocab = {"draft-vocab-size": self.draft_vocab} if self.draft_vocab else {}
-        return theirs | vocab | SWEPT[self.side]
+        return theirs | ({"draft-vocab-size": vocab} if vocab else {}) | SWEPT[self.side]
 
 
 def peer_cells(vocab_sizes: dict[str, int]) -> Iterator[PeerCell]:
