@@ -37,19 +37,24 @@ def _over_training(sources: Sources) -> Figure | None:
     found: TauByTokens = tau_by_tokens(sources.rows, curve)
     name = "greedy" if is_greedy else "temperature 1"
     evaluations = found.evaluations
+    # Ticks of many digits have no room.
+    most = max((one.num_tokens for one in evaluations), default=0)
+    unit, words = (1e6, "millions") if most >= 5e6 else (1e3, "thousands")
     series = Series(
         name,
-        [(one.num_tokens, one.tau) for one in evaluations],
+        [(one.num_tokens / unit, one.tau) for one in evaluations],
         int(is_greedy),
-        [(one.num_tokens, one.low, one.high) for one in evaluations],
+        [(one.num_tokens / unit, one.low, one.high) for one in evaluations],
     )
     caption = (
         "Of this run, held out, with 95 % intervals. It is a picture of the training: its rate"
         " falls on the way, and passes after the first bring no new text."
     )
-    mark = None if found.pass_tokens is None else (found.pass_tokens, "one pass over the data")
+    passed = found.pass_tokens
+    mark = None if passed is None else (passed / unit, "one pass over the data")
     title = "Tokens per round over the tokens trained on"
-    return line_chart(title, Axis("tokens trained on"), _TAU, [series], caption, mark)
+    axis = Axis(f"{words} of tokens trained on")
+    return line_chart(title, axis, _TAU, [series], caption, mark)
 
 
 def _over_data(curve: LearningCurve) -> Figure | None:
