@@ -225,7 +225,10 @@ def test_unrepaired_engine_is_found_not_to_be_lossless(
 Variant = tuple[FormatName, dict[str, object], str]
 """Format, settings of the training, and a tensor that only such an artifact has."""
 
-NORMS: dict[str, object] = {"norm_before_residual": True, "fc_norm": True, "norm_output": True}
+NORMS: dict[str, object] = dict.fromkeys(
+    ("norm_before_residual", "norm_before_fc", "norm_output"), True
+)
+"""Those of the trainer's defaults."""
 VARIANTS: dict[str, Variant] = {
     "two layers of Qwen3's kind, norms and the whole vocabulary": (
         "speculators",
@@ -237,7 +240,7 @@ if ALL_VARIANTS:
     VARIANTS |= {
         "norms and the whole vocabulary": (
             "eagle3",
-            {"draft_vocab_size": None, **NORMS},
+            {"draft_vocab_size": None, **NORMS, "norm_before_fc": False, "fc_norm": True},
             "fc_norm.2.weight",
         ),
         "two layers of Qwen3's kind": (

@@ -234,7 +234,9 @@ def stopped_at_first(config: TrainConfig, times: int = 3) -> None:
 
 
 def test_a_run_of_the_recipe_resumes_bit_for_bit(make_open: MakeConfig, tmp_path: Path) -> None:
-    whole, broken = (make_open(out=str(tmp_path / name)) for name in ("whole", "broken"))
+    whole, broken = (
+        make_open(out=str(tmp_path / name), num_epochs=4) for name in ("whole", "broken")
+    )
     run(whole)
     stopped_at_first(broken)
     run(broken)
@@ -263,7 +265,7 @@ def test_a_run_of_before_goes_on_with_its_own_numbers(
     }
     whole = make_open(out=str(tmp_path / "whole"), max_steps=8, **old_defaults)
     run(whole)
-    stopped_at_first(make_open(max_steps=8, **old_defaults))
+    stopped_at_first(make_open(max_steps=8, **old_defaults), times=2)
     as_before(tmp_path / "run")
     stopped_at_first(make_open(max_steps=8, preset="best"), times=2)
     stopped_at_first(make_open(), times=1)
