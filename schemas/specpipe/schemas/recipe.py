@@ -62,7 +62,7 @@ MOST_WARMUP_SHARE = 0.2
 """Of very short runs, of which LEAST_WARMUP_STEPS would be too much."""
 
 FEW_STEPS = 200
-"""Below, a drafter is hardly accepted more often than an untrained one."""
+"""Below, a run is warned about: tau rises most over the first some hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +105,15 @@ class Recipe:
 
     @property
     def shortage(self) -> str | None:
-        """A warning, where no useful drafter is to be expected; None where one is, or where so few
-        steps are asked for."""
+        """A warning, where the data has few steps in it and nobody asked for so few; else None."""
         steps, facts = self.num_steps, self.facts
         if steps >= FEW_STEPS or self.config.max_steps is not None:
             return None
         times = math.ceil(FEW_STEPS / steps)
         return (
-            f"{steps:,} steps are few: below about {FEW_STEPS} a drafter is accepted little more"
-            f" often than an untrained one. Train on more text (about {times} times these"
-            f" {facts.num_tokens:,} tokens), or give --num-epochs"
-            f" {math.ceil(self.num_epochs * times)}"
+            f"{steps:,} steps are few: a drafter wants some hundreds to be accepted often. Train on"
+            f" more text (about {times} times these {facts.num_tokens:,} tokens), or, for less,"
+            f" give --num-epochs {math.ceil(self.num_epochs * times)}"
         )
 
     @property
