@@ -86,23 +86,29 @@ def test_a_curve_that_is_stopped_goes_on_to_the_same_end(
 def test_a_share_follows_the_recipe_where_the_command_leaves_it_open(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    left_open = {"max_steps": None, "batch_tokens": None, "eval_every": None, "preset": "quick"}
+    left_open = {
+        name: None for name in ("max_steps", "batch_tokens", "eval_every", "learning_rate")
+    } | {"preset": "quick", "optimizer": "muon"}
     config = make_config(**left_open)
-    whole = run(config.model_copy(update={"time_limit": None}))
+    whole = run(config)
     assert whole.recipe is not None
     for share in SHARES:
         of_share = share_config(config, whole, share)
         assert of_share.data_fraction == share
         assert of_share.batch_tokens is None
         assert of_share.out == f"{config.out}/curve/{share:g}"
-        assert of_share.learning_rate == config.learning_rate
+        # Smaller steps have smaller rates.
+        assert of_share.learning_rate is None
     # What the first command set stays, also where a later one does not say it.
-    fixed = make_config(out=str(tmp_path / "fixed"), max_steps=6, batch_tokens=200)
+    fixed = make_config(
+        out=str(tmp_path / "fixed"), max_steps=6, batch_tokens=200, optimizer="muon"
+    )
     whole = run(fixed)
     silent = make_config(out=fixed.out, **left_open)
     silent = silent.model_copy(update={"preset": "default"})
     of_share = share_config(silent, whole, 0.5)
     assert (of_share.batch_tokens, of_share.max_steps) == (200, 3)
+    assert of_share.learning_rate == fixed.learning_rate
 
 
 def test_a_run_of_an_older_version_is_refused(make_config: MakeConfig) -> None:

@@ -28,6 +28,7 @@ SHARES = (1 / 8, 1 / 4, 1 / 2)
 """Of the run's data; together they cost 7/8 of the run."""
 
 _FOLLOWING = (
+    "learning_rate",
     "batch_tokens",
     "num_epochs",
     "max_steps",
@@ -76,8 +77,10 @@ def _left_open(config: TrainConfig, whole: TrainConfig, result: TrainResult) -> 
             " trained on: train it anew, in another --out, for its --learning-curve"
         )
     left_open = {name: None for name in _FOLLOWING if getattr(config, name) is None}
+    if whole.optimizer != "muon":
+        # AdamW's rate follows from the width alone, which is not among a run's figures.
+        left_open.pop("learning_rate", None)
     opened = TrainConfig.model_construct(**(dict(whole) | left_open))
-    # The rate, which alone depends on the width, is set.
     facts = Facts(1, recipe.num_samples, recipe.num_tokens, recipe.num_supervised)
     again = resolve(opened, facts).config
     same = all(getattr(again, name) == getattr(whole, name) for name in _FOLLOWING)
