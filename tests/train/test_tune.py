@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from specpipe.pipeline.cli import specpipe
 from specpipe.pipeline.stopping import stops_early
 from specpipe.pipeline.train_options import train_config
-from specpipe.pipeline.tune import planning
+from specpipe.pipeline.tune import halving, planning
+from specpipe.pipeline.tune.material import Material
 from specpipe.pipeline.tune.search import tune
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 from specpipe.schemas.tune import TunePlan, TuneResult
@@ -29,31 +30,45 @@ ROOT = Path(__file__).parents[2]
 MakeSearch = Callable[..., TuneConfig]
 
 
+def small_search(dump: Path, out: Path, **changes: Any) -> TuneConfig:
+    settings: dict[str, Any] = {
+        "dump": str(dump),
+        "out": str(out),
+        "device": "cpu",
+        "draft_vocab_size": 64,
+        "optimizer": "adamw",
+        "batch_tokens": 300,
+        "max_steps": 12,
+        "held_out_fraction": 0.3,
+        "budget": "60steps",
+        "max_trials": 4,
+    }
+    return TuneConfig.model_validate(settings | changes)
+
+
 @pytest.fixture
 def make_search(dump: Path, tmp_path: Path) -> MakeSearch:
     """Four trials of four steps, three of twelve."""
 
-    def make(out: str = "tuned", **changes: Any) -> TuneConfig:
-        settings: dict[str, Any] = {
-            "dump": str(dump),
-            "out": str(tmp_path / out),
-            "device": "cpu",
-            "draft_vocab_size": 64,
-            "optimizer": "adamw",
-            "batch_tokens": 300,
-            "max_steps": 12,
-            "held_out_fraction": 0.3,
-            "budget": "60steps",
-            "max_trials": 4,
-        }
-        return TuneConfig.model_validate(settings | changes)
+    def make(**changes: Any) -> TuneConfig:
+        return small_search(dump, tmp_path / "tuned", **changes)
 
     return make
 
 
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specpipe.pipeline.tune.halving.LEAST_STEPS", LEAST_STEPS)
+    monkeypatch.setattr(halving, "LEAST_STEPS", LEAST_STEPS)
+
+
+@pytest.fixture(scope="module")
+def whole(dump: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a search that nothing has stopped."""
+    out = tmp_path_factory.mktemp("search") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(halving, "LEAST_STEPS", LEAST_STEPS)
+        search(small_search(dump, out))
+    return out
 
 
 def search(config: TuneConfig, at_step: Callable[[int], None] = lambda _: None) -> TuneResult:
@@ -61,9 +76,9 @@ def search(config: TuneConfig, at_step: Callable[[int], None] = lambda _: None) 
         return tune(config, progress=lambda done, *_: at_step(done), say=lambda _: None)
 
 
-def files(config: TuneConfig) -> dict[str, bytes]:
+def files(out: Path | str) -> dict[str, bytes]:
     """What a search leaves that does not depend on time and place."""
-    out = Path(config.out)
+    out = Path(out)
     return {name: (out / name).read_bytes() for name in ("tune.json", "train.yaml")}
 
 
@@ -121,31 +136,27 @@ def test_a_search_leaves_settings_figures_and_a_page(
 
 
 def test_trials_are_chosen_by_one_half_of_the_prompts_and_measured_on_the_other(
-    make_search: MakeSearch,
+    make_search: MakeSearch, whole: Path
 ) -> None:
-    from specpipe.pipeline.tune.material import Material
-
-    config = make_search()
-    material = Material.open(config)
+    material = Material.open(make_search())
     chosen, back = (
         {ref.prompt_id for ref in half} for half in (material.chosen_by, material.held_back)
     )
     assert chosen
     assert back
     assert not chosen & back
-    result = search(config)
-    assert result.num_chosen_by == len(material.chosen_by)
-    row = json.loads(
-        (Path(config.out) / "trials/000-rung-1/metrics.jsonl").read_text().splitlines()[0]
-    )
+    result = json.loads((whole / "tune.json").read_text())
+    assert result["num_chosen_by"] == len(material.chosen_by)
+    row = json.loads((whole / "trials/000-rung-1/metrics.jsonl").read_text().splitlines()[0])
     assert row["eval"]["num_samples"] == len(material.chosen_by)
 
 
 @pytest.mark.slow
-def test_killed_anywhere_a_search_ends_with_the_same_result(make_search: MakeSearch) -> None:
-    whole, broken = make_search("whole"), make_search("broken")
+def test_killed_anywhere_a_search_ends_with_the_same_result(
+    make_search: MakeSearch, whole: Path
+) -> None:
+    broken = make_search()
     moments = ["write:1", "write:30", "step:7", "write:60", "step:13", "none"]
-    search(whole)
     file = Path(f"{broken.out}.json")
     file.write_text(broken.model_dump_json(exclude_unset=True))
     done = subprocess.run(
@@ -154,13 +165,14 @@ def test_killed_anywhere_a_search_ends_with_the_same_result(make_search: MakeSea
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [*map(int, done.stdout.split())] == [-signal.SIGKILL] * 5 + [0], done.stderr
-    assert files(whole) == files(broken)
+    assert files(whole) == files(broken.out)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_search_goes_on_to_the_same_result(make_search: MakeSearch) -> None:
-    whole, stopped = make_search("whole"), make_search("stopped")
-    search(whole)
+def test_sigterm_saves_and_the_search_goes_on_to_the_same_result(
+    make_search: MakeSearch, whole: Path
+) -> None:
+    stopped = make_search()
     for moment in (2, 20, 28):
         asked: list[int] = []
 
@@ -173,7 +185,7 @@ def test_sigterm_saves_and_the_search_goes_on_to_the_same_result(make_search: Ma
             search(stopped, stop_once)
         assert raised.value.exit_code == 5
     search(stopped)
-    assert files(whole) == files(stopped)
+    assert files(whole) == files(stopped.out)
 
 
 def test_a_trial_that_diverges_counts_as_nothing(

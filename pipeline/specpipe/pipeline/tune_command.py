@@ -70,6 +70,8 @@ def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         raise ConfigError(
             "specpipe tune is one process; leave torchrun out, or give each GPU a search of its own"
         )
+    if config.learning_curve:
+        raise ConfigError("learning_curve is for specpipe train, with the settings that are found")
     quiet_libraries()
     with stops_early(config.time_limit):
         from specpipe.pipeline.tune.folder import TuneFolder

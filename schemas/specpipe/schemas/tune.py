@@ -43,6 +43,8 @@ class TunePlan(Record):
 
     config: Settings
     """The TuneConfig, without credentials."""
+    given: list[str]
+    """Its settings that were given, which are not searched."""
     recipe: Settings
     """The TrainConfig that follows from the dump: trial 0."""
     full_steps: int

@@ -64,8 +64,12 @@ class TuneFolder:
         except PydanticError as error:
             raise _damaged(path, error) from None
         now = config.without_credentials().model_dump(mode="json")
+        # A setting that is newer than the plan counts where it is given.
+        known = plan.config.keys() | config.model_fields_set
         differing = [
-            name for name in now if name not in MAY_CHANGE and plan.config.get(name) != now[name]
+            name
+            for name in now
+            if name in known - MAY_CHANGE and plan.config.get(name) != now[name]
         ]
         if differing:
             changes = ", ".join(f"{n}: {plan.config.get(n)!r} -> {now[n]!r}" for n in differing)

@@ -6,9 +6,10 @@ from specpipe.schemas.errors import InputError
 from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.schemas.tune_config import TuneConfig
 from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.selection import evaluated, limit_tokens, split
+from specpipe.stages.drafter.samples.selection import evaluated, limit_tokens
 from specpipe.stages.train.dumps import TrainingDumps, check_same_states, located, open_dump
 from specpipe.stages.train.recipe import recipe_of
+from specpipe.stages.train.run import training_samples
 from specpipe.stages.train.stop import StopQuestion
 
 
@@ -40,7 +41,7 @@ class Material:
             evaluated_on = TrainingDumps(eval_dump)
             check_same_states(dumps.dump, eval_dump)
         reader, eval_reader = dumps.reader(settings), evaluated_on.reader(settings)
-        training = _training(settings, reader, eval_reader)
+        training, _ = training_samples(settings, reader, eval_reader)
         recipe = recipe_of(settings, training, dumps.dump.identity.target.hidden_size)
         chosen_by, held_back = halves(evaluated(eval_reader, recipe.config))
         for half in (chosen_by, held_back):
@@ -79,12 +80,3 @@ def halves(refs: list[SampleRef]) -> tuple[list[SampleRef], list[SampleRef]]:
     first = limit_tokens(refs, sum(ref.num_tokens for ref in refs) // 2)
     prompts = {ref.prompt_id for ref in first}
     return first, [ref for ref in refs if ref.prompt_id not in prompts]
-
-
-def _training(
-    config: TrainConfig, reader: SampleReader, eval_reader: SampleReader
-) -> list[SampleRef]:
-    if config.eval_dump is None:
-        return split(reader.refs(), config.held_out_fraction)[0]
-    seen = {ref.prompt_id for ref in eval_reader.refs()}
-    return [ref for ref in reader.refs() if ref.prompt_id not in seen]

@@ -37,6 +37,7 @@ def made_plan(
         raise ConfigError(_too_small(config, least, measured, clock))
     return TunePlan(
         config=config.without_credentials().model_dump(mode="json"),
+        given=sorted(config.model_fields_set),
         recipe=material.recipe.without_credentials().model_dump(mode="json"),
         full_steps=material.full_steps,
         rungs=rungs,

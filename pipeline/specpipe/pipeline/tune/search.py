@@ -198,7 +198,7 @@ class Search:
             best=best,
             held_back=found,
             kept=kept,
-            settings=kept_settings(self.config, material.recipe, plan.trials[kept]),
+            settings=kept_settings(plan.given, material.recipe, plan.trials[kept]),
             run=str(self.folder.run(kept, last).relative_to(self.folder.path)),
         )
 

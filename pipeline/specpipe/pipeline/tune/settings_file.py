@@ -1,10 +1,11 @@
 """train.yaml: what `specpipe train --config` takes to train with what a search found."""
 
+from collections.abc import Sequence
+
 import yaml
 
 from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
 from specpipe.schemas.tune import Settings, TuneResult
-from specpipe.schemas.tune_config import TuneConfig
 
 _FROM_DATA = ("learning_rate", "warmup_ratio")
 """What the recipe sets by the data, besides the steps' number and size. It stands in the file, so
@@ -12,12 +13,12 @@ that the run is the one that the search took it to be."""
 _OF_THE_SEARCH = frozenset({"out", "time_limit", "preset", "log", "log_project", "log_name"})
 
 
-def kept_settings(config: TuneConfig, recipe: ResolvedTrainConfig, trial: Settings) -> Settings:
+def kept_settings(given: Sequence[str], recipe: ResolvedTrainConfig, trial: Settings) -> Settings:
     """What the user gave and what the search found; the recipe's for the rest of the data's."""
-    given = config.model_fields_set & TrainConfig.model_fields.keys() - _OF_THE_SEARCH
+    own = set(given) & TrainConfig.model_fields.keys() - _OF_THE_SEARCH
     step = "batch_tokens" if recipe.batch_size is None else "batch_size"
     length = "num_epochs" if recipe.max_steps is None else "max_steps"
-    wanted = (given - {"num_epochs", "batch_tokens"}) | {*_FROM_DATA, step, length}
+    wanted = (own - {"num_epochs", "batch_tokens"}) | {*_FROM_DATA, step, length}
     names = [name for name in TrainConfig.model_fields if name in wanted]
     values = recipe.without_credentials().model_dump(mode="json")
     found = {name: values[name] for name in names} | trial

@@ -145,7 +145,7 @@ def _prepare(
         check_same_dumps(checkpoint, dumps, evaluated_on)
     reader = dumps.reader(config)
     eval_reader = reader if evaluated_on is dumps else evaluated_on.reader(config)
-    training, num_left_out = _training_samples(config, reader, eval_reader)
+    training, num_left_out = training_samples(config, reader, eval_reader)
     width = dumps.dump.identity.target.hidden_size
     if checkpoint is None:
         recipe = recipe_of(config, training, width)
@@ -189,7 +189,7 @@ def _idle(reader: SampleReader, training: Sequence[SampleRef], config: TrainConf
     return make_batch([replace(sample, weight=0.0)], config.num_heads)
 
 
-def _training_samples(
+def training_samples(
     config: TrainConfig, reader: SampleReader, eval_reader: SampleReader
 ) -> tuple[list[SampleRef], int]:
     """What is trained on, and how many samples were left out for sharing a prompt with the eval
