@@ -30,9 +30,9 @@ BUDGETS: dict[PresetName, Budget] = {
     # To see that everything works.
     "quick": Budget(100, 100, 1, 10, 2048, 12_000),
     # Half of what a drafter gains it has after some hundreds of steps.
-    "default": Budget(1000, None, 2, 10, 8192, 100_000),
+    "default": Budget(2000, None, 2, 10, 8192, 100_000),
     # The last per cents, for several times the time.
-    "best": Budget(2000, None, 4, 20, 8192, 100_000),
+    "best": Budget(5000, None, 4, 20, 8192, 100_000),
 }
 
 ENOUGH = 2
