@@ -227,7 +227,7 @@ def test_the_time_of_a_search_counts_over_its_runs(make_search: MakeSearch) -> N
     [
         ({"budget": "5steps"}, "give --budget 12steps or more"),
         ({"budget": "0.001s"}, "give a larger --budget"),
-        ({"held_out_fraction": 0.001}, "held-out samples are too few"),
+        ({"eval_tokens": 1}, "held-out samples are too few"),
     ],
 )
 def test_what_cannot_be_searched_says_what_would_do(
