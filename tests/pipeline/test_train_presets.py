@@ -38,8 +38,9 @@ def test_batch_tokens_do_away_with_the_batch_size_of_the_file(tmp_path: Path) ->
     assert (config.batch_size, config.batch_tokens) == (None, 512)
 
 
-def test_the_help_shows_every_budget() -> None:
-    shown = CliRunner().invoke(specpipe, ["train", "--help"], terminal_width=80)
+@pytest.mark.parametrize("command", ["train", "tune"])
+def test_the_help_shows_every_budget(command: str) -> None:
+    shown = CliRunner().invoke(specpipe, [command, "--help"], terminal_width=80)
     assert shown.exit_code == 0
     assert max(map(len, shown.output.splitlines())) <= 80
     text = " ".join(shown.output.split())

@@ -44,7 +44,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
       specpipe train --dump runs/dump --out runs/drafter --preset quick
 
     Evaluates on held-out prompts before the first step and ten times on the way: every loss, the
-    acceptance per head, and the replay, which foretells the tokens per round (tau) of the serving
+    acceptance per head, and the replay, which predicts the tokens per round (tau) of the serving
     engine. metrics.jsonl has a line per step. Killed at any moment, the same command continues from
     the last checkpoint, bit for bit; SIGTERM and --time-limit save first and exit with code 5. A
     setting that is wrong is named before the first step (exit code 2).

@@ -14,7 +14,7 @@ from specpipe.pipeline.options import (
     with_options,
 )
 from specpipe.pipeline.settings import given, load_config
-from specpipe.schemas.recipe import BUDGETS, MUON_RATE
+from specpipe.schemas.recipe import BUDGETS, MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
 from specpipe.schemas.train_config import AttentionName, LossName, PresetName, TrainConfig
 
 SomeTrainConfig = TypeVar("SomeTrainConfig", bound=TrainConfig)
@@ -144,7 +144,8 @@ _OPTIONS = (
         "--serve-anywhere",
         is_flag=True,
         default=None,
-        help="Plain EAGLE-3, for SGLang and older engines: no norms.",
+        help="Plain EAGLE-3, without the norms that SGLang, TensorRT-LLM and older vLLM do not know;"
+        " for the first two then specpipe export --format eagle3.",
     ),
     GroupedOption(
         _LOSS,
@@ -182,7 +183,8 @@ _OPTIONS = (
         _STEPS,
         "--learning-rate",
         type=float,
-        help=f"Its peak.  [default: {MUON_RATE:g}; adamw: about 1/width]",
+        help=f"Its peak.  [default: {MUON_RATE:g}, less for steps under {MUON_RATE_TOKENS:,} tokens;"
+        " adamw: about 1/width]",
     ),
     GroupedOption(
         _STEPS,
@@ -206,7 +208,7 @@ _OPTIONS = (
         _STEPS,
         "--warmup-ratio",
         type=float,
-        help="Share of steps of the rise.  [default: by steps]",
+        help="Share of steps of the rise.  [default: by the number of steps]",
     ),
     GroupedOption(
         _STEPS,
@@ -238,7 +240,8 @@ _OPTIONS = (
         _MACHINE,
         "--pack-tokens",
         type=int,
-        help="Token budget of one forward and backward pass.  [default: the whole step]",
+        help="Token budget of one forward and backward pass.  [default: the whole step;"
+        f" at most {PASS_TOKENS:,} of a step whose size is left open]",
     ),
     GroupedOption(_STEPS, "--seed", type=int, help="[default: 0]"),
     GroupedOption(
@@ -352,6 +355,8 @@ def recipe_help() -> str:
             f"at most {budget.most_steps:,}" if budget.most_steps else f"{budget.steps:,} or more"
         )
         lines.append(f"  --preset {name:9}{most} steps, in up to {budget.most_epochs} epochs")
+    lines.append("Little data has fewer steps than that, even in so many epochs. The line")
+    lines.append('"recipe:" (and specpipe plan) says what came out.')
     return "\n".join(lines)
 
 

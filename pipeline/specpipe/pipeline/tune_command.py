@@ -18,7 +18,7 @@ from specpipe.pipeline.progress import progress
 from specpipe.pipeline.provenance import write_provenance
 from specpipe.pipeline.served import say_served_of_training
 from specpipe.pipeline.stopping import stops_early
-from specpipe.pipeline.train_options import config_of, train_options
+from specpipe.pipeline.train_options import config_of, recipe_help, train_options
 from specpipe.pipeline.train_progress import TrainProgress
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.tune_config import TuneConfig
@@ -43,7 +43,11 @@ def _options(function: Any) -> Any:
     return with_options(_OPTIONS, train_options(function))
 
 
-@click.command(cls=GroupedCommand, short_help="Search settings of training that suit a dump.")
+@click.command(
+    cls=GroupedCommand,
+    short_help="Search settings of training that suit a dump.",
+    epilog=recipe_help(),
+)
 @config_option
 @_options
 @json_option

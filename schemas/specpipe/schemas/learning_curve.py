@@ -75,8 +75,8 @@ class LearningCurve(Record):
         """How well the smaller shares foretold the whole."""
         if self.held_back is None:
             return None
-        held = "as it did" if self.is_as_foretold else "which it did not"
+        held = "inside" if self.is_as_foretold else "outside"
         return (
-            f"the smaller shares alone say {self.held_back.in_words()} for the whole, and it came"
-            f" to {self.points[-1].tau:.2f}: {held}"
+            f"the smaller shares alone say {self.held_back.in_words()} for the whole; its"
+            f" training came to {self.points[-1].tau:.2f}, {held} that interval"
         )
