@@ -40,14 +40,14 @@ def test_twice_and_four_times_with_their_tokens_and_intervals() -> None:
     assert found.held_back is not None
     assert found.held_back.num_tokens == TOKENS
     assert found.is_as_foretold
-    assert str(found.check_in_words()).endswith("it came to 2.15: as it did")
+    assert str(found.check_in_words()).endswith("came to 2.15, inside that interval")
     assert LearningCurve.model_validate_json(found.to_json()) == found
 
 
 def test_a_whole_that_the_shares_did_not_foretell_is_said_to_be_none() -> None:
     found = curve({0.125: 1.50, 0.25: 1.60, 0.5: 1.70, 1.0: 2.60})
     assert found.is_as_foretold is False
-    assert str(found.check_in_words()).endswith("it came to 2.60: which it did not")
+    assert str(found.check_in_words()).endswith("came to 2.60, outside that interval")
 
 
 def test_points_are_taken_by_amount_and_the_same_samples_once() -> None:

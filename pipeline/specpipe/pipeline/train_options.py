@@ -144,8 +144,8 @@ _OPTIONS = (
         "--serve-anywhere",
         is_flag=True,
         default=None,
-        help="Plain EAGLE-3, without the norms that SGLang, TensorRT-LLM and older vLLM do not know;"
-        " for the first two then specpipe export --format eagle3.",
+        help="Plain EAGLE-3, without the norms that SGLang, TensorRT-LLM and older vLLM do not"
+        " know; for the first two then specpipe export --format eagle3.",
     ),
     GroupedOption(
         _LOSS,
@@ -183,8 +183,8 @@ _OPTIONS = (
         _STEPS,
         "--learning-rate",
         type=float,
-        help=f"Its peak.  [default: {MUON_RATE:g}, less for steps under {MUON_RATE_TOKENS:,} tokens;"
-        " adamw: about 1/width]",
+        help=f"Its peak.  [default: {MUON_RATE:g}, less for steps under {MUON_RATE_TOKENS:,}"
+        " tokens; adamw: about 1/width]",
     ),
     GroupedOption(
         _STEPS,
