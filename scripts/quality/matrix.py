@@ -7,7 +7,7 @@ from scripts.quality.cell import Settings
 
 DEFAULT = "default"
 
-_NORMS = ("norm_before_residual", "norm_before_fc", "norm_output")
+_NORMS = ("norm_before_residual", "norm_before_fc")
 
 COORDINATES: Mapping[str, Mapping[str, Settings]] = {
     "optimizer": {
@@ -36,6 +36,7 @@ COORDINATES: Mapping[str, Mapping[str, Settings]] = {
     "norms": {
         "none": dict.fromkeys(_NORMS, False),
         **{f"no-{name}": {name: False} for name in _NORMS},
+        "norm_output": {"norm_output": True},
         "fc_norm": {"norm_before_fc": False, "fc_norm": True},
     },
     "layer": {"qwen3": {"layer_type": "qwen3"}, "two": {"num_layers": 2}},

@@ -228,7 +228,7 @@ Variant = tuple[FormatName, dict[str, object], str]
 NORMS: dict[str, object] = dict.fromkeys(
     ("norm_before_residual", "norm_before_fc", "norm_output"), True
 )
-"""Those of the trainer's defaults."""
+"""Every norm that goes with the others."""
 VARIANTS: dict[str, Variant] = {
     "two layers of Qwen3's kind, norms and the whole vocabulary": (
         "speculators",

@@ -63,6 +63,8 @@ REFUSED: dict[str, list[Any]] = {
     "fc_norm": SWITCH,
     "norm_output": SWITCH,
     "serve_anywhere": SWITCH,
+    "data_fraction": [*SHARE, 0, 1.1],
+    "learning_curve": SWITCH,
     "learning_rate": POSITIVE,
     "optimizer": CHOICE,
     "muon_learning_rate": POSITIVE,

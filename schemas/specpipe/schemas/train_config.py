@@ -109,8 +109,8 @@ class TrainConfig(Config):
     """RMSNorm on the concatenated auxiliary states; off where fc_norm is on."""
     fc_norm: bool = False
     """RMSNorm on each auxiliary state."""
-    norm_output: bool = True
-    """Feed the normed output to the next draft step."""
+    norm_output: bool = False
+    """Feed the normed output to the next draft step: of use without norm_before_residual alone."""
     serve_anywhere: bool = False
     """Plain EAGLE-3, which every engine and version serves: none of the norms above is on."""
     learning_rate: float | None = Field(None, gt=0)

@@ -52,7 +52,7 @@ def search_axes(recipe: ResolvedTrainConfig, given: frozenset[str] | set[str]) -
         axes.append(_choices([_scaled(recipe, step, by) for by in STEP_SIZES]))
     norms = [dict(zip(NORMS, choice, strict=True)) for choice in _NORM_CHOICES]
     if recipe.serve_anywhere:
-        norms = [choice for choice in norms if not choice["fc_norm"] and not choice["norm_output"]]
+        norms = [choice for choice in norms if not any(choice.values())]
     axes.append(_choices(_around(recipe, given, norms)))
     if recipe.num_heads > 1:
         axes.append(_choices(_around(recipe, given, _HEAD_CHOICES)))
