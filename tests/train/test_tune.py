@@ -247,3 +247,33 @@ def test_a_run_s_folder_is_no_place_for_a_search(make_search: MakeSearch) -> Non
     (Path(config.out) / "config.json").write_text("{}")
     done = command(config)
     assert "holds a training run" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("plan.json", {"rungs": []}),
+        ("plan.json", {"trials": []}),
+        ("plan.json", {"trials": [{"learning_rate": -1}] * 4}),
+        ("plan.json", {"recipe": {}}),
+        ("clock.json", {"seconds": 10**400}),
+        ("tune.json", {"rungs": []}),
+        ("tune.json", {"trials": []}),
+        ("tune.json", {"searched": ["learning_rate", "head_decay"]}),
+    ],
+)
+def test_a_damaged_file_of_a_search_is_named(
+    whole: Path, make_search: MakeSearch, file: str, changes: dict[str, Any]
+) -> None:
+    config = make_search()
+    out = Path(config.out)
+    out.mkdir()
+    for name in ("plan.json", "clock.json", "tune.json"):
+        if name != "tune.json" or file == name:
+            (out / name).write_bytes((whole / name).read_bytes())
+    value = json.loads((out / file).read_bytes())
+    (out / file).write_text(json.dumps(value | changes))
+    done = command(config)
+    assert isinstance(done.exception, SpecpipeError), done.exception
+    assert done.exception.exit_code == 4
+    assert file in str(done.exception)

@@ -10,9 +10,9 @@ OUT/
   train.yaml             settings for `specpipe train --config`
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specpipe.schemas.dump import Record
 
@@ -27,6 +27,8 @@ TRIALS_FOLDER = "trials"
 
 Settings = dict[str, Any]
 """Settings of TrainConfig, by name."""
+TauInterval = tuple[Annotated[float, Field(gt=0)], float, float]
+"""tau, low and high end of the 95 % interval."""
 
 
 class Rung(Record):
@@ -49,7 +51,7 @@ class TunePlan(Record):
     """The TrainConfig that follows from the dump: trial 0."""
     full_steps: int
     """Steps of the recipe's own run."""
-    rungs: list[Rung]
+    rungs: list[Rung] = Field(min_length=1)
     trials: list[Settings]
     """What each trial is trained with in place of the recipe's; of trial 0 the recipe's own."""
     seconds_per_step: float | None
@@ -57,6 +59,12 @@ class TunePlan(Record):
     """As the probe measured it, besides the steps; None where the budget is in steps."""
     dump_fingerprint: str
     eval_dump_fingerprint: str
+
+    @model_validator(mode="after")
+    def _settings_for_every_run(self) -> "TunePlan":
+        if any(rung.num_trials > len(self.trials) for rung in self.rungs):
+            raise ValueError("a rung has more trials than there are settings of")
+        return self
 
 
 class TrialScore(Record):
@@ -80,10 +88,10 @@ class HeldBack(Record):
     """tau on the prompts that nothing was chosen by."""
 
     num_samples: int
-    chosen: list[float]
-    """tau, low and high end of the 95 % interval, of the best trial."""
-    recipe: list[float]
-    difference: list[float]
+    chosen: TauInterval
+    """Of the best trial."""
+    recipe: TauInterval
+    difference: tuple[float, float, float]
     """The best trial's minus the recipe's, paired over samples."""
 
 
@@ -97,8 +105,8 @@ class TuneResult(Record):
     num_draft_tokens: int
     searched: list[str]
     full_steps: int
-    rungs: list[Rung]
-    trials: list[Trial]
+    rungs: list[Rung] = Field(min_length=1)
+    trials: list[Trial] = Field(min_length=1)
     is_cut_short: bool
     """The time was over before the plan was done."""
     num_chosen_by: int
@@ -115,6 +123,12 @@ class TuneResult(Record):
     run: str
     """Folder of the kept trial's longest run, below the search's own."""
     did_nothing: bool = False
+
+    @model_validator(mode="after")
+    def _settings_of_what_is_searched(self) -> "TuneResult":
+        if any(trial.settings.keys() != set(self.searched) for trial in self.trials):
+            raise ValueError("a trial has other settings than those that were searched")
+        return self
 
     @property
     def gain(self) -> float:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from specpipe.schemas.train_config import TrainConfig
 
-_BUDGET = re.compile(r"(\d+(?:\.\d+)?) *(s|m|h|steps)?")
+_BUDGET = re.compile(r"(\d{1,12}(?:\.\d+)?) *(s|m|h|steps)?", re.ASCII)
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600}
 
 

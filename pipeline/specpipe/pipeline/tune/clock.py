@@ -10,6 +10,7 @@ from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 
 _SAVE_SECONDS = 5.0
+_MOST_SECONDS = 1e12
 
 
 class Clock:
@@ -38,6 +39,6 @@ def _seconds(path: Path) -> float:
     if not path.exists():
         return 0.0
     seconds = parse_object(read_file(path), str(path)).get("seconds")
-    if not isinstance(seconds, int | float) or seconds < 0:
+    if not isinstance(seconds, int | float) or not 0 <= seconds < _MOST_SECONDS:
         raise IntegrityError(f"{path} holds no time; remove it, and the search counts from 0")
     return float(seconds)

@@ -10,6 +10,7 @@ from specpipe.pipeline.tune.clock import Clock
 from specpipe.schemas.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.location import local_path
+from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.schemas.tune import (
     CLOCK_FILE,
     PLAN_FILE,
@@ -61,6 +62,8 @@ class TuneFolder:
             return None
         try:
             plan = TunePlan.model_validate_json(read_file(path))
+            for settings in plan.trials:
+                ResolvedTrainConfig.model_validate(plan.recipe | settings)
         except PydanticError as error:
             raise _damaged(path, error) from None
         now = config.without_credentials().model_dump(mode="json")

@@ -1,10 +1,9 @@
 """tau on the prompts held back: of the best trial, of the recipe, and their difference."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from specpipe.pipeline.tune.material import Material
-from specpipe.schemas.tune import HeldBack
+from specpipe.schemas.tune import HeldBack, TauInterval
 from specpipe.stages.drafter.acceptance import MeasureSums
 from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.drafter.replay import ReplaySpan, replay, tau_difference
@@ -19,9 +18,9 @@ def held_back(material: Material, best: Path, recipe: Path) -> HeldBack:
     difference = tau_difference(chosen, own, num_heads)
     return HeldBack(
         num_samples=len(material.held_back),
-        chosen=list(_tau(chosen, num_heads)),
-        recipe=list(_tau(own, num_heads)),
-        difference=[difference.difference[-1], difference.low[-1], difference.high[-1]],
+        chosen=_tau(chosen, num_heads),
+        recipe=_tau(own, num_heads),
+        difference=(difference.difference[-1], difference.low[-1], difference.high[-1]),
     )
 
 
@@ -36,6 +35,6 @@ def _spans(material: Material, run: Path) -> list[ReplaySpan]:
     return sums.greedy_spans if is_greedy else sums.sampled_spans
 
 
-def _tau(spans: list[ReplaySpan], num_heads: int) -> Iterator[float]:
+def _tau(spans: list[ReplaySpan], num_heads: int) -> TauInterval:
     curve = replay(spans, num_heads, exact=True)
-    yield from (curve.tau[-1], curve.tau_low[-1], curve.tau_high[-1])
+    return curve.tau[-1], curve.tau_low[-1], curve.tau_high[-1]
