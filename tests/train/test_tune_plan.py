@@ -8,7 +8,7 @@ from specpipe.pipeline.tune.halving import going_on, least_budget, planned_rungs
 from specpipe.pipeline.tune.space import NORMS, RATE_RANGE, search_axes, trial_settings
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.schemas.tune import TrialScore
+from specpipe.schemas.tune import HeldBack, TrialScore
 from specpipe.schemas.tune_config import TuneConfig
 from tests.train.conftest import resolved
 
@@ -113,3 +113,10 @@ def test_a_budget_is_a_time_or_steps(
 def test_other_budgets_are_refused(budget: Any) -> None:
     with pytest.raises(ValueError, match="budget"):
         TuneConfig.model_validate({"dump": "d", "out": "o", "budget": budget})
+
+
+@pytest.mark.parametrize(("low", "is_chance"), [(-0.02, True), (0.004, False)])
+def test_a_gain_whose_interval_holds_0_may_be_chance(low: float, is_chance: bool) -> None:
+    tau = [1.2, 1.1, 1.3]
+    back = HeldBack(num_samples=9, chosen=tau, recipe=tau, difference=[0.01, low, 0.05])
+    assert back.may_be_chance is is_chance

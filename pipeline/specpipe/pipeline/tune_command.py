@@ -62,7 +62,7 @@ def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     Takes every flag and file of specpipe train. What is given is kept, the rest of the four is
     searched around the recipe, which is trial 0, by successive halving: many short runs, the best
     third three times as long, and so on. Runs are compared by the replayed tau on one half of the
-    held-out prompts; the winner is measured on the other half, and if its gain does not hold there,
+    held-out prompts; the winner is measured on the other half, and if it is not better there,
     the recipe is kept. OUT gets train.yaml, tune.json, and tune.html, a page with pictures.
 
     Killed at any moment, the same command goes on to the same result; SIGTERM and --time-limit save
@@ -136,7 +136,7 @@ def _rows(config: TuneConfig, result: "TuneResult", seconds: float) -> list[tupl
         *_compared(result),
         (
             "kept",
-            f"trial {result.kept}, {result.gain:+.1%}" if result.kept else _why_recipe(result),
+            _why_trial(result) if result.kept else _why_recipe(result),
         ),
         ("longest run", f"{out / result.run}: {_length(result)}"),
         ("seconds", "nothing to do" if result.did_nothing else f"{seconds:.1f}"),
@@ -155,6 +155,12 @@ def _compared(result: "TuneResult") -> list[tuple[str, str]]:
         *((name, f"{tau:.3f} [{low:.3f}, {high:.3f}] {what}") for name, (tau, low, high) in named),
         ("difference", f"{tau:+.3f} [{low:+.3f}, {high:+.3f}], paired over samples"),
     ]
+
+
+def _why_trial(result: "TuneResult") -> str:
+    chance = result.held_back is not None and result.held_back.may_be_chance
+    words = ", which may be chance: the interval holds 0" if chance else ""
+    return f"trial {result.kept}, {result.gain:+.1%}{words}"
 
 
 def _why_recipe(result: "TuneResult") -> str:

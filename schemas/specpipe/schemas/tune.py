@@ -94,6 +94,11 @@ class HeldBack(Record):
     difference: tuple[float, float, float]
     """The best trial's minus the recipe's, paired over samples."""
 
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the interval of the difference holds 0."""
+        return self.difference[1] <= 0
+
 
 class TuneResult(Record):
     """`tune.json`, written when a search is complete; what `specpipe tune` reports."""

@@ -30,7 +30,7 @@ def _tiles(result: TuneResult) -> Sequence[Tile]:
     variant = result.variant.replace("_", " ")
     note = f"{variant}, {result.num_draft_tokens} draft tokens"
     back = result.held_back
-    tiles = [Tile("trials", f"{len(result.trials):,}", f"of {len(result.rungs)} rungs")]
+    tiles = [Tile("trials", f"{len(result.trials):,}", f"rungs: {len(result.rungs)}")]
     if back is not None:
         tiles += [
             Tile("the recipe", f"{back.recipe[0]:.3f}", note),
@@ -63,6 +63,8 @@ def _held_back(result: TuneResult) -> Block:
     tau, low, high = back.difference
     rows.append(("difference", f"{tau:+.3f}", f"{low:+.3f} to {high:+.3f}"))
     kept = "" if result.kept else " The gain did not hold there: the recipe is kept."
+    if result.kept and back.may_be_chance:
+        kept = " The interval holds 0: the gain may be chance."
     caption = f"{back.num_samples:,} samples; the difference is paired over them.{kept}"
     title = f"Held back, {result.rungs[-1].steps:,} of {result.full_steps:,} steps"
     return Table(title, ["", "tau", "95 % interval"], rows, caption)
@@ -135,7 +137,7 @@ def _by_rate(result: TuneResult) -> Figure | None:
         for at, rung in enumerate(result.rungs)
     ]
     recipe = float(result.trials[0].settings["learning_rate"])
-    x = Axis("learning rate", "log2")
+    x = Axis("learning rate", "log10")
     return line_chart("tau by learning rate", x, _TAU, series, mark_x=(recipe, "recipe"))
 
 

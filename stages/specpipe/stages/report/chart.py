@@ -17,7 +17,7 @@ Interval = tuple[float, float, float]
 """x, low, high"""
 
 WIDTH, HEIGHT = 420, 264
-LEFT, RIGHT, TOP, BOTTOM = 50, 20, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 62, 20, 12, 42
 MOST_MARKED = 40
 """Points of a line that are marked one by one; a longer one is a line alone."""
 
