@@ -136,7 +136,7 @@ _OPTIONS = (
             ),
             ("norm-before-fc", "RMSNorm on the concatenated auxiliary states.  [default: on]"),
             ("fc-norm", "RMSNorm on each auxiliary state."),
-            ("norm-output", "Feed the normed output to the next draft step.  [default: on]"),
+            ("norm-output", "Feed the normed output to the next draft step."),
         )
     ),
     GroupedOption(
