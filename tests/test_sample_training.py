@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.metrics import ReplayCurve
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.records.metrics import ReplayCurve
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as dump
 from specpipe.stages.train.run import run as train
 

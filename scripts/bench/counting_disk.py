@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from threading import Lock
 
-from specpipe.stages.storage.local_disk import LocalDisk
-from specpipe.stages.storage.store import TakeBlock
+from specpipe.stages.storage.store.local_disk import LocalDisk
+from specpipe.stages.storage.store.protocol import TakeBlock
 
 
 class CountingDisk(LocalDisk):

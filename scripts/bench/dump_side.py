@@ -12,18 +12,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.bench.child import Values, serve_parent
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import TARGET_FOLDER
-from specpipe.stages.dump.prepare import Prepared, prepare
+from specpipe.schemas.records.dump import TARGET_FOLDER
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.score import LOGITS_BYTES
-from specpipe.stages.dump.stamp import make_stamp
 from specpipe.stages.dump.worker import Worker
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.samples import PlannedSample
+from specpipe.stages.dump_plan.prepared import Prepared, prepare
+from specpipe.stages.dump_plan.stamp import make_stamp
+from specpipe.stages.process.device import choose_device
+from specpipe.stages.storage.shard.samples import PlannedSample
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.batches import batches
-from specpipe.stages.target.decoder import find_decoder
-from specpipe.stages.target.head import VerifierHead
-from specpipe.stages.target.hf import choose_device
+from specpipe.stages.target.head.verifier_head import VerifierHead
+from specpipe.stages.target.model.decoder import find_decoder
 
 
 def answer(asked: Values) -> Values:

@@ -13,7 +13,7 @@ from scripts.bench.child import Values, in_child
 from scripts.bench.machine import has_vllm
 from scripts.bench.table import heading, note, table, verdict
 from scripts.bench.timing import over, with_spread
-from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.settings.stages import DumpConfig
 from tests.tiny_llama import save_tiny_llama
 
 TARGET = 1.10

@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 
 from scripts.bench.table import heading, note, table, verdict
 from scripts.bench.threads import one_thread
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.sample import Ids, Mask, first_supervised
+from specpipe.schemas.records.sample import Ids, Mask, first_supervised
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run as run_dump
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.backend import Captured
-from specpipe.stages.target.hf import HfBackend
+from specpipe.stages.target.hf.backend import HfBackend
 
 TARGET = 0.75
 SAMPLE_DATA = Path("sample_data")

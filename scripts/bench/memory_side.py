@@ -18,19 +18,19 @@ from scripts.bench.material import (
     state_bytes,
 )
 from scripts.bench.resident import forget_peak, peak, resident
-from specpipe.schemas.dump import DumpIdentity, manifest_key
-from specpipe.stages.drafter.samples.read_ahead import ReadAhead, copies
-from specpipe.stages.drafter.samples.reader import SampleReader
-from specpipe.stages.drafter.samples.shard_window import Read
-from specpipe.stages.storage.arrays import planned_chunks, shard_arrays
+from specpipe.schemas.records.dump import DumpIdentity, manifest_key
+from specpipe.stages.samples.read_ahead import ReadAhead, copies
+from specpipe.stages.samples.reader import SampleReader
+from specpipe.stages.samples.shard_window import Read
+from specpipe.stages.storage.chunks.arrays import planned_chunks, shard_arrays
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.local_disk import LocalDisk
 from specpipe.stages.storage.records import read_manifest
-from specpipe.stages.storage.retry import DEFAULT_POLICY
-from specpipe.stages.storage.shard_writer import ShardWriter
+from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.local_disk import LocalDisk
+from specpipe.stages.storage.store.retry import DEFAULT_POLICY
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.train.packing import epoch_batches
+from specpipe.stages.train.data.packing import epoch_batches
 
 SLOW = 100e6
 """Bytes a second of a store that is slower than the target."""

@@ -18,17 +18,17 @@ from scripts.bench.material import ShardSize, identity_of, write_shards
 from scripts.bench.table import heading, note, table, verdict
 from scripts.bench.timing import over, rates, rounds, with_spread
 from scripts.bench.variants import VARIANTS
-from specpipe.schemas.dump import DumpIdentity
-from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
-from specpipe.stages.drafter.samples.read_ahead import ReadAhead, read_samples
-from specpipe.stages.drafter.samples.reader import SHARDS_TOGETHER, SampleReader, SampleRef
-from specpipe.stages.drafter.samples.shard_window import Read
-from specpipe.stages.storage.arrays import array_names, shard_arrays
-from specpipe.stages.storage.buffer_pool import BufferPool
+from specpipe.schemas.records.dump import DumpIdentity
+from specpipe.stages.samples.batch import DrafterSample, make_batch
+from specpipe.stages.samples.read_ahead import ReadAhead, read_samples
+from specpipe.stages.samples.reader import SHARDS_TOGETHER, SampleReader, SampleRef
+from specpipe.stages.samples.shard_window import Read
+from specpipe.stages.storage.chunks.arrays import array_names, shard_arrays
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.retry import DEFAULT_POLICY
-from specpipe.stages.train.packing import epoch_batches
+from specpipe.stages.storage.shard.buffer_pool import BufferPool
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.retry import DEFAULT_POLICY
+from specpipe.stages.train.data.packing import epoch_batches
 
 SPEED = 0.8
 AMPLIFICATION = 1.2

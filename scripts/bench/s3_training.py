@@ -18,11 +18,11 @@ from scripts.bench.table import heading, note, table
 from scripts.bench.threads import ENVIRONMENT as ONE_THREAD
 from scripts.bench.threads import one_thread
 from scripts.bench.timing import over, with_spread
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as run_dump
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 from tests.s3 import ENVIRONMENT, S3Server
 
 _START_SECONDS = 60

@@ -11,7 +11,7 @@ import torch
 
 from scripts.bench.train_material import TargetShape
 from scripts.bench.train_sides import Setup, config_of
-from specpipe.stages.drafter.loss.row_block import block_rows
+from specpipe.stages.acceptance.loss.row_block import block_rows
 from specpipe.stages.storage.dump import Dump
 
 MIB = 2**20

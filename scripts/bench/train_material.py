@@ -19,9 +19,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from scripts.bench.layout import Row, write_states
-from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run as run_dump
-from specpipe.stages.target.hf import HfBackend
+from specpipe.stages.target.hf.backend import HfBackend
 
 UNSUPERVISED = -100
 

@@ -4,7 +4,7 @@ import torch
 
 from scripts.bench.paced import Gate, asked
 from scripts.bench.train_watch import StepWatch
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.train.run import run
 
 

@@ -1,7 +1,7 @@
 """One training run of part f, in a process of its own."""
 
 from scripts.bench.child import Values, serve_parent
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.train.run import run
 
 

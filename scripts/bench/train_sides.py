@@ -10,7 +10,7 @@ import torch
 
 from scripts.bench.paced import Paced
 from scripts.bench.train_material import TargetShape
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.train import TrainConfig
 
 NEVER = 10**6
 """Steps: more than are made."""

@@ -22,8 +22,8 @@ from scripts.bench.material import (
 from scripts.bench.table import heading, note, table, verdict
 from scripts.bench.timing import over, rates, rounds, with_spread
 from scripts.bench.variants import VARIANTS
-from specpipe.schemas.dump import DumpIdentity, manifest_key
-from specpipe.stages.storage.folder import Folder
+from specpipe.schemas.records.dump import DumpIdentity, manifest_key
+from specpipe.stages.storage.store.folder import Folder
 
 TARGET = 0.6
 

@@ -17,12 +17,12 @@ import click
 import numpy as np
 
 from scripts.families.targets import FAMILIES, LONGEST, REFUSED, VOCAB, save_family
-from specpipe.schemas.config import DumpConfig, ExportConfig, GenerateConfig
 from specpipe.schemas.errors import SpecpipeError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.stages import DumpConfig, ExportConfig, GenerateConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as dump
-from specpipe.stages.dump.survey import survey
 from specpipe.stages.export.run import run as export
+from specpipe.stages.plan.run import survey
 from specpipe.stages.train.run import run as train
 
 Steps = dict[str, str]

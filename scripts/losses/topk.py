@@ -18,18 +18,18 @@ import click
 import torch
 from torch import Tensor
 
-from specpipe.schemas.metrics import EvalMetrics
-from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss.heads import head_losses
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.samples.batch import Batch, make_batch
-from specpipe.stages.drafter.samples.read_ahead import read_samples
-from specpipe.stages.drafter.samples.reader import SampleReader
+from specpipe.schemas.records.metrics import EvalMetrics
+from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from specpipe.stages.acceptance.measure_sums import MeasureSums
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from specpipe.stages.samples.batch import Batch, make_batch
+from specpipe.stages.samples.read_ahead import read_samples
+from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import VerifierHead, load_embedding
+from specpipe.stages.target.head.verifier_head import VerifierHead, load_embedding
 
 KEPT = (1, 4, 16, 64, 256, 1024)
 CPU = torch.device("cpu")

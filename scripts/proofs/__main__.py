@@ -17,9 +17,9 @@ from scripts.commands import specpipe
 from scripts.proofs import drafters, engines, texts
 from scripts.proofs.table import show
 from scripts.proofs.wide import wide_dump
-from specpipe.schemas.config import ExportConfig
-from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.stages.export.run import run as export
+from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 
 

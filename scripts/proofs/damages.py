@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from specpipe.schemas.artifact import CONFIG_FILE, MODEL_TENSORS_FILE
-from specpipe.stages.export.plain_drafter import PlainDrafter
+from specpipe.schemas.records.artifact import CONFIG_FILE, MODEL_TENSORS_FILE
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
 
 Tensors = dict[str, Tensor]
 GATE, UP = (f"layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))

@@ -10,23 +10,24 @@ import numpy as np
 from scripts.proofs.damages import DAMAGES, Damage
 from scripts.proofs.engines import TOLERANCES, decode
 from scripts.proofs.table import share
-from specpipe.schemas.config import ExportConfig, ValidateConfig
 from specpipe.schemas.errors import SpecpipeError
-from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint
-from specpipe.stages.drafter.replay import ReplaySpan, expected_rounds, replay
-from specpipe.stages.drafter.samples.read_ahead import read_samples
-from specpipe.stages.drafter.samples.reader import SampleReader
-from specpipe.stages.export import replay_check, structure
-from specpipe.stages.export.accept import TextSpans
-from specpipe.stages.export.format import TargetFacts
-from specpipe.stages.export.plain_drafter import PlainDrafter
-from specpipe.stages.export.rounds import compare
+from specpipe.schemas.settings.stages import ExportConfig, ValidateConfig
+from specpipe.stages.acceptance.measure_sums import MeasureSums
+from specpipe.stages.acceptance.replay import ReplaySpan, expected_rounds, replay
+from specpipe.stages.drafters.artifact_format import TargetFacts
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.drafters.scorer import TrainedDrafter
 from specpipe.stages.export.run import run as export
-from specpipe.stages.export.trained_drafter import TrainedDrafter
-from specpipe.stages.export.validate import run as validate
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint
+from specpipe.stages.samples.read_ahead import read_samples
+from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding
+from specpipe.stages.target.head.verifier_head import load_embedding
+from specpipe.stages.validate import structure
+from specpipe.stages.validate.drafted_text import TextSpans
+from specpipe.stages.validate.replay import run as replay_check
+from specpipe.stages.validate.run import run as validate
+from specpipe.stages.validate.serve.rounds import compare
 
 ROUNDING_HEADER = (
     "drafter", "samples of a set", "0.2 % of tau", "start by start", "largest difference",

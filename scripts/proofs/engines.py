@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts.proofs.table import share
-from specpipe.stages.drafter.replay import ReplaySpan, Rounds, expected_rounds
-from specpipe.stages.export.rounds import Comparison, compare, measured_rounds
+from specpipe.stages.acceptance.replay import ReplaySpan, Rounds, expected_rounds
+from specpipe.stages.validate.serve.rounds import Comparison, compare, measured_rounds
 
 Array = npt.NDArray[np.floating]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from scripts.proofs.table import share
-from specpipe.stages.export.accept import TargetText
-from specpipe.stages.export.capture import CapturedText, excess_chance
-from specpipe.stages.export.lossless import check_sampled
-from specpipe.stages.export.near_ties import LEAST_STEPS, near_tie_steps
+from specpipe.stages.validate.drafted_text import TargetText
+from specpipe.stages.validate.serve.capture import CapturedText, excess_chance
+from specpipe.stages.validate.serve.lossless import check_sampled
+from specpipe.stages.validate.serve.near_ties import LEAST_STEPS, near_tie_steps
 
 HEADER = ("temperature 1", "set", "V", "earlier limit", "now")
 TIE_HEADER = ("greedy, error of a logit's difference", "set", "earlier limit", "now")

@@ -5,12 +5,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from scripts.quality.judge import Mode, half_of
-from specpipe.schemas.config import DraftSampleMethod
-from specpipe.stages.drafter.samples.reader import SampleReader
-from specpipe.stages.export import prompts
-from specpipe.stages.export.engine import Decoded, EngineRequest, decode
-from specpipe.stages.export.rounds import measured_rounds
+from specpipe.schemas.settings.stages import DraftSampleMethod
+from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.validate.serve import prompts
+from specpipe.stages.validate.serve.engine import Decoded, EngineRequest, decode
+from specpipe.stages.validate.serve.rounds import measured_rounds
 
 SERVED_FILE = "served.json"
 MAX_TOKENS = 128

@@ -10,16 +10,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.schemas.metrics import ReplayCurve
-from specpipe.stages.drafter.replay import replay
-from specpipe.stages.drafter.samples.batch import DrafterSample
-from specpipe.stages.drafter.samples.read_ahead import read_samples
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.export.accept import TextSpans
-from specpipe.stages.export.plain_drafter import PlainDrafter
-from specpipe.stages.export.replay_check import text_of
+from specpipe.schemas.records.metrics import ReplayCurve
+from specpipe.stages.acceptance.replay import replay
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.samples.batch import DrafterSample
+from specpipe.stages.samples.read_ahead import read_samples
+from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
+from specpipe.stages.validate.drafted_text import TextSpans
+from specpipe.stages.validate.replay.run import text_of
 
 Half = Literal["choose", "report"]
 HALVES: tuple[Half, ...] = ("choose", "report")

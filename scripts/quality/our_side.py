@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from scripts.bench.child import Values, serve_parent
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.train.run import run
 
 

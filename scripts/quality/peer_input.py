@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scripts.quality.judge import samples_of
-from specpipe.schemas.sample import Mask, is_held_out, verifier_rows
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.samples.batch import DrafterSample
+from specpipe.schemas.records.sample import Mask, is_held_out, verifier_rows
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.samples.batch import DrafterSample
 from specpipe.stages.storage.dump import Dump
 
 HELD_OUT: float = TrainConfig.model_fields["held_out_fraction"].default

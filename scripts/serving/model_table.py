@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from specpipe.stages.target.vllm import model_table
-from specpipe.stages.target.vllm.model_source import ModelSource
+from specpipe.stages.target.vllm.support import model_table
+from specpipe.stages.target.vllm.support.model_source import ModelSource
 
 
 def main(version: str, folder: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from specpipe.schemas.artifact import VALIDATION_FILE
+from specpipe.schemas.records.artifact import VALIDATION_FILE
 from specpipe.schemas.speedup import Recommendation
 
 ALLOWED = 0.97

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.samples.batch import DrafterSample
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.samples.batch import DrafterSample
 
 Weights = Mapping[str, Tensor]
 

@@ -13,21 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.dump import TextOrigin
-from specpipe.schemas.metrics import EvalMetrics
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.loss.heads import head_losses
-from specpipe.stages.drafter.loss.measures import MEASURES
-from specpipe.stages.drafter.loss.settings import LossSettings, hybrid_lambda
-from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.replay import ReplaySpan, replay
-from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.storage.states import SampleStates
-from tests.drafter import reference
-from tests.drafter.loss_rows import mean_alpha
-from tests.drafter.markov import Markov, Tokens, decode, sticky_toy, write_texts
-from tests.drafter.toys import (
+from specpipe.schemas.records.dump import TextOrigin
+from specpipe.schemas.records.metrics import EvalMetrics
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.measures import MEASURES
+from specpipe.stages.acceptance.loss.settings import LossSettings, hybrid_lambda
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from specpipe.stages.acceptance.measure_sums import MeasureSums
+from specpipe.stages.acceptance.replay import ReplaySpan, replay
+from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
+from specpipe.stages.storage.shard.states import SampleStates
+from tests.acceptance import reference
+from tests.acceptance.loss.loss_rows import mean_alpha
+from tests.acceptance.markov import Markov, Tokens, decode, sticky_toy, write_texts
+from tests.drafters.toys import (
     DRAFT_IDS,
     H,
     V,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
+from specpipe.stages.acceptance.draft_vocab import VocabMap, choose_vocab
 from specpipe.stages.storage.vocab import VocabStatistics
 
 STATISTICS = VocabStatistics(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.drafter.vocab import VocabMap
-from specpipe.stages.drafter.vocab_file import read_vocab_file
+from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.acceptance.draft_vocab_file import read_vocab_file
 
 V = 12
 IDS = [1, 2, 5, 11]

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specpipe.stages.drafter.replay import ReplaySpan
-from specpipe.stages.export.accept import TargetText, _accept
-from specpipe.stages.export.capture import CapturedText, excess_chance, near_ties
-from specpipe.stages.export.evidence import _log_mean, chance_of_differences
-from specpipe.stages.export.near_ties import LEAST_STEPS, near_tie_steps
-from specpipe.stages.export.plain_drafter import PlainDrafter
+from specpipe.stages.acceptance.evidence import _log_mean, chance_of_differences
+from specpipe.stages.acceptance.replay import ReplaySpan
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.validate.drafted_text import TargetText, _accept
+from specpipe.stages.validate.serve.capture import CapturedText, excess_chance, near_ties
+from specpipe.stages.validate.serve.near_ties import LEAST_STEPS, near_tie_steps
 
 
 def mean_by_enumeration(accept_RK: npt.NDArray[np.float64], factor_N: list[float]) -> float:

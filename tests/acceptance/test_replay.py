@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specpipe.stages.drafter.replay import ReplaySpan, expected_rounds, replay
-from tests.drafter.markov import decode, sticky_toy, write_texts
+from specpipe.stages.acceptance.replay import ReplaySpan, expected_rounds, replay
+from tests.acceptance.markov import decode, sticky_toy, write_texts
 
 Array = npt.NDArray[np.float64]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from specpipe.schemas.metrics import sampling_metrics
+from specpipe.schemas.records.metrics import sampling_metrics
 
 
 def test_worked_example() -> None:

@@ -16,11 +16,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.storage.states import SampleStates
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
+from specpipe.stages.storage.shard.states import SampleStates
 
 V, H, L, THETA = 23, 12, 3, 50.0
 DRAFT_IDS = [1, 2, 5, 6, 9, 11, 14, 17, 22]

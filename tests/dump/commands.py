@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.settings.stages import DumpConfig
 
 DEADLINE = 400.0
 """Seconds after which something that does not happen is a failure."""

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.settings.stages import DumpConfig
 from tests.tiny_llama import save_tiny_llama
 
 SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import ShardManifest
 from specpipe.schemas.errors import StoreError
+from specpipe.schemas.records.dump import ShardManifest
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump import worker as worker_module
 from specpipe.stages.dump.run import DumpResult, run
-from specpipe.stages.storage import retry
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.retry import RetryPolicy
-from specpipe.stages.storage.shard_writer import ShardWriter
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.store import retry
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.retry import RetryPolicy
+from specpipe.stages.upkeep.verify.run import verify
 from tests.dump.conftest import rows, small_config, write_lines
-from tests.dump.test_dump_kill import contents
+from tests.dump.resume.test_dump_kill import contents
 from tests.s3 import Fault, Request, S3Server
 
 NUM_SHARDS = 5

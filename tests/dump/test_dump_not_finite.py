@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import manifest_key
 from specpipe.schemas.errors import InputError, IntegrityError
+from specpipe.schemas.records.dump import manifest_key
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 
 MakeConfig = Callable[..., DumpConfig]
 WriteRows = Callable[..., Path]

@@ -12,18 +12,18 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import plan_key
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.records.dump import plan_key
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump import score as score_module
 from specpipe.stages.dump import worker as worker_module
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.samples import plan_from_parquet
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.samples import plan_from_parquet
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.batches import batches
-from specpipe.stages.target.hf import HfBackend
+from specpipe.stages.target.hf.backend import HfBackend
+from specpipe.stages.upkeep.verify.run import verify
 
 MakeConfig = Callable[..., DumpConfig]
 WriteRows = Callable[..., Path]
@@ -275,7 +275,7 @@ def test_the_target_folder_is_all_that_training_needs(
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert dump.target_file(name) == (target / name).read_bytes()
     model = AutoModelForCausalLM.from_pretrained(target)
-    from specpipe.stages.target.head import VerifierHead
+    from specpipe.stages.target.head.verifier_head import VerifierHead
 
     head = VerifierHead.load(dump.target_file, torch.device("cpu"))
     assert torch.equal(head.lm_head_VH, model.lm_head.weight)

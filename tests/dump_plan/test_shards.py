@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specpipe.schemas.dump import plan_key
 from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.sample import Sample, Source, make_sample
-from specpipe.stages.dump.plan import input_sha256, make_plan, write_plan
-from specpipe.stages.storage.folder import Folder
+from specpipe.schemas.records.dump import plan_key
+from specpipe.schemas.records.sample import Sample, Source, make_sample
+from specpipe.stages.dump_plan.shards import input_sha256, make_plan, write_plan
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.batches import batches
 
 

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.config import ConvertConfig
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.settings.stages import ConvertConfig
+from specpipe.stages.drafters.artifact_format import Drafter
+from specpipe.stages.drafters.formats import FORMATS
 from specpipe.stages.export.convert import run
-from specpipe.stages.export.format import Drafter
-from specpipe.stages.export.formats import FORMATS
-from tests.export.artifacts import Config, Tensors, edit_config, edit_tensors, random_tensors
-from tests.export.test_plain_drafter import LLAMA3_ROPE, make_shape
+from tests.drafters.eagle3.test_proposal import LLAMA3_ROPE, make_shape
+from tests.validate.artifacts import Config, Tensors, edit_config, edit_tensors, random_tensors
 
 FILES = ("config.json", "model.safetensors")
 FORMAT_NAMES = ("speculators", "eagle3")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.config import ExportConfig
-from specpipe.schemas.metrics import ReplayCurve
+from specpipe.schemas.records.metrics import ReplayCurve
+from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.stages.export.draft_tokens import CURVE, Findings, recommendation
-from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.serve_findings import ServeFindings
-from specpipe.stages.export.step_times import StepTime
+from specpipe.stages.validate.replay.run import ReplayFindings
+from specpipe.stages.validate.serve.findings import ServeFindings
+from specpipe.stages.validate.serve.step_times import StepTime
 
 SERVED = Path(__file__).parents[1] / "report" / "served.json"
 REPLAY = ReplayFindings(

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import ValidationError
-from tests.export.artifacts import edit_tensors
-from tests.export.small import Trained
+from tests.validate.artifacts import edit_tensors
+from tests.validate.small import Trained
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 COMMANDS = [

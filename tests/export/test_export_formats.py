@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specpipe.schemas.artifact import FormatName
-from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.records.artifact import FormatName
+from specpipe.schemas.settings.stages import ExportConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.export.run import run
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
 from specpipe.stages.train.run import run as train
-from tests.export.small import Trained
+from tests.validate.small import Trained
 
 BOTH: tuple[FormatName, ...] = ("speculators", "eagle3")
 

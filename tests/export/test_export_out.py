@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, StoreError
+from specpipe.schemas.settings.stages import ExportConfig
+from specpipe.stages.drafters.artifact_format import Format
 from specpipe.stages.export import run as export_run
-from specpipe.stages.export.format import Format
 from specpipe.stages.export.out_folder import LOCK_FILE, OutFolder
 from specpipe.stages.export.run import run
-from tests.export.small import Trained
+from tests.validate.small import Trained
 
 
 def config(trained: Trained, out: Path) -> ExportConfig:

@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from specpipe.schemas.checkpoint import TrainResult
-from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, ValidationError
-from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint
-from specpipe.stages.export import agreement, replay_check, serve
+from specpipe.schemas.records.checkpoint import TrainResult
+from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.stages.export import run as export_run
 from specpipe.stages.export.out_folder import LOCK_FILE
 from specpipe.stages.export.run import run
-from tests.export.small import Trained
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint
+from specpipe.stages.validate.replay import agreement
+from specpipe.stages.validate.replay import run as replay_check
+from specpipe.stages.validate.serve import run as serve
+from tests.validate.small import Trained
 
 
 def test_export_writes_artifact_card_and_validation(trained: Trained, exported: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_target_that_cannot_be_loaded_is_found_before_an_engine_starts(
     def load(*_: object, **__: object) -> None:
         raise ConfigError("transformers cannot run it")
 
-    monkeypatch.setattr("specpipe.stages.target.hf.load_causal_lm", load)
+    monkeypatch.setattr("specpipe.stages.target.hf.backend.load_causal_lm", load)
     lines: list[str] = []
     with pytest.raises(ConfigError, match="transformers cannot run it"):
         serve.check(

@@ -15,7 +15,7 @@ from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.stages.export import run as export_run
 from specpipe.stages.export.out_folder import LOCK_FILE
-from tests.export.small import Trained
+from tests.validate.small import Trained
 
 
 def arguments(trained: Trained, out: Path) -> list[str]:

@@ -14,11 +14,11 @@ from scripts.quality.peer_cells import SWEPT, PeerCell, best_swept, pack_tokens,
 from scripts.quality.peer_input import HELD_OUT, mask_with_states, write
 from scripts.quality.peer_tables import compared
 from scripts.quality.study import gains
-from specpipe.schemas.sample import is_held_out, verifier_rows
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.export.engine import Decoded
+from specpipe.schemas.records.sample import is_held_out, verifier_rows
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.storage.dump import Dump
-from tests.export.small import Trained
+from specpipe.stages.validate.serve.engine import Decoded
+from tests.validate.small import Trained
 
 
 def test_every_cell_is_a_training_of_ours() -> None:

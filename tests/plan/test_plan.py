@@ -10,16 +10,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, InputError, IntegrityError, UnfinishedError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.samples.reader import SampleReader
-from specpipe.stages.drafter.samples.selection import split
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run
-from specpipe.stages.dump.survey import length_histogram, survey, survey_dump
-from specpipe.stages.dump.survey_trainer import trainer_memory
+from specpipe.stages.plan.run import length_histogram, survey, survey_dump
+from specpipe.stages.plan.training_memory import trainer_memory
+from specpipe.stages.samples.reader import SampleReader
+from specpipe.stages.samples.selection import split
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.train.recipe import recipe_of
 from specpipe.stages.train.trainee import Trainee
 from tests.dump.conftest import rows, save_target, write_lines

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
-from specpipe.stages.dump.survey_trainer import activation_numbers
-from specpipe.stages.storage.states import SampleStates
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.plan.training_memory import activation_numbers
+from specpipe.stages.samples.batch import DrafterSample, make_batch
+from specpipe.stages.storage.shard.states import SampleStates
 
 NUM_TOKENS = 256
 SHAPE = {

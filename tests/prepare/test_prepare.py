@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.schemas.config import DumpConfig, PrepareConfig
 from specpipe.schemas.errors import ConfigError, IdentityError, InputError, StoreError
-from specpipe.stages.dump.prepare import plan_of
-from specpipe.stages.dump.prepare_data import PreparedData, prepare_data
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.storage.folder import Folder
+from specpipe.schemas.settings.stages import DumpConfig, PrepareConfig
+from specpipe.stages.dump_plan.prepared import plan_of
+from specpipe.stages.prepare.run import PreparedData, prepare_data
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.text.rejected import Rejections
 from tests.dump.conftest import Row, rows, save_target, write_lines
 from tests.full_disk import files_may_hold
 

@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from specpipe.stages.storage.reading_threads import ReadingThreads
+from specpipe.stages.process.reading_threads import ReadingThreads
 
 
 def test_what_is_done_and_what_goes_wrong() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from specpipe.schemas.artifact import VALIDATION_FILE
-from specpipe.schemas.config import DumpConfig, ExportConfig, ReportConfig
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.records.artifact import VALIDATION_FILE
+from specpipe.schemas.settings.stages import DumpConfig, ExportConfig, ReportConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as dump
 from specpipe.stages.export.run import run as export
 from specpipe.stages.report.run import run as report

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.artifact import VALIDATION_FILE
-from specpipe.schemas.config import ReportConfig
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
+from specpipe.schemas.records.artifact import VALIDATION_FILE
+from specpipe.schemas.settings.stages import ReportConfig
 from specpipe.stages.report.run import run as report
 from tests.report.conftest import ATTACK, Finished, MakePage
 

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpipe.schemas.checkpoint import (
+from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.records.checkpoint import (
     BEST_FILE,
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     METRICS_FILE,
     STATE_FILE,
 )
-from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.drafter.checkpoint import load_checkpoint, read_pointer
-from specpipe.stages.drafter.metric_rows import metric_rows
-from specpipe.stages.drafter.vocab import VocabMap
-from specpipe.stages.export.evaluated import run_settings
+from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.runs.checkpoint import load_checkpoint, read_pointer
+from specpipe.stages.runs.held_out import run_settings
+from specpipe.stages.runs.metric_rows import metric_rows
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch, supervised_spans
-from tests.drafter.reference import is_valid, verifier_row
-from tests.drafter.toys import H, L, V, random_samples
+from specpipe.stages.samples.batch import DrafterSample, make_batch, supervised_spans
+from tests.acceptance.reference import is_valid, verifier_row
+from tests.drafters.toys import H, L, V, random_samples
 
 LM_HEAD_VH = torch.randn(V, H, generator=torch.Generator().manual_seed(4))
 MASKS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=14), min_size=1, max_size=4)

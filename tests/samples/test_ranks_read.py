@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from scripts.bench.counting_disk import CountingDisk
-from specpipe.schemas.checkpoint import TrainState
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.samples.read_ahead import ReadAhead
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.selection import split
+from specpipe.schemas.records.checkpoint import TrainState
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.samples.read_ahead import ReadAhead
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.samples.selection import split
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.retry import DEFAULT_POLICY
-from specpipe.stages.train.order import evaluation_reads, planned_reads
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.retry import DEFAULT_POLICY
+from specpipe.stages.train.data.order import evaluation_reads, planned_reads
 from tests.storage.tiny import make_identity, make_pair, write_dump
 from tests.train.conftest import resolved
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
-from specpipe.stages.drafter.samples.read_ahead import ReadAhead, copies, read_samples
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef, Samples, WholeShard
-from specpipe.stages.drafter.samples.shard_window import Read, ShardWindow
-from specpipe.stages.storage.buffer_pool import BufferPool
+from specpipe.stages.samples.batch import DrafterSample, make_batch
+from specpipe.stages.samples.read_ahead import ReadAhead, copies, read_samples
+from specpipe.stages.samples.reader import SampleReader, SampleRef, Samples, WholeShard
+from specpipe.stages.samples.shard_window import Read, ShardWindow
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.train.order import evaluation_reads
-from specpipe.stages.train.packing import epoch_batches
+from specpipe.stages.storage.shard.buffer_pool import BufferPool
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.train.data.order import evaluation_reads
+from specpipe.stages.train.data.packing import epoch_batches
 from tests.s3 import S3Server
 from tests.storage.damages import copy_objects
 from tests.storage.tiny import make_identity, make_pair, write_dump

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from specpipe.schemas.artifact import SWITCHES
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.job import parse_job
-from specpipe.schemas.recipe import Facts, resolve
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.records.artifact import SWITCHES
+from specpipe.schemas.settings.job import parse_job
+from specpipe.schemas.settings.recipe import Facts, resolve
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.schemas.settings.train import TrainConfig
 
-SAMPLE = Path(__file__).parents[1] / "sample_data" / "job.json"
+SAMPLE = Path(__file__).parents[2] / "sample_data" / "job.json"
 
 
 def body(**hyperparameters: Any) -> dict[str, Any]:

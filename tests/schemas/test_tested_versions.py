@@ -14,10 +14,10 @@ from packaging.version import Version
 
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.tested import TESTED, is_tested, untested
-from specpipe.stages.target.untested import warn_untested
+from specpipe.stages.target.version_warning import warn_untested
 from tests.dump.conftest import rows, save_target, write_lines
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OTHER_VERSIONS = ("log-trackio", "log-mlflow")
 """The extras that want other versions than constraints.txt."""
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench_tables import first, tables
+from tests.scripts.bench_tables import first, tables
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.dump import DumpIdentity
+from specpipe.schemas.records.dump import DumpIdentity
 from tests.storage.tiny import make_identity, make_shards, write_dump
 
 

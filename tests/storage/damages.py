@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
+from specpipe.schemas.records.dump import (
     DUMP_FILE,
     INDEX_FILE,
     DumpIdentity,
@@ -19,16 +20,15 @@ from specpipe.schemas.dump import (
     ShardManifest,
     manifest_key,
 )
-from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
-from specpipe.stages.storage.arrays import ArrayLayout
-from specpipe.stages.storage.chunk_codec import buffer_bytes, chunk_codec
-from specpipe.stages.storage.chunk_read import read_chunk
-from specpipe.stages.storage.crc import crc32c
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.listing import listed_arrays, shard_entries
+from specpipe.stages.storage.chunks.arrays import ArrayLayout
+from specpipe.stages.storage.chunks.codec import buffer_bytes, chunk_codec
+from specpipe.stages.storage.chunks.read import read_chunk
+from specpipe.stages.storage.chunks.row_scan import RowScan
 from specpipe.stages.storage.records import read_manifest
-from specpipe.stages.storage.row_scan import RowScan
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.listing import listed_arrays, shard_entries
+from specpipe.stages.storage.store.crc import crc32c
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.upkeep.verify.run import verify
 from tests.storage.tiny import replace_object, use_everything
 
 Damage = Callable[[Folder, str], None]

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.schemas.dump import DumpIdentity, GenerationCounts, TextOrigin
-from specpipe.schemas.sample import Sample, Source
-from specpipe.stages.storage.crc import crc32c
+from specpipe.schemas.records.dump import DumpIdentity, GenerationCounts, TextOrigin
+from specpipe.schemas.records.sample import Sample, Source
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.samples import PlannedSample
-from specpipe.stages.storage.states import SampleStates
+from specpipe.stages.storage.shard.samples import PlannedSample
+from specpipe.stages.storage.shard.states import SampleStates
+from specpipe.stages.storage.store.crc import crc32c
 from tests.storage.tiny import VOCAB_SIZE, Pair, make_identity, write_dump
 
 GOLDEN = Path(__file__).parents[1] / "golden"

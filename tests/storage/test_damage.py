@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from specpipe.schemas.dump import (
-    AUX_SCALES_FILE,
-    DumpIdentity,
-)
 from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.sample import Sample
+from specpipe.schemas.records.dump import AUX_SCALES_FILE, DumpIdentity
+from specpipe.schemas.records.sample import Sample
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.scales import read_scales
-from specpipe.stages.storage.shard_reader import ShardReader
-from specpipe.stages.storage.states import SampleStates
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.reader import ShardReader
+from specpipe.stages.storage.shard.scales import read_scales
+from specpipe.stages.storage.shard.states import SampleStates
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.upkeep.verify.run import verify
 from tests.storage.damages import (
     DAMAGES,
     FORMATS,

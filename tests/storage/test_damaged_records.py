@@ -8,19 +8,18 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError as PydanticError
 
-from specpipe.schemas.dump import (
-    DumpIdentity,
-    ObjectEntry,
-    TextOrigin,
-    manifest_key,
-)
 from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
-from specpipe.stages.storage.arrays import array_names
+from specpipe.schemas.records.dump import DumpIdentity, ObjectEntry, TextOrigin, manifest_key
+from specpipe.stages.storage.chunks.arrays import array_names
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.records import read_manifest
-from specpipe.stages.storage.samples import StoredSample, samples_from_parquet, samples_to_parquet
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.samples import (
+    StoredSample,
+    samples_from_parquet,
+    samples_to_parquet,
+)
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.upkeep.verify.run import verify
 from tests.storage.damages import (
     AUX,
     DAMAGES,

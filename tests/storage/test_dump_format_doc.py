@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.records.dump import (
     DumpHeader,
     DumpIdentity,
     DumpIndex,
@@ -17,10 +17,10 @@ from specpipe.schemas.dump import (
     TargetIdentity,
     TextOrigin,
 )
-from specpipe.stages.storage.arrays import array_names, planned_chunks, shard_arrays
-from specpipe.stages.storage.chunk_codec import chunk_codec
+from specpipe.stages.storage.chunks.arrays import array_names, planned_chunks, shard_arrays
+from specpipe.stages.storage.chunks.codec import chunk_codec
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.samples import stored_schema
+from specpipe.stages.storage.shard.samples import stored_schema
 from tests.storage.tiny import make_identity
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
 """The identity of a dump."""
 
-from specpipe.schemas.dump import DumpIdentity
+from specpipe.schemas.records.dump import DumpIdentity
 from tests.storage.tiny import make_identity
 
 

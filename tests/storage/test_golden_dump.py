@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import zarr
 
-from specpipe.stages.storage.chunk_codec import chunk_codec
+from specpipe.stages.storage.chunks.codec import chunk_codec
+from specpipe.stages.storage.chunks.zarr_format import describes_the_same
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.listing import listed_arrays
-from specpipe.stages.storage.verify import verify
-from specpipe.stages.storage.zarr_chunks import describes_the_same
+from specpipe.stages.storage.shard.listing import listed_arrays
+from specpipe.stages.upkeep.verify.run import verify
 from tests.storage.golden import (
     COUNTS,
     GOLDEN,

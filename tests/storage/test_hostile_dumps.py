@@ -16,17 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from specpipe.schemas.dump import DumpHeader, DumpIdentity, ShardManifest, manifest_key
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.dump.gc import gc
-from specpipe.stages.storage.arrays import ArrayLayout, array_names
+from specpipe.schemas.records.dump import DumpHeader, DumpIdentity, ShardManifest, manifest_key
+from specpipe.stages.storage.chunks.arrays import ArrayLayout, array_names
+from specpipe.stages.storage.chunks.parquet_format import ParquetChunks, array_schema
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.parquet_chunks import ParquetChunks, array_schema
 from specpipe.stages.storage.records import read_manifest
-from specpipe.stages.storage.samples import samples_from_parquet, samples_to_parquet, stored_schema
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.samples import (
+    samples_from_parquet,
+    samples_to_parquet,
+    stored_schema,
+)
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.untrusted.memory import bounded_memory
+from specpipe.stages.upkeep.gc import gc
+from specpipe.stages.upkeep.verify.run import verify
 from tests.storage.tiny import (
     make_identity,
     make_shards,

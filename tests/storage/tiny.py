@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.records.dump import (
     CHUNK_TRAILER_BYTES,
     DUMP_FILE,
     INDEX_FILE,
@@ -28,16 +28,16 @@ from specpipe.schemas.dump import (
     manifest_key,
     plan_key,
 )
-from specpipe.schemas.sample import Sample, Source, first_supervised
-from specpipe.stages.storage.crc import chunk_entry, crc32c, object_entry
+from specpipe.schemas.records.sample import Sample, Source, first_supervised
 from specpipe.stages.storage.dump import Dump, manifest_keys
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.objects import measure_object
 from specpipe.stages.storage.records import parse_index, read_manifest
-from specpipe.stages.storage.samples import PlannedSample, plan_to_parquet
-from specpipe.stages.storage.scales import AuxScales, write_scales
-from specpipe.stages.storage.shard_writer import ShardWriter
-from specpipe.stages.storage.states import SampleStates
+from specpipe.stages.storage.shard.samples import PlannedSample, plan_to_parquet
+from specpipe.stages.storage.shard.scales import AuxScales, write_scales
+from specpipe.stages.storage.shard.states import SampleStates
+from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.store.crc import chunk_entry, crc32c, object_entry
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.objects import measure_object
 from specpipe.stages.storage.vocab import VocabStatistics
 
 VOCAB_SIZE = 23

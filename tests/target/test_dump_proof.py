@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ValidationError
-from specpipe.stages.storage.folder import Folder
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.backend import Captured
 from specpipe.stages.target.batches import Tokens
-from specpipe.stages.target.head import VerifierHead, save_head
-from specpipe.stages.target.hf import HfBackend
+from specpipe.stages.target.head.verifier_head import VerifierHead, save_head
+from specpipe.stages.target.hf.backend import HfBackend
 from specpipe.stages.target.proof import ProofSample, prove
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from scripts.families.targets import save_family
-from specpipe.schemas.config import DumpConfig, GenerateConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.storage.folder import Folder
+from specpipe.schemas.settings.stages import DumpConfig, GenerateConfig
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.backend import Prompt
-from specpipe.stages.target.head import VerifierHead, save_head
-from specpipe.stages.target.head_model import head_numbers
-from specpipe.stages.target.hf import HfBackend
+from specpipe.stages.target.head.head_model import head_numbers
+from specpipe.stages.target.head.verifier_head import VerifierHead, save_head
+from specpipe.stages.target.hf.backend import HfBackend
 from specpipe.stages.target.proof import ProofSample, prove, prove_generation
 from specpipe.stages.target.vllm.start import takes_images
 

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specpipe.schemas.sample import Source
-from specpipe.stages.dump.conversation import ChatTemplate, LossMask
-from specpipe.stages.dump.dialogue import Dialogue
-from specpipe.stages.dump.messages import conversation_of
-from specpipe.stages.dump.rejected import Rejections
-from tests.dump.chat_families import (
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.text.chat.messages import conversation_of
+from specpipe.stages.text.conversation import ChatTemplate, LossMask
+from specpipe.stages.text.dialogue import Dialogue
+from specpipe.stages.text.rejected import Rejections
+from tests.dump.conftest import Row
+from tests.text.chat_families import (
     COMMAND_R,
     DEEPSEEK,
     FORCED_THINKING,
@@ -27,7 +28,6 @@ from tests.dump.chat_families import (
     chat,
     save_family,
 )
-from tests.dump.conftest import Row
 
 SYSTEM = {"role": "system", "content": "be brief"}
 CALL = {

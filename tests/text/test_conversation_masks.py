@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpipe.schemas.errors import ConfigError, InputError
-from specpipe.stages.dump.conversation import ChatTemplate, LossMask
-from specpipe.stages.dump.messages import conversation_of
-from specpipe.stages.dump.rejected import Rejections
-from tests.dump.chat_families import (
+from specpipe.stages.text.chat.messages import conversation_of
+from specpipe.stages.text.conversation import ChatTemplate, LossMask
+from specpipe.stages.text.rejected import Rejections
+from tests.dump.conftest import Row
+from tests.text.chat_families import (
     DEEPSEEK,
     FAMILIES,
     MISTRAL,
@@ -22,8 +23,7 @@ from tests.dump.chat_families import (
     chat,
     save_family,
 )
-from tests.dump.conftest import Row
-from tests.dump.test_conversation_families import (
+from tests.text.test_conversation_families import (
     CALL,
     RESULT,
     SOURCE,

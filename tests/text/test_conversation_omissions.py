@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.prompts import read_prompts
-from specpipe.stages.dump.rejected import Rejections
-from tests.dump.chat_families import (
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.prompts import read_prompts
+from specpipe.stages.text.rejected import Rejections
+from tests.dump.conftest import Row, write_lines
+from tests.text.chat_families import (
     LLAMA3,
     MISTRAL,
     OPENED_THINKING,
@@ -18,8 +19,7 @@ from tests.dump.chat_families import (
     chat,
     save_family,
 )
-from tests.dump.conftest import Row, write_lines
-from tests.dump.test_conversation_families import CALL, RESULT, SYSTEM, TOOL, pieces, said
+from tests.text.test_conversation_families import CALL, RESULT, SYSTEM, TOOL, pieces, said
 
 USER = {"role": "user", "content": "hi"}
 DEVELOPER = {"role": "developer", "content": "be kind"}

@@ -7,16 +7,16 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import Sample, Source
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.inputs import iterate_samples
-from specpipe.stages.dump.plain_text import text_sample
-from specpipe.stages.dump.prompts import read_prompts
-from specpipe.stages.dump.rejected import Rejections
-from tests.dump.chat_families import MISTRAL, PLAIN, save_family
+from specpipe.schemas.records.sample import Sample, Source
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.plain_text import text_sample
+from specpipe.stages.text.prompts import read_prompts
+from specpipe.stages.text.rejected import Rejections
+from specpipe.stages.text.samples import iterate_samples
 from tests.dump.conftest import Row, write_lines
+from tests.text.chat_families import MISTRAL, PLAIN, save_family
 
 SOURCE = Source("f", 1)
 

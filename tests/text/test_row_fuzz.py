@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.inputs import iterate_samples
-from specpipe.stages.dump.prompts import read_prompts
-from specpipe.stages.dump.rejected import Rejections
-from tests.dump.chat_families import QWEN, chat, save_family
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.prompts import read_prompts
+from specpipe.stages.text.rejected import Rejections
+from specpipe.stages.text.samples import iterate_samples
 from tests.dump.conftest import Row
+from tests.text.chat_families import QWEN, chat, save_family
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.prompt import PromptSample
-from specpipe.stages.dump.conversation import ChatTemplate, LossMask
-from specpipe.stages.dump.inputs import iterate_samples
-from specpipe.stages.dump.prompts import read_prompts
-from specpipe.stages.dump.rejected import Rejections
-from tests.dump.chat_families import PLAIN, QWEN, chat, save_family
+from specpipe.schemas.records.prompt import PromptSample
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.text.conversation import ChatTemplate, LossMask
+from specpipe.stages.text.prompts import read_prompts
+from specpipe.stages.text.rejected import Rejections
+from specpipe.stages.text.samples import iterate_samples
 from tests.dump.conftest import Row, write_lines
+from tests.text.chat_families import PLAIN, QWEN, chat, save_family
 
 FOUR = chat("hi", "yo", "so", "yes")
 MASKS: tuple[LossMask, ...] = ("markers", "boundaries")

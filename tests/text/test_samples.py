@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from specpipe.schemas.errors import ConfigError, InputError
-from specpipe.schemas.sample import Sample, Source, is_held_out, make_sample
-from specpipe.stages.dump.conversation import ChatTemplate, LossMask
-from specpipe.stages.dump.inputs import read_samples
-from specpipe.stages.dump.rejected import Rejections, to_jsonl
+from specpipe.schemas.records.sample import Sample, Source, is_held_out, make_sample
+from specpipe.stages.text.conversation import ChatTemplate, LossMask
+from specpipe.stages.text.rejected import Rejections, to_jsonl
+from specpipe.stages.text.samples import read_samples
 
 VOCAB = 260
 GOOD: dict[str, Any] = {

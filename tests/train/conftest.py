@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.recipe import Facts, resolve
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.settings.recipe import Facts, resolve
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.dump.run import run as run_dump
 from tests.papers import PAPERS
 from tests.tiny_llama import save_tiny_llama

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpipe.schemas.errors import IdentityError, UnfinishedError
-from specpipe.schemas.recipe import (
+from specpipe.schemas.settings.recipe import (
     BUDGETS,
     FEW_STEPS,
     LARGEST_STEP,
@@ -20,8 +20,8 @@ from specpipe.schemas.recipe import (
     Recipe,
     resolve,
 )
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.stages.drafter.samples.reader import SampleRef
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.stages.samples.reader import SampleRef
 from specpipe.stages.train.recipe import facts_of, recipe_of
 from specpipe.stages.train.run import run
 from tests.papers import PAPERS
@@ -187,7 +187,7 @@ def test_a_run_says_first_what_it_does_and_leaves_it_in_numbers(
 
 
 def test_the_function_of_the_sums_is_near_the_runs_own_number_of_steps(dump: Path) -> None:
-    from specpipe.stages.drafter.samples.reader import SampleReader
+    from specpipe.stages.samples.reader import SampleReader
     from specpipe.stages.storage.dump import Dump
 
     refs = SampleReader(Dump.open(str(dump)), None).refs()

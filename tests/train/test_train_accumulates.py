@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.drafter.samples.read_ahead import read_samples
-from specpipe.stages.drafter.samples.reader import SampleReader
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
+from specpipe.stages.samples.read_ahead import read_samples
+from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.train.objective import Measured
+from specpipe.stages.train.optim.objective import Measured
 from specpipe.stages.train.run import run
 from specpipe.stages.train.step import StepFigures, compute_gradients
 from specpipe.stages.train.trainee import Trainee

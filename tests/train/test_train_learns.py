@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.metrics import EvalMetrics
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.samples.batch import make_batch
-from specpipe.stages.drafter.samples.read_ahead import read_samples
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.selection import limit_tokens, split
+from specpipe.schemas.records.metrics import EvalMetrics
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.samples.batch import make_batch
+from specpipe.stages.samples.read_ahead import read_samples
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.samples.selection import limit_tokens, split
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.train.packing import epoch_batches
+from specpipe.stages.train.data.packing import epoch_batches
 from specpipe.stages.train.run import run
 from specpipe.stages.train.trainee import Trainee
 from tests.train.conftest import MakeConfig, MakeDump, read_metrics, resolved

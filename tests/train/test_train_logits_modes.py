@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.checkpoint import TrainResult
+from specpipe.schemas.records.checkpoint import TrainResult
 from specpipe.stages.train.run import run
 from tests.train.conftest import VOCAB, MakeConfig, MakeDump
 

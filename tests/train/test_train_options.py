@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from specpipe.schemas.errors import UnfinishedError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.runs.checkpoint import latest_checkpoint, load_checkpoint
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig, MakeDump, read_metrics, same_run
 

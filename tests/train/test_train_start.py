@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
-from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
-from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.schemas.settings.stages import ExportConfig
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.drafters.eagle3.start import Start, begin
 from specpipe.stages.export.run import run as export
+from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.samples.batch import DrafterSample, make_batch
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.states import SampleStates
-from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.storage.shard.states import SampleStates
+from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
 from specpipe.stages.train.run import run
-from specpipe.stages.train.start import Start, begin
 from tests.papers import PAPERS
 from tests.train.conftest import MakeConfig, save_target
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from specpipe.schemas.errors import StoreError, UnfinishedError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
-from specpipe.stages.storage import retry
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.retry import RetryPolicy
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.runs.checkpoint import latest_checkpoint, load_checkpoint
+from specpipe.stages.storage.store import retry
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.retry import RetryPolicy
 from specpipe.stages.train import loop
 from specpipe.stages.train.run import run
 from tests.s3 import Fault, Request, S3Server
+from tests.samples.test_read_ahead import check_threads_end
 from tests.storage.damages import copy_objects
 from tests.train.conftest import MakeConfig, read_metrics, same_run
-from tests.train.test_read_ahead import check_threads_end
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.errors import SpecpipeError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.train.loop import Loop
 from specpipe.stages.train.run import run
 from specpipe.stages.train.trainee import Trainee

@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.schemas.dump import INDEX_FILE, manifest_key
 from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
-from specpipe.stages.dump.gc import gc
+from specpipe.schemas.records.dump import INDEX_FILE, manifest_key
 from specpipe.stages.dump.run import run
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.upkeep.gc import gc
+from specpipe.stages.upkeep.verify.run import verify
 from tests.dump.conftest import rows, save_target, small_config, write_lines
 
 LOST = "shards/000001-00000000000000aa"

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import INDEX_FILE, manifest_key
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.dump.inspect import inspect
+from specpipe.schemas.records.dump import INDEX_FILE, manifest_key
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.vocab import VocabStatistics
+from specpipe.stages.upkeep.inspect import inspect
 
 
 def test_a_finished_dump(

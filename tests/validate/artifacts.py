@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from specpipe.schemas.artifact import expected_tensors, may_share_lm_head
-from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.records.artifact import expected_tensors, may_share_lm_head
+from specpipe.schemas.records.checkpoint import DrafterShape
 
 Tensors = dict[str, Tensor]
 Config = dict[str, Any]

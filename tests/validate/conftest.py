@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.config import DumpConfig, ExportConfig
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.stages import DumpConfig, ExportConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as dump
 from specpipe.stages.export.run import run as export
 from specpipe.stages.train.run import run as train
-from tests.export.small import SAMPLE_DATA, Trained, save_target, write_samples
 from tests.papers import PAPERS
+from tests.validate.small import SAMPLE_DATA, Trained, save_target, write_samples
 
 
 @pytest.fixture(scope="session")

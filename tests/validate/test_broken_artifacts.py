@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from specpipe.schemas.config import ConvertConfig, ValidateConfig
 from specpipe.schemas.errors import ValidationError
+from specpipe.schemas.settings.stages import ConvertConfig, ValidateConfig
 from specpipe.stages.export.convert import run as convert
-from specpipe.stages.export.validate import run as validate
-from tests.export.artifacts import Config, Tensors, edit_config, edit_tensors
-from tests.export.small import Trained
+from specpipe.stages.validate.run import run as validate
+from tests.validate.artifacts import Config, Tensors, edit_config, edit_tensors
+from tests.validate.small import Trained
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 

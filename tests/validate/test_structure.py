@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpipe.schemas.artifact import needed_engine
-from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
-from specpipe.stages.export import replay_check
-from specpipe.stages.export.format import TargetFacts
-from specpipe.stages.export.structure import check
+from specpipe.schemas.records.artifact import needed_engine
+from specpipe.stages.drafters.artifact_format import TargetFacts
+from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
-from tests.export.artifacts import Config, Tensors, edit_config, edit_tensors
-from tests.export.small import Trained
+from specpipe.stages.validate.replay import run as replay_check
+from specpipe.stages.validate.structure import check
+from tests.validate.artifacts import Config, Tensors, edit_config, edit_tensors
+from tests.validate.small import Trained
 
 FACTS = TargetFacts(architecture="LlamaForCausalLM", hidden_size=32, vocab_size=96, num_layers=6)
 

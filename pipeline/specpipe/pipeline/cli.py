@@ -10,23 +10,24 @@ import traceback
 
 import click
 
-from specpipe.pipeline.console import fail, json_error, note
-from specpipe.pipeline.convert_command import convert
-from specpipe.pipeline.dump_command import dump
-from specpipe.pipeline.dump_tools import gc, verify
-from specpipe.pipeline.export_command import export
-from specpipe.pipeline.inspect_command import inspect
+from specpipe.pipeline.commands.artifact.convert import convert
+from specpipe.pipeline.commands.artifact.export import export
+from specpipe.pipeline.commands.artifact.validate import validate
+from specpipe.pipeline.commands.dump.command import dump
+from specpipe.pipeline.commands.plan import plan
+from specpipe.pipeline.commands.prepare import prepare
+from specpipe.pipeline.commands.report import report
+from specpipe.pipeline.commands.run import run
+from specpipe.pipeline.commands.serve_api import serve_api
+from specpipe.pipeline.commands.train.command import train
+from specpipe.pipeline.commands.tune import tune
+from specpipe.pipeline.commands.upkeep.gc import gc
+from specpipe.pipeline.commands.upkeep.inspect import inspect
+from specpipe.pipeline.commands.upkeep.verify import verify
 from specpipe.pipeline.machine_faults import machine_fault
-from specpipe.pipeline.parent_process import end_with_the_parent
-from specpipe.pipeline.plan_command import plan
-from specpipe.pipeline.prepare_command import prepare
-from specpipe.pipeline.report_command import report
-from specpipe.pipeline.run_command import run
-from specpipe.pipeline.serve_api_command import serve_api
-from specpipe.pipeline.train_command import train
-from specpipe.pipeline.tune_command import tune
-from specpipe.pipeline.validate_command import validate
+from specpipe.pipeline.terminal.console import fail, json_error, note
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
+from specpipe.stages.process.command_parent import end_with_the_parent
 
 # vLLM's processes import this module before vLLM. What vLLM says until it has set its logging up
 # (that Triton has no CPU backend, in each process) would be written bare.

@@ -3,7 +3,7 @@
 import errno
 
 from specpipe.schemas.errors import StoreError
-from specpipe.stages.storage.store_faults import advice
+from specpipe.stages.storage.store.faults import advice
 from specpipe.stages.untrusted.foreign import OF_THE_DISK, one_line
 
 _OF_THE_MACHINE = (*OF_THE_DISK, errno.ENOMEM, errno.EAGAIN)

@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
-from specpipe.pipeline.console import fail
+from specpipe.pipeline.terminal.console import fail
 from specpipe.schemas.errors import UnfinishedError
 
 SAVE_SECONDS = 900

@@ -18,7 +18,7 @@ from itertools import groupby
 
 from pydantic import Field
 
-from specpipe.schemas.metrics import Frozen
+from specpipe.schemas.records.metrics import Frozen
 
 
 class Cost(Frozen):

@@ -1,0 +1,1 @@
+"""The stages and all that they are made of; each stage is a function run(config) -> result."""

@@ -10,12 +10,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.loss.heads import alpha_sums, head_losses
-from specpipe.stages.drafter.loss.measures import MEASURES, alpha_sums_of
-from specpipe.stages.drafter.loss.settings import LossSettings, hybrid_lambda
-from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.samples.batch import Batch
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.acceptance.loss.heads import alpha_sums, head_losses
+from specpipe.stages.acceptance.loss.measures import MEASURES, alpha_sums_of
+from specpipe.stages.acceptance.loss.settings import LossSettings, hybrid_lambda
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from specpipe.stages.samples.batch import Batch
 
 LOSSES: tuple[LossName, ...] = get_args(LossName)
 ETA = 3.0

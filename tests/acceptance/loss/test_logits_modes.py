@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.loss.heads import head_losses
-from specpipe.stages.drafter.loss.measures import MEASURES
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
-from tests.drafter.loss_rows import LOSSES
-from tests.drafter.toys import DRAFT_IDS, H, V, bf16, random_samples, verifier_of
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.measures import MEASURES
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
+from tests.acceptance.loss.loss_rows import LOSSES
+from tests.drafters.toys import DRAFT_IDS, H, V, bf16, random_samples, verifier_of
 
 K = 2
 LM_HEAD_VH = torch.randn(V, H, generator=torch.Generator().manual_seed(9))

@@ -11,10 +11,10 @@ ROWS, SIZE, WIDTH, HEADS = 3000, 8192, 8, 2
 PROGRAM = """
 import resource, sys
 import torch
-from specpipe.stages.drafter.loss.heads import alpha_sums, head_losses
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.loss.verifier import Verifier
-from tests.drafter.loss_rows import rows_batch
+from specpipe.stages.acceptance.loss.heads import alpha_sums, head_losses
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from tests.acceptance.loss.loss_rows import rows_batch
 
 rows, size, width, heads, chunk_rows = map(int, sys.argv[1:])
 torch.manual_seed(0)

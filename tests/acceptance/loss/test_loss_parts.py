@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.loss.denominators import Denominators
-from specpipe.stages.drafter.loss.heads import alpha_sums, head_losses
-from specpipe.stages.drafter.loss.measures import MEASURES, alpha_sums_of
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.samples.batch import Batch
-from tests.drafter.loss_rows import ETA, LOSSES
-from tests.drafter.toys import (
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.acceptance.loss.denominators import Denominators
+from specpipe.stages.acceptance.loss.heads import alpha_sums, head_losses
+from specpipe.stages.acceptance.loss.measures import MEASURES, alpha_sums_of
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.samples.batch import Batch
+from tests.acceptance.loss.loss_rows import ETA, LOSSES
+from tests.drafters.toys import (
     DRAFT_IDS,
     H,
     V,

@@ -9,14 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.loss.heads import head_losses
-from specpipe.stages.drafter.loss.measures import MEASURES
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.samples.batch import Batch, make_batch
-from tests.drafter.loss_rows import ETA, LOSSES, Outcome, close, evaluate, random_rows, rows_batch
-from tests.drafter.toys import DRAFT_IDS, H, Largest, V, random_samples, verifier_of
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.measures import MEASURES
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from specpipe.stages.samples.batch import Batch, make_batch
+from tests.acceptance.loss.loss_rows import (
+    ETA,
+    LOSSES,
+    Outcome,
+    close,
+    evaluate,
+    random_rows,
+    rows_batch,
+)
+from tests.drafters.toys import DRAFT_IDS, H, Largest, V, random_samples, verifier_of
 
 
 @pytest.mark.parametrize("loss", LOSSES)

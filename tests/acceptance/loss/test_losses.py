@@ -11,19 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.loss.heads import head_losses
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.loss.verifier import Verifier
-from tests.drafter.loss_rows import (
-    ETA,
-    LOSSES,
-    close,
-    evaluate,
-    logs,
-    one_row,
-    rows_batch,
-)
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from tests.acceptance.loss.loss_rows import ETA, LOSSES, close, evaluate, logs, one_row, rows_batch
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -10,11 +10,11 @@ import torch
 PROGRAM = """
 import sys
 import torch
-from specpipe.stages.drafter.loss.chunk import VerifierChunk
-from specpipe.stages.drafter.loss.plain_rows import PlainRows
-from specpipe.stages.drafter.loss.row_pass import RowPass
-from specpipe.stages.drafter.loss.settings import RowWeights
-from specpipe.stages.drafter.loss.triton_rows import TritonRows
+from specpipe.stages.acceptance.loss.chunk import VerifierChunk
+from specpipe.stages.acceptance.loss.plain_rows import PlainRows
+from specpipe.stages.acceptance.loss.row_pass import RowPass
+from specpipe.stages.acceptance.loss.settings import RowWeights
+from specpipe.stages.acceptance.loss.triton_rows import TritonRows
 
 device = torch.device(sys.argv[1])
 torch.manual_seed(0)

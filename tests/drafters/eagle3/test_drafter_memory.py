@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.samples.batch import make_batch
-from tests.drafter.toys import (
+from specpipe.schemas.settings.train import AttentionName
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.samples.batch import make_batch
+from tests.drafters.toys import (
     H,
     V,
     bytes_at_once,

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.attention.rotary import Rotary
-from specpipe.stages.drafter.loss.heads import head_losses
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.norm import RMSNorm
-from specpipe.stages.drafter.samples.batch import make_batch
-from tests.drafter.toys import (
+from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.drafters.parts.attention.rotary import Rotary
+from specpipe.stages.drafters.parts.norm import RMSNorm
+from specpipe.stages.samples.batch import make_batch
+from tests.drafters.toys import (
     DRAFT_IDS,
     H,
     V,

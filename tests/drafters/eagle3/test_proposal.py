@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.artifact import EMBEDDING, expected_tensors
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.samples.batch import DrafterSample, make_batch
-from specpipe.stages.drafter.shape import check_shape
-from specpipe.stages.export.artifact_tensors import artifact_tensors
-from specpipe.stages.export.format import Drafter
-from specpipe.stages.export.formats import FORMATS
-from specpipe.stages.export.plain_drafter import PlainDrafter
-from specpipe.stages.storage.states import SampleStates
+from specpipe.schemas.records.artifact import EMBEDDING, expected_tensors
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.drafters.artifact_format import Drafter
+from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.drafters.eagle3.shape import check_shape
+from specpipe.stages.drafters.formats import FORMATS
+from specpipe.stages.samples.batch import DrafterSample, make_batch
+from specpipe.stages.storage.shard.states import SampleStates
 
 H, V, D, T, K = 24, 40, 30, 17, 4
 BEGIN = 5  # first supervised token

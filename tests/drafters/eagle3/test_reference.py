@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.attention.rotary import Rotary
-from specpipe.stages.drafter.loss.heads import head_losses
-from specpipe.stages.drafter.loss.settings import LossSettings, hybrid_lambda
-from specpipe.stages.drafter.samples.batch import make_batch
-from tests.drafter import reference
-from tests.drafter.loss_rows import mean_alpha
-from tests.drafter.toys import (
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.settings import LossSettings, hybrid_lambda
+from specpipe.stages.drafters.parts.attention.rotary import Rotary
+from specpipe.stages.samples.batch import make_batch
+from tests.acceptance import reference
+from tests.acceptance.loss.loss_rows import mean_alpha
+from tests.drafters.toys import (
     DRAFT_IDS,
     ExactRotary,
     H,

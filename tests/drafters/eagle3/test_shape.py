@@ -2,8 +2,8 @@
 
 from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config, Qwen3Config
 
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.shape import drafter_shape
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.drafters.eagle3.shape import drafter_shape
 
 SETTINGS = TrainConfig(dump="d", out="o")
 

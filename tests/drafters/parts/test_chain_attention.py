@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.attention.chain import chain_attention
-from specpipe.stages.drafter.attention.layout import Layout
-from specpipe.stages.drafter.samples.batch import SpanOfStarts
-from tests.drafter.toys import Largest, bytes_saved
+from specpipe.schemas.settings.train import AttentionName
+from specpipe.stages.drafters.parts.attention.chain import chain_attention
+from specpipe.stages.drafters.parts.attention.layout import Layout
+from specpipe.stages.samples.batch import SpanOfStarts
+from tests.drafters.toys import Largest, bytes_saved
 
 # Two samples, at 0 and at 9; spans at a sample's beginning, of one start, and back to back.
 SPANS = (

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.attention import flash_varlen
-from specpipe.stages.drafter.attention.flash_blocks import FlashBlocks
-from specpipe.stages.drafter.attention.flash_varlen import FlashVarlen
-from specpipe.stages.drafter.attention.kernel import AttentionKernel
-from specpipe.stages.drafter.attention.layout import Layout
-from specpipe.stages.drafter.attention.reference import ReferenceAttention
-from specpipe.stages.drafter.samples.batch import SpanOfStarts
+from specpipe.stages.drafters.parts.attention import flash_varlen
+from specpipe.stages.drafters.parts.attention.flash_blocks import FlashBlocks
+from specpipe.stages.drafters.parts.attention.flash_varlen import FlashVarlen
+from specpipe.stages.drafters.parts.attention.kernel import AttentionKernel
+from specpipe.stages.drafters.parts.attention.layout import Layout
+from specpipe.stages.drafters.parts.attention.reference import ReferenceAttention
+from specpipe.stages.samples.batch import SpanOfStarts
 
 SPANS = (SpanOfStarts(0, 0, 1), SpanOfStarts(0, 3, 7), SpanOfStarts(9, 12, 40))
 NUM_STARTS, NUM_POSITIONS = 33, 42

@@ -12,10 +12,10 @@ from transformers import (
     Qwen3_5TextConfig,
 )
 
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.attention.rotary import Rotary, rotate
-from specpipe.stages.drafter.rope import rope_problems
-from specpipe.stages.drafter.shape import drafter_shape
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.drafters.eagle3.shape import drafter_shape
+from specpipe.stages.drafters.parts.attention.rotary import Rotary, rotate
+from specpipe.stages.drafters.parts.rope import rope_problems
 
 SETTINGS = TrainConfig(dump="d", out="o")
 SIZE: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32}

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.samples import StoredSample
-from specpipe.stages.storage.states import SampleStates
+from specpipe.stages.storage.shard.samples import StoredSample
+from specpipe.stages.storage.shard.states import SampleStates
 from tests.dump.conftest import small_config, write_lines
 
-SAMPLE_DATA = Path(__file__).parents[2] / "sample_data"
+SAMPLE_DATA = Path(__file__).parents[3] / "sample_data"
 TARGET = SAMPLE_DATA / "target"
 END = 2
 """The sample target's end token."""

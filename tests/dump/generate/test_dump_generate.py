@@ -13,14 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.states import U16
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.states import U16
 from specpipe.stages.train.run import run as train
+from specpipe.stages.upkeep.verify.run import verify
 from tests.dump.conftest import small_config, write_lines
-from tests.dump.questions import (
+from tests.dump.generate.questions import (
     END,
     TARGET,
     answer,

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.config import GenerateConfig
-from specpipe.schemas.dump import SAMPLES_FILE, TextOrigin, plan_key
 from specpipe.schemas.errors import IdentityError, IntegrityError, ValidationError
+from specpipe.schemas.records.dump import SAMPLES_FILE, TextOrigin, plan_key
+from specpipe.schemas.settings.stages import GenerateConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.samples import check_plan, plan_from_parquet
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.samples import check_plan, plan_from_parquet
 from specpipe.stages.target.backend import Captured, Prompt
-from specpipe.stages.target.hf import HfBackend
-from tests.dump.questions import answer, asked, generate_config, questions, samples, stored
-from tests.dump.test_dump_kill import PROGRAM, contents
+from specpipe.stages.target.hf.backend import HfBackend
+from specpipe.stages.upkeep.verify.run import verify
+from tests.dump.generate.questions import answer, asked, generate_config, questions, samples, stored
+from tests.dump.resume.test_dump_kill import PROGRAM, contents
 
 # Turns are short, so that most conversations come to their second one.
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "max_tokens": 30, "stop": ("=", ".")}

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specpipe.schemas.dump import plan_key
 from specpipe.schemas.errors import ConfigError, InputError
+from specpipe.schemas.records.dump import plan_key
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.samples import plan_from_parquet
-from specpipe.stages.storage.verify import verify
-from tests.dump.questions import (
+from specpipe.stages.storage.shard.samples import plan_from_parquet
+from specpipe.stages.upkeep.verify.run import verify
+from tests.dump.generate.questions import (
     END,
     TARGET,
     Row,

@@ -1,6 +1,6 @@
 """Run a dump of several worker processes many times, each with a SIGKILL; a program, not a test.
 
-    python -m tests.dump.crew_killed CONFIG.json OUT KILLS.json
+    python -m tests.dump.resume.crew_killed CONFIG.json OUT KILLS.json
 
 KILLS is a list of `Kill`; the i-th is of the dump OUT/i. Each dump is then run once more.
 """
@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from specpipe.pipeline.executors import executor_of
-from specpipe.schemas.config import DumpConfig
+from specpipe.pipeline.launch.executor import executor_of
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
 from tests.dump.commands import DEADLINE, children, command_line, until
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 
 
 def die_at(write: int) -> None:

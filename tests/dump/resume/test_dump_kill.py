@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import INDEX_FILE, manifest_key
+from specpipe.schemas.records.dump import INDEX_FILE, manifest_key
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.upkeep.verify.run import verify
 
 PROGRAM = Path(__file__).parent / "dump_killed.py"
 NUM_MORE_CHAINS = int(os.environ.get("SPECPIPE_NUM_KILLS", "0"))

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from specpipe.schemas.config import DumpConfig
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.upkeep.verify.run import verify
 from tests.dump.commands import Command
-from tests.dump.crew_killed import KILLS, Kill
-from tests.dump.test_dump_kill import contents
+from tests.dump.resume.crew_killed import KILLS, Kill
+from tests.dump.resume.test_dump_kill import contents
 
 NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
 """scripts/prove sets 25."""
@@ -63,10 +63,10 @@ def test_killed_and_run_again(alone: DumpConfig, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "tests.dump.crew_killed"),
+            *(sys.executable, "-m", "tests.dump.resume.crew_killed"),
             *(tmp_path / "config.json", out, tmp_path / "kills.json"),
         ],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,

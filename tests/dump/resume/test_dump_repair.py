@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import INDEX_FILE, manifest_key, plan_key
 from specpipe.schemas.errors import IntegrityError, ValidationError
+from specpipe.schemas.records.dump import INDEX_FILE, manifest_key, plan_key
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump import worker as worker_module
 from specpipe.stages.dump.run import run
 from specpipe.stages.dump.shard import write_shard
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.verify import verify
-from specpipe.stages.target.hf import HfBackend
-from tests.dump.test_dump_kill import contents
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.target.hf.backend import HfBackend
+from specpipe.stages.upkeep.verify.run import verify
+from tests.dump.resume.test_dump_kill import contents
 
 MakeConfig = Callable[..., DumpConfig]
 WriteRows = Callable[..., Path]
@@ -108,7 +108,7 @@ def test_finishing_seals_nothing_that_is_damaged(config: DumpConfig, kind: str) 
 
 
 def test_a_plan_with_another_token_is_refused(config: DumpConfig, tmp_path: Path) -> None:
-    from specpipe.stages.storage.samples import plan_from_parquet, plan_to_parquet
+    from specpipe.stages.storage.shard.samples import plan_from_parquet, plan_to_parquet
 
     run(config)
     folder = Folder.open(config.out)

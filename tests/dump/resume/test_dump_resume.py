@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import DUMP_FILE, INDEX_FILE, manifest_key, plan_key
 from specpipe.schemas.errors import IdentityError, IntegrityError, UnfinishedError
-from specpipe.stages.dump.prepare import prepare
+from specpipe.schemas.records.dump import DUMP_FILE, INDEX_FILE, manifest_key, plan_key
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
-from specpipe.stages.dump.stamp import STAMP_FILE, make_stamp
+from specpipe.stages.dump_plan.prepared import prepare
+from specpipe.stages.dump_plan.stamp import STAMP_FILE, make_stamp
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 
 MakeConfig = Callable[..., DumpConfig]
 WriteRows = Callable[..., Path]

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import plan_key
+from specpipe.schemas.records.dump import plan_key
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.int8_states import widened
-from specpipe.stages.storage.samples import StoredSample
-from specpipe.stages.storage.states import U16, SampleStates
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.int8_states import widened
+from specpipe.stages.storage.shard.samples import StoredSample
+from specpipe.stages.storage.shard.states import U16, SampleStates
+from specpipe.stages.upkeep.verify.run import verify
 from tests.architectures import VOCAB, build
 from tests.dump.commands import Command
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.storage.verify import verify
 from specpipe.stages.target.open_backend import choose_backend
+from specpipe.stages.upkeep.verify.run import verify
 from tests.architectures import build
 from tests.dump.commands import Command, children, until
 
 # Before the import of a module that stops halfway without vLLM.
 pytest.importorskip("vllm", reason="vLLM is not installed")
-from tests.dump.test_dump_vllm import dump_config, rows
+from tests.dump.vllm.test_dump_vllm import dump_config, rows
 
 pytestmark = [
     pytest.mark.vllm,
@@ -115,8 +115,8 @@ def test_auto_takes_vllm_where_it_can_run_the_target(target: Path, tmp_path: Pat
 def test_options_that_change_the_states_are_part_of_the_identity(
     target: Path, tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
-    from specpipe.stages.dump.prepare import plan_of
-    from specpipe.stages.dump.rejected import Rejections
+    from specpipe.stages.dump_plan.prepared import plan_of
+    from specpipe.stages.text.rejected import Rejections
 
     def identity(**engine: Any) -> str:
         config = dump_config(target, data, tmp_path / "dump", backend="vllm", engine=engine)

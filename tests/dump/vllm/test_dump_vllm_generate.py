@@ -8,13 +8,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specpipe.stages.export.engine import Decoded, EngineRequest, decode
-from specpipe.stages.storage.int8_states import widened
-from specpipe.stages.storage.states import U16
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.int8_states import widened
+from specpipe.stages.storage.shard.states import U16
+from specpipe.stages.upkeep.verify.run import verify
+from specpipe.stages.validate.serve.engine import Decoded, EngineRequest, decode
 from tests.dump.commands import Command
 from tests.dump.conftest import small_config, write_lines
-from tests.dump.questions import END, TARGET, answer, asked, generate_config, questions, stored
+from tests.dump.generate.questions import (
+    END,
+    TARGET,
+    answer,
+    asked,
+    generate_config,
+    questions,
+    stored,
+)
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

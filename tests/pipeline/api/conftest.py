@@ -16,9 +16,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from specpipe.pipeline.api.app import PURPOSES, make_app
-from specpipe.pipeline.api.store import Store, StoredJob
+from specpipe.pipeline.api.database import Store, StoredJob
 from tests.dump.conftest import save_target
-from tests.job.conftest import EXTRA
+from tests.pipeline.job.conftest import EXTRA
 
 TOKEN = "a-token-of-the-tests"
 

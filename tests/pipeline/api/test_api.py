@@ -13,11 +13,11 @@ import httpx
 import openai
 import pytest
 
-from specpipe.schemas.config import ValidateConfig
-from specpipe.stages.export.validate import run as validate
-from tests.api.conftest import TOKEN, Server
+from specpipe.schemas.settings.stages import ValidateConfig
+from specpipe.stages.validate.run import run as validate
 from tests.dump.conftest import rows
-from tests.export.small import SAMPLE_DATA
+from tests.pipeline.api.conftest import TOKEN, Server
+from tests.validate.small import SAMPLE_DATA
 
 Start = Callable[..., Server]
 

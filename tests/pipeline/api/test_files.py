@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from specpipe.pipeline.api.database import Store
 from specpipe.pipeline.api.guard import MOST_JSON_BYTES
-from specpipe.pipeline.api.store import Store
-from specpipe.pipeline.api.worker import RESULTS
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import read_rows
-from tests.api.conftest import TOKEN, add_job
-from tests.api.test_api import Start
+from specpipe.pipeline.api.queue_worker import RESULTS
+from specpipe.stages.text.input.rows import read_rows
+from specpipe.stages.text.rejected import Rejections
 from tests.full_disk import files_may_hold
+from tests.pipeline.api.conftest import TOKEN, add_job
+from tests.pipeline.api.test_api import Start
 
 
 def upload(client: TestClient, data: bytes = b"{}\n") -> Any:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from specpipe.pipeline.api.followed import Followed
-from specpipe.pipeline.api.store import NewEvent, Store
+from specpipe.pipeline.api.database import NewEvent, Store
+from specpipe.pipeline.api.job_events import Followed
 from specpipe.pipeline.job.folder import JobFolder
-from specpipe.schemas.job import parse_job
-from specpipe.stages.storage.local_disk import write_file
-from tests.api.conftest import add_job
+from specpipe.schemas.settings.job import parse_job
+from specpipe.stages.storage.store.local_disk import write_file
+from tests.pipeline.api.conftest import add_job
 
 BODY = {"model": "m", "training_file": "f", "method": {"type": "spec-draft"}}
 Write = Callable[..., None]

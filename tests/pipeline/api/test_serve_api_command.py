@@ -10,11 +10,11 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from specpipe.pipeline.api.store import Store
+from specpipe.pipeline.api.database import Store
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import SpecpipeError
-from tests.api.conftest import TOKEN
-from tests.api.test_api import Start
+from tests.pipeline.api.conftest import TOKEN
+from tests.pipeline.api.test_api import Start
 
 
 def refused(*arguments: str) -> SpecpipeError:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from specpipe.pipeline.api import worker as worker_module
-from specpipe.pipeline.api.store import Store
-from specpipe.pipeline.api.worker import MOST_STOPS, Worker
-from tests.api import conftest as api_conftest
+from specpipe.pipeline.api import queue_worker as worker_module
+from specpipe.pipeline.api.database import Store
+from specpipe.pipeline.api.queue_worker import MOST_STOPS, Worker
 from tests.dump.conftest import rows
-from tests.job.conftest import EXTRA
+from tests.pipeline.api import conftest as api_conftest
+from tests.pipeline.job.conftest import EXTRA
 
 AddJob = Callable[[], str]
 

@@ -11,14 +11,14 @@ import yaml
 from click.testing import CliRunner
 
 from specpipe.pipeline import cli
-from specpipe.pipeline.provenance import provenance
-from specpipe.pipeline.settings import load_config
-from specpipe.schemas.config import Config, DumpConfig, ExportConfig
+from specpipe.pipeline.launch.provenance import provenance
+from specpipe.pipeline.terminal.settings import load_config
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.stages import Config, DumpConfig, ExportConfig
+from specpipe.schemas.settings.train import TrainConfig
 from tests.train.conftest import save_target, write_data
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def specpipe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.pipeline.dump_command import dump
-from specpipe.pipeline.dump_options import dump_config
-from specpipe.schemas.config import DumpConfig, GenerateConfig
+from specpipe.pipeline.commands.dump.command import dump
+from specpipe.pipeline.commands.dump.options import dump_config
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.settings.stages import DumpConfig, GenerateConfig
 
 GIVEN = ("--target", "t", "--data", "a.jsonl", "--out", "o")
 

@@ -9,7 +9,7 @@ from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.stages.dump.run import run
 from tests.dump.conftest import rows, save_target, small_config, write_lines
-from tests.dump.test_dump_kill import contents
+from tests.dump.resume.test_dump_kill import contents
 
 
 @pytest.mark.parametrize("limit", ["0.001", "0.2"])

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.pipeline import cli, console
+from specpipe.pipeline import cli
 from specpipe.pipeline.machine_faults import machine_fault
+from specpipe.pipeline.terminal import console
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.printable import printable
 from tests.train.conftest import save_target, write_data
@@ -44,7 +45,7 @@ def test_rights_that_are_missing_are_told_in_one_line(tmp_path: Path) -> None:
     ]  # fmt: skip
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.pipeline.without_rights"],
+            [sys.executable, "-m", "tests.pipeline.commands.without_rights"],
             input=json.dumps(commands),
             capture_output=True,
             text=True,

@@ -13,7 +13,7 @@ from specpipe.pipeline.cli import specpipe
 from specpipe.stages.storage.dump import Dump
 from tests.dump.conftest import rows, save_target, small_config, write_lines
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
 COMMANDS = [
     line.split(" # ")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)

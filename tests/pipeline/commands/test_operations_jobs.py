@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from specpipe.pipeline.settings import load_config
-from specpipe.schemas.config import DumpConfig
+from specpipe.pipeline.terminal.settings import load_config
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
 from tests.dump.conftest import rows, save_target, small_config, write_lines
-from tests.dump.test_dump_kill import contents
+from tests.dump.resume.test_dump_kill import contents
 from tests.schedulers import (
     OPERATIONS,
     SRUN,

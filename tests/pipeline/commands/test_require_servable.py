@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as dump
-from specpipe.stages.target.vllm.families import ENVIRONMENT
+from specpipe.stages.target.vllm.support.families import ENVIRONMENT
 from specpipe.stages.train.run import run as train
 from tests.architectures import VOCAB, build
 from tests.dump.conftest import write_lines
@@ -103,7 +103,7 @@ def test_a_target_that_cannot_be_served_is_refused_before_an_engine_starts(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a vLLM that the plugin is not tried with."""
-    from specpipe.stages.target.vllm import servable
+    from specpipe.stages.target.vllm.support import servable
 
     monkeypatch.setattr(servable, "is_tested", lambda *_: False)
     levels = ("--validation", "structure,replay,serve")

@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.pipeline.train_options import train_config
+from specpipe.pipeline.commands.train.options import train_config
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.recipe import BUDGETS
-from specpipe.schemas.train_config import PresetName, TrainConfig
+from specpipe.schemas.settings.recipe import BUDGETS
+from specpipe.schemas.settings.train import PresetName, TrainConfig
 
 
 def from_file(tmp_path: Path, text: str, **flags: object) -> TrainConfig:
@@ -52,6 +52,6 @@ def test_the_help_shows_every_budget(command: str) -> None:
 
 
 def test_every_setting_has_a_flag() -> None:
-    from specpipe.pipeline.train_command import train
+    from specpipe.pipeline.commands.train.command import train
 
     assert TrainConfig.model_fields.keys() <= {parameter.name for parameter in train.params}

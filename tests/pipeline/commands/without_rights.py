@@ -1,4 +1,6 @@
-"""Run commands as somebody whom the rights of files bind: python -m tests.pipeline.without_rights
+"""Run commands as somebody whom the rights of files bind.
+
+    python -m tests.pipeline.commands.without_rights
 
 Standard input is a JSON list of command lines; standard output a JSON list of [exit code, stderr].
 Root passes over rights by two of its capabilities, which this process lets go first.
@@ -11,7 +13,8 @@ import json
 import os
 import sys
 
-from specpipe.pipeline import cli, console
+from specpipe.pipeline import cli
+from specpipe.pipeline.terminal import console
 
 _VERSION_3 = 0x20080522
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import ConfigError, SpecpipeError, UnfinishedError
-from tests.job.conftest import MakeJob
+from tests.pipeline.job.conftest import MakeJob
 
 
 def refused(job: Path, *more: str) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.job.test_job_manifests import kubernetes_job
-from tests.job.test_run import artifact
+from tests.pipeline.job.test_job_manifests import kubernetes_job
+from tests.pipeline.job.test_run import artifact
 from tests.schedulers import OPERATIONS, SRUN, environment, start_all, write_command
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CRON = re.findall(r"^(?:[\d*/]+ ){5} *(.*)$", (ROOT / "docs" / "jobs.md").read_text(), re.MULTILINE)
 SCRIPT = ["bash", str(OPERATIONS / "slurm_job.sh")]
 RESTARTS = {"SLURM_JOB_ID": "104", "SLURM_RESTART_COUNT": "0"}

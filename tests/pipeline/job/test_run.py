@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from specpipe.pipeline.cli import specpipe
 from specpipe.pipeline.job.stage_process import StageProcess, is_unfinished
-from specpipe.schemas.job_state import JobState
-from specpipe.stages.storage.folder_lock import locked
-from tests.job.conftest import Job, MakeJob
+from specpipe.schemas.records.job_state import JobState
+from specpipe.stages.storage.store.lock import locked
+from tests.pipeline.job.conftest import Job, MakeJob
 
 NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
 """scripts/prove raises it."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from specpipe.pipeline.executors.ray import OBJECT_STORE_BYTES
+from specpipe.pipeline.launch.ray import OBJECT_STORE_BYTES
 from tests.dump.commands import children, command_line
 
 NUM_NODES = 2

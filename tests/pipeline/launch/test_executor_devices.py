@@ -2,10 +2,10 @@
 
 import pytest
 
-from specpipe.pipeline.executors.devices import engine_environments, gpus_per_engine, visible_gpus
-from specpipe.pipeline.executors.ray import cores_per_engine
-from specpipe.schemas.config import DumpConfig
+from specpipe.pipeline.launch.devices import engine_environments, gpus_per_engine, visible_gpus
+from specpipe.pipeline.launch.ray import cores_per_engine
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.settings.stages import DumpConfig
 
 
 def config(**changes: object) -> DumpConfig:

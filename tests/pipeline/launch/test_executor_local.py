@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from specpipe.pipeline.executors import executor_of
-from specpipe.pipeline.executors.exchange import Job, error_record, raise_reported
-from specpipe.pipeline.executors.local import Crew
-from specpipe.pipeline.executors.shard_queue import MOST_LOSSES, ShardQueue
-from specpipe.schemas.config import DumpConfig
+from specpipe.pipeline.launch.exchange import Job, error_record, raise_reported
+from specpipe.pipeline.launch.executor import executor_of
+from specpipe.pipeline.launch.local import Crew
+from specpipe.pipeline.launch.shard_queue import MOST_LOSSES, ShardQueue
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError, UnfinishedError
+from specpipe.schemas.settings.stages import DumpConfig
 from tests.dump.commands import Command
 from tests.dump.conftest import rows, save_target, small_config, write_lines
 

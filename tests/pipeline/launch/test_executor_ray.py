@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.pipeline.executors import executor_of
+from specpipe.pipeline.launch.executor import executor_of
 from specpipe.schemas.errors import StoreError
 from specpipe.stages.dump.run import run
 from tests.dump.commands import Command, until
 from tests.dump.conftest import rows, save_target, small_config, write_lines
-from tests.dump.test_dump_kill import contents
+from tests.dump.resume.test_dump_kill import contents
 from tests.dump.test_dump_not_finite import poison
-from tests.pipeline.ray_cluster import RayCluster, two_nodes
+from tests.pipeline.launch.ray_cluster import RayCluster, two_nodes
 
-JOB_SCRIPT = Path(__file__).parents[2] / "docs" / "operations" / "ray_job.sh"
+JOB_SCRIPT = Path(__file__).parents[3] / "docs" / "operations" / "ray_job.sh"
 
 pytestmark = pytest.mark.slow
 
@@ -65,11 +65,13 @@ def test_the_job_script(
     (tmp_path / "my dump.yaml").write_text(config.model_dump_json(exclude_none=True))
     submit = tmp_path / "bin" / "ray"
     submit.parent.mkdir()
-    submit.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.pipeline.ray_job_submit "$@"\n')
+    submit.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m tests.pipeline.launch.ray_job_submit "$@"\n'
+    )
     submit.chmod(0o755)
     path = [str(submit.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
     monkeypatch.setenv("PATH", os.pathsep.join(path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     monkeypatch.setenv("EXPECTED_ADDRESS", "http://head:8265")
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     arguments = ["http://head:8265", "2", str(tmp_path / "my dump.yaml")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from specpipe.pipeline.worker_index import own_share
+from specpipe.pipeline.launch.worker_index import own_share
 from specpipe.schemas.errors import ConfigError
 
 

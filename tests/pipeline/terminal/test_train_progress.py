@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from specpipe.pipeline import progress as progress_module
-from specpipe.pipeline.progress import Bar, Progress, progress
-from specpipe.pipeline.train_progress import TrainProgress
-from specpipe.stages.activity import doing
+from specpipe.pipeline.commands.train.progress import TrainProgress
+from specpipe.pipeline.terminal import progress as progress_module
+from specpipe.pipeline.terminal.progress import Bar, Progress, progress
+from specpipe.stages.process.activity import doing
 
 STEP = {
     "loss": 3.2119,

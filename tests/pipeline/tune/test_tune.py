@@ -14,18 +14,18 @@ import yaml
 from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.pipeline.stopping import stops_early
-from specpipe.pipeline.train_options import train_config
+from specpipe.pipeline.commands.train.options import train_config
 from specpipe.pipeline.tune import halving, planning
 from specpipe.pipeline.tune.material import Material
 from specpipe.pipeline.tune.search import tune
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
-from specpipe.schemas.tune import TunePlan, TuneResult
-from specpipe.schemas.tune_config import TuneConfig
-from tests.train.tune_killed import LEAST_STEPS
+from specpipe.schemas.records.tune import TunePlan, TuneResult
+from specpipe.schemas.settings.tune import TuneConfig
+from specpipe.stages.process.interrupt import stops_early
+from tests.pipeline.tune.tune_killed import LEAST_STEPS
 
 KILLED = Path(__file__).with_name("tune_killed.py")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 MakeSearch = Callable[..., TuneConfig]
 
@@ -160,7 +160,7 @@ def test_killed_anywhere_a_search_ends_with_the_same_result(
     file = Path(f"{broken.out}.json")
     file.write_text(broken.model_dump_json(exclude_unset=True))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.train.tune_killed", str(file), *moments],
+        [sys.executable, "-m", "tests.pipeline.tune.tune_killed", str(file), *moments],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -7,9 +7,9 @@ import pytest
 from specpipe.pipeline.tune.halving import going_on, least_budget, planned_rungs, total_steps
 from specpipe.pipeline.tune.space import NORMS, RATE_RANGE, search_axes, trial_settings
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.schemas.tune import HeldBack, TrialScore
-from specpipe.schemas.tune_config import TuneConfig
+from specpipe.schemas.records.tune import HeldBack, TrialScore
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.settings.tune import TuneConfig
 from tests.train.conftest import resolved
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from specpipe.pipeline.tune import halving
 from specpipe.pipeline.tune.search import tune
-from specpipe.schemas.tune_config import TuneConfig
+from specpipe.schemas.settings.tune import TuneConfig
 from tests.train.train_killed import prepare
 
 LEAST_STEPS = 4

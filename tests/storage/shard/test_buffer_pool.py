@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 import torch
 
-from specpipe.stages.storage.buffer_pool import BufferPool
+from specpipe.stages.storage.shard.buffer_pool import BufferPool
 
 U16 = np.dtype(np.uint16)
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from specpipe.schemas.dump import DumpIdentity
-from specpipe.stages.storage.arrays import planned_chunks, shard_arrays
+from specpipe.schemas.records.dump import DumpIdentity
+from specpipe.stages.storage.chunks.arrays import planned_chunks, shard_arrays
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.findings import NUM_THREADS
-from specpipe.stages.storage.shard_reader import ShardReader
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.reader import ShardReader
+from specpipe.stages.upkeep.verify.findings import NUM_THREADS
+from specpipe.stages.upkeep.verify.run import verify
 from tests.storage.tiny import make_identity, make_pair, write_dump
 
 FORMATS: dict[str, dict[str, Any]] = {

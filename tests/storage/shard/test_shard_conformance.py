@@ -20,18 +20,18 @@ from hypothesis import strategies as st
 from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore
 
-from specpipe.schemas.dump import CHUNK_TRAILER_BYTES, DumpIdentity, ShardManifest
-from specpipe.stages.storage.arrays import ArrayLayout, planned_chunks
-from specpipe.stages.storage.chunk_codec import chunk_codec
+from specpipe.schemas.records.dump import CHUNK_TRAILER_BYTES, DumpIdentity, ShardManifest
+from specpipe.stages.storage.chunks.arrays import ArrayLayout, planned_chunks
+from specpipe.stages.storage.chunks.codec import chunk_codec
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.int8_states import widened
-from specpipe.stages.storage.listing import listed_arrays, shard_entries
-from specpipe.stages.storage.samples import PlannedSample, StoredSample
-from specpipe.stages.storage.shard_reader import ShardReader
-from specpipe.stages.storage.shard_writer import ShardWriter
-from specpipe.stages.storage.states import SampleStates
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.shard.int8_states import widened
+from specpipe.stages.storage.shard.listing import listed_arrays, shard_entries
+from specpipe.stages.storage.shard.reader import ShardReader
+from specpipe.stages.storage.shard.samples import PlannedSample, StoredSample
+from specpipe.stages.storage.shard.states import SampleStates
+from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.upkeep.verify.run import verify
 from tests.storage.tiny import (
     Pair,
     concatenated,

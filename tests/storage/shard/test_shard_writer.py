@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.storage.arrays import planned_chunks, shard_arrays, values_problem
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.scales import AuxScales, write_scales
-from specpipe.stages.storage.shard_reader import ShardReader
-from specpipe.stages.storage.shard_writer import ShardWriter
-from specpipe.stages.storage.states import bfloat16_is_finite
+from specpipe.stages.storage.chunks.arrays import planned_chunks, shard_arrays, values_problem
+from specpipe.stages.storage.shard.reader import ShardReader
+from specpipe.stages.storage.shard.scales import AuxScales, write_scales
+from specpipe.stages.storage.shard.states import bfloat16_is_finite
+from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.store.folder import Folder
 from tests.storage.tiny import (
     Pair,
     equal_states,

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.dump import DumpIdentity
 from specpipe.schemas.errors import StoreError
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, write_file
-from specpipe.stages.storage.shard_reader import ShardReader
-from specpipe.stages.storage.shard_writer import ShardWriter
+from specpipe.schemas.records.dump import DumpIdentity
+from specpipe.stages.storage.shard.reader import ShardReader
+from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.local_disk import TEMPORARY_PREFIX, write_file
 from tests.storage.damages import FORMATS
 from tests.storage.tiny import (
     Pair,
@@ -36,7 +36,7 @@ ROUNDS = 40
 # Arguments: root, own name. Waits for the file `go`, then claims every key; prints those it won.
 CLAIM = f"""
 import os, sys, time
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 root, name = sys.argv[1:]
 folder = Folder.open(root)
 print("ready", flush=True)
@@ -50,7 +50,7 @@ for i in range({ROUNDS}):
 # Arguments: root. Rewrites three objects for ever, each time whole and of one letter.
 REWRITE = """
 import itertools, sys
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 folder = Folder.open(sys.argv[1])
 print("ready", flush=True)
 for i in itertools.count():
@@ -63,7 +63,7 @@ for i in itertools.count():
 LIMITED = """
 import resource, sys
 from specpipe.schemas.errors import StoreError
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 from tests.storage.tiny import make_identity, make_pair, write_shard
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -145,7 +145,7 @@ def test_a_failed_write_keeps_the_old_object_and_no_leftover(tmp_path: Path) -> 
     script = """
 import resource, sys
 from specpipe.schemas.errors import StoreError
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 folder = Folder.open(sys.argv[1])
 folder.write("object", b"old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -166,7 +166,7 @@ def test_a_shard_that_does_not_fit_loses_nothing_committed(tmp_path: Path) -> No
     folder = Folder.open(str(tmp_path))
     pairs = make_shards(identity)[0]
     manifest = write_shard(folder, identity, 0, pairs)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path), "10000"],
         stdout=subprocess.PIPE,

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specpipe.stages.storage.crc import concat_crc32c, crc32c
+from specpipe.stages.storage.store.crc import concat_crc32c, crc32c
 
 
 def test_the_check_value_of_rfc_3720() -> None:

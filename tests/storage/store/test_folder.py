@@ -8,8 +8,8 @@ import pytest
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.storage.folder import Folder, place_of_file
-from specpipe.stages.storage.folder_lock import locked
+from specpipe.stages.storage.store.folder import Folder, place_of_file
+from specpipe.stages.storage.store.lock import locked
 
 
 def test_write_read_and_replace(root: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 from tests.s3 import S3Server
 
 Cost = list[tuple[str, str | None]]

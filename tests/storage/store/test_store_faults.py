@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from specpipe.schemas.errors import StoreError
-from specpipe.stages.storage import outbox, retry
-from specpipe.stages.storage.arrays import planned_chunks, shard_arrays
-from specpipe.stages.storage.chunk_codec import buffer_bytes
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.retry import RetryPolicy
-from specpipe.stages.storage.shard_reader import ShardReader
-from specpipe.stages.storage.shard_writer import ShardWriter
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.chunks.arrays import planned_chunks, shard_arrays
+from specpipe.stages.storage.chunks.codec import buffer_bytes
+from specpipe.stages.storage.shard import outbox
+from specpipe.stages.storage.shard.reader import ShardReader
+from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.store import retry
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.retry import RetryPolicy
+from specpipe.stages.upkeep.verify.run import verify
 from tests.s3 import Fault, Request, S3Server
 from tests.storage.damages import FORMATS
 from tests.storage.tiny import (

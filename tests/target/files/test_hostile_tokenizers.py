@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError
-from specpipe.stages.dump.tokens import Tokens
-from specpipe.stages.target.tokenizer import encode, load_tokenizer
-from specpipe.stages.target.turn_end import TurnEnd
+from specpipe.stages.target.files.tokenizer import encode, load_tokenizer
+from specpipe.stages.target.files.turn_end import TurnEnd
+from specpipe.stages.text.mask.tokens import Tokens
 
-SAMPLE = Path(__file__).parents[2] / "sample_data" / "target"
+SAMPLE = Path(__file__).parents[3] / "sample_data" / "target"
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from specpipe.schemas.config import DumpConfig, ExportConfig
 from specpipe.schemas.errors import IdentityError
-from specpipe.stages.export.target_check import check_target
-from specpipe.stages.target.hf import HfBackend
-from specpipe.stages.target.identity import load_config, target_identity
-from specpipe.stages.target.location import local_folder, on_this_disk
-from tests.target.hub import hub
+from specpipe.schemas.settings.stages import DumpConfig, ExportConfig
+from specpipe.stages.target.files.identity import load_config, target_identity
+from specpipe.stages.target.files.location import local_folder, on_this_disk
+from specpipe.stages.target.hf.backend import HfBackend
+from specpipe.stages.validate.target_check import check_target
+from tests.target.files.hub import hub
 
 CODE = """
 from transformers import LlamaConfig

@@ -21,13 +21,13 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.export.capture import TargetCapture
-from specpipe.stages.target.head_model import head_numbers
-from specpipe.stages.target.hf import HfBackend
-from specpipe.stages.target.identity import load_config, target_identity
-from specpipe.stages.target.model_config import build_config, parse_config
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.target.files.identity import load_config, target_identity
+from specpipe.stages.target.files.model_config import build_config, parse_config
+from specpipe.stages.target.head.head_model import head_numbers
+from specpipe.stages.target.hf.backend import HfBackend
+from specpipe.stages.validate.serve.capture import TargetCapture
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.export.capture import TargetCapture
-from specpipe.stages.target.hf import HfBackend
-from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.quantised import missing_package
-from tests.target.test_hf_capture import backend, batch
+from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.files.quantised import missing_package
+from specpipe.stages.target.hf.backend import HfBackend
+from specpipe.stages.validate.serve.capture import TargetCapture
+from tests.target.hf.test_hf_capture import backend, batch
 
 INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 W8A8 = {

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
-from specpipe.stages.target.hf import HfBackend
-from specpipe.stages.target.identity import target_identity
-from specpipe.stages.target.location import local_folder, tokenizer_files
-from specpipe.stages.target.tokenizer import load_tokenizer
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.target.files.identity import target_identity
+from specpipe.stages.target.files.location import local_folder, tokenizer_files
+from specpipe.stages.target.files.tokenizer import load_tokenizer
+from specpipe.stages.target.hf.backend import HfBackend
 
 
 @pytest.fixture

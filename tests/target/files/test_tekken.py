@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.sample import Source
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.target.location import tokenizer_files
-from tests.dump.chat_families import MISTRAL, chat
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.target.files.location import tokenizer_files
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.rejected import Rejections
+from tests.text.chat_families import MISTRAL, chat
 
 SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>")
 

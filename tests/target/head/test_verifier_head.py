@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.target.head import (
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.target.head.verifier_head import (
     VerifierHead,
     final_scale,
     load_embedding,
     load_lm_head,
     save_head,
 )
-from specpipe.stages.target.hf import HfBackend
+from specpipe.stages.target.hf.backend import HfBackend
 
 CPU = torch.device("cpu")
 

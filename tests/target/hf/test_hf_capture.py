@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.schemas.sample import Ids
-from specpipe.stages.target.hf import HfBackend
+from specpipe.schemas.records.sample import Ids
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.target.hf.backend import HfBackend
 
 LAYERS = (1, 2, 4, 5)
 

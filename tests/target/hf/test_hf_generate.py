@@ -13,11 +13,11 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 
-from specpipe.schemas.config import DumpConfig, GenerateConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages import activity
+from specpipe.schemas.settings.stages import DumpConfig, GenerateConfig
+from specpipe.stages.process import activity
 from specpipe.stages.target.backend import Generation, Prompt
-from specpipe.stages.target.hf import HfBackend, cache_of
+from specpipe.stages.target.hf.backend import HfBackend, cache_of
 from tests.architectures import VOCAB, build
 
 NAMES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "phi3", "granite", "cohere"]

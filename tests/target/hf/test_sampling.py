@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.config import GenerateConfig
-from specpipe.stages.target.sampling import Sampler
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.target.hf.sampling import Sampler
 
 LOGITS_V = torch.tensor([2.0, -1.0, 0.5, 0.0, -3.0, 1.5])
 NUM_DRAWS = 4000

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.stages.target.causal_lm import load_causal_lm
-from specpipe.stages.target.identity import load_config
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.model.causal_lm import load_causal_lm
 
 
 def _loaded(config: DumpConfig) -> PreTrainedModel:

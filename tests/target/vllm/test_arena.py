@@ -93,7 +93,7 @@ def test_another_process_writes_and_says_so() -> None:
 
 def test_the_engine_ends_with_the_command() -> None:
     child = (
-        "import sys, time; from specpipe.stages.target.parent import end_with_parent;"
+        "import sys, time; from specpipe.stages.process.parent import end_with_parent;"
         "end_with_parent(int(sys.argv[1])); print('watching', flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(["sleep", "60"])
@@ -112,7 +112,7 @@ def test_the_engine_does_not_outlive_a_command_that_is_gone_already() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     code = (
-        "import sys, time; from specpipe.stages.target.parent import end_with_parent;"
+        "import sys, time; from specpipe.stages.process.parent import end_with_parent;"
         "end_with_parent(int(sys.argv[1])); time.sleep(60)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(gone.pid)], check=False, timeout=50)

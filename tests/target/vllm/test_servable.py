@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.target.vllm import servable as module
-from specpipe.stages.target.vllm.families import ENVIRONMENT, FAMILIES
-from specpipe.stages.target.vllm.model_source import ModelSource
-from specpipe.stages.target.vllm.model_table import methods_in, model_table, models_of
-from specpipe.stages.target.vllm.servable import minor, servable
+from specpipe.stages.target.vllm.support import servable as module
+from specpipe.stages.target.vllm.support.families import ENVIRONMENT, FAMILIES
+from specpipe.stages.target.vllm.support.model_source import ModelSource
+from specpipe.stages.target.vllm.support.model_table import methods_in, model_table, models_of
+from specpipe.stages.target.vllm.support.servable import minor, servable
 
 REGISTRY = """
 _TEXT_GENERATION_MODELS = {

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from specpipe.schemas.errors import StoreError
-from specpipe.stages.export import engine
 from specpipe.stages.target.vllm import shared_memory
-from specpipe.stages.target.vllm.eagle3_models import NotOfThisForm, collecting
+from specpipe.stages.target.vllm.support.aux_state_models import NotOfThisForm, collecting
+from specpipe.stages.validate.serve import engine
 
 
 class Decoder:
@@ -98,7 +98,7 @@ print(json.dumps(found))
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_vllm_stays_as_it_is_but_for_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specpipe.stages.target.vllm.families import ENVIRONMENT, FAMILIES
+    from specpipe.stages.target.vllm.support.families import ENVIRONMENT, FAMILIES
 
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from specpipe.stages.target.vllm.support import why_not
+from specpipe.stages.target.vllm.support.runnable import why_not
 
 
 def test_a_model_that_vllm_cannot_load_here_is_not_said_to_give_no_states(

@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import sample_from_pretokenized
-from specpipe.stages.dump import tokens
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.inputs import iterate_samples
-from specpipe.stages.dump.json_rows import LONGEST_LINE
-from specpipe.stages.dump.prompts import read_prompts
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import read_rows
-from tests.dump.chat_families import QWEN, chat, save_family
+from specpipe.schemas.records.sample import sample_from_pretokenized
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.input.json_rows import LONGEST_LINE
+from specpipe.stages.text.input.rows import read_rows
+from specpipe.stages.text.mask import tokens
+from specpipe.stages.text.prompts import read_prompts
+from specpipe.stages.text.rejected import Rejections
+from specpipe.stages.text.samples import iterate_samples
 from tests.dump.conftest import Row, write_lines
+from tests.text.chat_families import QWEN, chat, save_family
 
 MOST_MIB = 1024
 """What docs/operations.md states of a row before it is tokenised."""
@@ -29,8 +29,8 @@ MOST_MIB = 1024
 READ = """
 import resource, sys
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import read_rows
+from specpipe.stages.text.rejected import Rejections
+from specpipe.stages.text.input.rows import read_rows
 
 def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -11,9 +11,9 @@ import fsspec
 import pytest
 
 from specpipe.schemas.errors import ConfigError, InputError, StoreError
-from specpipe.stages.dump.input_files import input_files
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import read_rows
+from specpipe.stages.text.input.files import input_files
+from specpipe.stages.text.input.rows import read_rows
+from specpipe.stages.text.rejected import Rejections
 from tests.s3 import S3Server
 
 TREE = [

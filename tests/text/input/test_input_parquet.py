@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import Source, sample_from_pretokenized
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import Row, read_rows
+from specpipe.schemas.records.sample import Source, sample_from_pretokenized
+from specpipe.stages.text.input.rows import Row, read_rows
+from specpipe.stages.text.rejected import Rejections
 
 IDS = [5, 6, 7, 8]
 CALLS = [{"function": {"name": "f", "arguments": {"a": 1}}}]

@@ -20,12 +20,12 @@ import zstandard
 from fsspec.implementations.local import LocalFileSystem
 
 from specpipe.schemas.errors import InputError, StoreError
-from specpipe.schemas.sample import Source
-from specpipe.stages.dump.input_files import InputFile, input_files
-from specpipe.stages.dump.json_rows import json_rows
-from specpipe.stages.dump.parquet_rows import parquet_rows
-from specpipe.stages.dump.rejected import Rejections, from_jsonl, to_jsonl
-from specpipe.stages.dump.rows import Row, read_rows
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.text.input.files import InputFile, input_files
+from specpipe.stages.text.input.json_rows import json_rows
+from specpipe.stages.text.input.parquet_rows import parquet_rows
+from specpipe.stages.text.input.rows import Row, read_rows
+from specpipe.stages.text.rejected import Rejections, from_jsonl, to_jsonl
 from specpipe.stages.untrusted.json_text import parse_json
 
 LINES = b"".join(b'{"text": "line %d"}\n' % number for number in range(1, 2001))

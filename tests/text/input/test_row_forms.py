@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import Source
-from specpipe.stages.dump.messages import Conversation, conversation_of
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import read_rows
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.text.chat.messages import Conversation, conversation_of
+from specpipe.stages.text.input.rows import read_rows
+from specpipe.stages.text.rejected import Rejections
 from tests.dump.conftest import Row, write_lines
 
 SOURCE = Source("f", 1)

@@ -11,17 +11,17 @@ from pydantic import ValidationError as PydanticError
 from scripts.bench.counting_disk import CountingDisk
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import ConfigError, IdentityError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import load_checkpoint
-from specpipe.stages.drafter.samples.read_ahead import read_samples
-from specpipe.stages.drafter.samples.reader import SampleReader
-from specpipe.stages.drafter.samples.selection import split
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.process.stop_question import StopQuestion
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.samples.read_ahead import read_samples
+from specpipe.stages.samples.reader import SampleReader
+from specpipe.stages.samples.selection import split
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.retry import DEFAULT_POLICY
-from specpipe.stages.train.dumps import TrainingDumps
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.retry import DEFAULT_POLICY
+from specpipe.stages.train.data.dumps import TrainingDumps
 from specpipe.stages.train.run import run
-from specpipe.stages.train.stop import StopQuestion
 from tests.storage.tiny import make_identity, make_pair, write_dump
 from tests.train.conftest import MakeConfig, MakeDump, same_run
 

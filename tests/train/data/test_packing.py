@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specpipe.stages.drafter.samples.reader import SampleRef
-from specpipe.stages.train.packing import Batches, epoch_batches, pack
+from specpipe.stages.samples.reader import SampleRef
+from specpipe.stages.train.data.packing import Batches, epoch_batches, pack
 
 
 def refs_of(

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specpipe.pipeline.train_options import train_config
+from specpipe.pipeline.commands.train.options import train_config
 from specpipe.schemas.errors import ConfigError, SpecpipeError
-from specpipe.schemas.train_config import PresetName, TrainConfig
+from specpipe.schemas.settings.train import PresetName, TrainConfig
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig
 

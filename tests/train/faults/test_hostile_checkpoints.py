@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from specpipe.schemas.checkpoint import (
+from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.records.checkpoint import (
     DRAFTER_FILE,
     MODEL_FILE,
     OPTIMIZER_FILE,
@@ -19,8 +20,7 @@ from specpipe.schemas.checkpoint import (
     STATE_FILE,
     TrainState,
 )
-from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.drafter.checkpoint import latest_checkpoint
+from specpipe.stages.runs.checkpoint import latest_checkpoint
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig
 

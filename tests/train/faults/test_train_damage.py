@@ -13,14 +13,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from specpipe.schemas.dump import AUX_SCALES_FILE
 from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.storage.arrays import array_names
+from specpipe.schemas.records.dump import AUX_SCALES_FILE
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.storage.chunks.arrays import array_names
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.samples import StoredSample, samples_from_parquet, samples_to_parquet
-from specpipe.stages.storage.scales import read_scales
+from specpipe.stages.storage.shard.samples import (
+    StoredSample,
+    samples_from_parquet,
+    samples_to_parquet,
+)
+from specpipe.stages.storage.shard.scales import read_scales
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.train.run import run
 from tests.storage.damages import (
     DAMAGES,

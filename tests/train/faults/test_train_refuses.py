@@ -20,11 +20,11 @@ from specpipe.schemas.errors import (
     StoreError,
     UnfinishedError,
 )
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.folder import RunFolder
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run
-from specpipe.stages.train.run_folder import RunFolder
 from specpipe.stages.train.trainee import Trainee
 from tests.train.conftest import MakeConfig, MakeDump, resolved, same_run
 
@@ -357,7 +357,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(make_config: MakeConfig, tmp_p
     # Files may not grow over 40 kB in this process: the model alone is larger.
     program = (
         "import resource, signal, sys; from pathlib import Path;"
-        "from specpipe.schemas.train_config import TrainConfig;"
+        "from specpipe.schemas.settings.train import TrainConfig;"
         "from specpipe.stages.train.run import run;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000));"

@@ -3,9 +3,9 @@
 import pytest
 
 from specpipe.schemas.errors import IdentityError, InputError
-from specpipe.schemas.sample import digest
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.selection import share, split
+from specpipe.schemas.records.sample import digest
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.samples.selection import share, split
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from specpipe.schemas.learning_curve import CurvePoint, LearningCurve
+from specpipe.schemas.records.learning_curve import CurvePoint, LearningCurve
 from specpipe.stages.train.learning_curve.foretold import foretold
 
 TOKENS = 80_000

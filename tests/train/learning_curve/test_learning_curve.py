@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.schemas.config import ReportConfig
 from specpipe.schemas.errors import ConfigError, UnfinishedError
+from specpipe.schemas.settings.stages import ReportConfig
 from specpipe.stages.report.run import run as report
 from specpipe.stages.train.learning_curve.shares import SHARES, share_config
 from specpipe.stages.train.run import run

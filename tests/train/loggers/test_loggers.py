@@ -17,16 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from specpipe.schemas.checkpoint import LoggerRecord
 from specpipe.schemas.errors import ConfigError, UnfinishedError
-from specpipe.schemas.metrics import scalars
-from specpipe.schemas.train_config import LoggerName, TrainConfig
+from specpipe.schemas.records.checkpoint import LoggerRecord
+from specpipe.schemas.records.metrics import scalars
+from specpipe.schemas.settings.train import LoggerName, TrainConfig
 from specpipe.stages.train.loggers.opening import open_loggers
 from specpipe.stages.train.loggers.records import read_records
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig, read_metrics
-from tests.train.logger_readers import History, history, tensorboard_history
+from tests.train.loggers.logger_readers import History, history, tensorboard_history
 
 pytestmark = pytest.mark.filterwarnings("default")  # the loggers' packages warn of their own
 
@@ -89,7 +89,7 @@ def test_a_run_that_is_killed_reports_no_step_twice(
         log=name, log_project="tests", max_steps=7, eval_every=4, checkpoint_every=3
     )
     (tmp_path / "config.json").write_text(config.model_dump_json())
-    killed = Path(__file__).with_name("train_killed.py")
+    killed = Path(__file__).parents[1] / "train_killed.py"
     command = [sys.executable, str(killed), str(tmp_path / "config.json"), "step:5"]
     # A process of its own has a wandb-core of its own.
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
@@ -134,7 +134,7 @@ def test_no_secret_reaches_a_logger(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config.model_dump_json())
     program = (
         "import sys; from pathlib import Path;"
-        "from specpipe.schemas.train_config import TrainConfig;"
+        "from specpipe.schemas.settings.train import TrainConfig;"
         "from specpipe.stages.train.loggers.opening import open_loggers;"
         "from specpipe.stages.train.loggers.reports import Reports;"
         "config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_text());"
@@ -235,7 +235,7 @@ def test_a_logger_left_out_for_a_while_gets_what_comes_after(
 
 
 def test_every_logger_has_its_module_and_its_extra() -> None:
-    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    pyproject = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     for name in NAMES:
         assert f"\nlog-{name} = [" in pyproject
         if importlib.util.find_spec(name) is not None:

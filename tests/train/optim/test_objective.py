@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.train.objective import Measured, Objective
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.train.optim.objective import Measured, Objective
 from tests.train.conftest import MakeConfig
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from specpipe.schemas.errors import UnfinishedError
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
-from specpipe.stages.train.optimizer import Optimizer
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.train.optim.optimizer import Optimizer
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig, read_metrics, resolved, same_run
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.train.schedule import rate_factor
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.train.optim.schedule import rate_factor
 from tests.train.conftest import resolved
 
 SCHEDULES = get_args(TrainConfig.model_fields["schedule"].annotation)

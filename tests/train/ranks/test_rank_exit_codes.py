@@ -14,10 +14,10 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from specpipe.pipeline.job.stage_process import StageOutcome, StageProcess, is_unfinished
 from specpipe.pipeline.torchrun import end_as
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import latest_checkpoint
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.runs.checkpoint import latest_checkpoint
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.train.run import run
 from tests.storage.damages import flip
 from tests.train.conftest import MakeConfig, MakeDump

@@ -12,19 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specpipe.schemas.checkpoint import TrainState
 from specpipe.schemas.errors import UnfinishedError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
-from specpipe.stages.drafter.samples.reader import SampleReader
-from specpipe.stages.drafter.samples.selection import split
+from specpipe.schemas.records.checkpoint import TrainState
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.runs.checkpoint import latest_checkpoint, load_checkpoint
+from specpipe.stages.samples.reader import SampleReader
+from specpipe.stages.samples.selection import split
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.train.order import planned_steps
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.train.data.order import planned_steps
 from specpipe.stages.train.run import run
 from tests.storage.damages import flip
 from tests.train.conftest import MakeConfig, MakeDump, read_metrics, resolved, same_run
-from tests.train.two_ranks import SECONDS, train
+from tests.train.ranks.two_ranks import SECONDS, train
 
 pytestmark = pytest.mark.slow
 

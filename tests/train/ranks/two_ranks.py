@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.train import TrainConfig
 from tests.train import train_killed
 
 SECONDS = 600

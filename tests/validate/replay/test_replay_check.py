@@ -9,20 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import ExportConfig
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from specpipe.stages.export import agreement, replay_check
-from specpipe.stages.export.artifact_tensors import artifact_tensors
-from specpipe.stages.export.formats import FORMATS
-from specpipe.stages.export.plain_drafter import read_config
-from specpipe.stages.export.replay_check import ReplayFindings
+from specpipe.schemas.settings.stages import ExportConfig
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors
+from specpipe.stages.drafters.eagle3.proposal import read_config
+from specpipe.stages.drafters.formats import FORMATS
 from specpipe.stages.export.run import run
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding
+from specpipe.stages.target.head.verifier_head import load_embedding
 from specpipe.stages.train.run import run as train
-from tests.export.artifacts import Tensors, edit_config, edit_tensors
-from tests.export.small import Trained
+from specpipe.stages.validate.replay import agreement
+from specpipe.stages.validate.replay import run as replay_check
+from specpipe.stages.validate.replay.run import ReplayFindings
+from tests.validate.artifacts import Tensors, edit_config, edit_tensors
+from tests.validate.small import Trained
 
 
 @pytest.fixture

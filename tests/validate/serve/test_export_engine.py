@@ -15,7 +15,7 @@ time.sleep(300)
 """
 
 PARENT = """
-from specpipe.stages.export.engine import EngineRequest, decode
+from specpipe.stages.validate.serve.engine import EngineRequest, decode
 decode(EngineRequest(
     target="-", artifact=None, prompts=[[3]], max_tokens=1, temperatures=[0.0], seed=0
 ))

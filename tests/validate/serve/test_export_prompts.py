@@ -8,12 +8,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import ConfigError, InputError
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.export import prompts
+from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.stages.export.run import run
-from tests.export.small import SAMPLE_DATA, Trained
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.validate.serve import prompts
+from tests.validate.small import SAMPLE_DATA, Trained
 
 ROW = {"input_ids": [3, 4, 5], "attention_mask": [1, 1, 1], "labels": [-100, -100, 5]}
 TARGET = SAMPLE_DATA / "target"

@@ -13,24 +13,25 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from specpipe.schemas.artifact import FormatName
-from specpipe.schemas.config import ConvertConfig, ExportConfig, ValidateConfig
 from specpipe.schemas.errors import ValidationError
+from specpipe.schemas.records.artifact import FormatName
+from specpipe.schemas.settings.stages import ConvertConfig, ExportConfig, ValidateConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.schemas.speedup import Recommendation
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
-from specpipe.stages.export import replay_check, serve
-from specpipe.stages.export.capture import TargetCapture
 from specpipe.stages.export.convert import run as convert
-from specpipe.stages.export.engine import EngineRequest, decode
-from specpipe.stages.export.lossless import check_greedy, greedy_difference
 from specpipe.stages.export.run import run
-from specpipe.stages.export.serve_findings import ServeFindings
-from specpipe.stages.export.validate import run as validate
+from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run as train
-from tests.export.small import SAMPLE_DATA, Trained
-from tests.export.vllm_server import vllm_server
+from specpipe.stages.validate.replay import run as replay_check
+from specpipe.stages.validate.run import run as validate
+from specpipe.stages.validate.serve import run as serve
+from specpipe.stages.validate.serve.capture import TargetCapture
+from specpipe.stages.validate.serve.engine import EngineRequest, decode
+from specpipe.stages.validate.serve.findings import ServeFindings
+from specpipe.stages.validate.serve.lossless import check_greedy, greedy_difference
+from tests.validate.serve.vllm_server import vllm_server
+from tests.validate.small import SAMPLE_DATA, Trained
 
 ALL_VARIANTS = bool(os.environ.get("SPECPIPE_ALL_VARIANTS"))
 """scripts/prove variants"""

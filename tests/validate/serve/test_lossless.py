@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from specpipe.stages.export.lossless import (
+from specpipe.stages.validate.serve.lossless import (
     bf16_step,
     check_greedy,
     check_sampled,

@@ -5,9 +5,9 @@ import numpy.typing as npt
 import pytest
 
 from specpipe.schemas.errors import ValidationError
-from specpipe.stages.drafter.replay import ReplaySpan, expected_rounds
-from specpipe.stages.export.evidence import FALSE_ALARM
-from specpipe.stages.export.rounds import compare, measured_rounds
+from specpipe.stages.acceptance.evidence import FALSE_ALARM
+from specpipe.stages.acceptance.replay import ReplaySpan, expected_rounds
+from specpipe.stages.validate.serve.rounds import compare, measured_rounds
 
 K, TOKENS, OUTPUTS = 3, 40, 400
 

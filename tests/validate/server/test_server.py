@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError as BadConfig
 
-from specpipe.schemas.config import ServerConfig, ValidateConfig
 from specpipe.schemas.errors import ConfigError, SpecpipeError, StoreError, ValidationError
-from specpipe.stages.drafter.replay import ReplaySpan, expected_rounds
-from specpipe.stages.export import server, server_check
-from specpipe.stages.export.server import Server
-from tests.export.stand_in_server import StandIn, stand_in
+from specpipe.schemas.settings.stages import ServerConfig, ValidateConfig
+from specpipe.stages.acceptance.replay import ReplaySpan, expected_rounds
+from specpipe.stages.validate.server import client as server
+from specpipe.stages.validate.server import run as server_check
+from specpipe.stages.validate.server.client import Server
+from tests.validate.server.stand_in_server import StandIn, stand_in
 
 PROMPTS = [[3, 4, number] for number in range(40)]
 

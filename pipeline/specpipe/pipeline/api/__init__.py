@@ -1,0 +1,1 @@
+"""`specpipe serve-api`: files and jobs over HTTP."""

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
+from specpipe.pipeline.api.database import Store, StoredFile, StoredJob
 from specpipe.pipeline.api.guard import Guard
 from specpipe.pipeline.api.objects import (
     checkpoint_objects,
@@ -22,11 +23,10 @@ from specpipe.pipeline.api.objects import (
     job_object,
     page,
 )
-from specpipe.pipeline.api.store import Store, StoredFile, StoredJob
-from specpipe.pipeline.api.worker import RESULTS, Worker
-from specpipe.pipeline.console import note
+from specpipe.pipeline.api.queue_worker import RESULTS, Worker
+from specpipe.pipeline.terminal.console import note
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.job import parse_job, told_problems
+from specpipe.schemas.settings.job import parse_job, told_problems
 
 PURPOSES = ("fine-tune",)
 MOST_FILES = 10_000

@@ -1,11 +1,11 @@
 """A job that runs, followed into the events that clients read."""
 
-from specpipe.pipeline.api.store import NewEvent, Store
+from specpipe.pipeline.api.database import NewEvent, Store
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.pipeline.job.status import running_stage
 from specpipe.schemas.errors import SpecpipeError
-from specpipe.schemas.job_metrics import JobMetrics, job_metrics
-from specpipe.stages.drafter.metric_rows import NewMetricRows
+from specpipe.schemas.records.job_metrics import JobMetrics, job_metrics
+from specpipe.stages.runs.metric_rows import NewMetricRows
 
 
 class Followed:

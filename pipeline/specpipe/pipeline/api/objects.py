@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from specpipe.pipeline.api.store import StoredEvent, StoredFile, StoredJob
+from specpipe.pipeline.api.database import StoredEvent, StoredFile, StoredJob
 
 _EVENT = "ftevent-"
 

@@ -11,14 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from specpipe.pipeline.api.followed import Followed
-from specpipe.pipeline.api.store import CANCELLED, Store, StoredJob
-from specpipe.pipeline.console import note
+from specpipe.pipeline.api.database import CANCELLED, Store, StoredJob
+from specpipe.pipeline.api.job_events import Followed
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.pipeline.job.status import job_report
-from specpipe.pipeline.parent_process import with_this_parent
+from specpipe.pipeline.terminal.console import note
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
-from specpipe.schemas.job_state import METRICS_FILE, REPORT_FILE, JobReport
+from specpipe.schemas.records.job_state import METRICS_FILE, REPORT_FILE, JobReport
+from specpipe.stages.process.command_parent import with_this_parent
 
 _LOOK_SECONDS = 0.5
 _RETRY_SECONDS = 5.0

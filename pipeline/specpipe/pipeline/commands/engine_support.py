@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from specpipe.pipeline.console import is_first_process, note
-from specpipe.schemas.config import DumpConfig
+from specpipe.pipeline.terminal.console import is_first_process, note
 from specpipe.schemas.errors import SpecpipeError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.schemas.settings.train import TrainConfig
 
 if TYPE_CHECKING:
-    from specpipe.stages.target.vllm.servable import Servable
+    from specpipe.stages.target.vllm.support.servable import Servable
 
 
 def say_served(architecture: str, *, required: bool) -> "Servable":
@@ -16,7 +16,7 @@ def say_served(architecture: str, *, required: bool) -> "Servable":
 
     Raises ConfigError where it is required to.
     """
-    from specpipe.stages.target.vllm.servable import servable
+    from specpipe.stages.target.vllm.support.servable import servable
 
     found = servable(architecture)
     if required:
@@ -28,8 +28,8 @@ def say_served(architecture: str, *, required: bool) -> "Servable":
 
 def say_served_of_dump(config: DumpConfig) -> None:
     """The same of a dump's target, of which only the config is read."""
-    from specpipe.stages.target.identity import architecture_of
-    from specpipe.stages.target.location import local_folder
+    from specpipe.stages.target.files.identity import architecture_of
+    from specpipe.stages.target.files.location import local_folder
 
     folder = local_folder(config.target, config.revision, with_weights=False)
     architecture = architecture_of(folder, trust_remote_code=config.trust_remote_code)
@@ -38,8 +38,8 @@ def say_served_of_dump(config: DumpConfig) -> None:
 
 def say_served_of_training(config: TrainConfig) -> None:
     """The same of the target whose states a drafter is trained on."""
-    from specpipe.stages.dump.claim import read_claim
-    from specpipe.stages.storage.folder import Folder
+    from specpipe.stages.dump_plan.claim import read_claim
+    from specpipe.stages.storage.store.folder import Folder
 
     try:
         identity = read_claim(Folder.open(config.dump))

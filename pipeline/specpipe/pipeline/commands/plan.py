@@ -6,16 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specpipe.pipeline.console import counted, file_size, quiet_libraries, show, show_columns
-from specpipe.pipeline.dump_options import dump_config, dump_options
-from specpipe.pipeline.options import GroupedCommand, config_option, json_option
-from specpipe.pipeline.served import say_served
+from specpipe.pipeline.commands.dump.options import dump_config, dump_options
+from specpipe.pipeline.commands.engine_support import say_served
+from specpipe.pipeline.terminal.console import (
+    counted,
+    file_size,
+    quiet_libraries,
+    show,
+    show_columns,
+)
+from specpipe.pipeline.terminal.options import GroupedCommand, config_option, json_option
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.location import without_credentials
 
 if TYPE_CHECKING:
-    from specpipe.stages.dump.survey import Lengths, Survey
-    from specpipe.stages.target.vllm.servable import Servable
+    from specpipe.stages.plan.run import Lengths, Survey
+    from specpipe.stages.target.vllm.support.servable import Servable
 
 _BAR_WIDTH = 40
 _NOWHERE = "-"
@@ -52,7 +58,7 @@ def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any)
         )
     config = None if url is not None else dump_config(config_file, flags, default_out=_NOWHERE)
     quiet_libraries()
-    from specpipe.stages.dump import survey
+    from specpipe.stages.plan import run as survey
 
     found = survey.survey(config) if config else survey.survey_dump(str(url))
     served = say_served(

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import file_size, note, quiet_libraries, show
-from specpipe.pipeline.dump_options import input_options
-from specpipe.pipeline.masked import show_masked
-from specpipe.pipeline.options import GroupedCommand, config_option, json_option
-from specpipe.pipeline.progress import LOG_SECONDS
-from specpipe.pipeline.provenance import provenance
-from specpipe.pipeline.settings import load_config
-from specpipe.schemas.config import PrepareConfig
+from specpipe.pipeline.commands.dump.options import input_options
+from specpipe.pipeline.launch.provenance import provenance
+from specpipe.pipeline.terminal.console import file_size, note, quiet_libraries, show
+from specpipe.pipeline.terminal.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.terminal.progress import LOG_SECONDS
+from specpipe.pipeline.terminal.settings import load_config
+from specpipe.pipeline.terminal.shown_sample import show_masked
+from specpipe.schemas.settings.stages import PrepareConfig
 
 
 @click.command(cls=GroupedCommand, short_help="Tokenise once, into a file, and show the loss mask.")
@@ -42,7 +42,7 @@ def prepare(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """
     config = load_config(PrepareConfig, config_file, flags)
     quiet_libraries()
-    from specpipe.stages.dump.prepare_data import prepare_data
+    from specpipe.stages.prepare.run import prepare_data
 
     about = json.loads(provenance(config.model_dump(mode="json")))
     result = prepare_data(config, about, _Log())

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import file_size, note, quiet_libraries, show
-from specpipe.pipeline.options import config_option, json_option
-from specpipe.pipeline.settings import load_config
-from specpipe.pipeline.stopping import stops_early
-from specpipe.schemas.config import ReportConfig
+from specpipe.pipeline.terminal.console import file_size, note, quiet_libraries, show
+from specpipe.pipeline.terminal.options import config_option, json_option
+from specpipe.pipeline.terminal.settings import load_config
+from specpipe.schemas.settings.stages import ReportConfig
+from specpipe.stages.process.interrupt import stops_early
 
 
 @click.command(short_help="Show on one page what a run came to.")

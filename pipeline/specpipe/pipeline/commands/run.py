@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import note, show
-from specpipe.pipeline.local_folder import LocalFolder
-from specpipe.pipeline.options import comma_words, json_option
+from specpipe.pipeline.terminal.console import note, show
+from specpipe.pipeline.terminal.local_folder import LocalFolder
+from specpipe.pipeline.terminal.options import comma_words, json_option
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.job_state import JobReport
+from specpipe.schemas.records.job_state import JobReport
 
 
 @click.command(short_help="Run a spec-draft job: dump, train and export in one folder.")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from specpipe.pipeline.console import note
-from specpipe.pipeline.local_folder import LocalFolder
+from specpipe.pipeline.terminal.console import note
+from specpipe.pipeline.terminal.local_folder import LocalFolder
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.extras import install_hint
 
@@ -76,9 +76,9 @@ def serve_api(
         raise ConfigError(
             f"the server needs FastAPI and uvicorn ({error}): {install_hint('api')}"
         ) from None
-    from specpipe.pipeline.api.store import Store
+    from specpipe.pipeline.api.database import Store
     from specpipe.pipeline.job.settings import check_sections, read_sections
-    from specpipe.stages.storage.folder_lock import locked
+    from specpipe.stages.storage.store.lock import locked
 
     check_sections(read_sections(config_file))
     if token is None:

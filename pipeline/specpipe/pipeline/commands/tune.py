@@ -6,25 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specpipe.pipeline.console import note, quiet_libraries, show, show_columns
-from specpipe.pipeline.options import (
+from specpipe.pipeline.commands.engine_support import say_served_of_training
+from specpipe.pipeline.commands.train.options import config_of, recipe_help, train_options
+from specpipe.pipeline.commands.train.progress import TrainProgress
+from specpipe.pipeline.launch.provenance import write_provenance
+from specpipe.pipeline.terminal.console import note, quiet_libraries, show, show_columns
+from specpipe.pipeline.terminal.options import (
     GroupedCommand,
     GroupedOption,
     config_option,
     json_option,
     with_options,
 )
-from specpipe.pipeline.progress import progress
-from specpipe.pipeline.provenance import write_provenance
-from specpipe.pipeline.served import say_served_of_training
-from specpipe.pipeline.stopping import stops_early
-from specpipe.pipeline.train_options import config_of, recipe_help, train_options
-from specpipe.pipeline.train_progress import TrainProgress
+from specpipe.pipeline.terminal.progress import progress
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.tune_config import TuneConfig
+from specpipe.schemas.settings.tune import TuneConfig
+from specpipe.stages.process.interrupt import stops_early
 
 if TYPE_CHECKING:
-    from specpipe.schemas.tune import TuneResult
+    from specpipe.schemas.records.tune import TuneResult
 
 _SEARCH = "The search"
 
@@ -127,7 +127,7 @@ def _show_trials(result: "TuneResult") -> None:
 
 
 def _rows(config: TuneConfig, result: "TuneResult", seconds: float) -> list[tuple[str, str]]:
-    from specpipe.schemas.tune import PAGE_FILE, SETTINGS_FILE
+    from specpipe.schemas.records.tune import PAGE_FILE, SETTINGS_FILE
 
     out = Path(config.out)
     return [

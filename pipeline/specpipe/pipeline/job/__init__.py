@@ -1,0 +1,1 @@
+"""`specpipe run`: a fine-tuning job, its stages one after the other."""

@@ -8,17 +8,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from specpipe.schemas.artifact import (
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
+from specpipe.schemas.location import without_credentials
+from specpipe.schemas.records.artifact import (
     ARTIFACT_FOLDER,
     CARD_FILE,
     MODEL_TENSORS_FILE,
     VALIDATION_FILE,
 )
-from specpipe.schemas.artifact import CONFIG_FILE as ARTIFACT_CONFIG
-from specpipe.schemas.checkpoint import PROVENANCE_FILE
-from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
-from specpipe.schemas.job import SpecDraftJob
-from specpipe.schemas.job_state import (
+from specpipe.schemas.records.artifact import CONFIG_FILE as ARTIFACT_CONFIG
+from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.records.job_state import (
     DUMP_FOLDER,
     JOB_FILE,
     METRICS_FILE,
@@ -30,9 +30,9 @@ from specpipe.schemas.job_state import (
     StageName,
     StageState,
 )
-from specpipe.schemas.location import without_credentials
-from specpipe.stages.storage.folder_lock import LOCK_FILE, is_locked, locked
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.schemas.settings.job import SpecDraftJob
+from specpipe.stages.storage.store.local_disk import write_file
+from specpipe.stages.storage.store.lock import LOCK_FILE, is_locked, locked
 from specpipe.stages.untrusted.files import read_file
 
 _PATIENCE_SECONDS = 5.0

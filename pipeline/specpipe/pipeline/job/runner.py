@@ -14,15 +14,9 @@ from specpipe.pipeline.job.folder import JobFolder, update_stage
 from specpipe.pipeline.job.settings import JobSettings
 from specpipe.pipeline.job.stage_process import StageOutcome, StageProcess, is_unfinished
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
-from specpipe.schemas.job_metrics import job_metrics
-from specpipe.schemas.job_state import (
-    REPORT_FILE,
-    STAGES,
-    JobError,
-    JobState,
-    StageName,
-)
-from specpipe.stages.drafter.metric_rows import metric_rows
+from specpipe.schemas.records.job_metrics import job_metrics
+from specpipe.schemas.records.job_state import REPORT_FILE, STAGES, JobError, JobState, StageName
+from specpipe.stages.runs.metric_rows import metric_rows
 
 
 class StageFailedError(SpecpipeError):

@@ -9,14 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from specpipe.pipeline.settings import SomeConfig, problems, read_settings
-from specpipe.schemas.artifact import SWITCHES
-from specpipe.schemas.config import Config, DumpConfig, ExportConfig
+from specpipe.pipeline.terminal.settings import SomeConfig, problems, read_settings
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.job import SpecDraftJob, parse_job
-from specpipe.schemas.job_state import DUMP_FOLDER, TRAIN_FOLDER, StageName
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.records.artifact import SWITCHES
+from specpipe.schemas.records.job_state import DUMP_FOLDER, TRAIN_FOLDER, StageName
+from specpipe.schemas.settings.job import SpecDraftJob, parse_job
+from specpipe.schemas.settings.stages import Config, DumpConfig, ExportConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_json
 

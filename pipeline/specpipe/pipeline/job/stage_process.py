@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from specpipe.pipeline.parent_process import with_this_parent
 from specpipe.schemas.errors import UnfinishedError
+from specpipe.stages.process.command_parent import with_this_parent
 
 
 @dataclass(frozen=True, slots=True)

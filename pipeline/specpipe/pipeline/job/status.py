@@ -1,12 +1,18 @@
 """Where a job stands, read from its folder alone; works while the job runs, and afterwards."""
 
 from specpipe.pipeline.job.folder import JobFolder
-from specpipe.schemas.checkpoint import STATE_FILE, TrainState
-from specpipe.schemas.job_metrics import job_metrics, newest
-from specpipe.schemas.job_state import REPORT_FILE, JobReport, JobState, StageName, StageProgress
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.drafter.checkpoint import latest_checkpoint
-from specpipe.stages.drafter.metric_rows import metric_rows
+from specpipe.schemas.records.checkpoint import STATE_FILE, TrainState
+from specpipe.schemas.records.job_metrics import job_metrics, newest
+from specpipe.schemas.records.job_state import (
+    REPORT_FILE,
+    JobReport,
+    JobState,
+    StageName,
+    StageProgress,
+)
+from specpipe.stages.runs.checkpoint import latest_checkpoint
+from specpipe.stages.runs.metric_rows import metric_rows
 from specpipe.stages.untrusted.files import read_file
 
 

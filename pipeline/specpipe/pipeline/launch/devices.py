@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.settings.stages import DumpConfig
 
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")
 

@@ -1,4 +1,4 @@
-"""A worker of a dump in a process of its own: `python -m specpipe.pipeline.dump_worker`.
+"""A worker of a dump in a process of its own: `python -m specpipe.pipeline.launch.dump_worker`.
 
 Standard input gives lines of JSON: the job, then {"shard": N} one by one, then {"stop": true}.
 Standard output answers: {"tokens": n} and {"doing": ...} on the way, {"finished": N} behind each
@@ -18,10 +18,10 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from specpipe.pipeline.console import note, quiet_libraries
-from specpipe.pipeline.executors.exchange import Job, as_line, error_record
+from specpipe.pipeline.launch.exchange import Job, as_line, error_record
+from specpipe.pipeline.terminal.console import note, quiet_libraries
 from specpipe.schemas.errors import EngineLostError, SpecpipeError, UnfinishedError
-from specpipe.stages.activity import watched
+from specpipe.stages.process.activity import watched
 
 if TYPE_CHECKING:
     from specpipe.stages.dump.worker import Worker
@@ -49,8 +49,8 @@ class ShardMaker:
 
     def _open(self, first: int) -> "Worker":
         quiet_libraries()
-        from specpipe.stages.dump.prepare import join
         from specpipe.stages.dump.worker import Worker
+        from specpipe.stages.dump_plan.prepared import join
 
         config = self._job.config
         return Worker(config, join(config, self._job.stamp), first)

@@ -3,9 +3,9 @@
 import json
 from typing import Any, NoReturn
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import Record
 from specpipe.schemas.errors import SpecpipeError
+from specpipe.schemas.records.dump import Record
+from specpipe.schemas.settings.stages import DumpConfig
 
 
 class Job(Record):

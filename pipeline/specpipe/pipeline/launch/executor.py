@@ -1,7 +1,7 @@
 """Where the workers of a dump run."""
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import Execute
 
 
@@ -15,9 +15,9 @@ def executor_of(config: DumpConfig) -> Execute | None:
             "store that all of them reach"
         )
     if config.executor == "ray":
-        from specpipe.pipeline.executors.ray import execute
+        from specpipe.pipeline.launch.ray import execute
 
         return execute
-    from specpipe.pipeline.executors.local import execute
+    from specpipe.pipeline.launch.local import execute
 
     return execute

@@ -12,17 +12,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from specpipe.pipeline.dump_worker import GRACE_SECONDS
-from specpipe.pipeline.executors.devices import (
-    engine_environments,
-    gpus_per_engine,
-    visible_gpus,
-)
-from specpipe.pipeline.executors.exchange import Job, as_line, raise_reported
-from specpipe.pipeline.executors.shard_queue import ShardQueue
-from specpipe.schemas.config import DumpConfig
-from specpipe.stages.activity import doing
-from specpipe.stages.dump.prepare import Prepared
+from specpipe.pipeline.launch.devices import engine_environments, gpus_per_engine, visible_gpus
+from specpipe.pipeline.launch.dump_worker import GRACE_SECONDS
+from specpipe.pipeline.launch.exchange import Job, as_line, raise_reported
+from specpipe.pipeline.launch.shard_queue import ShardQueue
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.dump_plan.prepared import Prepared
+from specpipe.stages.process.activity import doing
 
 _LOOK_SECONDS = 1.0
 """How often dead workers are looked for whose output somebody else holds open."""
@@ -55,7 +51,7 @@ def execute(
 
 
 class WorkerProcess:
-    """One `python -m specpipe.pipeline.dump_worker`."""
+    """One `python -m specpipe.pipeline.launch.dump_worker`."""
 
     def __init__(self, name: str, job: Job, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -63,7 +59,7 @@ class WorkerProcess:
         """The shard that it works on."""
         self._partial = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "specpipe.pipeline.dump_worker"],
+            [sys.executable, "-m", "specpipe.pipeline.launch.dump_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from specpipe.schemas.checkpoint import PROVENANCE_FILE
-from specpipe.schemas.config import Config
 from specpipe.schemas.location import without_credentials
+from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.settings.stages import Config
 from specpipe.schemas.versions import versions
 
 
@@ -27,6 +27,6 @@ def provenance(config: dict[str, Any]) -> bytes:
 
 def write_provenance(folder: Path, config: Config) -> None:
     """Write provenance.json into a local folder. Raises StoreError."""
-    from specpipe.stages.storage.local_disk import write_file
+    from specpipe.stages.storage.store.local_disk import write_file
 
     write_file(folder / PROVENANCE_FILE, provenance(config.model_dump(mode="json")))

@@ -15,15 +15,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from specpipe.pipeline.console import note
-from specpipe.pipeline.dump_worker import GRACE_SECONDS, ShardMaker
-from specpipe.pipeline.executors.devices import gpus_per_engine
-from specpipe.pipeline.executors.exchange import Job, error_record, raise_reported
-from specpipe.pipeline.executors.shard_queue import ShardQueue
-from specpipe.schemas.config import DumpConfig
+from specpipe.pipeline.launch.devices import gpus_per_engine
+from specpipe.pipeline.launch.dump_worker import GRACE_SECONDS, ShardMaker
+from specpipe.pipeline.launch.exchange import Job, error_record, raise_reported
+from specpipe.pipeline.launch.shard_queue import ShardQueue
+from specpipe.pipeline.terminal.console import note
 from specpipe.schemas.errors import ConfigError, EngineLostError, SpecpipeError, StoreError
 from specpipe.schemas.extras import install_hint
-from specpipe.stages.dump.prepare import Prepared
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.dump_plan.prepared import Prepared
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Of a cluster that is started here: only short strings go through it. Ray takes no less."""

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from specpipe.pipeline.console import note
+from specpipe.pipeline.terminal.console import note
 from specpipe.schemas.errors import UnfinishedError
 
 MOST_LOSSES = 3

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from specpipe.pipeline.console import note, stderr
+from specpipe.pipeline.terminal.console import note, stderr
 from specpipe.schemas.printable import printable
-from specpipe.stages.activity import watched
+from specpipe.stages.process.activity import watched
 
 LOG_SECONDS = 15.0
 """In a log file, time between two lines of progress."""

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from specpipe.schemas.config import Config
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.settings.stages import Config
 from specpipe.stages.untrusted.files import read_file
 
 SomeConfig = TypeVar("SomeConfig", bound=Config)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from specpipe.pipeline.console import note, stderr
+from specpipe.pipeline.terminal.console import note, stderr
 from specpipe.schemas.printable import printable
 
 

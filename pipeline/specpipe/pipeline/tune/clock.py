@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from pydantic import ValidationError as PydanticError
 
 from specpipe.pipeline.tune.clock import Clock
-from specpipe.schemas.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.location import local_path
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.schemas.tune import (
+from specpipe.schemas.records.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE
+from specpipe.schemas.records.tune import (
     CLOCK_FILE,
     PLAN_FILE,
     PROBE_FOLDER,
@@ -22,10 +21,11 @@ from specpipe.schemas.tune import (
     TunePlan,
     TuneResult,
 )
-from specpipe.schemas.tune_config import TuneConfig
-from specpipe.stages.storage.folder_lock import locked
-from specpipe.stages.storage.local_disk import write_file
-from specpipe.stages.train.run_folder import MAY_CHANGE
+from specpipe.schemas.settings.train import ResolvedTrainConfig
+from specpipe.schemas.settings.tune import TuneConfig
+from specpipe.stages.runs.folder import MAY_CHANGE
+from specpipe.stages.storage.store.local_disk import write_file
+from specpipe.stages.storage.store.lock import locked
 from specpipe.stages.untrusted.files import read_file
 
 

@@ -9,7 +9,7 @@ third more than going on would. The recipe takes part in every rung.
 import math
 from collections.abc import Mapping, Sequence
 
-from specpipe.schemas.tune import Rung, TrialScore
+from specpipe.schemas.records.tune import Rung, TrialScore
 
 KEPT = 3
 """One trial of so many goes on, and takes so many times the steps."""

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from specpipe.pipeline.tune.material import Material
-from specpipe.schemas.tune import HeldBack, TauInterval
-from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.checkpoint import load_checkpoint, resolve_checkpoint
-from specpipe.stages.drafter.replay import ReplaySpan, replay, tau_difference
-from specpipe.stages.drafter.samples.read_ahead import read_samples
-from specpipe.stages.export.trained_drafter import TrainedDrafter
+from specpipe.schemas.records.tune import HeldBack, TauInterval
+from specpipe.stages.acceptance.measure_sums import MeasureSums
+from specpipe.stages.acceptance.replay import ReplaySpan, replay, tau_difference
+from specpipe.stages.drafters.scorer import TrainedDrafter
+from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.samples.read_ahead import read_samples
 
 
 def held_back(material: Material, best: Path, recipe: Path) -> HeldBack:

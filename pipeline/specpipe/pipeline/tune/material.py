@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.schemas.tune_config import TuneConfig
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.selection import evaluated, limit_tokens
-from specpipe.stages.train.dumps import TrainingDumps, check_same_states, located, open_dump
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.settings.tune import TuneConfig
+from specpipe.stages.process.stop_question import StopQuestion
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.samples.selection import evaluated, limit_tokens
+from specpipe.stages.train.data.dumps import TrainingDumps, check_same_states, located, open_dump
 from specpipe.stages.train.recipe import recipe_of
 from specpipe.stages.train.run import training_samples
-from specpipe.stages.train.stop import StopQuestion
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specpipe.pipeline.tune.words import settings_cells, settings_header
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.schemas.tune import Trial, TuneResult
+from specpipe.schemas.records.tune import Trial, TuneResult
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.report.blocks import Block, Figures, Missing, Page, Section, Table, Tile
 from specpipe.stages.report.chart import NUM_STYLES, Axis, Figure, Series, line_chart
 from specpipe.stages.report.page import render

@@ -10,8 +10,8 @@ from specpipe.pipeline.tune.probe import Measured, measure
 from specpipe.pipeline.tune.space import search_axes, trial_settings
 from specpipe.pipeline.tune.trial import TrialRun
 from specpipe.schemas.errors import ConfigError, IdentityError, UnfinishedError
-from specpipe.schemas.tune import TunePlan
-from specpipe.schemas.tune_config import TuneConfig
+from specpipe.schemas.records.tune import TunePlan
+from specpipe.schemas.settings.tune import TuneConfig
 from specpipe.stages.train.loop import Progress
 
 _PLANNED_SHARE = 0.85

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.pipeline.tune.trial import TrialRun
-from specpipe.stages.drafter.metric_rows import metric_rows
+from specpipe.stages.runs.metric_rows import metric_rows
 from specpipe.stages.train.loop import Progress
 from specpipe.stages.train.run import run
 

@@ -18,8 +18,7 @@ from specpipe.pipeline.tune.planning import check_same_dumps, made_plan
 from specpipe.pipeline.tune.settings_file import kept_settings, settings_file
 from specpipe.pipeline.tune.trial import TrialRun
 from specpipe.schemas.errors import ConfigError, DivergedError, UnfinishedError
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.schemas.tune import (
+from specpipe.schemas.records.tune import (
     PAGE_FILE,
     PLAN_FILE,
     RESULT_FILE,
@@ -30,8 +29,9 @@ from specpipe.schemas.tune import (
     TunePlan,
     TuneResult,
 )
-from specpipe.schemas.tune_config import TuneConfig
-from specpipe.stages.train.run_folder import MAY_CHANGE
+from specpipe.schemas.settings.train import ResolvedTrainConfig
+from specpipe.schemas.settings.tune import TuneConfig
+from specpipe.stages.runs.folder import MAY_CHANGE
 
 TuneProgress = Callable[[int, int, str, dict[str, float]], None]
 """Told how many of how many steps are done, what is trained, and figures of its latest step."""

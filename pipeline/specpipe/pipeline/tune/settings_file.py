@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import yaml
 
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.schemas.tune import Settings, TuneResult
+from specpipe.schemas.records.tune import Settings, TuneResult
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 
 _FROM_DATA = ("learning_rate", "warmup_ratio")
 """What the recipe sets by the data, besides the steps' number and size. It stands in the file, so

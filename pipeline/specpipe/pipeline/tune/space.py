@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.schemas.tune import Settings
+from specpipe.schemas.records.tune import Settings
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 
 RATE_RANGE = 4.0
 """The learning rate is tried from a quarter of the recipe's to four times it."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from specpipe.pipeline.tune.material import Material
 from specpipe.schemas.errors import DivergedError
-from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.schemas.tune import Settings, TrialScore
+from specpipe.schemas.records.metrics import EvalMetrics, ReplayCurve
+from specpipe.schemas.records.tune import Settings, TrialScore
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.train.loop import Progress
 from specpipe.stages.train.run import run
 

@@ -1,7 +1,7 @@
 """Settings of a trial as cells of a table."""
 
 from specpipe.pipeline.tune.space import NORMS
-from specpipe.schemas.tune import Settings, TuneResult
+from specpipe.schemas.records.tune import Settings, TuneResult
 
 _SHORT = {"norm_before_residual": "residual", "norm_before_fc": "fc", "fc_norm": "each",
           "norm_output": "output"}  # fmt: skip

@@ -10,7 +10,7 @@ Two formats have the same tensors. `speculators` keeps the layer's settings in
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.records.checkpoint import DrafterShape
 
 FormatName = Literal["speculators", "eagle3"]
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from specpipe.schemas.dump import Record, Sealed, TextOrigin
-from specpipe.schemas.metrics import EvalMetrics
+from specpipe.schemas.records.dump import Record, Sealed, TextOrigin
+from specpipe.schemas.records.metrics import EvalMetrics
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"

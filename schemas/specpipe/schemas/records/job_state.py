@@ -4,12 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from specpipe.schemas.metrics import Frozen
+from specpipe.schemas.records.metrics import Frozen
 
 STATE_FILE = "job_state.json"
 JOB_FILE = "job.json"
 METRICS_FILE = "metrics.jsonl"
-"""Metrics under the API's names, see schemas/job_metrics.py."""
+"""Metrics under the API's names, see schemas/records/job_metrics.py."""
 REPORT_FILE = "report.html"
 DUMP_FOLDER = "dump"
 TRAIN_FOLDER = "train"

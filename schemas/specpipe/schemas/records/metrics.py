@@ -30,7 +30,7 @@ class SamplingMetrics(Frozen):
 
 
 class ReplayCurve(Frozen):
-    """tau for 1..K draft tokens, from replaying rounds on text (see drafter/replay.py)."""
+    """tau for 1..K draft tokens, from replaying rounds on text (see acceptance/replay.py)."""
 
     tau: list[float]
     """Mean tokens per round with k draft tokens, bonus token counted, in [1, k+1]."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import (
+from specpipe.schemas.records.sample import (
     IGNORE_LABEL,
     Ids,
     Sample,

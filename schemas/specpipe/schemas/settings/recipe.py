@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from specpipe.schemas.checkpoint import RunRecipe
-from specpipe.schemas.train_config import PresetName, ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.records.checkpoint import RunRecipe
+from specpipe.schemas.settings.train import PresetName, ResolvedTrainConfig, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from specpipe.schemas.artifact import FormatName
-from specpipe.schemas.dump import LOGITS_MODES, MOST_SHARD_TOKENS
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.template_settings import not_to_be_set
+from specpipe.schemas.records.artifact import FormatName
+from specpipe.schemas.records.dump import LOGITS_MODES, MOST_SHARD_TOKENS
+from specpipe.schemas.settings.chat_template import not_to_be_set
 
 ValidationLevel = Literal["structure", "replay", "serve"]
 DraftTokens = Annotated[int, Field(ge=1)]

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from specpipe.schemas.config import Config, Location, several
-from specpipe.schemas.sample import DataFraction, SplitFraction
+from specpipe.schemas.records.sample import DataFraction, SplitFraction
+from specpipe.schemas.settings.stages import Config, Location, several
 
 PREFETCH_MIB = 4096
 """Most MiB of shards that a reader of a dump keeps in memory; one of an 8B target takes 1024."""
@@ -43,7 +43,7 @@ class TrainConfig(Config):
     """`specpipe train`: train a drafter from a dump, without the target.
 
     What is None here and not in ResolvedTrainConfig follows from the width and the data
-    (schemas/recipe.py).
+    (schemas/settings/recipe.py).
     """
 
     preset: PresetName = "default"

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.train import TrainConfig
 
 _BUDGET = re.compile(r"(\d{1,12}(?:\.\d+)?) *(s|m|h|steps)?", re.ASCII)
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600}

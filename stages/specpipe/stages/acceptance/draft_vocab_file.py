@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.stages.acceptance.draft_vocab import VocabMap
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.foreign import foreign_call
 from specpipe.stages.untrusted.tensors import load_tensors

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.stages.drafter.replay import ReplaySpan
+from specpipe.stages.acceptance.replay import ReplaySpan
 
 Array = npt.NDArray[np.float64]
 
@@ -68,7 +68,7 @@ def chance_of_rounds(
 def _log_mean(spans: Sequence[ReplaySpan], factor_N: Array) -> float:
     """log E[product over whole rounds of factor_N[accepted]], summed over the spans.
 
-    Forward over the starts as in drafter/replay.py, with each round's outcome weighed.
+    Forward over the starts as in acceptance/replay.py, with each round's outcome weighed.
     """
     K = len(factor_N) - 1
     num_starts = max((span.num_tokens for span in spans), default=0)

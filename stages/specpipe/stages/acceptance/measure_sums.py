@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from specpipe.schemas.dump import TextOrigin
-from specpipe.schemas.metrics import EvalMetrics, SamplingMetrics, sampling_metrics
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.loss.measures import MEASURES
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.replay import ReplaySpan, replay
-from specpipe.stages.drafter.samples.batch import Batch
+from specpipe.schemas.records.dump import TextOrigin
+from specpipe.schemas.records.metrics import EvalMetrics, SamplingMetrics, sampling_metrics
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.acceptance.loss.measures import MEASURES
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.acceptance.replay import ReplaySpan, replay
+from specpipe.stages.samples.batch import Batch
 
 Array = npt.NDArray[np.float64]
 

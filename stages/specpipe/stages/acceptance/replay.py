@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.schemas.metrics import ReplayCurve, TauDifference
+from specpipe.schemas.records.metrics import ReplayCurve, TauDifference
 
 Array = npt.NDArray[np.float64]
 

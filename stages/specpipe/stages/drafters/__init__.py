@@ -1,0 +1,1 @@
+"""Drafter architectures, one folder each, and what they share."""

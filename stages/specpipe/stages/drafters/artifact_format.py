@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 from torch import Tensor
 
-from specpipe.schemas.artifact import (
+from specpipe.schemas.records.artifact import (
     CONFIG_FILE,
     LAYER_IDS,
     MODEL_TENSORS_FILE,
     SWITCHES,
     FormatName,
 )
-from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.records.checkpoint import DrafterShape
 
 DRAFT_TOKENS = 3
 """Of an artifact that does not say how many tokens to draft."""

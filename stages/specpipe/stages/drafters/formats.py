@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from specpipe.schemas.artifact import FormatName
-from specpipe.stages.export.eagle3 import Eagle3
-from specpipe.stages.export.format import Format
-from specpipe.stages.export.speculators import Speculators
+from specpipe.schemas.records.artifact import FormatName
+from specpipe.stages.drafters.artifact_format import Format
+from specpipe.stages.drafters.eagle3.formats.flat import Eagle3
+from specpipe.stages.drafters.eagle3.formats.speculators import Speculators
 
 FORMATS: Mapping[FormatName, Format] = {format.name: format for format in (Speculators(), Eagle3())}
 

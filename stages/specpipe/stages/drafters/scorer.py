@@ -12,17 +12,17 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss.heads import head_losses
-from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.drafter.samples.read_ahead import read_samples
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
+from specpipe.stages.samples.read_ahead import read_samples
+from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import VerifierHead, load_embedding
+from specpipe.stages.target.head.verifier_head import VerifierHead, load_embedding
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -46,7 +46,8 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One sample: `hidden_KNH` is the input of the lm_head, `measures_MKN` as in measures.py."""
+    """One sample: `hidden_KNH` is the input of the lm_head, `measures_MKN` as in
+    loss/measures.py."""
 
     batch: Batch
     hidden_KNH: Tensor

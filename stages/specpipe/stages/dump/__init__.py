@@ -1,0 +1,1 @@
+"""`specpipe dump`: the planned samples through the target into shards."""

@@ -7,9 +7,9 @@ from itertools import islice
 
 import torch
 
-from specpipe.schemas.dump import AUX_SCALES_FILE
-from specpipe.stages.dump.prepare import Prepared
-from specpipe.stages.storage.scales import AuxScales, read_scales, write_scales
+from specpipe.schemas.records.dump import AUX_SCALES_FILE
+from specpipe.stages.dump_plan.prepared import Prepared
+from specpipe.stages.storage.shard.scales import AuxScales, read_scales, write_scales
 from specpipe.stages.target.backend import Backend, bfloat16_bits
 
 CALIBRATION_TOKENS = 16384

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import reduce
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.records.dump import (
     AUX_SCALES_FILE,
     DUMP_FILE,
     INDEX_FILE,
@@ -18,14 +18,14 @@ from specpipe.schemas.dump import (
     manifest_key,
     plan_key,
 )
-from specpipe.stages.dump.plan import Plan
-from specpipe.stages.dump.rejected import Rejection, to_jsonl
 from specpipe.stages.dump.shard import NON_FINITE, NOT_WRITTEN
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.objects import measure_object, put_object
+from specpipe.stages.dump_plan.shards import Plan
 from specpipe.stages.storage.records import parse_index
-from specpipe.stages.storage.shard_reader import ShardReader
+from specpipe.stages.storage.shard.reader import ShardReader
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.objects import measure_object, put_object
 from specpipe.stages.storage.vocab import VocabStatistics
+from specpipe.stages.text.rejected import Rejection, to_jsonl
 
 
 def finalise(

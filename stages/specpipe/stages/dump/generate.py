@@ -3,12 +3,12 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from specpipe.schemas.config import GenerateConfig
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.talk import Talk
-from specpipe.stages.dump.text import Text
-from specpipe.stages.storage.samples import PlannedSample
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.dump.generated_text import Talk
+from specpipe.stages.dump.target_text import Text
+from specpipe.stages.storage.shard.samples import PlannedSample
 from specpipe.stages.target.backend import Backend
+from specpipe.stages.text.conversation import ChatTemplate
 
 
 def generated_texts(

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from torch.nn.functional import pad
 
-from specpipe.schemas.config import GenerateConfig
-from specpipe.schemas.dump import GenerationCounts
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.dialogue import Dialogue
-from specpipe.stages.dump.text import Text
-from specpipe.stages.storage.samples import PlannedSample
+from specpipe.schemas.records.dump import GenerationCounts
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.dump.target_text import Text
+from specpipe.stages.storage.shard.samples import PlannedSample
 from specpipe.stages.target.backend import Captured, Generation, Prompt
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.dialogue import Dialogue
 
 Finish = Literal["stop", "max_tokens", "context_length"]
 """What ended a turn: the target or a stop text, its limit, or the end of the context."""

@@ -5,18 +5,18 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import INDEX_FILE, REJECTED_FILE, DumpIndex, ShardManifest
 from specpipe.schemas.errors import ConfigError, InputError
-from specpipe.stages.dump.claim import check_unclaimed
-from specpipe.stages.dump.committed import committed_shards, finished_index, withdraw
+from specpipe.schemas.records.dump import INDEX_FILE, REJECTED_FILE, DumpIndex, ShardManifest
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.finalise import finalise, sum_generation
-from specpipe.stages.dump.plan import Plan
-from specpipe.stages.dump.prepare import Prepared, prepare
-from specpipe.stages.dump.rejected import count_kinds
-from specpipe.stages.dump.stamp import make_stamp, read_stamp
 from specpipe.stages.dump.worker import CHECK_SAMPLES, Worker
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.dump_plan.claim import check_unclaimed
+from specpipe.stages.dump_plan.prepared import Prepared, prepare
+from specpipe.stages.dump_plan.shards import Plan
+from specpipe.stages.dump_plan.stamp import make_stamp, read_stamp
+from specpipe.stages.storage.committed import committed_shards, finished_index, withdraw
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.text.rejected import count_kinds
 
 Execute = Callable[[DumpConfig, Prepared, Sequence[int], Callable[[int], None]], None]
 """Makes the shards of these ids, wherever, and reports the tokens that are done."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.schemas.dump import DumpIdentity
-from specpipe.stages.target.head import VerifierHead
+from specpipe.schemas.records.dump import DumpIdentity
+from specpipe.stages.target.head.verifier_head import VerifierHead
 
 LOGITS_BYTES = 64 * 2**20
 """Most bytes of one [C, V] chunk of fp32 logits; two or three of them live at a time."""

@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import DumpIdentity, GenerationCounts, ShardManifest
-from specpipe.schemas.sample import verifier_rows
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.generated import generated_texts
+from specpipe.schemas.records.dump import DumpIdentity, GenerationCounts, ShardManifest
+from specpipe.schemas.records.sample import verifier_rows
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.dump.generate import generated_texts
 from specpipe.stages.dump.score import score
-from specpipe.stages.dump.text import Text
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.samples import PlannedSample
-from specpipe.stages.storage.scales import AuxScales
-from specpipe.stages.storage.shard_writer import ShardWriter
-from specpipe.stages.storage.states import SampleStates
+from specpipe.stages.dump.target_text import Text
+from specpipe.stages.storage.shard.samples import PlannedSample
+from specpipe.stages.storage.shard.scales import AuxScales
+from specpipe.stages.storage.shard.states import SampleStates
+from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.backend import Backend, bfloat16_bits
-from specpipe.stages.target.head import VerifierHead
+from specpipe.stages.target.head.verifier_head import VerifierHead
+from specpipe.stages.text.conversation import ChatTemplate
 
 NON_FINITE = "the target's states or logits are not finite"
 NOT_WRITTEN = "the target wrote nothing, or its states or logits are not finite"

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from specpipe.schemas.dump import GenerationCounts
-from specpipe.stages.storage.samples import PlannedSample
+from specpipe.schemas.records.dump import GenerationCounts
+from specpipe.stages.storage.shard.samples import PlannedSample
 from specpipe.stages.target.backend import Captured
 
 

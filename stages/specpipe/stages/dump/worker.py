@@ -6,23 +6,23 @@ from typing import Self
 
 import numpy as np
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import TARGET_FOLDER, ShardManifest
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.activity import doing
+from specpipe.schemas.records.dump import TARGET_FOLDER, ShardManifest
+from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.calibrate import dump_scales
-from specpipe.stages.dump.committed import committed_shard
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.prepare import Prepared
-from specpipe.stages.dump.rejected import Rejections
+from specpipe.stages.dump.generated_text import Talk
 from specpipe.stages.dump.shard import write_shard
-from specpipe.stages.dump.talk import Talk
-from specpipe.stages.storage.objects import put_object
-from specpipe.stages.storage.samples import PlannedSample
-from specpipe.stages.target.head import VerifierHead
-from specpipe.stages.target.location import CONFIG_FILE, tokenizer_files
+from specpipe.stages.dump_plan.prepared import Prepared
+from specpipe.stages.process.activity import doing
+from specpipe.stages.storage.committed import committed_shard
+from specpipe.stages.storage.shard.samples import PlannedSample
+from specpipe.stages.storage.store.objects import put_object
+from specpipe.stages.target.files.location import CONFIG_FILE, tokenizer_files
+from specpipe.stages.target.head.verifier_head import VerifierHead
 from specpipe.stages.target.open_backend import open_backend
 from specpipe.stages.target.proof import ProofSample, prove, prove_generation
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.rejected import Rejections
 
 CHECK_SAMPLES = 4
 """Samples of each worker that are compared with the target's own word."""

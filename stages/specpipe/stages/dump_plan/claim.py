@@ -3,8 +3,9 @@
 from importlib.metadata import version
 from typing import Any
 
-from specpipe.schemas.checkpoint import PROVENANCE_FILE
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import IdentityError
+from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.records.dump import (
     AUX_SCALES_FILE,
     DUMP_FILE,
     INDEX_FILE,
@@ -14,10 +15,9 @@ from specpipe.schemas.dump import (
     DumpHeader,
     DumpIdentity,
 )
-from specpipe.schemas.errors import IdentityError
-from specpipe.stages.dump.stamp import STAMP_FILE
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.dump_plan.stamp import STAMP_FILE
 from specpipe.stages.storage.records import parse_header
+from specpipe.stages.storage.store.folder import Folder
 
 # Where the target lay does not change what it is.
 _FREE_FIELDS = ("target.name", "target.revision")

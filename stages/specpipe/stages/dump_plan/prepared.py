@@ -9,29 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import (
-    DumpIdentity,
-    TextOrigin,
-    chunk_tokens,
-    default_layers,
-)
 from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
-from specpipe.schemas.sample import Sample
-from specpipe.stages.activity import doing
-from specpipe.stages.dump.claim import claim, claimed_identity, read_claim
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.inputs import read_samples
-from specpipe.stages.dump.plan import Plan, input_sha256, make_plan, read_plan, write_plan
-from specpipe.stages.dump.prompts import read_prompts
-from specpipe.stages.dump.rejected import Rejection, Rejections, from_jsonl
-from specpipe.stages.dump.stamp import read_stamp, write_stamp
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.target.hf import choose_device, compute_dtype
-from specpipe.stages.target.identity import load_config, target_identity
-from specpipe.stages.target.location import local_folder
+from specpipe.schemas.records.dump import DumpIdentity, TextOrigin, chunk_tokens, default_layers
+from specpipe.schemas.records.sample import Sample
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.dump_plan.claim import claim, claimed_identity, read_claim
+from specpipe.stages.dump_plan.shards import Plan, input_sha256, make_plan, read_plan, write_plan
+from specpipe.stages.dump_plan.stamp import read_stamp, write_stamp
+from specpipe.stages.process.activity import doing
+from specpipe.stages.process.device import choose_device
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.target.files.identity import load_config, target_identity
+from specpipe.stages.target.files.location import local_folder
+from specpipe.stages.target.hf.backend import compute_dtype
 from specpipe.stages.target.open_backend import choose_backend, engine_identity
-from specpipe.stages.target.untested import VLLM, warn_untested
+from specpipe.stages.target.version_warning import VLLM, warn_untested
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.prompts import read_prompts
+from specpipe.stages.text.rejected import Rejection, Rejections, from_jsonl
+from specpipe.stages.text.samples import read_samples
 
 
 @dataclass(frozen=True, slots=True)

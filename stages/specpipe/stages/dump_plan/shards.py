@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from specpipe.schemas.dump import INDEX_FILE, MOST_SHARD_SAMPLES, DumpIndex, plan_key
 from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.sample import Sample
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.objects import read_object
-from specpipe.stages.storage.samples import PlannedSample, plan_from_parquet, plan_to_parquet
+from specpipe.schemas.records.dump import INDEX_FILE, MOST_SHARD_SAMPLES, DumpIndex, plan_key
+from specpipe.schemas.records.sample import Sample
+from specpipe.stages.storage.shard.samples import PlannedSample, plan_from_parquet, plan_to_parquet
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.objects import read_object
 
 Plan = list[list[PlannedSample]]
 """The samples of each shard."""

@@ -6,13 +6,18 @@ file and target file. It is no part of the dump's identity: where it differs, th
 
 from collections.abc import Sequence
 
-from specpipe.schemas.config import InputConfig
-from specpipe.schemas.dump import Sealed, canonical_sha256
-from specpipe.stages.dump.input_files import input_files
-from specpipe.stages.dump.plan import Plan, plan_sha256
-from specpipe.stages.dump.rejected import Rejection, to_jsonl
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.target.location import CONFIG_FILE, local_folder, tokenizer_files, weight_files
+from specpipe.schemas.records.dump import Sealed, canonical_sha256
+from specpipe.schemas.settings.stages import InputConfig
+from specpipe.stages.dump_plan.shards import Plan, plan_sha256
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.target.files.location import (
+    CONFIG_FILE,
+    local_folder,
+    tokenizer_files,
+    weight_files,
+)
+from specpipe.stages.text.input.files import input_files
+from specpipe.stages.text.rejected import Rejection, to_jsonl
 
 STAMP_FILE = "stamp.json"
 

@@ -3,15 +3,15 @@
 import json
 from collections.abc import Sequence
 
-from specpipe.schemas.artifact import ARTIFACT_FOLDER, VALIDATION_FILE, needed_engine
-from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.records.artifact import ARTIFACT_FOLDER, VALIDATION_FILE, needed_engine
+from specpipe.schemas.records.checkpoint import DrafterShape
 from specpipe.schemas.speedup import Recommendation
 from specpipe.schemas.tested import TESTED
-from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.rounds import Comparison
-from specpipe.stages.export.served import card_lines, serve_prefix
-from specpipe.stages.export.validation import Validation
-from specpipe.stages.target.vllm.servable import Servable
+from specpipe.stages.target.vllm.support.servable import Servable
+from specpipe.stages.validate.record import Validation
+from specpipe.stages.validate.replay.run import ReplayFindings
+from specpipe.stages.validate.serve.engine_support import card_lines, serve_prefix
+from specpipe.stages.validate.serve.rounds import Comparison
 
 TITLES = {
     "replay_temperature_1": "temperature 1, drafts sampled",

@@ -12,7 +12,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from specpipe.schemas.artifact import (
+from specpipe.schemas.errors import ConfigError, StoreError
+from specpipe.schemas.location import local_path
+from specpipe.schemas.records.artifact import (
     CONFIG_FILE,
     EMBEDDING,
     LM_HEAD,
@@ -20,18 +22,16 @@ from specpipe.schemas.artifact import (
     FormatName,
     layer_config,
 )
-from specpipe.schemas.checkpoint import PROVENANCE_FILE
-from specpipe.schemas.config import ConvertConfig
-from specpipe.schemas.dump import TargetIdentity, default_layers
-from specpipe.schemas.errors import ConfigError, StoreError
-from specpipe.schemas.location import local_path
-from specpipe.stages.drafter.artifact import Artifact, OfTarget, read_artifact
-from specpipe.stages.export import structure
-from specpipe.stages.export.format import DRAFT_TOKENS, Drafter, TargetFacts
-from specpipe.stages.export.formats import FORMATS, format_of
-from specpipe.stages.storage.local_disk import check_no_file
-from specpipe.stages.target.identity import load_config, target_identity
-from specpipe.stages.target.location import local_folder
+from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.records.dump import TargetIdentity, default_layers
+from specpipe.schemas.settings.stages import ConvertConfig
+from specpipe.stages.drafters.artifact_format import DRAFT_TOKENS, Drafter, TargetFacts
+from specpipe.stages.drafters.eagle3.artifact import Artifact, OfTarget, read_artifact
+from specpipe.stages.drafters.formats import FORMATS, format_of
+from specpipe.stages.storage.store.local_disk import check_no_file
+from specpipe.stages.target.files.identity import load_config, target_identity
+from specpipe.stages.target.files.location import local_folder
+from specpipe.stages.validate import structure
 
 FEWEST_LAYERS = 4
 """Of a target that has default auxiliary layers."""

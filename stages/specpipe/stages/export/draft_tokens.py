@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from specpipe.schemas.config import ExportConfig
+from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.speedup import Cost, Recommendation, fitted_cost, recommend, speedup
-from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.serve_findings import ServeFindings
-from specpipe.stages.export.structure import StructureFindings
+from specpipe.stages.validate.replay.run import ReplayFindings
+from specpipe.stages.validate.serve.findings import ServeFindings
+from specpipe.stages.validate.structure import StructureFindings
 
 CURVE = "replay_temperature_1"
 

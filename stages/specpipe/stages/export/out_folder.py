@@ -13,21 +13,21 @@ from typing import Any
 
 from torch import Tensor
 
-from specpipe.schemas.artifact import ARTIFACT_FOLDER, CARD_FILE, VALIDATION_FILE
-from specpipe.schemas.checkpoint import (
+from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
+from specpipe.schemas.location import local_path
+from specpipe.schemas.records.artifact import ARTIFACT_FOLDER, CARD_FILE, VALIDATION_FILE
+from specpipe.schemas.records.checkpoint import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     PROVENANCE_FILE,
     STATE_FILE,
 )
-from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
-from specpipe.schemas.location import local_path
-from specpipe.stages.export.format import Format
-from specpipe.stages.export.validation import Validation
-from specpipe.stages.storage.folder_lock import locked
-from specpipe.stages.storage.local_disk import check_no_file, write_file
+from specpipe.stages.drafters.artifact_format import Format
+from specpipe.stages.storage.store.local_disk import check_no_file, write_file
+from specpipe.stages.storage.store.lock import locked
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
+from specpipe.stages.validate.record import Validation
 
 LOCK_FILE = ".export.lock"
 OURS = {"passed", "problems", "config", "checkpoint_sha256", "artifact_sha256"}

@@ -8,14 +8,6 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 from torch import Tensor
 
-from specpipe.schemas.artifact import CONFIG_FILE, MODEL_TENSORS_FILE, VALIDATION_FILE
-from specpipe.schemas.checkpoint import (
-    STATE_FILE,
-    DrafterShape,
-    TargetReference,
-    TrainState,
-)
-from specpipe.schemas.config import ExportConfig
 from specpipe.schemas.errors import (
     ConfigError,
     IdentityError,
@@ -24,32 +16,39 @@ from specpipe.schemas.errors import (
     ValidationError,
 )
 from specpipe.schemas.location import local_path, without_credentials
-from specpipe.schemas.metrics import TauDifference
+from specpipe.schemas.records.artifact import CONFIG_FILE, MODEL_TENSORS_FILE, VALIDATION_FILE
+from specpipe.schemas.records.checkpoint import (
+    STATE_FILE,
+    DrafterShape,
+    TargetReference,
+    TrainState,
+)
+from specpipe.schemas.records.metrics import TauDifference
+from specpipe.schemas.settings.stages import ExportConfig
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.speedup import Recommendation, Schedule, Speedup
-from specpipe.schemas.train_config import ResolvedTrainConfig
 from specpipe.schemas.versions import versions
-from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from specpipe.stages.export import prompts, replay_check, serve, structure
-from specpipe.stages.export.artifact_tensors import artifact_tensors, without_lm_head
+from specpipe.stages.drafters.artifact_format import Drafter
+from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors, without_lm_head
+from specpipe.stages.drafters.formats import FORMATS
 from specpipe.stages.export.card import model_card
 from specpipe.stages.export.draft_tokens import Findings, recommendation
-from specpipe.stages.export.evaluated import evaluation, run_settings, settings_for
-from specpipe.stages.export.format import Drafter
-from specpipe.stages.export.formats import FORMATS
 from specpipe.stages.export.out_folder import OutFolder
-from specpipe.stages.export.serve_findings import Served
-from specpipe.stages.export.serve_prompts import serve_prompts
-from specpipe.stages.export.served import check_served
-from specpipe.stages.export.target_check import check_target
-from specpipe.stages.export.target_facts import target_facts
-from specpipe.stages.export.validation import (
-    Validation,
-    artifact_sha256,
-    still_stands,
-)
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.held_out import evaluation, run_settings, settings_for
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
 from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.validate import structure
+from specpipe.stages.validate.record import Validation, artifact_sha256, still_stands
+from specpipe.stages.validate.replay import run as replay_check
+from specpipe.stages.validate.serve import prompts
+from specpipe.stages.validate.serve import run as serve
+from specpipe.stages.validate.serve.chosen_prompts import serve_prompts
+from specpipe.stages.validate.serve.engine_support import check_served
+from specpipe.stages.validate.serve.findings import Served
+from specpipe.stages.validate.target_check import check_target
+from specpipe.stages.validate.target_facts import target_facts
 
 Progress = Callable[[str], None]
 """Told what is going on, a line at a time."""

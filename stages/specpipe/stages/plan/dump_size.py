@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.records.dump import (
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpHeader,
@@ -21,10 +21,10 @@ from specpipe.schemas.dump import (
     ShardManifest,
     shard_folder,
 )
-from specpipe.stages.dump.plan import Plan
-from specpipe.stages.storage.arrays import ArrayLayout, planned_chunks, shard_arrays
-from specpipe.stages.storage.chunk_codec import ChunkCodec, buffer_bytes, chunk_codec
-from specpipe.stages.storage.samples import (
+from specpipe.stages.dump_plan.shards import Plan
+from specpipe.stages.storage.chunks.arrays import ArrayLayout, planned_chunks, shard_arrays
+from specpipe.stages.storage.chunks.codec import ChunkCodec, buffer_bytes, chunk_codec
+from specpipe.stages.storage.shard.samples import (
     PlannedSample,
     StoredSample,
     plan_to_parquet,

@@ -9,32 +9,38 @@ from pathlib import Path
 
 import torch
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import DUMP_FILE, HEAD_FILE, INDEX_FILE, TARGET_FOLDER, DumpIdentity
 from specpipe.schemas.errors import ConfigError, UnfinishedError
-from specpipe.schemas.recipe import Facts, Recipe, resolve
-from specpipe.schemas.sample import is_held_out
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.dump.claim import read_claim
-from specpipe.stages.dump.plan import Plan, read_listed_plan, read_plan
-from specpipe.stages.dump.prepare import plan_of
-from specpipe.stages.dump.rejected import (
+from specpipe.schemas.records.dump import (
+    DUMP_FILE,
+    HEAD_FILE,
+    INDEX_FILE,
+    TARGET_FOLDER,
+    DumpIdentity,
+)
+from specpipe.schemas.records.sample import is_held_out
+from specpipe.schemas.settings.recipe import Facts, Recipe, resolve
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.dump_plan.claim import read_claim
+from specpipe.stages.dump_plan.prepared import plan_of
+from specpipe.stages.dump_plan.shards import Plan, read_listed_plan, read_plan
+from specpipe.stages.dump_plan.stamp import last_stamp
+from specpipe.stages.plan.dump_size import DumpSize, TargetFiles, dump_sizes
+from specpipe.stages.plan.training_memory import TrainerMemory, trainer_memory
+from specpipe.stages.storage.records import parse_index
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.files.location import CONFIG_FILE, local_folder, tokenizer_files
+from specpipe.stages.target.files.quantised import missing_package
+from specpipe.stages.target.head.head_model import head_numbers
+from specpipe.stages.target.version_warning import VLLM, warn_untested
+from specpipe.stages.text.rejected import (
     Rejection,
     Rejections,
     from_jsonl,
     read_listed_rejections,
     to_jsonl,
 )
-from specpipe.stages.dump.stamp import last_stamp
-from specpipe.stages.dump.survey_size import DumpSize, TargetFiles, dump_sizes
-from specpipe.stages.dump.survey_trainer import TrainerMemory, trainer_memory
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.records import parse_index
-from specpipe.stages.target.head_model import head_numbers
-from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.location import CONFIG_FILE, local_folder, tokenizer_files
-from specpipe.stages.target.quantised import missing_package
-from specpipe.stages.target.untested import VLLM, warn_untested
 
 _log = logging.getLogger(__name__)
 

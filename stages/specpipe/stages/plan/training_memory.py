@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.dump import DumpIdentity
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.shape import drafter_shape
-from specpipe.stages.drafter.vocab import default_size
-from specpipe.stages.target.identity import load_config
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.records.dump import DumpIdentity
+from specpipe.schemas.settings.train import ResolvedTrainConfig
+from specpipe.stages.acceptance.draft_vocab import default_size
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.drafters.eagle3.shape import drafter_shape
+from specpipe.stages.target.files.identity import load_config
 
 _FLOAT = 4
 _CHUNK_COPIES = 3

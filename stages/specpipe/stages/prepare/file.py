@@ -18,7 +18,7 @@ import zstandard
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.sample import IGNORE_LABEL, Ids, Sample
+from specpipe.schemas.records.sample import IGNORE_LABEL, Ids, Sample
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from specpipe.schemas.dump import Record
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.dump.input_files import PROVENANCE_SUFFIX
-from specpipe.stages.storage.folder import Folder
+from specpipe.schemas.records.dump import Record
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.text.input.files import PROVENANCE_SUFFIX
 from specpipe.stages.untrusted.json_text import parse_object
 
 _PREPARED = "prepared"
@@ -34,7 +34,7 @@ class PreparedRecord(Record):
     """By which a later run knows the file and its inputs again."""
 
     stamp: str
-    """Of the settings, the target's files and the input files; see stamp.py."""
+    """Of the settings, the target's files and the input files; see dump_plan/stamp.py."""
     num_bytes: int
     """Of the file."""
     counts: PreparedCounts

@@ -11,26 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specpipe.schemas.config import PrepareConfig
 from specpipe.schemas.errors import ConfigError, IdentityError
-from specpipe.schemas.sample import Sample
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.input_files import REJECTED_SUFFIX, is_input
-from specpipe.stages.dump.inputs import iterate_samples
-from specpipe.stages.dump.masked_text import Pieces, masked_text
-from specpipe.stages.dump.prepare import context_length_of
-from specpipe.stages.dump.prepare_data_file import check_suffix, write_samples
-from specpipe.stages.dump.prepare_data_record import (
-    PreparedCounts,
-    PreparedRecord,
-    read_record,
-    write_record,
-)
-from specpipe.stages.dump.rejected import Rejections, to_jsonl
-from specpipe.stages.dump.stamp import make_stamp
-from specpipe.stages.storage.folder import Folder, place_of_file
-from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.location import local_folder, tokenizer_files
+from specpipe.schemas.records.sample import Sample
+from specpipe.schemas.settings.stages import PrepareConfig
+from specpipe.stages.dump_plan.prepared import context_length_of
+from specpipe.stages.dump_plan.stamp import make_stamp
+from specpipe.stages.prepare.file import check_suffix, write_samples
+from specpipe.stages.prepare.record import PreparedCounts, PreparedRecord, read_record, write_record
+from specpipe.stages.storage.store.folder import Folder, place_of_file
+from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.files.location import local_folder, tokenizer_files
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.input.files import REJECTED_SUFFIX, is_input
+from specpipe.stages.text.mask.shown import Pieces, masked_text
+from specpipe.stages.text.rejected import Rejections, to_jsonl
+from specpipe.stages.text.samples import iterate_samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,6 @@ def end_with_the_parent() -> None:
     """End this process with the one that started it by `with_this_parent`, if one did."""
     pid = os.environ.pop(_VARIABLE, "")
     if pid.isdecimal():
-        from specpipe.stages.target.parent import end_with_parent
+        from specpipe.stages.process.parent import end_with_parent
 
         end_with_parent(int(pid))

@@ -1,0 +1,1 @@
+"""`specpipe report`: one page of what a run and its export left."""

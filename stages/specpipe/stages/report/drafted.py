@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from specpipe.stages.drafter.loss.measures import MEASURES
-from specpipe.stages.drafter.samples.reader import SampleRef
-from specpipe.stages.export.trained_drafter import Measured, TrainedDrafter
+from specpipe.stages.acceptance.loss.measures import MEASURES
+from specpipe.stages.drafters.scorer import Measured, TrainedDrafter
+from specpipe.stages.samples.reader import SampleRef
 
 Ids = npt.NDArray[np.int64]
 

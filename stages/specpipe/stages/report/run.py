@@ -6,30 +6,30 @@ from typing import cast
 
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.schemas.config import ReportConfig
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.export.evaluated import evaluation, settings_for
-from specpipe.stages.export.trained_drafter import TrainedDrafter
-from specpipe.stages.report.acceptance import (
+from specpipe.schemas.settings.stages import ReportConfig
+from specpipe.stages.drafters.scorer import TrainedDrafter
+from specpipe.stages.report.blocks import Page, Section, Tile
+from specpipe.stages.report.drafted import DraftedSample, drafted_samples
+from specpipe.stages.report.page import render
+from specpipe.stages.report.sections.acceptance import (
     position_section,
     replay_curves,
     tau_section,
     vocabulary_section,
 )
-from specpipe.stages.report.blocks import Page, Section, Tile
-from specpipe.stages.report.draft_tokens import draft_tokens_section
-from specpipe.stages.report.drafted import DraftedSample, drafted_samples
-from specpipe.stages.report.facts import environment_section, subject_section
-from specpipe.stages.report.kinds import KindSums, sums_by_kind
-from specpipe.stages.report.more_data import more_data_section
-from specpipe.stages.report.page import render
+from specpipe.stages.report.sections.draft_tokens import draft_tokens_section
+from specpipe.stages.report.sections.facts import environment_section, subject_section
+from specpipe.stages.report.sections.more_data import more_data_section
+from specpipe.stages.report.sections.texts import texts_section
+from specpipe.stages.report.sections.training import training_section
+from specpipe.stages.report.sections.validated import validation_section
 from specpipe.stages.report.sources import Sources, read_sources
-from specpipe.stages.report.texts import texts_section
+from specpipe.stages.report.token_kinds import KindSums, sums_by_kind
 from specpipe.stages.report.token_text import KINDS, Tokenizer, token_kinds, token_texts
-from specpipe.stages.report.training import training_section
-from specpipe.stages.report.validated import validation_section
-from specpipe.stages.storage.folder import place_of_file
-from specpipe.stages.target.stored_tokenizer import stored_tokenizer
+from specpipe.stages.runs.held_out import evaluation, settings_for
+from specpipe.stages.storage.store.folder import place_of_file
+from specpipe.stages.target.files.stored_tokenizer import stored_tokenizer
 
 Progress = Callable[[str], None]
 """Told what is going on, a line at a time."""

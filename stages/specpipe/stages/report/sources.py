@@ -13,15 +13,6 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from pydantic import ValidationError as PydanticError
 
-from specpipe.schemas.artifact import VALIDATION_FILE
-from specpipe.schemas.checkpoint import (
-    CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
-    PROVENANCE_FILE,
-    RESULT_FILE,
-    TrainResult,
-)
-from specpipe.schemas.config import ReportConfig
 from specpipe.schemas.errors import (
     ConfigError,
     IdentityError,
@@ -29,17 +20,26 @@ from specpipe.schemas.errors import (
     StoreError,
     UnfinishedError,
 )
-from specpipe.schemas.learning_curve import LEARNING_CURVE_FILE, LearningCurve
 from specpipe.schemas.location import local_path, without_credentials
-from specpipe.schemas.metrics import EvalMetrics
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.stages.drafter.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from specpipe.stages.drafter.metric_rows import metric_rows
-from specpipe.stages.export.replay_check import recorded_metrics
-from specpipe.stages.export.validation import Validation
+from specpipe.schemas.records.artifact import VALIDATION_FILE
+from specpipe.schemas.records.checkpoint import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    PROVENANCE_FILE,
+    RESULT_FILE,
+    TrainResult,
+)
+from specpipe.schemas.records.learning_curve import LEARNING_CURVE_FILE, LearningCurve
+from specpipe.schemas.records.metrics import EvalMetrics
+from specpipe.schemas.settings.stages import ReportConfig
+from specpipe.schemas.settings.train import ResolvedTrainConfig
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.metric_rows import metric_rows
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
+from specpipe.stages.validate.record import Validation
+from specpipe.stages.validate.replay.run import recorded_metrics
 
 Record = TypeVar("Record", bound=BaseModel)
 Provenance = dict[str, Any]

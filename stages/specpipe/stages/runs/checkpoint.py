@@ -1,7 +1,7 @@
 """Reading a training checkpoint, whole and checked.
 
 A checkpoint folder holds model.safetensors, optimizer.safetensors, vocab.safetensors, drafter.json
-and state.json (schemas/checkpoint.py); state.json has the sha256 of the others.
+and state.json (schemas/records/checkpoint.py); state.json has the sha256 of the others.
 """
 
 import hashlib
@@ -12,8 +12,9 @@ from pathlib import Path
 from pydantic import ValidationError as PydanticError
 from torch import Tensor
 
-from specpipe.schemas.artifact import LAYER_TYPES
-from specpipe.schemas.checkpoint import (
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.records.artifact import LAYER_TYPES
+from specpipe.schemas.records.checkpoint import (
     BEST_FILE,
     CHECKPOINTS_FOLDER,
     DRAFTER_FILE,
@@ -24,10 +25,9 @@ from specpipe.schemas.checkpoint import (
     DrafterShape,
     TrainState,
 )
-from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.drafter.rope import own_keys, rope_problems
-from specpipe.stages.drafter.shape import shape_problems
-from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.drafters.eagle3.shape import shape_problems
+from specpipe.stages.drafters.parts.rope import own_keys, rope_problems
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.tensors import load_tensors
 

@@ -4,13 +4,13 @@ import json
 from contextlib import AbstractContextManager
 from typing import Any
 
-from specpipe.schemas.checkpoint import CONFIG_FILE, METRICS_FILE, TrainState
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
 from specpipe.schemas.location import local_path
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.stages.drafter.metric_rows import Row, metric_rows
-from specpipe.stages.storage.folder_lock import locked
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.schemas.records.checkpoint import CONFIG_FILE, METRICS_FILE, TrainState
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.stages.runs.metric_rows import Row, metric_rows
+from specpipe.stages.storage.store.local_disk import write_file
+from specpipe.stages.storage.store.lock import locked
 from specpipe.stages.untrusted.files import read_file
 
 MAY_CHANGE = frozenset(

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from pydantic import ValidationError as PydanticError
 
-from specpipe.schemas.checkpoint import CONFIG_FILE, TrainState
 from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.selection import by_prompt, evaluated
+from specpipe.schemas.records.checkpoint import CONFIG_FILE, TrainState
+from specpipe.schemas.settings.train import ResolvedTrainConfig
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.samples.selection import by_prompt, evaluated
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.untrusted.files import read_file
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from specpipe.schemas.checkpoint import METRICS_FILE
 from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.records.checkpoint import METRICS_FILE
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from specpipe.stages.drafter.metric_rows import Row
+from specpipe.stages.runs.metric_rows import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Samples of a dump, as a drafter takes them: read ahead, selected, packed, on its device."""
+"""Samples of a dump as a drafter takes them: selected, read ahead, packed, on its device."""

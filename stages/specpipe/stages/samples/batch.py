@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from specpipe.stages.storage.buffer_pool import BufferPool
-from specpipe.stages.storage.states import SampleStates
+from specpipe.stages.storage.shard.buffer_pool import BufferPool
+from specpipe.stages.storage.shard.states import SampleStates
 
 
 @dataclass(frozen=True, slots=True)

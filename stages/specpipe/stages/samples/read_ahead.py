@@ -7,11 +7,11 @@ from itertools import groupby
 from types import TracebackType
 from typing import Generic, Self
 
-from specpipe.schemas.train_config import PREFETCH_MIB
-from specpipe.stages.drafter.samples.batch import DrafterSample
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.shard_window import R, Read, ShardWindow, T
-from specpipe.stages.storage.reading_threads import ReadingThreads
+from specpipe.schemas.settings.train import PREFETCH_MIB
+from specpipe.stages.process.reading_threads import ReadingThreads
+from specpipe.stages.samples.batch import DrafterSample
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.samples.shard_window import R, Read, ShardWindow, T
 
 
 class ReadAhead(Generic[R, T]):

@@ -6,16 +6,16 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import groupby
 
-from specpipe.schemas.dump import ShardManifest
 from specpipe.schemas.errors import InputError
-from specpipe.stages.drafter.samples.batch import DrafterSample, supervised_spans
-from specpipe.stages.storage.arrays import verifier_row_bytes
-from specpipe.stages.storage.buffer_pool import BufferPool
-from specpipe.stages.storage.chunk_codec import chunk_codec
+from specpipe.schemas.records.dump import ShardManifest
+from specpipe.stages.samples.batch import DrafterSample, supervised_spans
+from specpipe.stages.storage.chunks.arrays import verifier_row_bytes
+from specpipe.stages.storage.chunks.codec import chunk_codec
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.samples import StoredSample
-from specpipe.stages.storage.shard_reader import ShardReader
-from specpipe.stages.storage.states import SampleStates
+from specpipe.stages.storage.shard.buffer_pool import BufferPool
+from specpipe.stages.storage.shard.reader import ShardReader
+from specpipe.stages.storage.shard.samples import StoredSample
+from specpipe.stages.storage.shard.states import SampleStates
 
 _PARALLEL_READS = 8
 SHARDS_TOGETHER = 3

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from specpipe.schemas.sample import is_held_out, is_in_share
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
+from specpipe.schemas.records.sample import is_held_out, is_in_share
+from specpipe.schemas.settings.train import ResolvedTrainConfig
+from specpipe.stages.samples.reader import SampleReader, SampleRef
 
 
 def split(

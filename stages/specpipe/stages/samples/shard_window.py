@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Generic, TypeVar
 
-from specpipe.stages.drafter.samples.batch import DrafterSample
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef, Samples, WholeShard
-from specpipe.stages.storage.buffer_pool import BufferPool
-from specpipe.stages.storage.reading_threads import ReadingThreads
+from specpipe.stages.process.reading_threads import ReadingThreads
+from specpipe.stages.samples.batch import DrafterSample
+from specpipe.stages.samples.reader import SampleReader, SampleRef, Samples, WholeShard
+from specpipe.stages.storage.shard.buffer_pool import BufferPool
 
 _PARALLEL_SHARDS = 4
 _USES_AHEAD = 4096

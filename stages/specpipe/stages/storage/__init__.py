@@ -1,0 +1,1 @@
+"""A dump on disk or in an object store: opened, read, written."""

@@ -4,7 +4,8 @@ Both go by the store's listing: an object that is missing, or not as long as it 
 its shard with it. So whoever removes damaged objects has them made again by the next run.
 """
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import IntegrityError, UnfinishedError
+from specpipe.schemas.records.dump import (
     DUMP_FILE,
     INDEX_FILE,
     REJECTED_FILE,
@@ -12,11 +13,10 @@ from specpipe.schemas.dump import (
     ShardManifest,
     manifest_key,
 )
-from specpipe.schemas.errors import IntegrityError, UnfinishedError
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.objects import read_object
 from specpipe.stages.storage.records import read_manifest
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.objects import read_object
 
 
 def finished_index(url: str) -> DumpIndex | None:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
+from specpipe.schemas.records.dump import (
     DUMP_FILE,
     HEAD_WEIGHTS_FILE,
     INDEX_FILE,
@@ -16,11 +17,10 @@ from specpipe.schemas.dump import (
     ObjectEntry,
     ShardManifest,
 )
-from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
-from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
-from specpipe.stages.storage.objects import check_object, read_object
 from specpipe.stages.storage.records import parse_header, parse_index, parse_manifest
-from specpipe.stages.storage.shard_reader import ShardReader
+from specpipe.stages.storage.shard.reader import ShardReader
+from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
+from specpipe.stages.storage.store.objects import check_object, read_object
 from specpipe.stages.storage.vocab import VocabStatistics
 
 _MANIFEST = re.compile(r"shards/\d{6,}\.manifest\.json")

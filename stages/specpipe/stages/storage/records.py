@@ -4,9 +4,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from specpipe.schemas.dump import DumpHeader, DumpIndex, Record, ShardManifest, manifest_key
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
+from specpipe.schemas.records.dump import DumpHeader, DumpIndex, Record, ShardManifest, manifest_key
+from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
 
 R = TypeVar("R", bound=Record)
 

@@ -1,5 +1,6 @@
 """Tables of a dump that are small enough to be kept whole: the rows of samples, the statistics of
-tokens. (The arrays of a shard are in parquet_chunks.py, reading is in untrusted/parquet.py.)
+tokens. (The arrays of a shard are in chunks/parquet_format.py, reading is in
+untrusted/parquet.py.)
 """
 
 import io

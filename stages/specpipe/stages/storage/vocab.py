@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.parquet_table import encode_table
+from specpipe.stages.storage.tables import encode_table
 from specpipe.stages.untrusted.parquet import TableBounds, read_table
 
 _SMALLEST_DRAFT = 256

@@ -1,4 +1,4 @@
-"""What runs a target: one signature for transformers (hf.py) and vLLM (vllm.py).
+"""What runs a target: one signature for transformers (hf/) and vLLM (vllm/).
 
 Legend: T tokens, S verifier rows, N generated tokens, L aux layers, H hidden size.
 """
@@ -10,10 +10,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import GenerateConfig
-from specpipe.schemas.sample import Ids
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.states import U16
+from specpipe.schemas.records.sample import Ids
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.storage.shard.states import U16
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.batches import Tokens
 
 

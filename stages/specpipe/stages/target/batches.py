@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from specpipe.schemas.sample import Ids
+from specpipe.schemas.records.sample import Ids
 
 
 class Tokens(Protocol):

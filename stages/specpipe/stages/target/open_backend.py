@@ -2,16 +2,16 @@
 
 from typing import Literal
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import DumpIdentity
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.extras import install_hint
-from specpipe.stages.activity import doing
+from specpipe.schemas.records.dump import DumpIdentity
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.process.activity import doing
 from specpipe.stages.target.backend import Backend
-from specpipe.stages.target.hf import HfBackend
-from specpipe.stages.target.location import local_folder
-from specpipe.stages.target.untested import VLLM, warn_untested
-from specpipe.stages.target.vllm import support
+from specpipe.stages.target.files.location import local_folder
+from specpipe.stages.target.hf.backend import HfBackend
+from specpipe.stages.target.version_warning import VLLM, warn_untested
+from specpipe.stages.target.vllm.support import runnable as support
 
 
 def choose_backend(config: DumpConfig) -> Literal["hf", "vllm"]:

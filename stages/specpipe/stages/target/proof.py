@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import ValidationError
-from specpipe.schemas.sample import Ids, Mask, verifier_rows
+from specpipe.schemas.records.sample import Ids, Mask, verifier_rows
+from specpipe.schemas.settings.stages import GenerateConfig
 from specpipe.stages.target.backend import Backend, Prompt
-from specpipe.stages.target.head import VerifierHead
+from specpipe.stages.target.head.verifier_head import VerifierHead
 
 MEAN_TOLERANCE = 2e-2
 """Nats, mean absolute difference; rounding the final state to bf16 costs about 1e-3."""

@@ -1,6 +1,6 @@
 """How much a target has written so far, for whoever watches."""
 
-from specpipe.stages.activity import Seldom
+from specpipe.stages.process.activity import Seldom
 
 
 class Tally:

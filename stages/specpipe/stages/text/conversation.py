@@ -9,19 +9,19 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from specpipe.schemas.errors import ConfigError, InputError
-from specpipe.schemas.sample import Sample, Source, make_sample
-from specpipe.stages.dump.closers import Closers
-from specpipe.stages.dump.developer import Served
-from specpipe.stages.dump.messages import Conversation, Message, conversation_of
-from specpipe.stages.dump.omissions import Tools, cut_from_answer
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rendering import Rendering
-from specpipe.stages.dump.roles import check_roles
-from specpipe.stages.dump.tokens import Span, Tokens, check_length
-from specpipe.stages.dump.turns import TurnFinder
-from specpipe.stages.target.location import TEKKEN_FILE, tokenizer_files
-from specpipe.stages.target.tokenizer import encode, load_tokenizer
-from specpipe.stages.target.turn_end import end_token_ids
+from specpipe.schemas.records.sample import Sample, Source, make_sample
+from specpipe.stages.target.files.location import TEKKEN_FILE, tokenizer_files
+from specpipe.stages.target.files.tokenizer import encode, load_tokenizer
+from specpipe.stages.target.files.turn_end import end_token_ids
+from specpipe.stages.text.chat.developer import Served
+from specpipe.stages.text.chat.messages import Conversation, Message, conversation_of
+from specpipe.stages.text.chat.omissions import Tools, cut_from_answer
+from specpipe.stages.text.chat.rendering import Rendering
+from specpipe.stages.text.chat.roles import check_roles
+from specpipe.stages.text.mask.tokens import Span, Tokens, check_length
+from specpipe.stages.text.mask.turn_end_tokens import Closers
+from specpipe.stages.text.mask.turns import TurnFinder
+from specpipe.stages.text.rejected import Rejections
 from specpipe.stages.untrusted.templates import markers_of
 
 LossMask = Literal["auto", "markers", "boundaries"]

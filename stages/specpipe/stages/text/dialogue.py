@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.messages import Conversation, Message
+from specpipe.stages.text.chat.messages import Conversation, Message
+from specpipe.stages.text.conversation import ChatTemplate
 
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import Sample, Source, make_sample
-from specpipe.stages.dump.chat_row import COMPLETION, PROMPT
-from specpipe.stages.dump.tokens import check_length, longest_beginning
-from specpipe.stages.target.tokenizer import encode
+from specpipe.schemas.records.sample import Sample, Source, make_sample
+from specpipe.stages.target.files.tokenizer import encode
+from specpipe.stages.text.chat.row import COMPLETION, PROMPT
+from specpipe.stages.text.mask.tokens import check_length, longest_beginning
 
 TEXT = "text"
 

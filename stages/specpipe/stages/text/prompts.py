@@ -4,17 +4,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from specpipe.schemas.config import GenerateConfig
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.prompt import PromptSample, make_prompt, prompt_from_pretokenized
-from specpipe.schemas.sample import Ids, Source, checked_ids
-from specpipe.stages.dump.chat_row import MESSAGES, PROMPT
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.dialogue import Dialogue
-from specpipe.stages.dump.messages import conversation_of
-from specpipe.stages.dump.plain_text import TEXT, prompt_ids
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import Row, kind_of, read_rows
+from specpipe.schemas.records.prompt import PromptSample, make_prompt, prompt_from_pretokenized
+from specpipe.schemas.records.sample import Ids, Source, checked_ids
+from specpipe.schemas.settings.stages import GenerateConfig
+from specpipe.stages.text.chat.messages import conversation_of
+from specpipe.stages.text.chat.row import MESSAGES, PROMPT
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.dialogue import Dialogue
+from specpipe.stages.text.input.rows import Row, kind_of, read_rows
+from specpipe.stages.text.plain_text import TEXT, prompt_ids
+from specpipe.stages.text.rejected import Rejections
 
 _SOME_ANSWER = "x"
 """Stands for an answer where only what the template writes around it is of interest."""

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from specpipe.schemas.dump import REJECTED_FILE, DumpIndex
 from specpipe.schemas.errors import InputError, IntegrityError
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.sample import Source
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.objects import read_object
+from specpipe.schemas.records.dump import REJECTED_FILE, DumpIndex
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.objects import read_object
 
 _NUM_NAMED = 5
 

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import Sample, Source, make_sample, sample_from_pretokenized
-from specpipe.stages.dump.chat_row import MESSAGES, PROMPT
-from specpipe.stages.dump.conversation import ChatTemplate
-from specpipe.stages.dump.plain_text import TEXT, completion_sample, text_sample
-from specpipe.stages.dump.rejected import Rejections
-from specpipe.stages.dump.rows import Row, kind_of, read_rows
+from specpipe.schemas.records.sample import Sample, Source, make_sample, sample_from_pretokenized
+from specpipe.stages.text.chat.row import MESSAGES, PROMPT
+from specpipe.stages.text.conversation import ChatTemplate
+from specpipe.stages.text.input.rows import Row, kind_of, read_rows
+from specpipe.stages.text.plain_text import TEXT, completion_sample, text_sample
+from specpipe.stages.text.rejected import Rejections
 
 
 def read_samples(

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from specpipe.schemas.checkpoint import (
+from specpipe.schemas.errors import IntegrityError, StoreError
+from specpipe.schemas.records.checkpoint import (
     BEST_FILE,
     CHECKPOINTS_FOLDER,
     DRAFTER_FILE,
@@ -25,10 +26,9 @@ from specpipe.schemas.checkpoint import (
     VOCAB_MAP_FILE,
     TrainState,
 )
-from specpipe.schemas.errors import IntegrityError, StoreError
-from specpipe.stages.drafter.checkpoint import Checkpoint, read_pointer
-from specpipe.stages.storage.local_disk import sync_folder, write_file
-from specpipe.stages.train.sharding import like, whole
+from specpipe.stages.runs.checkpoint import Checkpoint, read_pointer
+from specpipe.stages.storage.store.local_disk import sync_folder, write_file
+from specpipe.stages.train.ranks.sharding import like, whole
 from specpipe.stages.train.trainee import Trainee
 from specpipe.stages.untrusted.foreign import foreign_call
 from specpipe.stages.untrusted.tensors import load_tensors

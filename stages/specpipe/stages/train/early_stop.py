@@ -1,8 +1,8 @@
 """When training ends before its last step because tau no longer rises."""
 
-from specpipe.schemas.checkpoint import TrainState
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.train.order import eval_every
+from specpipe.schemas.records.checkpoint import TrainState
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.train.data.order import eval_every
 
 
 def stops_early(state: TrainState, config: TrainConfig) -> bool:

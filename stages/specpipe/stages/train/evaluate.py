@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from specpipe.schemas.dump import TextOrigin
-from specpipe.schemas.metrics import EvalMetrics
-from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.replay import ReplaySpan
-from specpipe.stages.drafter.samples.batch import Batch
-from specpipe.stages.drafter.samples.on_device import on_device
+from specpipe.schemas.records.dump import TextOrigin
+from specpipe.schemas.records.metrics import EvalMetrics
+from specpipe.stages.acceptance.measure_sums import MeasureSums
+from specpipe.stages.acceptance.replay import ReplaySpan
+from specpipe.stages.samples.batch import Batch
+from specpipe.stages.samples.on_device import on_device
 from specpipe.stages.train.memory import enough_memory
-from specpipe.stages.train.sharding import gathered
+from specpipe.stages.train.ranks.sharding import gathered
 from specpipe.stages.train.trainee import Trainee
 
 

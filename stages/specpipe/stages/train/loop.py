@@ -6,23 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from specpipe.schemas.checkpoint import TrainState
-from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.errors import DivergedError, SpecpipeError, StoreError, UnfinishedError
-from specpipe.schemas.metrics import EvalMetrics, scalars
-from specpipe.stages.drafter.checkpoint import latest_checkpoint
-from specpipe.stages.drafter.samples.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.drafter.samples.read_ahead import ReadAhead
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.shard_window import Read
-from specpipe.stages.storage.buffer_pool import BufferPool
-from specpipe.stages.train.checkpoint import save_checkpoint
-from specpipe.stages.train.early_stop import stops_early
-from specpipe.stages.train.evaluate import evaluate, selection_tau
-from specpipe.stages.train.loggers.reports import Reports
-from specpipe.stages.train.memory import enough_memory, memory_mib
-from specpipe.stages.train.objective import Measured
-from specpipe.stages.train.order import (
+from specpipe.schemas.records.checkpoint import TrainState
+from specpipe.schemas.records.dump import TextOrigin
+from specpipe.schemas.records.metrics import EvalMetrics, scalars
+from specpipe.stages.process.stop_question import StopQuestion
+from specpipe.stages.runs.checkpoint import latest_checkpoint
+from specpipe.stages.runs.folder import RunFolder
+from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
+from specpipe.stages.samples.read_ahead import ReadAhead
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.samples.shard_window import Read
+from specpipe.stages.storage.shard.buffer_pool import BufferPool
+from specpipe.stages.train.checkpoint_writer import save_checkpoint
+from specpipe.stages.train.data.order import (
     Step,
     eval_every,
     evaluates_after,
@@ -30,11 +27,14 @@ from specpipe.stages.train.order import (
     planned_reads,
     planned_steps,
 )
-from specpipe.stages.train.ranks import lost
-from specpipe.stages.train.run_folder import RunFolder
-from specpipe.stages.train.schedule import rate_factor
+from specpipe.stages.train.early_stop import stops_early
+from specpipe.stages.train.evaluate import evaluate, selection_tau
+from specpipe.stages.train.loggers.reports import Reports
+from specpipe.stages.train.memory import enough_memory, memory_mib
+from specpipe.stages.train.optim.objective import Measured
+from specpipe.stages.train.optim.schedule import rate_factor
+from specpipe.stages.train.ranks.ranks import lost
 from specpipe.stages.train.step import StepFigures, compute_gradients
-from specpipe.stages.train.stop import StopQuestion
 from specpipe.stages.train.trainee import Trainee
 
 MOST_STEPS_AT_RISK = 500

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from specpipe.stages.target.gpu_memory import enough_gpu_memory
+from specpipe.stages.process.gpu_memory import enough_gpu_memory
 
 _STATM = Path("/proc/self/statm")
 

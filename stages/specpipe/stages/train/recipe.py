@@ -1,12 +1,12 @@
-"""The recipe of a run, from the samples that it trains on; the numbers are in schemas/recipe.py."""
+"""The recipe of a run, from its samples; the numbers are in schemas/settings/recipe.py."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specpipe.schemas.recipe import Facts, Recipe, resolve
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.samples.reader import SampleRef
-from specpipe.stages.train.packing import epoch_batches
+from specpipe.schemas.settings.recipe import Facts, Recipe, resolve
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.samples.reader import SampleRef
+from specpipe.stages.train.data.packing import epoch_batches
 
 
 def facts_of(training: Sequence[SampleRef], hidden_size: int) -> Facts:

@@ -7,23 +7,25 @@ from pathlib import Path
 
 from pydantic import ValidationError as PydanticError
 
-from specpipe.schemas.checkpoint import (
+from specpipe.schemas.errors import ConfigError, InputError, IntegrityError
+from specpipe.schemas.records.checkpoint import (
     CHECKPOINTS_FOLDER,
     RESULT_FILE,
     TargetReference,
     TrainResult,
     TrainState,
 )
-from specpipe.schemas.errors import ConfigError, InputError, IntegrityError
-from specpipe.schemas.recipe import Recipe, resolve
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.stages.drafter.checkpoint import latest_checkpoint, load_checkpoint
-from specpipe.stages.drafter.samples.batch import Batch, make_batch
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.selection import evaluated, share, split
-from specpipe.stages.storage.local_disk import write_file
-from specpipe.stages.train.checkpoint import checkpoint_name, restore
-from specpipe.stages.train.dumps import (
+from specpipe.schemas.settings.recipe import Recipe, resolve
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.stages.process.stop_question import StopQuestion, stop_question
+from specpipe.stages.runs.checkpoint import latest_checkpoint, load_checkpoint
+from specpipe.stages.runs.folder import RunFolder, continued
+from specpipe.stages.samples.batch import Batch, make_batch
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.samples.selection import evaluated, share, split
+from specpipe.stages.storage.store.local_disk import write_file
+from specpipe.stages.train.checkpoint_writer import checkpoint_name, restore
+from specpipe.stages.train.data.dumps import (
     TrainingDumps,
     check_same_dumps,
     check_same_states,
@@ -36,12 +38,10 @@ from specpipe.stages.train.loggers.records import read_records
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.loop import Loop, Progress
 from specpipe.stages.train.memory import enough_memory
-from specpipe.stages.train.precision import check_dtype
-from specpipe.stages.train.ranks import Ranks, join_ranks
+from specpipe.stages.train.optim.precision import check_dtype
+from specpipe.stages.train.ranks.ranks import Ranks, join_ranks
+from specpipe.stages.train.ranks.sharding import is_sharded
 from specpipe.stages.train.recipe import facts_of, recipe_of
-from specpipe.stages.train.run_folder import RunFolder, continued
-from specpipe.stages.train.sharding import is_sharded
-from specpipe.stages.train.stop import StopQuestion, stop_question
 from specpipe.stages.train.trainee import Trainee
 from specpipe.stages.untrusted.files import read_file
 

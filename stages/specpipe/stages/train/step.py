@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.loss.denominators import Denominators
-from specpipe.stages.drafter.loss.measures import alpha_sums_of
-from specpipe.stages.drafter.samples.batch import Batch
-from specpipe.stages.drafter.samples.on_device import on_device
-from specpipe.stages.train.objective import Measured
-from specpipe.stages.train.sharding import gathered
+from specpipe.stages.acceptance.loss.denominators import Denominators
+from specpipe.stages.acceptance.loss.measures import alpha_sums_of
+from specpipe.stages.acceptance.measure_sums import MeasureSums
+from specpipe.stages.samples.batch import Batch
+from specpipe.stages.samples.on_device import on_device
+from specpipe.stages.train.optim.objective import Measured
+from specpipe.stages.train.ranks.sharding import gathered
 from specpipe.stages.train.trainee import Trainee
 
 

@@ -6,28 +6,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.dump import TextOrigin
-from specpipe.schemas.metrics import EvalMetrics
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.loss.denominators import Denominators
-from specpipe.stages.drafter.loss.heads import alpha_sums, head_losses
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.samples.batch import Batch
-from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.records.dump import TextOrigin
+from specpipe.schemas.records.metrics import EvalMetrics
+from specpipe.schemas.settings.train import ResolvedTrainConfig
+from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.acceptance.loss.denominators import Denominators
+from specpipe.stages.acceptance.loss.heads import alpha_sums, head_losses
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from specpipe.stages.acceptance.measure_sums import MeasureSums
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.drafters.eagle3.start import begin, of_checkpoint
+from specpipe.stages.process.device import choose_device
+from specpipe.stages.samples.batch import Batch
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.target.head import VerifierHead
-from specpipe.stages.target.hf import choose_device
-from specpipe.stages.train.dumps import chosen_layers
-from specpipe.stages.train.objective import Measured, Objective
-from specpipe.stages.train.optimizer import Optimizer
-from specpipe.stages.train.ranks import Ranks
-from specpipe.stages.train.sharding import is_sharded, shard, whole_norm
-from specpipe.stages.train.start import begin, of_checkpoint
+from specpipe.stages.target.head.verifier_head import VerifierHead
+from specpipe.stages.train.data.dumps import chosen_layers
+from specpipe.stages.train.optim.objective import Measured, Objective
+from specpipe.stages.train.optim.optimizer import Optimizer
+from specpipe.stages.train.ranks.ranks import Ranks
+from specpipe.stages.train.ranks.sharding import is_sharded, shard, whole_norm
 
 
 @dataclass(slots=True)

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from specpipe.schemas.dump import DUMP_FILE, INDEX_FILE
 from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
-from specpipe.stages.dump.committed import committed_shard
+from specpipe.schemas.records.dump import DUMP_FILE, INDEX_FILE
+from specpipe.stages.storage.committed import committed_shard
 from specpipe.stages.storage.dump import manifest_keys
-from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
 from specpipe.stages.storage.records import parse_header, parse_index, read_manifest
+from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
 
 _ATTEMPT = re.compile(r"(shards/(\d{6,})-[0-9a-f]{8,32})/")
 

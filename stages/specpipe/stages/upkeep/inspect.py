@@ -9,13 +9,13 @@ from functools import reduce
 
 import numpy as np
 
-from specpipe.schemas.dump import DumpIdentity, GenerationCounts, ShardManifest
-from specpipe.stages.dump.masked_text import Decode, Pieces, masked_text
+from specpipe.schemas.records.dump import DumpIdentity, GenerationCounts, ShardManifest
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.int8_states import widened
-from specpipe.stages.storage.samples import StoredSample
-from specpipe.stages.storage.states import SampleStates
-from specpipe.stages.target.stored_tokenizer import stored_tokenizer
+from specpipe.stages.storage.shard.int8_states import widened
+from specpipe.stages.storage.shard.samples import StoredSample
+from specpipe.stages.storage.shard.states import SampleStates
+from specpipe.stages.target.files.stored_tokenizer import stored_tokenizer
+from specpipe.stages.text.mask.shown import Decode, Pieces, masked_text
 
 _NUM_MEASURED = 4
 """Samples over which the size of the states is taken, or more where more are shown."""

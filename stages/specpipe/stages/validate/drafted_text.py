@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.replay import ReplaySpan
-from specpipe.stages.export.plain_drafter import PlainDrafter
+from specpipe.stages.acceptance.replay import ReplaySpan
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
 
 NOISE_STEPS = 2.0
 """Standard deviation of an engine's difference of two logits of a drafter, in steps of bfloat16 at

@@ -6,19 +6,19 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 
-from specpipe.schemas.artifact import (
+from specpipe.schemas.records.artifact import (
     ARTIFACT_FOLDER,
     CONFIG_FILE,
     MODEL_TENSORS_FILE,
     VALIDATION_FILE,
 )
-from specpipe.schemas.checkpoint import TargetReference, TrainState
-from specpipe.schemas.config import ExportConfig
+from specpipe.schemas.records.checkpoint import TargetReference, TrainState
+from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.speedup import Recommendation
-from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.serve_findings import ServeFindings
-from specpipe.stages.export.structure import StructureFindings
 from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.validate.replay.run import ReplayFindings
+from specpipe.stages.validate.serve.findings import ServeFindings
+from specpipe.stages.validate.structure import StructureFindings
 
 
 class Validation(BaseModel):

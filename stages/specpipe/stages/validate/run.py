@@ -9,27 +9,31 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.schemas.config import ValidateConfig
-from specpipe.schemas.dump import TargetIdentity
 from specpipe.schemas.errors import ConfigError, ValidationError
 from specpipe.schemas.location import local_path, without_credentials
+from specpipe.schemas.records.dump import TargetIdentity
+from specpipe.schemas.settings.stages import ValidateConfig
 from specpipe.schemas.versions import versions
-from specpipe.stages.drafter.artifact import OfTarget, artifact_folder, read_artifact
-from specpipe.stages.export import prompts, replay_check, serve, server_check, structure
-from specpipe.stages.export.artifact_weights import artifact_weights
-from specpipe.stages.export.evaluated import evaluation
-from specpipe.stages.export.format import DRAFT_TOKENS
-from specpipe.stages.export.formats import format_of
-from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.serve_findings import ServeFindings
-from specpipe.stages.export.serve_prompts import serve_prompts
-from specpipe.stages.export.served import check_served
-from specpipe.stages.export.structure import StructureFindings
-from specpipe.stages.export.target_check import check_target
-from specpipe.stages.export.target_facts import target_facts
-from specpipe.stages.export.validation import artifact_sha256
+from specpipe.stages.drafters.artifact_format import DRAFT_TOKENS
+from specpipe.stages.drafters.eagle3.artifact import OfTarget, artifact_folder, read_artifact
+from specpipe.stages.drafters.formats import format_of
+from specpipe.stages.runs.held_out import evaluation
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.stages.storage.store.local_disk import write_file
+from specpipe.stages.validate import structure
+from specpipe.stages.validate.record import artifact_sha256
+from specpipe.stages.validate.replay import run as replay_check
+from specpipe.stages.validate.replay.artifact_weights import artifact_weights
+from specpipe.stages.validate.replay.run import ReplayFindings
+from specpipe.stages.validate.serve import prompts
+from specpipe.stages.validate.serve import run as serve
+from specpipe.stages.validate.serve.chosen_prompts import serve_prompts
+from specpipe.stages.validate.serve.engine_support import check_served
+from specpipe.stages.validate.serve.findings import ServeFindings
+from specpipe.stages.validate.server import run as server_check
+from specpipe.stages.validate.structure import StructureFindings
+from specpipe.stages.validate.target_check import check_target
+from specpipe.stages.validate.target_facts import target_facts
 
 
 class ArtifactValidation(BaseModel):

@@ -15,7 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from specpipe.schemas.artifact import (
+from specpipe.schemas.errors import SpecpipeError
+from specpipe.schemas.records.artifact import (
     CONFIG_FILE,
     EMBEDDING,
     LAYER_IDS,
@@ -28,13 +29,12 @@ from specpipe.schemas.artifact import (
     may_share_lm_head,
     needed_engine,
 )
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.errors import SpecpipeError
-from specpipe.stages.drafter.artifact import other_weights
-from specpipe.stages.drafter.rope import FIXED_LENGTH, rope_problems
-from specpipe.stages.drafter.shape import shape_problems
-from specpipe.stages.export.format import Format, TargetFacts
-from specpipe.stages.export.formats import format_of
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.drafters.artifact_format import Format, TargetFacts
+from specpipe.stages.drafters.eagle3.artifact import other_weights
+from specpipe.stages.drafters.eagle3.shape import shape_problems
+from specpipe.stages.drafters.formats import format_of
+from specpipe.stages.drafters.parts.rope import FIXED_LENGTH, rope_problems
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.tensors import load_tensors

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from specpipe.schemas.checkpoint import TargetReference
-from specpipe.schemas.config import ServeConfig
-from specpipe.schemas.dump import TargetIdentity
 from specpipe.schemas.errors import IdentityError
-from specpipe.stages.target.identity import weights_sha256
-from specpipe.stages.target.location import local_folder, on_this_disk
+from specpipe.schemas.records.checkpoint import TargetReference
+from specpipe.schemas.records.dump import TargetIdentity
+from specpipe.schemas.settings.stages import ServeConfig
+from specpipe.stages.target.files.identity import weights_sha256
+from specpipe.stages.target.files.location import local_folder, on_this_disk
 
 
 def check_target(

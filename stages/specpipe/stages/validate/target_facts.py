@@ -1,8 +1,8 @@
 """What an artifact must agree with, of the target of a dump."""
 
-from specpipe.stages.export.format import TargetFacts
+from specpipe.stages.drafters.artifact_format import TargetFacts
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import longest_text
+from specpipe.stages.target.head.verifier_head import longest_text
 
 
 def target_facts(dump: Dump) -> TargetFacts:

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import file_size, note, quiet_libraries, show
-from specpipe.pipeline.options import json_option
-from specpipe.pipeline.provenance import write_provenance
-from specpipe.pipeline.settings import load_config
-from specpipe.schemas.config import ConvertConfig
+from specpipe.pipeline.launch.provenance import write_provenance
+from specpipe.pipeline.terminal.console import file_size, note, quiet_libraries, show
+from specpipe.pipeline.terminal.options import json_option
+from specpipe.pipeline.terminal.settings import load_config
+from specpipe.schemas.settings.stages import ConvertConfig
 
 
 @click.command(short_help="Write another program's drafter as engines load it, and back.")

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specpipe.pipeline.console import file_size, note, quiet_libraries, show, show_columns
-from specpipe.pipeline.options import comma_words, config_option, json_option
-from specpipe.pipeline.provenance import write_provenance
-from specpipe.pipeline.serve_options import serve_options, show_served
-from specpipe.pipeline.settings import load_config
-from specpipe.pipeline.stopping import stops_early
-from specpipe.schemas.config import ExportConfig
+from specpipe.pipeline.commands.artifact.serve_options import serve_options, show_served
+from specpipe.pipeline.launch.provenance import write_provenance
+from specpipe.pipeline.terminal.console import file_size, note, quiet_libraries, show, show_columns
+from specpipe.pipeline.terminal.options import comma_words, config_option, json_option
+from specpipe.pipeline.terminal.settings import load_config
+from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.speedup import in_words
+from specpipe.stages.process.interrupt import stops_early
 
 if TYPE_CHECKING:
     from specpipe.stages.export.run import ExportResult

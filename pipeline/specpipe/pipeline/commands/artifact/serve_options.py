@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from specpipe.pipeline.console import show_columns
-from specpipe.pipeline.options import Function, comma_integers, with_options
+from specpipe.pipeline.terminal.console import show_columns
+from specpipe.pipeline.terminal.options import Function, comma_integers, with_options
 
 if TYPE_CHECKING:
-    from specpipe.stages.export.serve_findings import Served
+    from specpipe.stages.validate.serve.findings import Served
 
 _OPTIONS = (
     click.Option(

@@ -4,12 +4,12 @@ from typing import Any, get_args
 
 import click
 
-from specpipe.pipeline.console import note, quiet_libraries, show, show_columns
-from specpipe.pipeline.options import comma_words, json_option
-from specpipe.pipeline.serve_options import serve_options, show_served
-from specpipe.pipeline.settings import load_config
-from specpipe.pipeline.stopping import stops_early
-from specpipe.schemas.config import DraftSampleMethod, ValidateConfig
+from specpipe.pipeline.commands.artifact.serve_options import serve_options, show_served
+from specpipe.pipeline.terminal.console import note, quiet_libraries, show, show_columns
+from specpipe.pipeline.terminal.options import comma_words, json_option
+from specpipe.pipeline.terminal.settings import load_config
+from specpipe.schemas.settings.stages import DraftSampleMethod, ValidateConfig
+from specpipe.stages.process.interrupt import stops_early
 
 
 @click.command(short_help="Prove an artifact, without the run that it came from.")
@@ -54,7 +54,7 @@ def validate(as_json: bool, **flags: Any) -> None:
     config = load_config(ValidateConfig, None, flags)
     quiet_libraries()
     with stops_early():
-        from specpipe.stages.export.validate import run
+        from specpipe.stages.validate.run import run
 
         result = run(config, progress=note)
     replay = result.replay

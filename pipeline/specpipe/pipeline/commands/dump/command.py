@@ -7,17 +7,17 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import file_size, quiet_libraries, show
-from specpipe.pipeline.dump_options import dump_config, dump_options
-from specpipe.pipeline.generation_rows import generation_rows
-from specpipe.pipeline.options import GroupedCommand, config_option, json_option
-from specpipe.pipeline.progress import progress
-from specpipe.pipeline.provenance import provenance
-from specpipe.pipeline.served import say_served_of_dump
-from specpipe.pipeline.stopping import stops_early
-from specpipe.pipeline.worker_index import own_share
-from specpipe.schemas.checkpoint import PROVENANCE_FILE
-from specpipe.schemas.config import DumpConfig
+from specpipe.pipeline.commands.dump.generation_rows import generation_rows
+from specpipe.pipeline.commands.dump.options import dump_config, dump_options
+from specpipe.pipeline.commands.engine_support import say_served_of_dump
+from specpipe.pipeline.launch.provenance import provenance
+from specpipe.pipeline.launch.worker_index import own_share
+from specpipe.pipeline.terminal.console import file_size, quiet_libraries, show
+from specpipe.pipeline.terminal.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.terminal.progress import progress
+from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.process.interrupt import stops_early
 
 
 @click.command(cls=GroupedCommand, short_help="Run the target once and write its states to a dump.")
@@ -49,12 +49,12 @@ def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     say_served_of_dump(config)
     # Stopped early, it lets its workers go.
     with stops_early(config.time_limit), progress("dump", "tokens") as report:
-        from specpipe.pipeline.executors import executor_of
+        from specpipe.pipeline.launch.executor import executor_of
         from specpipe.stages.dump.run import run
 
         result = run(config, execute=executor_of(config), progress=report)
     if not result.did_nothing:
-        from specpipe.stages.storage.folder import Folder
+        from specpipe.stages.storage.store.folder import Folder
 
         Folder.open(config.out).write(PROVENANCE_FILE, provenance(config.model_dump(mode="json")))
     rows = [

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.options import (
+from specpipe.pipeline.terminal.options import (
     Function,
     GroupedOption,
     comma_integers,
@@ -13,9 +13,9 @@ from specpipe.pipeline.options import (
     named_values,
     with_options,
 )
-from specpipe.pipeline.settings import load_config, read_settings
-from specpipe.schemas.config import DumpConfig, GenerateConfig
+from specpipe.pipeline.terminal.settings import load_config, read_settings
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.settings.stages import DumpConfig, GenerateConfig
 
 _GENERATE = tuple(GenerateConfig.model_fields)
 

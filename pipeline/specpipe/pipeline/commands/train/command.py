@@ -7,24 +7,30 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.console import is_first_process, note, quiet_libraries, show, show_columns
-from specpipe.pipeline.learning_curve import (
+from specpipe.pipeline.commands.engine_support import say_served_of_training
+from specpipe.pipeline.commands.train.learning_curve import (
     curve_rows,
     show_curve,
     show_tau_by_tokens,
     tau_of_run,
     train_shares,
 )
-from specpipe.pipeline.options import GroupedCommand, config_option, json_option
-from specpipe.pipeline.progress import progress
-from specpipe.pipeline.provenance import write_provenance
-from specpipe.pipeline.served import say_served_of_training
-from specpipe.pipeline.train_options import recipe_help, train_config, train_options
-from specpipe.pipeline.train_progress import TrainProgress
-from specpipe.schemas.checkpoint import TrainResult
-from specpipe.schemas.metrics import EvalMetrics
-from specpipe.schemas.recipe import Recipe
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.pipeline.commands.train.options import recipe_help, train_config, train_options
+from specpipe.pipeline.commands.train.progress import TrainProgress
+from specpipe.pipeline.launch.provenance import write_provenance
+from specpipe.pipeline.terminal.console import (
+    is_first_process,
+    note,
+    quiet_libraries,
+    show,
+    show_columns,
+)
+from specpipe.pipeline.terminal.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.terminal.progress import progress
+from specpipe.schemas.records.checkpoint import TrainResult
+from specpipe.schemas.records.metrics import EvalMetrics
+from specpipe.schemas.settings.recipe import Recipe
+from specpipe.schemas.settings.train import TrainConfig
 
 _ESTIMATE = " *"
 
@@ -60,8 +66,8 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """
     config = train_config(config_file, flags)
     quiet_libraries()
+    from specpipe.stages.runs.folder import RunFolder
     from specpipe.stages.train.run import run
-    from specpipe.stages.train.run_folder import RunFolder
 
     say_served_of_training(config)
     began = time.monotonic()

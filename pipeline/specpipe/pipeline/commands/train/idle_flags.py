@@ -3,9 +3,9 @@
 import os
 from collections.abc import Callable, Iterable
 
-from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.settings.train import TrainConfig
 
 
 def _hybrid(config: TrainConfig) -> bool:

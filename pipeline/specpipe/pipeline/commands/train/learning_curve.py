@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specpipe.pipeline.console import is_first_process, show_columns
-from specpipe.pipeline.stopping import stops_early
-from specpipe.schemas.checkpoint import TrainResult
+from specpipe.pipeline.terminal.console import is_first_process, show_columns
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.learning_curve import LearningCurve
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.records.checkpoint import TrainResult
+from specpipe.schemas.records.learning_curve import LearningCurve
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.process.interrupt import stops_early
 
 if TYPE_CHECKING:
-    from specpipe.stages.drafter.tau_rows import TauAt, TauByTokens
+    from specpipe.stages.runs.tau_rows import TauAt, TauByTokens
 
 MOST_SHOWN = 6
 """Evaluations that a terminal has room for."""
@@ -80,8 +80,8 @@ def show_curve(curve: LearningCurve | None) -> None:
 
 def tau_of_run(result: TrainResult) -> "TauByTokens":
     """tau at each evaluation of a run, against the tokens trained on."""
-    from specpipe.stages.drafter.metric_rows import metric_rows
-    from specpipe.stages.drafter.tau_rows import tau_by_tokens
+    from specpipe.stages.runs.metric_rows import metric_rows
+    from specpipe.stages.runs.tau_rows import tau_by_tokens
 
     curve = "replay_greedy" if result.best.replay_greedy.exact else "replay_temperature_1"
     return tau_by_tokens(metric_rows(Path(result.out).expanduser()), curve)

@@ -5,17 +5,17 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from specpipe.pipeline.idle_flags import refuse_idle
-from specpipe.pipeline.options import (
+from specpipe.pipeline.commands.train.idle_flags import refuse_idle
+from specpipe.pipeline.terminal.options import (
     Function,
     GroupedOption,
     comma_integers,
     comma_words,
     with_options,
 )
-from specpipe.pipeline.settings import given, load_config
-from specpipe.schemas.recipe import BUDGETS, MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
-from specpipe.schemas.train_config import AttentionName, LossName, PresetName, TrainConfig
+from specpipe.pipeline.terminal.settings import given, load_config
+from specpipe.schemas.settings.recipe import BUDGETS, MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
+from specpipe.schemas.settings.train import AttentionName, LossName, PresetName, TrainConfig
 
 SomeTrainConfig = TypeVar("SomeTrainConfig", bound=TrainConfig)
 

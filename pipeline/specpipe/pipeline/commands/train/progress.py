@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from specpipe.pipeline.console import file_size
+from specpipe.pipeline.terminal.console import file_size
 
 WINDOW_STEPS = 20
 """Steps over which speed and data wait are taken."""

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specpipe.pipeline.console import file_size, quiet_libraries, show, show_columns
-from specpipe.pipeline.generation_rows import generation_rows
-from specpipe.pipeline.masked import show_masked
-from specpipe.pipeline.options import json_option
+from specpipe.pipeline.commands.dump.generation_rows import generation_rows
+from specpipe.pipeline.terminal.console import file_size, quiet_libraries, show, show_columns
+from specpipe.pipeline.terminal.options import json_option
+from specpipe.pipeline.terminal.shown_sample import show_masked
 
 if TYPE_CHECKING:
-    from specpipe.stages.dump.inspect import Inspection, LayerSize
+    from specpipe.stages.upkeep.inspect import Inspection, LayerSize
 
 
 @click.command(short_help="Show a dump to a person.")
@@ -34,7 +34,7 @@ def inspect(url: str, num_samples: int, as_json: bool) -> None:
     none.
     """
     quiet_libraries()
-    from specpipe.stages.dump.inspect import inspect as look
+    from specpipe.stages.upkeep.inspect import inspect as look
 
     found = look(url, num_samples)
     if found.layers:

@@ -1,1 +1,1 @@
-"""Losses and measures of all heads, walked in chunks of rows; the passes over the vocabulary."""
+"""Losses and measures of all draft steps, walked in chunks of verifier rows."""

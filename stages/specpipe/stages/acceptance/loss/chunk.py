@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.loss.row_block import block_rows
-from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.samples.batch import Batch
+from specpipe.stages.acceptance.loss.row_block import block_rows
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from specpipe.stages.samples.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

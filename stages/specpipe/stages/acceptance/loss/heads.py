@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.loss.chunk import VerifierChunk, verifier_chunks
-from specpipe.stages.drafter.loss.denominators import Denominators
-from specpipe.stages.drafter.loss.measures import NUM_MEASURES, sum_over_starts
-from specpipe.stages.drafter.loss.row_pass import LogRows, RowPass
-from specpipe.stages.drafter.loss.settings import LossSettings
-from specpipe.stages.drafter.loss.verifier import Verifier
-from specpipe.stages.drafter.samples.batch import Batch
+from specpipe.stages.acceptance.loss.chunk import VerifierChunk, verifier_chunks
+from specpipe.stages.acceptance.loss.denominators import Denominators
+from specpipe.stages.acceptance.loss.measures import NUM_MEASURES, sum_over_starts
+from specpipe.stages.acceptance.loss.row_pass import LogRows, RowPass
+from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.acceptance.loss.verifier import Verifier
+from specpipe.stages.samples.batch import Batch
 
 
 def head_losses(

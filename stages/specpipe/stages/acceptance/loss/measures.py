@@ -5,7 +5,7 @@ Legend: M measures, K heads, N starts.
 
 from torch import Tensor
 
-from specpipe.stages.drafter.samples.batch import Batch
+from specpipe.stages.samples.batch import Batch
 
 MEASURES = (
     "alpha",

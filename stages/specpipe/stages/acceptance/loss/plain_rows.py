@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.loss.chunk import VerifierChunk
-from specpipe.stages.drafter.loss.row_block import block_rows, top_of_rows
+from specpipe.stages.acceptance.loss.chunk import VerifierChunk
+from specpipe.stages.acceptance.loss.row_block import block_rows, top_of_rows
 
 
 @dataclass(frozen=True, slots=True)

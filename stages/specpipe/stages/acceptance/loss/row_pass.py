@@ -21,9 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.loss.chunk import VerifierChunk
-from specpipe.stages.drafter.loss.plain_rows import GradientOf, PlainRows, RowGradient, RowStats
-from specpipe.stages.drafter.loss.settings import RowWeights
+from specpipe.stages.acceptance.loss.chunk import VerifierChunk
+from specpipe.stages.acceptance.loss.plain_rows import GradientOf, PlainRows, RowGradient, RowStats
+from specpipe.stages.acceptance.loss.settings import RowWeights
 
 UNDERFLOW = 1e-25
 """Overlaps below are summed in log space: q may have lost terms of theirs to underflow."""
@@ -53,7 +53,7 @@ class RowPass:
         self._target_ids_D = target_ids_D
         self.passes: Passes = PlainRows(chunk_rows, len(target_ids_D), like)
         if like.is_cuda and like.dtype == torch.float32:
-            from specpipe.stages.drafter.loss.triton_rows import TritonRows
+            from specpipe.stages.acceptance.loss.triton_rows import TritonRows
 
             self.passes = TritonRows()
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.schemas.train_config import LossName
-from specpipe.stages.drafter.loss.denominators import Denominators
+from specpipe.schemas.settings.train import LossName
+from specpipe.stages.acceptance.loss.denominators import Denominators
 
 _LOSSES: tuple[LossName, ...] = ("kl", "tv", "lk_alpha", "ce", "lk_hybrid")
 

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specpipe.stages.drafter.loss.chunk import VerifierChunk
-from specpipe.stages.drafter.loss.plain_rows import GradientOf, RowStats
+from specpipe.stages.acceptance.loss.chunk import VerifierChunk
+from specpipe.stages.acceptance.loss.plain_rows import GradientOf, RowStats
 
 _COLUMNS = 4096
 """Of a row that a program holds at a time."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.samples.batch import Batch
+from specpipe.stages.samples.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

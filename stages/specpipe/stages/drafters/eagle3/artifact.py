@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from specpipe.schemas.artifact import (
+from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError
+from specpipe.schemas.records.artifact import (
     ARTIFACT_FOLDER,
     CONFIG_FILE,
     LAYER_IDS,
@@ -25,12 +26,11 @@ from specpipe.schemas.artifact import (
     SWITCHES,
     layer_config,
 )
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError
-from specpipe.stages.drafter.rope import foreign_keys, own_keys, rope_problems
-from specpipe.stages.drafter.shape import shape_problems
-from specpipe.stages.drafter.vocab import VocabMap
-from specpipe.stages.drafter.vocab_file import vocab_map
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.acceptance.draft_vocab_file import vocab_map
+from specpipe.stages.drafters.eagle3.shape import shape_problems
+from specpipe.stages.drafters.parts.rope import foreign_keys, own_keys, rope_problems
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.foreign import one_line
 from specpipe.stages.untrusted.json_text import parse_object

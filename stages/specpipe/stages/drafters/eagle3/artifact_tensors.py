@@ -8,9 +8,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from specpipe.schemas.artifact import EMBEDDING, LM_HEAD, expected_tensors, may_share_lm_head
-from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.records.artifact import (
+    EMBEDDING,
+    LM_HEAD,
+    expected_tensors,
+    may_share_lm_head,
+)
+from specpipe.schemas.records.checkpoint import DrafterShape
 
 
 def artifact_tensors(

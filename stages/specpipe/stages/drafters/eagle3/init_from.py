@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.artifact import OfTarget, read_artifact
-from specpipe.stages.drafter.artifact_weights import drafter_weights, weight_problems
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.drafters.eagle3.artifact import OfTarget, read_artifact
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.drafters.eagle3.model_weights import drafter_weights, weight_problems
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
 
 
 @dataclass(frozen=True, slots=True)

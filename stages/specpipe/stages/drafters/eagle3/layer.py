@@ -10,14 +10,18 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.attention.chain import chain_attention
-from specpipe.stages.drafter.attention.layout import Layout
-from specpipe.stages.drafter.attention.rotary import CosSin
-from specpipe.stages.drafter.attention.self_attention import KeyValue, Projections, SelfAttention
-from specpipe.stages.drafter.mlp import Mlp
-from specpipe.stages.drafter.norm import RMSNorm
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.settings.train import AttentionName
+from specpipe.stages.drafters.parts.attention.chain import chain_attention
+from specpipe.stages.drafters.parts.attention.layout import Layout
+from specpipe.stages.drafters.parts.attention.rotary import CosSin
+from specpipe.stages.drafters.parts.attention.self_attention import (
+    KeyValue,
+    Projections,
+    SelfAttention,
+)
+from specpipe.stages.drafters.parts.mlp import Mlp
+from specpipe.stages.drafters.parts.norm import RMSNorm
 
 
 class Layer(nn.Module):

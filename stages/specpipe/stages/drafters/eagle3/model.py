@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.attention.layout import Layout
-from specpipe.stages.drafter.attention.rotary import Rotary
-from specpipe.stages.drafter.attention.self_attention import KeyValue, Projections
-from specpipe.stages.drafter.embedding import FrozenEmbedding
-from specpipe.stages.drafter.layer import Layer
-from specpipe.stages.drafter.norm import RMSNorm
-from specpipe.stages.drafter.samples.batch import Batch
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.settings.train import AttentionName
+from specpipe.stages.drafters.eagle3.layer import Layer
+from specpipe.stages.drafters.parts.attention.layout import Layout
+from specpipe.stages.drafters.parts.attention.rotary import Rotary
+from specpipe.stages.drafters.parts.attention.self_attention import KeyValue, Projections
+from specpipe.stages.drafters.parts.embedding import FrozenEmbedding
+from specpipe.stages.drafters.parts.norm import RMSNorm
+from specpipe.stages.samples.batch import Batch
 
 Stepped = tuple[Tensor, KeyValue]
 

@@ -6,9 +6,9 @@ Legend: V vocabulary, H hidden size.
 import torch
 from torch import Tensor
 
-from specpipe.schemas.artifact import EMBEDDING, LM_HEAD, may_share_lm_head
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.drafter.artifact import Artifact
+from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD, may_share_lm_head
+from specpipe.stages.drafters.eagle3.artifact import Artifact
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 

@@ -1,7 +1,7 @@
 """EAGLE-3 written down plainly, to prove exported files with: dense attention, no tricks.
 
 It reads nothing but the artifact's two files and the target's embedding, and shares no code with
-the drafter that is trained (drafter/eagle3.py). Only the rotary angles are transformers' own.
+the drafter that is trained (model.py). Only the rotary angles are transformers' own.
 
 At start i the target has consumed x[0..i] and emitted x[i+1]. Step k takes token x[i+k] and the
 hidden state of step k-1 (step 1: the features of position i) at rope position i+k-1, attends to
@@ -23,7 +23,7 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specpipe.schemas.artifact import (
+from specpipe.schemas.records.artifact import (
     CONFIG_FILE,
     EMBEDDING,
     LM_HEAD,

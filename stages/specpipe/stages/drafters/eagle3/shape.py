@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
-from specpipe.schemas.checkpoint import DrafterShape
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.rope import lent_rope
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.drafters.parts.rope import lent_rope
 from specpipe.stages.untrusted.foreign import foreign_call
 
 _LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import torch
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.eagle3 import Eagle3
-from specpipe.stages.drafter.shape import drafter_shape
-from specpipe.stages.drafter.vocab import VocabMap, choose_vocab
-from specpipe.stages.drafter.vocab_file import read_vocab_file
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.acceptance.draft_vocab import VocabMap, choose_vocab
+from specpipe.stages.acceptance.draft_vocab_file import read_vocab_file
+from specpipe.stages.drafters.eagle3.init_from import init_from
+from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.drafters.eagle3.shape import drafter_shape
+from specpipe.stages.drafters.eagle3.warm_start import warm_start
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.target.head import (
+from specpipe.stages.target.head.verifier_head import (
     final_scale,
     load_embedding,
     load_lm_head,
     load_stored_config,
 )
-from specpipe.stages.train.init_from import init_from
-from specpipe.stages.train.warm_start import warm_start
 
 
 @dataclass(frozen=True, slots=True)

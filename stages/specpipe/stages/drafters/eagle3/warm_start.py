@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError, IdentityError
-from specpipe.stages.drafter.eagle3 import Eagle3
+from specpipe.stages.drafters.eagle3.model import Eagle3
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_norm
-from specpipe.stages.target.identity import read_config
-from specpipe.stages.target.location import local_folder, weight_files
+from specpipe.stages.target.files.identity import read_config
+from specpipe.stages.target.files.location import local_folder, weight_files
+from specpipe.stages.target.head.verifier_head import load_norm
 from specpipe.stages.untrusted.tensors import opened_tensors
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})

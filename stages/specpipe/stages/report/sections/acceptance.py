@@ -6,15 +6,15 @@ Legend: K heads, C kinds of token.
 import math
 from collections.abc import Mapping, Sequence
 
-from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
+from specpipe.schemas.records.metrics import EvalMetrics, ReplayCurve
 from specpipe.stages.export.card import TITLES
-from specpipe.stages.export.rounds import Comparison
-from specpipe.stages.export.serve_findings import ServeFindings
 from specpipe.stages.report.blocks import Block, Cell, Figures, Missing, Section, Table
 from specpipe.stages.report.chart import Axis, Figure, Series, line_chart
-from specpipe.stages.report.kinds import KindSums
 from specpipe.stages.report.sources import Sources
+from specpipe.stages.report.token_kinds import KindSums
 from specpipe.stages.report.token_text import KINDS
+from specpipe.stages.validate.serve.findings import ServeFindings
+from specpipe.stages.validate.serve.rounds import Comparison
 
 LEAST_REACHED = 5.0
 """Expected drafts below which a rate says nothing."""

@@ -4,9 +4,9 @@ import json
 import shlex
 from typing import Any
 
-from specpipe.schemas.dump import ShardManifest
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.records.dump import ShardManifest
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.report.blocks import Block, Missing, Section, Table
 from specpipe.stages.report.sources import Sources
 from specpipe.stages.storage.dump import Dump

@@ -1,10 +1,10 @@
 """Section: tau against the data, and what more of it is expected to bring."""
 
-from specpipe.schemas.learning_curve import Expected, LearningCurve
-from specpipe.stages.drafter.tau_rows import TauByTokens, tau_by_tokens
+from specpipe.schemas.records.learning_curve import Expected, LearningCurve
 from specpipe.stages.report.blocks import Block, Figures, Missing, Notes, Section, Table
 from specpipe.stages.report.chart import Axis, Figure, Series, line_chart
 from specpipe.stages.report.sources import Sources
+from specpipe.stages.runs.tau_rows import TauByTokens, tau_by_tokens
 
 _TAU = Axis("tau (tokens per round)")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from specpipe.stages.report.blocks import Block, Missing, Piece, Section, Text, Texts
 from specpipe.stages.report.drafted import DraftedSample, Ids
-from specpipe.stages.report.rounds import rounds_of
+from specpipe.stages.report.rounds_of_text import rounds_of
 from specpipe.stages.report.token_text import Tokenizer, token_texts
 
 MOST_PROMPT_TOKENS = 80

@@ -6,7 +6,7 @@ Legend: K heads.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from specpipe.schemas.metrics import EvalMetrics
+from specpipe.schemas.records.metrics import EvalMetrics
 from specpipe.stages.report.blocks import Block, Figures, Missing, Section
 from specpipe.stages.report.chart import NUM_STYLES, Axis, Figure, Point, Series, line_chart
 from specpipe.stages.report.sources import Sources

@@ -1,12 +1,12 @@
 """Section: what the export's validation found."""
 
 from specpipe.stages.export.card import TITLES
-from specpipe.stages.export.replay_check import ReplayFindings
-from specpipe.stages.export.rounds import Comparison
-from specpipe.stages.export.serve_findings import Served, ServeFindings
-from specpipe.stages.export.structure import StructureFindings
 from specpipe.stages.report.blocks import Block, Missing, Notes, Section, Table
 from specpipe.stages.report.sources import Sources
+from specpipe.stages.validate.replay.run import ReplayFindings
+from specpipe.stages.validate.serve.findings import Served, ServeFindings
+from specpipe.stages.validate.serve.rounds import Comparison
+from specpipe.stages.validate.structure import StructureFindings
 
 Row = tuple[str, str, str]
 LEVELS = ("structure", "replay", "serve")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.schemas.dump import DumpIdentity, equal_chunks
-from specpipe.stages.storage.states import bfloat16_is_finite
+from specpipe.schemas.records.dump import DumpIdentity, equal_chunks
+from specpipe.stages.storage.shard.states import bfloat16_is_finite
 
 AUX_SCALE = "aux_scale"
 """int8 states: the scale of each token in each layer."""

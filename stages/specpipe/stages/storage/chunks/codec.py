@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.schemas.dump import CHUNK_TRAILER_BYTES, DumpIdentity
-from specpipe.stages.storage.arrays import ArrayLayout
+from specpipe.schemas.records.dump import CHUNK_TRAILER_BYTES, DumpIdentity
+from specpipe.stages.storage.chunks.arrays import ArrayLayout
 
 Buffer = npt.NDArray[np.uint8]
 
@@ -64,9 +64,9 @@ def buffer_bytes(array: ArrayLayout) -> int:
 def chunk_codec(identity: DumpIdentity) -> ChunkCodec:
     """What stores the chunks of such a dump."""
     if identity.shard_format == "parquet":
-        from specpipe.stages.storage.parquet_chunks import ParquetChunks
+        from specpipe.stages.storage.chunks.parquet_format import ParquetChunks
 
         return ParquetChunks(identity.compression)
-    from specpipe.stages.storage.zarr_chunks import ZarrChunks
+    from specpipe.stages.storage.chunks.zarr_format import ZarrChunks
 
     return ZarrChunks(identity.compression)

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.arrays import ArrayLayout
-from specpipe.stages.storage.chunk_codec import Buffer, EncodedChunk
-from specpipe.stages.storage.crc import crc32c
-from specpipe.stages.storage.folder import HOW_TO_REPAIR
+from specpipe.stages.storage.chunks.arrays import ArrayLayout
+from specpipe.stages.storage.chunks.codec import Buffer, EncodedChunk
+from specpipe.stages.storage.store.crc import crc32c
+from specpipe.stages.storage.store.folder import HOW_TO_REPAIR
 from specpipe.stages.untrusted.parquet_pages import check_pages
 
 _LEVEL = 1

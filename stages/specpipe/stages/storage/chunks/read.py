@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specpipe.schemas.dump import ObjectEntry
-from specpipe.stages.storage.arrays import ArrayLayout
-from specpipe.stages.storage.chunk_codec import ChunkCodec
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.objects import read_object
-from specpipe.stages.storage.row_scan import RowScan
+from specpipe.schemas.records.dump import ObjectEntry
+from specpipe.stages.storage.chunks.arrays import ArrayLayout
+from specpipe.stages.storage.chunks.codec import ChunkCodec
+from specpipe.stages.storage.chunks.row_scan import RowScan
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.objects import read_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.stages.storage.arrays import ArrayLayout, values_problem
-from specpipe.stages.storage.crc import crc32c
+from specpipe.stages.storage.chunks.arrays import ArrayLayout, values_problem
+from specpipe.stages.storage.store.crc import crc32c
 
 _BLOCK_BYTES = 2**18
 """A block and its copy fit into a core's cache."""

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from specpipe.schemas.dump import CHUNK_TRAILER_BYTES
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.storage.arrays import ArrayLayout
-from specpipe.stages.storage.chunk_codec import Buffer, EncodedChunk
-from specpipe.stages.storage.crc import crc32c
-from specpipe.stages.storage.folder import HOW_TO_REPAIR
+from specpipe.schemas.records.dump import CHUNK_TRAILER_BYTES
+from specpipe.stages.storage.chunks.arrays import ArrayLayout
+from specpipe.stages.storage.chunks.codec import Buffer, EncodedChunk
+from specpipe.stages.storage.store.crc import crc32c
+from specpipe.stages.storage.store.folder import HOW_TO_REPAIR
 from specpipe.stages.untrusted.json_text import parse_object
 
 ATTRIBUTE = "specpipe_dtype"

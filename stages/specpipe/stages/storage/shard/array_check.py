@@ -8,11 +8,11 @@ while it is read.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from specpipe.schemas.dump import CHUNK_TRAILER_BYTES, SAMPLES_FILE, ObjectEntry
-from specpipe.stages.storage.arrays import ArrayLayout
-from specpipe.stages.storage.chunk_read import ReadChunk
-from specpipe.stages.storage.crc import concat_crc32c, crc32c
-from specpipe.stages.storage.samples import StoredSample
+from specpipe.schemas.records.dump import CHUNK_TRAILER_BYTES, SAMPLES_FILE, ObjectEntry
+from specpipe.stages.storage.chunks.arrays import ArrayLayout
+from specpipe.stages.storage.chunks.read import ReadChunk
+from specpipe.stages.storage.shard.samples import StoredSample
+from specpipe.stages.storage.store.crc import concat_crc32c, crc32c
 
 
 @dataclass(frozen=True, slots=True)

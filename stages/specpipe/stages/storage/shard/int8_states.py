@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.states import F32, U16
+from specpipe.stages.storage.shard.states import F32, U16
 
 I8 = npt.NDArray[np.int8]
 F64 = npt.NDArray[np.float64]

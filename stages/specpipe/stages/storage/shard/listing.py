@@ -1,6 +1,7 @@
 """What the manifest of a shard must list, and at which sizes."""
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.records.dump import (
     CHUNK_TRAILER_BYTES,
     SAMPLES_FILE,
     VOCAB_FILE,
@@ -8,14 +9,13 @@ from specpipe.schemas.dump import (
     ObjectEntry,
     ShardManifest,
 )
-from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.arrays import (
+from specpipe.stages.storage.chunks.arrays import (
     ArrayLayout,
     array_names,
     most_chunk_rows,
     shard_arrays,
 )
-from specpipe.stages.storage.chunk_codec import ChunkCodec
+from specpipe.stages.storage.chunks.codec import ChunkCodec
 
 
 def shard_entries(manifest: ShardManifest) -> dict[str, ObjectEntry]:

@@ -6,11 +6,11 @@ from threading import Condition
 
 import numpy as np
 
-from specpipe.schemas.dump import ObjectEntry
-from specpipe.stages.storage.arrays import ArrayLayout
-from specpipe.stages.storage.chunk_codec import Buffer, ChunkCodec, buffer_bytes
-from specpipe.stages.storage.crc import chunk_entry, object_entry
-from specpipe.stages.storage.folder import Folder
+from specpipe.schemas.records.dump import ObjectEntry
+from specpipe.stages.storage.chunks.arrays import ArrayLayout
+from specpipe.stages.storage.chunks.codec import Buffer, ChunkCodec, buffer_bytes
+from specpipe.stages.storage.store.crc import chunk_entry, object_entry
+from specpipe.stages.storage.store.folder import Folder
 
 _PARALLEL_WRITES = 4
 

@@ -11,29 +11,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.records.dump import (
     AUX_SCALES_FILE,
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpIdentity,
     ShardManifest,
 )
-from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.array_check import ArrayCheck, sample_span, sample_spans
-from specpipe.stages.storage.arrays import AUX_SCALE, ArrayLayout, aux_array
-from specpipe.stages.storage.buffer_pool import BufferPool
-from specpipe.stages.storage.chunk_codec import chunk_codec
-from specpipe.stages.storage.chunk_read import ReadChunk, read_chunk
-from specpipe.stages.storage.crc import concat_crc32c
-from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
-from specpipe.stages.storage.int8_states import Quantiser
-from specpipe.stages.storage.listing import listed_arrays, shard_entries
-from specpipe.stages.storage.objects import read_object
-from specpipe.stages.storage.reading_threads import ReadingThreads
-from specpipe.stages.storage.row_scan import RowScan
-from specpipe.stages.storage.samples import StoredSample, check_samples, samples_from_parquet
-from specpipe.stages.storage.scales import read_scales
-from specpipe.stages.storage.states import SampleStates
+from specpipe.stages.process.reading_threads import ReadingThreads
+from specpipe.stages.storage.chunks.arrays import AUX_SCALE, ArrayLayout, aux_array
+from specpipe.stages.storage.chunks.codec import chunk_codec
+from specpipe.stages.storage.chunks.read import ReadChunk, read_chunk
+from specpipe.stages.storage.chunks.row_scan import RowScan
+from specpipe.stages.storage.shard.array_check import ArrayCheck, sample_span, sample_spans
+from specpipe.stages.storage.shard.buffer_pool import BufferPool
+from specpipe.stages.storage.shard.int8_states import Quantiser
+from specpipe.stages.storage.shard.listing import listed_arrays, shard_entries
+from specpipe.stages.storage.shard.samples import StoredSample, check_samples, samples_from_parquet
+from specpipe.stages.storage.shard.scales import read_scales
+from specpipe.stages.storage.shard.states import SampleStates
+from specpipe.stages.storage.store.crc import concat_crc32c
+from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
+from specpipe.stages.storage.store.objects import read_object
 from specpipe.stages.storage.vocab import VocabStatistics
 
 _PARALLEL_READS = 4

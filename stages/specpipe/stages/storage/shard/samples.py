@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.records.dump import (
     MOST_SHARD_SAMPLES,
     MOST_SHARD_TOKENS,
     DumpIdentity,
     ShardManifest,
 )
-from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.sample import Ids, Mask, Sample, Source, verifier_rows
-from specpipe.stages.storage.parquet_table import encode_table
+from specpipe.schemas.records.sample import Ids, Mask, Sample, Source, verifier_rows
+from specpipe.stages.storage.tables import encode_table
 from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.parquet import TableBounds, read_table
 

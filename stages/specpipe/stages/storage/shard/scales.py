@@ -12,12 +12,12 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from specpipe.schemas.dump import AUX_SCALES_FILE, DumpIdentity
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.crc import crc32c
-from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
-from specpipe.stages.storage.int8_states import widened
-from specpipe.stages.storage.states import F32, U16
+from specpipe.schemas.records.dump import AUX_SCALES_FILE, DumpIdentity
+from specpipe.stages.storage.shard.int8_states import widened
+from specpipe.stages.storage.shard.states import F32, U16
+from specpipe.stages.storage.store.crc import crc32c
+from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
 
 _TENSOR = "channel_scale"
 _RELATIVE_FLOOR = 1e-2

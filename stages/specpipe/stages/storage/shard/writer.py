@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.records.dump import (
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpIdentity,
@@ -19,23 +20,22 @@ from specpipe.schemas.dump import (
     manifest_key,
     shard_folder,
 )
-from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.storage.arrays import (
+from specpipe.stages.storage.chunks.arrays import (
     AUX_SCALE,
     ArrayLayout,
     aux_array,
     planned_chunks,
     shard_arrays,
 )
-from specpipe.stages.storage.chunk_codec import Buffer, buffer_bytes, chunk_codec
-from specpipe.stages.storage.crc import crc32c, extend_crc32c
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.int8_states import Quantiser
-from specpipe.stages.storage.outbox import Outbox
+from specpipe.stages.storage.chunks.codec import Buffer, buffer_bytes, chunk_codec
 from specpipe.stages.storage.records import read_manifest
-from specpipe.stages.storage.samples import PlannedSample, StoredSample, samples_to_parquet
-from specpipe.stages.storage.scales import AuxScales
-from specpipe.stages.storage.states import SampleStates
+from specpipe.stages.storage.shard.int8_states import Quantiser
+from specpipe.stages.storage.shard.outbox import Outbox
+from specpipe.stages.storage.shard.samples import PlannedSample, StoredSample, samples_to_parquet
+from specpipe.stages.storage.shard.scales import AuxScales
+from specpipe.stages.storage.shard.states import SampleStates
+from specpipe.stages.storage.store.crc import crc32c, extend_crc32c
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.vocab import VocabStatistics
 
 WRITE_BUFFER_BYTES = 256 * 2**20

@@ -10,7 +10,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.schemas.dump import CHUNK_TRAILER_BYTES, ObjectEntry
+from specpipe.schemas.records.dump import CHUNK_TRAILER_BYTES, ObjectEntry
 
 Bytes = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 

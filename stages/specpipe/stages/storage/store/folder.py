@@ -12,11 +12,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.storage import retry
-from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX, LocalDisk, check_no_file
-from specpipe.stages.storage.remote_store import S3_PROTOCOLS, RemoteStore, open_filesystem
-from specpipe.stages.storage.retry import GaveUp, RetryPolicy
-from specpipe.stages.storage.store import Store, TakeBlock
+from specpipe.stages.storage.store import retry
+from specpipe.stages.storage.store.local_disk import TEMPORARY_PREFIX, LocalDisk, check_no_file
+from specpipe.stages.storage.store.protocol import Store, TakeBlock
+from specpipe.stages.storage.store.remote_store import S3_PROTOCOLS, RemoteStore, open_filesystem
+from specpipe.stages.storage.store.retry import GaveUp, RetryPolicy
 from specpipe.stages.untrusted.files import MOST_BYTES, NotRegularError
 from specpipe.stages.untrusted.foreign import OF_THE_DISK
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import cast
 
 from specpipe.schemas.errors import ConfigError, StoreError
-from specpipe.stages.storage.store import TakeBlock
-from specpipe.stages.storage.store_faults import advice, is_transient_locally
+from specpipe.stages.storage.store.faults import advice, is_transient_locally
+from specpipe.stages.storage.store.protocol import TakeBlock
 from specpipe.stages.untrusted.files import open_regular
 
 TEMPORARY_PREFIX = ".tmp-"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from specpipe.schemas.errors import ConfigError, StoreError
-from specpipe.stages.storage.local_disk import check_no_file
+from specpipe.stages.storage.store.local_disk import check_no_file
 
 LOCK_FILE = ".lock"
 _LOOK_SECONDS = 0.1

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
-from specpipe.schemas.dump import ObjectEntry
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.crc import crc32c, object_entry
-from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
+from specpipe.schemas.records.dump import ObjectEntry
+from specpipe.stages.storage.store.crc import crc32c, object_entry
+from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
 from specpipe.stages.untrusted.files import MOST_BYTES
 
 _PIECE_BYTES = 64 * 2**20

@@ -8,9 +8,9 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from specpipe.stages.storage.local_disk import TEMPORARY_PREFIX
-from specpipe.stages.storage.store import TakeBlock, TornRead
-from specpipe.stages.storage.store_faults import advice, http_status, is_transient
+from specpipe.stages.storage.store.faults import advice, http_status, is_transient
+from specpipe.stages.storage.store.local_disk import TEMPORARY_PREFIX
+from specpipe.stages.storage.store.protocol import TakeBlock, TornRead
 
 S3_PROTOCOLS = ("s3", "s3a")
 

@@ -11,15 +11,20 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from specpipe.schemas.dump import TargetIdentity, canonical_sha256
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.target.location import (
+from specpipe.schemas.records.dump import TargetIdentity, canonical_sha256
+from specpipe.stages.target.files.location import (
     CONFIG_FILE,
     local_folder,
     tokenizer_files,
     weight_files,
 )
-from specpipe.stages.target.model_config import build_config, check_known, check_sizes, parse_config
+from specpipe.stages.target.files.model_config import (
+    build_config,
+    check_known,
+    check_sizes,
+    parse_config,
+)
 from specpipe.stages.untrusted.files import MOST_BYTES, open_regular, read_file
 from specpipe.stages.untrusted.foreign import foreign_call
 from specpipe.stages.untrusted.json_text import parse_object

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
-from specpipe.stages.storage.store_faults import http_status
+from specpipe.stages.storage.store.faults import http_status
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.foreign import foreign_call, one_line
 from specpipe.stages.untrusted.json_text import parse_object

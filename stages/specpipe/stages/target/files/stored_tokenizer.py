@@ -5,11 +5,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from specpipe.schemas.dump import TARGET_FOLDER
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.records.dump import TARGET_FOLDER
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.location import CONFIG_FILE, TEKKEN_FILE, TOKENIZER_FILES
-from specpipe.stages.target.tokenizer import load_tokenizer
+from specpipe.stages.target.files.location import CONFIG_FILE, TEKKEN_FILE, TOKENIZER_FILES
+from specpipe.stages.target.files.tokenizer import load_tokenizer
 
 
 def stored_tokenizer(dump: Dump) -> PreTrainedTokenizerBase | None:

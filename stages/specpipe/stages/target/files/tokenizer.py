@@ -7,8 +7,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.mistral.tokenizer import convert_tekken_tokenizer
 
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError
-from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.location import CONFIG_FILE, TEKKEN_FILE, tokenizer_files
+from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.files.location import CONFIG_FILE, TEKKEN_FILE, tokenizer_files
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.foreign import foreign_call
 

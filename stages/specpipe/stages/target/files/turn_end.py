@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.target.location import CONFIG_FILE, tokenizer_files
-from specpipe.stages.target.model_config import parse_config
-from specpipe.stages.target.tokenizer import load_tokenizer
+from specpipe.stages.target.files.location import CONFIG_FILE, tokenizer_files
+from specpipe.stages.target.files.model_config import parse_config
+from specpipe.stages.target.files.tokenizer import load_tokenizer
 from specpipe.stages.untrusted.files import read_file
 
 _MARGIN = 8

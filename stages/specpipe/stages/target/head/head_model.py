@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.target.building import MODEL_BUILDING
-from specpipe.stages.target.causal_lm import load_causal_lm
-from specpipe.stages.target.decoder import find_decoder
-from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.location import local_folder
-from specpipe.stages.target.model_class import auto_class
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.files.location import local_folder
+from specpipe.stages.target.model.building import MODEL_BUILDING
+from specpipe.stages.target.model.causal_lm import load_causal_lm
+from specpipe.stages.target.model.decoder import find_decoder
+from specpipe.stages.target.model.model_class import auto_class
 from specpipe.stages.untrusted.foreign import foreign_call
 
 _PER_LAYER = ("layer_types", "mlp_layer_types")

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from specpipe.schemas.dump import HEAD_FILE, HEAD_WEIGHTS_FILE, TARGET_FOLDER, HeadRecord
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.objects import put_object
+from specpipe.schemas.records.dump import HEAD_FILE, HEAD_WEIGHTS_FILE, TARGET_FOLDER, HeadRecord
 from specpipe.stages.storage.records import parse_record
-from specpipe.stages.target.building import MODEL_BUILDING
-from specpipe.stages.target.decoder import find_decoder
-from specpipe.stages.target.location import CONFIG_FILE
-from specpipe.stages.target.model_class import auto_class, place_of_decoder
-from specpipe.stages.target.model_config import build_config, parse_config
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.store.objects import put_object
+from specpipe.stages.target.files.location import CONFIG_FILE
+from specpipe.stages.target.files.model_config import build_config, parse_config
+from specpipe.stages.target.model.building import MODEL_BUILDING
+from specpipe.stages.target.model.decoder import find_decoder
+from specpipe.stages.target.model.model_class import auto_class, place_of_decoder
 from specpipe.stages.untrusted.foreign import foreign_call
 from specpipe.stages.untrusted.tensors import load_tensors
 

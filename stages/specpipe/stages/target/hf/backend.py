@@ -13,19 +13,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from specpipe.schemas.config import DumpConfig, GenerateConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.storage.folder import Folder
+from specpipe.schemas.settings.stages import DumpConfig, GenerateConfig
+from specpipe.stages.process.device import choose_device
+from specpipe.stages.process.gpu_memory import enough_gpu_memory
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.backend import Captured, Generation, Prompt
 from specpipe.stages.target.batches import Tokens, batches
-from specpipe.stages.target.causal_lm import load_causal_lm
-from specpipe.stages.target.decoder import find_decoder
-from specpipe.stages.target.gpu_memory import enough_gpu_memory
-from specpipe.stages.target.head import WideLinear, save_head
-from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.location import local_folder, weight_files
-from specpipe.stages.target.model_class import drop_other_weights
-from specpipe.stages.target.turn_end import TurnEnd
+from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.files.location import local_folder, weight_files
+from specpipe.stages.target.files.turn_end import TurnEnd
+from specpipe.stages.target.head.verifier_head import WideLinear, save_head
+from specpipe.stages.target.model.causal_lm import load_causal_lm
+from specpipe.stages.target.model.decoder import find_decoder
+from specpipe.stages.target.model.model_class import drop_other_weights
 from specpipe.stages.untrusted.foreign import foreign_call
 from specpipe.stages.untrusted.tensors import opened_tensors
 
@@ -75,7 +76,7 @@ class HfBackend:
             yield from self.capture_batch(batch)
 
     def generate(self, prompts: Sequence[Prompt], settings: GenerateConfig) -> Iterator[Generation]:
-        from specpipe.stages.target.hf_generate import generate
+        from specpipe.stages.target.hf.generate import generate
 
         return generate(self, prompts, settings)
 
@@ -193,25 +194,6 @@ def _memory_of(mask_BT: Tensor) -> AbstractContextManager[None]:
     num_samples, num_tokens = mask_BT.shape
     what = f"with {num_samples} samples of {num_tokens} tokens"
     return enough_gpu_memory(what, "lower --batch-tokens")
-
-
-def choose_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device {device!r}: {error}") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r}: torch sees no GPU; give --device cpu")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device!r}: torch sees {torch.cuda.device_count()} GPUs")
-    if chosen.type != "cuda":
-        try:
-            torch.empty(1, device=chosen).tolist()
-        except Exception as error:
-            raise ConfigError(f"device {device!r} computes nothing here: {error}") from error
-    return chosen
 
 
 def compute_dtype(requested: str, config: PreTrainedConfig, folder: Path) -> torch.dtype:

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import GenerateConfig
+from specpipe.schemas.settings.stages import GenerateConfig
 from specpipe.stages.target.backend import Captured, Generation, Prompt
 from specpipe.stages.target.batches import batches
-from specpipe.stages.target.sampling import Sampler
-from specpipe.stages.target.tally import Tally
-from specpipe.stages.target.turn_end import TurnEnd
+from specpipe.stages.target.files.turn_end import TurnEnd
+from specpipe.stages.target.hf.sampling import Sampler
+from specpipe.stages.target.written_tokens import Tally
 
 if TYPE_CHECKING:
-    from specpipe.stages.target.hf import HfBackend
+    from specpipe.stages.target.hf.backend import HfBackend
 
 
 def generate(

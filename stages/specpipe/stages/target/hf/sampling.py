@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import GenerateConfig
+from specpipe.schemas.settings.stages import GenerateConfig
 
 
 class Sampler:

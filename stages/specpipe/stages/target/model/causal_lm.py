@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from specpipe.schemas.config import DumpConfig
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.stages.target.building import MODEL_BUILDING
-from specpipe.stages.target.location import LONE_SHARD, local_folder, weight_files
-from specpipe.stages.target.model_class import auto_class
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.target.files.location import LONE_SHARD, local_folder, weight_files
+from specpipe.stages.target.model.building import MODEL_BUILDING
+from specpipe.stages.target.model.model_class import auto_class
 from specpipe.stages.untrusted.files import open_regular
 from specpipe.stages.untrusted.foreign import foreign_call
 

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 
-from specpipe.stages.target.decoder import Decoder
+from specpipe.stages.target.model.decoder import Decoder
 
 
 def auto_class(config: PreTrainedConfig) -> Any:

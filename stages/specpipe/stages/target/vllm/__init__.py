@@ -1,0 +1,1 @@
+"""The target in vLLM: engine, plugin, connector, and the memory that states leave it through."""

@@ -11,20 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import DumpConfig, GenerateConfig
-from specpipe.schemas.dump import DumpIdentity
 from specpipe.schemas.errors import EngineLostError
-from specpipe.stages.storage.folder import Folder
+from specpipe.schemas.records.dump import DumpIdentity
+from specpipe.schemas.settings.stages import DumpConfig, GenerateConfig
+from specpipe.stages.process.device import choose_device
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.backend import Captured, Generation, Prompt
 from specpipe.stages.target.batches import Tokens
-from specpipe.stages.target.head import save_head
-from specpipe.stages.target.head_model import load_head_model
-from specpipe.stages.target.hf import choose_device
-from specpipe.stages.target.location import local_folder
-from specpipe.stages.target.tally import Tally
-from specpipe.stages.target.turn_end import TurnEnd
+from specpipe.stages.target.files.location import local_folder
+from specpipe.stages.target.files.turn_end import TurnEnd
+from specpipe.stages.target.head.head_model import load_head_model
+from specpipe.stages.target.head.verifier_head import save_head
 from specpipe.stages.target.vllm.arena import REQUEST_FIELD, Arena, Extent
 from specpipe.stages.target.vllm.start import start_engine
+from specpipe.stages.target.written_tokens import Tally
 
 _CLOSE_SECONDS = 60.0
 _LOOK_SECONDS = 1.0

@@ -26,7 +26,7 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.model_executor.models.extract_hidden_states import CacheOnlyAttentionLayer
 from vllm.v1.kv_cache_interface import HiddenStateCacheSpec
 
-from specpipe.stages.target.parent import end_with_parent
+from specpipe.stages.process.parent import end_with_parent
 from specpipe.stages.target.vllm.arena import REQUEST_FIELD, ArenaAddress, ArenaWriter
 
 

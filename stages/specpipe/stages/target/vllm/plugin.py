@@ -1,15 +1,15 @@
 """vLLM's plugin hook, called in each of its processes; it acts only where it is asked to.
 
 `SPECPIPE_VLLM_CAPTURE=1` is set for the engines of a dump, `SPECPIPE_VLLM_EAGLE3` by whoever serves
-a drafter for a target that vLLM has no EAGLE-3 for (families.py).
+a drafter for a target that vLLM has no EAGLE-3 for (support/families.py).
 """
 
 import os
 
 from specpipe.schemas.tested import TESTED, is_tested
 from specpipe.stages.target.vllm import cpu_fix
-from specpipe.stages.target.vllm.families import DUMPED, ENVIRONMENT, FAMILIES
-from specpipe.stages.target.vllm.servable import installed_version, is_asked_for
+from specpipe.stages.target.vllm.support.families import DUMPED, ENVIRONMENT, FAMILIES
+from specpipe.stages.target.vllm.support.servable import installed_version, is_asked_for
 
 CAPTURE = "SPECPIPE_VLLM_CAPTURE"
 
@@ -32,6 +32,6 @@ def register() -> None:
             TESTED["vllm"],
         )
         return
-    from specpipe.stages.target.vllm import eagle3_models
+    from specpipe.stages.target.vllm.support import aux_state_models as eagle3_models
 
     eagle3_models.register(wanted)

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.dump import DumpIdentity
 from specpipe.schemas.errors import ConfigError, StoreError
-from specpipe.stages.target.identity import head_sizes, load_config, read_config
-from specpipe.stages.target.location import local_folder
+from specpipe.schemas.records.dump import DumpIdentity
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.target.files.identity import head_sizes, load_config, read_config
+from specpipe.stages.target.files.location import local_folder
 from specpipe.stages.target.vllm.arena import ArenaAddress
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT as CPU_FIX
 from specpipe.stages.target.vllm.plugin import CAPTURE

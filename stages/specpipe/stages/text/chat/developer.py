@@ -6,7 +6,7 @@ that comes first, since many templates take no other.
 
 from dataclasses import dataclass
 
-from specpipe.stages.dump.messages import Message
+from specpipe.stages.text.chat.messages import Message
 
 _ROLE = "developer"
 

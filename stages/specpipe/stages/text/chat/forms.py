@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from specpipe.stages.dump.messages import Message
+from specpipe.stages.text.chat.messages import Message
 
 
 @dataclass(frozen=True, slots=True)

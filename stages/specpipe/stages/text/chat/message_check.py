@@ -4,9 +4,9 @@ import reprlib
 from typing import Any
 
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.chat_row import GivenMessage
-from specpipe.stages.dump.nulls import without_nulls
-from specpipe.stages.dump.roles import ASSISTANT
+from specpipe.stages.text.chat.nulls import without_nulls
+from specpipe.stages.text.chat.roles import ASSISTANT
+from specpipe.stages.text.chat.row import GivenMessage
 from specpipe.stages.untrusted.json_text import parse_json
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from specpipe.schemas.sample import Source
-from specpipe.stages.dump.chat_row import given_messages
-from specpipe.stages.dump.message_check import REASONING_FIELDS, checked_message, weight_of
-from specpipe.stages.dump.template_settings import SETTINGS_FIELD, template_settings_of
-from specpipe.stages.dump.tool_schemas import tools_of
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.text.chat.message_check import REASONING_FIELDS, checked_message, weight_of
+from specpipe.stages.text.chat.row import given_messages
+from specpipe.stages.text.chat.template_settings import SETTINGS_FIELD, template_settings_of
+from specpipe.stages.text.chat.tool_schemas import tools_of
 
 Message = dict[str, Any]
 

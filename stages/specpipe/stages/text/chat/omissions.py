@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.messages import Message, reasoning_of
+from specpipe.stages.text.chat.messages import Message, reasoning_of
 
 Tools = list[dict[str, Any]] | None
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.forms import Form, forms_for
-from specpipe.stages.dump.messages import Message
-from specpipe.stages.dump.omissions import Tools, omission
-from specpipe.stages.dump.tokens import Span
+from specpipe.stages.text.chat.forms import Form, forms_for
+from specpipe.stages.text.chat.messages import Message
+from specpipe.stages.text.chat.omissions import Tools, omission
+from specpipe.stages.text.mask.tokens import Span
 from specpipe.stages.untrusted.templates import render_template
 
 

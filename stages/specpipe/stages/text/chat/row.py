@@ -5,8 +5,8 @@ from itertools import takewhile
 from typing import Any
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import Source
-from specpipe.stages.dump.roles import ASSISTANT, CALLS, RESULTS, standard_role
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.text.chat.roles import ASSISTANT, CALLS, RESULTS, standard_role
 from specpipe.stages.untrusted.json_text import parse_json
 
 MESSAGES = "messages"

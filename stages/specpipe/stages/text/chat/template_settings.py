@@ -3,7 +3,7 @@
 from typing import Any
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.template_settings import not_to_be_set
+from specpipe.schemas.settings.chat_template import not_to_be_set
 from specpipe.stages.untrusted.json_text import parse_json
 
 SETTINGS_FIELD = "chat_template_kwargs"

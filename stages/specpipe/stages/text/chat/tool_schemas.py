@@ -3,7 +3,7 @@
 from typing import Any
 
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.nulls import without_nulls
+from specpipe.stages.text.chat.nulls import without_nulls
 from specpipe.stages.untrusted.json_text import parse_json
 
 _MAY_BE_NULL = frozenset({"default", "const"})

@@ -14,7 +14,7 @@ from fsspec.utils import get_protocol, glob_translate, infer_compression
 
 from specpipe.schemas.errors import ConfigError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.storage.remote_store import S3_PROTOCOLS, object_info
+from specpipe.stages.storage.store.remote_store import S3_PROTOCOLS, object_info
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 PARQUET_SUFFIXES = (".parquet", ".pq")

@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any, NoReturn
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import Source
-from specpipe.stages.dump.input_files import InputFile
-from specpipe.stages.dump.input_stream import DamagedError, open_stream
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.text.input.files import InputFile
+from specpipe.stages.text.input.stream import DamagedError, open_stream
 from specpipe.stages.untrusted.json_text import parse_object
 
 LONGEST_LINE = 64 * 2**20

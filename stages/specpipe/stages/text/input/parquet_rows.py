@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 
 from specpipe.schemas.errors import ConfigError, InputError
-from specpipe.schemas.sample import Source
-from specpipe.stages.dump.input_files import InputFile
-from specpipe.stages.dump.input_stream import StoreFile
-from specpipe.stages.dump.nulls import without_nulls
-from specpipe.stages.dump.template_settings import SETTINGS_FIELD
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.text.chat.nulls import without_nulls
+from specpipe.stages.text.chat.template_settings import SETTINGS_FIELD
+from specpipe.stages.text.input.files import InputFile
+from specpipe.stages.text.input.stream import StoreFile
 from specpipe.stages.untrusted.json_text import parse_json
 from specpipe.stages.untrusted.parquet import ParquetRows
 

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import Source
-from specpipe.stages.dump.chat_row import CONVERSATIONS, MESSAGES, PROMPT
-from specpipe.stages.dump.input_files import input_files
-from specpipe.stages.dump.json_rows import json_rows
-from specpipe.stages.dump.parquet_rows import RENAME, parquet_rows
-from specpipe.stages.dump.plain_text import TEXT
-from specpipe.stages.dump.rejected import Rejections
+from specpipe.schemas.records.sample import Source
+from specpipe.stages.text.chat.row import CONVERSATIONS, MESSAGES, PROMPT
+from specpipe.stages.text.input.files import input_files
+from specpipe.stages.text.input.json_rows import json_rows
+from specpipe.stages.text.input.parquet_rows import RENAME, parquet_rows
+from specpipe.stages.text.plain_text import TEXT
+from specpipe.stages.text.rejected import Rejections
 
 PRETOKENIZED = "input_ids"
 

@@ -13,7 +13,7 @@ from fsspec.compression import compr
 
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.stages.dump.input_files import InputFile
+from specpipe.stages.text.input.files import InputFile
 
 _BUFFER_BYTES = 1 << 20
 

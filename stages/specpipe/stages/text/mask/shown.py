@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import groupby, islice
 
-from specpipe.schemas.sample import Ids, Mask
+from specpipe.schemas.records.sample import Ids, Mask
 
 MOST_TOKENS_SHOWN = 400
 

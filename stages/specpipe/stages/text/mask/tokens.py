@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.sample import Mask
-from specpipe.stages.target.tokenizer import encode
+from specpipe.schemas.records.sample import Mask
+from specpipe.stages.target.files.tokenizer import encode
 
 LONGEST_TEXT = 2**23
 """Bytes in UTF-8 that are tokenised at a time: tokenizers take up to 500 times as many."""

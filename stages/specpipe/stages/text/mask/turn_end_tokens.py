@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from specpipe.stages.dump.tokens import Span, Tokens
+from specpipe.stages.text.mask.tokens import Span, Tokens
 
 
 @dataclass(frozen=True, slots=True)

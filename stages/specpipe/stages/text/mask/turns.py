@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from specpipe.schemas.errors import InputError
-from specpipe.stages.dump.closers import Closers
-from specpipe.stages.dump.messages import Message
-from specpipe.stages.dump.tokens import Span, Tokens
+from specpipe.stages.text.chat.messages import Message
+from specpipe.stages.text.mask.tokens import Span, Tokens
+from specpipe.stages.text.mask.turn_end_tokens import Closers
 
 
 class Render(Protocol):

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from specpipe.schemas.checkpoint import TrainResult
-from specpipe.schemas.dump import TextOrigin, canonical_sha256
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, UnfinishedError
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.checkpoint import Checkpoint
-from specpipe.stages.drafter.samples.reader import SampleReader
+from specpipe.schemas.records.checkpoint import TrainResult
+from specpipe.schemas.records.dump import TextOrigin, canonical_sha256
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.process.stop_question import StopQuestion
+from specpipe.stages.runs.checkpoint import Checkpoint
+from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.storage.verify import verify
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.train.stop import StopQuestion
+from specpipe.stages.upkeep.verify.run import verify
 
 PREVERIFY_BYTES = 16 * 2**30
 SomeConfig = TypeVar("SomeConfig", bound=TrainConfig)

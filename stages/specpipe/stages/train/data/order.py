@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from specpipe.schemas.checkpoint import TrainState
-from specpipe.schemas.train_config import ResolvedTrainConfig, TrainConfig
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.drafter.samples.shard_window import Read
-from specpipe.stages.train.packing import Batches, epoch_batches, pack
+from specpipe.schemas.records.checkpoint import TrainState
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.samples.shard_window import Read
+from specpipe.stages.train.data.packing import Batches, epoch_batches, pack
 
 
 @dataclass(frozen=True, slots=True)

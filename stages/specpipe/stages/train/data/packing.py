@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from specpipe.stages.drafter.samples.reader import SHARDS_TOGETHER, SampleRef
+from specpipe.stages.samples.reader import SHARDS_TOGETHER, SampleRef
 
 Batches = list[list[SampleRef]]
 

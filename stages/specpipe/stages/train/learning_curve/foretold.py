@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specpipe.schemas.learning_curve import CurvePoint, Expected, LearningCurve
-from specpipe.stages.drafter.replay import Z_95
+from specpipe.schemas.records.learning_curve import CurvePoint, Expected, LearningCurve
+from specpipe.stages.acceptance.replay import Z_95
 from specpipe.stages.train.learning_curve.power_law import (
     Interval,
     PowerLaws,

@@ -8,20 +8,20 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from specpipe.schemas.checkpoint import CHECKPOINTS_FOLDER, TrainResult
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.learning_curve import (
+from specpipe.schemas.records.checkpoint import CHECKPOINTS_FOLDER, TrainResult
+from specpipe.schemas.records.learning_curve import (
     CURVE_FOLDER,
     LEARNING_CURVE_FILE,
     CurvePoint,
     LearningCurve,
 )
-from specpipe.schemas.metrics import EvalMetrics, ReplayCurve
-from specpipe.schemas.recipe import Facts, resolve
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.schemas.records.metrics import EvalMetrics, ReplayCurve
+from specpipe.schemas.settings.recipe import Facts, resolve
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.runs.folder import RunFolder, continued
+from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.train.learning_curve.foretold import foretold
-from specpipe.stages.train.run_folder import RunFolder, continued
 from specpipe.stages.untrusted.files import read_file
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)

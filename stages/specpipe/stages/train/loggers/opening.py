@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from specpipe.schemas.checkpoint import LoggerRecord
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.extras import install_hint
-from specpipe.schemas.train_config import LoggerName, TrainConfig
+from specpipe.schemas.records.checkpoint import LoggerRecord
+from specpipe.schemas.settings.train import LoggerName, TrainConfig
 from specpipe.stages.train.loggers.logger import Logger, Session
 from specpipe.stages.train.loggers.records import Records, write_records
 from specpipe.stages.train.loggers.reports import Reports

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from specpipe.schemas.checkpoint import LOGGERS_FILE, LoggerRecord
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.drafter.metric_rows import metric_rows
-from specpipe.stages.storage.local_disk import write_file
+from specpipe.schemas.records.checkpoint import LOGGERS_FILE, LoggerRecord
+from specpipe.stages.runs.metric_rows import metric_rows
+from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.untrusted.files import read_file
 
 Records = dict[str, LoggerRecord]

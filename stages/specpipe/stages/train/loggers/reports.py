@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from specpipe.schemas.checkpoint import LoggerRecord
-from specpipe.schemas.metrics import scalars
+from specpipe.schemas.records.checkpoint import LoggerRecord
+from specpipe.schemas.records.metrics import scalars
 from specpipe.stages.train.loggers.logger import Logger
 from specpipe.stages.train.loggers.sender import Sender
 

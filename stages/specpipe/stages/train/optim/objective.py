@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.schemas.train_config import TrainConfig
-from specpipe.stages.drafter.loss.settings import LossSettings, hybrid_lambda
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.acceptance.loss.settings import LossSettings, hybrid_lambda
 
 SURVIVAL_MEMORY = 0.9
 """Share of the average survival that a step keeps: about the last ten steps count."""

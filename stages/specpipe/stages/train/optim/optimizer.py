@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specpipe.schemas.train_config import ResolvedTrainConfig
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 
 
 def is_muons(name: str, parameter: Tensor) -> bool:

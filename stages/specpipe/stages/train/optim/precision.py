@@ -3,7 +3,7 @@
 import torch
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import TrainConfig
+from specpipe.schemas.settings.train import TrainConfig
 
 
 def check_dtype(config: TrainConfig, device: torch.device) -> None:

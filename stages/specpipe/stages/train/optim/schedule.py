@@ -2,7 +2,7 @@
 
 import math
 
-from specpipe.schemas.train_config import ResolvedTrainConfig
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 
 
 def rate_factor(step: int, total_steps: int, config: ResolvedTrainConfig) -> float:

@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from specpipe.schemas import errors
 from specpipe.schemas.errors import ConfigError, SpecpipeError, UnfinishedError
-from specpipe.stages.target.hf import choose_device
+from specpipe.stages.process.device import choose_device
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients are summed in pieces of this size."""

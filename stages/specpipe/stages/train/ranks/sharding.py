@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from specpipe.stages.train.ranks import Ranks
+from specpipe.stages.train.ranks.ranks import Ranks
 
 
 def shard(model: nn.Module, ranks: Ranks) -> None:

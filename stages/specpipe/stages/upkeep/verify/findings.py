@@ -7,10 +7,10 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TypeVar
 
-from specpipe.schemas.dump import ObjectEntry
 from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.folder import HOW_TO_REPAIR, Folder
-from specpipe.stages.storage.objects import check_object, check_size
+from specpipe.schemas.records.dump import ObjectEntry
+from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
+from specpipe.stages.storage.store.objects import check_object, check_size
 
 NUM_THREADS = 8
 """Threads that read at once; each holds a chunk or two."""

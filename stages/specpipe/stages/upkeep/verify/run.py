@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.records.dump import (
     DUMP_FILE,
     INDEX_FILE,
     VOCAB_FILE,
@@ -17,13 +18,12 @@ from specpipe.schemas.dump import (
     ShardManifest,
     manifest_key,
 )
-from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.stages.storage.dump import check_vocab_size, manifest_keys
-from specpipe.stages.storage.findings import Damage, Findings
-from specpipe.stages.storage.folder import Folder
 from specpipe.stages.storage.records import parse_header, parse_index, parse_manifest
-from specpipe.stages.storage.shard_check import check_shard
+from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.vocab import VocabStatistics
+from specpipe.stages.upkeep.verify.findings import Damage, Findings
+from specpipe.stages.upkeep.verify.shard_check import check_shard
 
 __all__ = ["Damage", "VerifyReport", "verify"]
 

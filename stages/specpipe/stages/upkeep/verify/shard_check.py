@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specpipe.schemas.dump import (
+from specpipe.schemas.errors import IntegrityError
+from specpipe.schemas.records.dump import (
     AUX_SCALES_FILE,
     SAMPLES_FILE,
     VOCAB_FILE,
@@ -14,15 +15,14 @@ from specpipe.schemas.dump import (
     manifest_key,
     plan_key,
 )
-from specpipe.schemas.errors import IntegrityError
-from specpipe.stages.storage.array_check import ArrayCheck, sample_spans
-from specpipe.stages.storage.arrays import ArrayLayout, array_names
-from specpipe.stages.storage.chunk_codec import chunk_codec
-from specpipe.stages.storage.chunk_read import read_chunk
-from specpipe.stages.storage.findings import Findings
-from specpipe.stages.storage.listing import listed_arrays, shard_entries
-from specpipe.stages.storage.row_scan import RowScan
-from specpipe.stages.storage.samples import (
+from specpipe.stages.storage.chunks.arrays import ArrayLayout, array_names
+from specpipe.stages.storage.chunks.codec import chunk_codec
+from specpipe.stages.storage.chunks.read import read_chunk
+from specpipe.stages.storage.chunks.row_scan import RowScan
+from specpipe.stages.storage.chunks.zarr_format import describes_the_same
+from specpipe.stages.storage.shard.array_check import ArrayCheck, sample_spans
+from specpipe.stages.storage.shard.listing import listed_arrays, shard_entries
+from specpipe.stages.storage.shard.samples import (
     StoredSample,
     check_plan,
     check_samples,
@@ -30,9 +30,9 @@ from specpipe.stages.storage.samples import (
     samples_from_parquet,
     supervised_counts,
 )
-from specpipe.stages.storage.scales import read_scales
+from specpipe.stages.storage.shard.scales import read_scales
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.storage.zarr_chunks import describes_the_same
+from specpipe.stages.upkeep.verify.findings import Findings
 
 
 def check_shard(

@@ -20,10 +20,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from specpipe.stages.drafter.samples.batch import Batch
-from specpipe.stages.export.accept import TargetText
-from specpipe.stages.export.plain_drafter import PlainDrafter
-from specpipe.stages.export.trained_drafter import TrainedDrafter
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.drafters.scorer import TrainedDrafter
+from specpipe.stages.samples.batch import Batch
+from specpipe.stages.validate.drafted_text import TargetText
 
 FLOAT32_LIMIT = 3e-5
 """500 roundings of float32; more is looked at in float64."""

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from specpipe.schemas.artifact import EMBEDDING
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.artifact import Artifact
-from specpipe.stages.drafter.artifact_weights import drafter_weights
-from specpipe.stages.drafter.vocab import VocabMap
+from specpipe.schemas.records.artifact import EMBEDDING
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.drafters.eagle3.artifact import Artifact
+from specpipe.stages.drafters.eagle3.model_weights import drafter_weights
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
 
 
 @dataclass(frozen=True, slots=True)

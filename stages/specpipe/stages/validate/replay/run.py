@@ -14,29 +14,29 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.schemas.artifact import EMBEDDING, LM_HEAD
-from specpipe.schemas.checkpoint import TrainState
-from specpipe.schemas.dump import TextOrigin
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.metrics import EvalMetrics, ReplayCurve, TauDifference
-from specpipe.schemas.sample import verifier_rows
-from specpipe.schemas.train_config import ResolvedTrainConfig
-from specpipe.stages.drafter.acceptance import MeasureSums
-from specpipe.stages.drafter.checkpoint import Checkpoint
-from specpipe.stages.drafter.metric_rows import metric_rows
-from specpipe.stages.drafter.replay import ReplaySpan, replay, tau_difference
-from specpipe.stages.drafter.samples.batch import DrafterSample, supervised_spans
-from specpipe.stages.drafter.samples.read_ahead import read_samples
-from specpipe.stages.drafter.samples.reader import SampleReader, SampleRef
-from specpipe.stages.export.accept import TargetText, TextSpans
-from specpipe.stages.export.agreement import Agreement, Comparison
-from specpipe.stages.export.artifact_weights import ArtifactWeights
-from specpipe.stages.export.evaluated import evaluation, settings_for
-from specpipe.stages.export.plain_drafter import PlainDrafter
-from specpipe.stages.export.same_weights import stored_tensors, weight_problems
-from specpipe.stages.export.trained_drafter import TrainedDrafter
+from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
+from specpipe.schemas.records.checkpoint import TrainState
+from specpipe.schemas.records.dump import TextOrigin
+from specpipe.schemas.records.metrics import EvalMetrics, ReplayCurve, TauDifference
+from specpipe.schemas.records.sample import verifier_rows
+from specpipe.schemas.settings.train import ResolvedTrainConfig
+from specpipe.stages.acceptance.measure_sums import MeasureSums
+from specpipe.stages.acceptance.replay import ReplaySpan, replay, tau_difference
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.drafters.scorer import TrainedDrafter
+from specpipe.stages.runs.checkpoint import Checkpoint
+from specpipe.stages.runs.held_out import evaluation, settings_for
+from specpipe.stages.runs.metric_rows import metric_rows
+from specpipe.stages.samples.batch import DrafterSample, supervised_spans
+from specpipe.stages.samples.read_ahead import read_samples
+from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head import load_embedding, load_lm_head
+from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
+from specpipe.stages.validate.drafted_text import TargetText, TextSpans
+from specpipe.stages.validate.replay.agreement import Agreement, Comparison
+from specpipe.stages.validate.replay.artifact_weights import ArtifactWeights
+from specpipe.stages.validate.replay.same_weights import stored_tensors, weight_problems
 
 CURVES = ("replay_temperature_1", "replay_greedy", "replay_greedy_draft")
 RECORDED_ERRORS = 10

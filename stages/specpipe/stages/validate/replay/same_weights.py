@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from specpipe.schemas.artifact import EMBEDDING, LM_HEAD, MODEL_TENSORS_FILE
 from specpipe.schemas.errors import ValidationError
-from specpipe.stages.drafter.checkpoint import Checkpoint
-from specpipe.stages.export.artifact_tensors import artifact_tensors
+from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD, MODEL_TENSORS_FILE
+from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors
+from specpipe.stages.runs.checkpoint import Checkpoint
 from specpipe.stages.untrusted.tensors import load_tensors
 
 ROUNDING = 2**-7

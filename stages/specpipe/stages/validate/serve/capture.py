@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specpipe.schemas.config import DumpConfig
-from specpipe.schemas.sample import Ids
-from specpipe.stages.export.accept import TargetText, bf16_steps
-from specpipe.stages.export.evidence import chance, slopes
-from specpipe.stages.export.near_ties import near_tie_steps
-from specpipe.stages.storage.folder import Folder
-from specpipe.stages.target.head import VerifierHead, load_embedding, save_head
-from specpipe.stages.target.hf import HfBackend
+from specpipe.schemas.records.sample import Ids
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.acceptance.evidence import chance, slopes
+from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.target.head.verifier_head import VerifierHead, load_embedding, save_head
+from specpipe.stages.target.hf.backend import HfBackend
+from specpipe.stages.validate.drafted_text import TargetText, bf16_steps
+from specpipe.stages.validate.serve.near_ties import near_tie_steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 
-from specpipe.schemas.checkpoint import TargetReference
-from specpipe.schemas.config import ServeConfig
-from specpipe.schemas.dump import TargetIdentity
-from specpipe.stages.drafter.shape import longest_of
-from specpipe.stages.export import prompts
-from specpipe.stages.export.engine import spare_tokens
-from specpipe.stages.target.identity import load_config
-from specpipe.stages.target.location import local_folder
+from specpipe.schemas.records.checkpoint import TargetReference
+from specpipe.schemas.records.dump import TargetIdentity
+from specpipe.schemas.settings.stages import ServeConfig
+from specpipe.stages.drafters.eagle3.shape import longest_of
+from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.files.location import local_folder
+from specpipe.stages.validate.serve import prompts
+from specpipe.stages.validate.serve.engine import spare_tokens
 
 
 def serve_prompts(

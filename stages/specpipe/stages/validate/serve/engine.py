@@ -1,7 +1,7 @@
 """A real vLLM engine in a process of its own: decode prompts, and count what it accepted.
 
-The parent writes a request as JSON, starts `python -m specpipe.stages.export.engine`, and reads
-the answer as JSON: the engine's memory, threads and patches end with its process.
+The parent writes a request as JSON, starts `python -m specpipe.stages.validate.serve.engine`,
+and reads the answer as JSON: the engine's memory, threads and patches end with its process.
 One engine serves several temperatures (drafting with probabilities falls back to greedy drafting
 where every request of a batch is greedy), so that its start, the slow part, is paid once.
 """
@@ -23,13 +23,13 @@ from pydantic import BaseModel, ConfigDict
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.schemas.extras import install_hint
 from specpipe.schemas.speedup import Schedule
-from specpipe.stages.export.counters import Counters, read_counters
-from specpipe.stages.export.step_times import StepTime, step_times
-from specpipe.stages.target.untested import VLLM, warn_untested
+from specpipe.stages.target.version_warning import VLLM, warn_untested
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
-from specpipe.stages.target.vllm.families import ENVIRONMENT as PLUGIN
 from specpipe.stages.target.vllm.shared_memory import PLACE as SHARED_MEMORY
 from specpipe.stages.target.vllm.shared_memory import shortage
+from specpipe.stages.target.vllm.support.families import ENVIRONMENT as PLUGIN
+from specpipe.stages.validate.serve.counters import Counters, read_counters
+from specpipe.stages.validate.serve.step_times import StepTime, step_times
 
 LOG_TAIL = 4000
 
@@ -61,7 +61,7 @@ class EngineRequest(Exchange):
     kv_cache_bytes: int = 256 * 2**20
     trust_remote_code: bool = False
     with_plugin: bool = False
-    """Give the target the interface that vLLM lacks for it (see target/vllm/families.py)."""
+    """Give the target the interface that vLLM lacks for it (target/vllm/support/families.py)."""
     fix_cpu: bool = True
     """Repair the CPU build's expand kernel (see target/vllm/cpu_fix.py)."""
 
@@ -122,7 +122,7 @@ def _run_child(request: EngineRequest, folder: Path) -> EngineResult:
         (folder / "log").open("wb") as log,
         # Nothing is written to its stdin: the pipe's end tells the child that we are gone.
         subprocess.Popen(
-            [sys.executable, "-m", "specpipe.stages.export.engine", str(folder)],
+            [sys.executable, "-m", "specpipe.stages.validate.serve.engine", str(folder)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

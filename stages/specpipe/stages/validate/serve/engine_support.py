@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.target.vllm.families import ENVIRONMENT
-from specpipe.stages.target.vllm.servable import Servable, servable
+from specpipe.stages.target.vllm.support.families import ENVIRONMENT
+from specpipe.stages.target.vllm.support.servable import Servable, servable
 
 
 def check_served(

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.stages.drafter.replay import ReplaySpan, Rounds
-from specpipe.stages.export.counters import Counters
-from specpipe.stages.export.lossless import GreedyCheck, SampledCheck
-from specpipe.stages.export.rounds import Comparison, compare
-from specpipe.stages.export.step_times import StepTime
+from specpipe.stages.acceptance.replay import ReplaySpan, Rounds
+from specpipe.stages.validate.serve.counters import Counters
+from specpipe.stages.validate.serve.lossless import GreedyCheck, SampledCheck
+from specpipe.stages.validate.serve.rounds import Comparison, compare
+from specpipe.stages.validate.serve.step_times import StepTime
 
 GREEDY_TOLERANCE = 0.01
 SAMPLED_TOLERANCE = 0.02

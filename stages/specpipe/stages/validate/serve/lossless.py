@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from specpipe.stages.export.evidence import FALSE_ALARM, chance_of_differences
-from specpipe.stages.export.near_ties import LEAST_STEPS
+from specpipe.stages.acceptance.evidence import FALSE_ALARM, chance_of_differences
+from specpipe.stages.validate.serve.near_ties import LEAST_STEPS
 
 Array = npt.NDArray[np.floating]
 
@@ -58,7 +58,7 @@ class SampledCheck(Record):
     Two tests. The mean must be that of the outputs without a drafter. And the log-probability of
     a token drawn from p is -entropy(p) in the mean, whatever the text before it: the mean of their
     sum, the *excess*, must be 0, which is the sharper test of the two. Chance fails either of them
-    once in 10,000 times at most (see evidence.py).
+    once in 10,000 times at most (see acceptance/evidence.py).
     """
 
     mean_logprob_without_drafter: float | None

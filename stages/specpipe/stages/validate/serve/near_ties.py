@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from specpipe.stages.export.evidence import FALSE_ALARM
+from specpipe.stages.acceptance.evidence import FALSE_ALARM
 
 Array = npt.NDArray[np.floating]
 

@@ -12,12 +12,12 @@ import fsspec
 
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.sample import Source, first_supervised, sample_from_pretokenized
-from specpipe.schemas.template_settings import not_to_be_set
-from specpipe.stages.drafter.samples.reader import SampleRef
+from specpipe.schemas.records.sample import Source, first_supervised, sample_from_pretokenized
+from specpipe.schemas.settings.chat_template import not_to_be_set
+from specpipe.stages.samples.reader import SampleRef
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.location import tokenizer_files
-from specpipe.stages.target.tokenizer import load_tokenizer
+from specpipe.stages.target.files.location import tokenizer_files
+from specpipe.stages.target.files.tokenizer import load_tokenizer
 from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.templates import render_template
 

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ValidationError
-from specpipe.stages.drafter.replay import Z_95, ReplaySpan, Rounds
-from specpipe.stages.export.evidence import FALSE_ALARM, chance_of_rounds
+from specpipe.stages.acceptance.evidence import FALSE_ALARM, chance_of_rounds
+from specpipe.stages.acceptance.replay import Z_95, ReplaySpan, Rounds
 
 
 class Comparison(BaseModel):
@@ -72,9 +72,9 @@ def compare(
 ) -> Comparison:
     """Whether tau and the acceptance per position agree: within the tolerance, or by chance.
 
-    `honest` are the replayed spans with the probabilities by which an engine accepts (see
-    evidence.py). The errors are those of the difference of two ratio estimators over the same
-    outputs.
+    `honest` are the replayed spans with the probabilities by which an engine accepts
+    (acceptance/evidence.py). The errors are those of the difference of two ratio estimators over
+    the same outputs.
     """
     num_draft_tokens = measured.accepted_BK.shape[1]
     accepted_N = np.arange(num_draft_tokens + 1)

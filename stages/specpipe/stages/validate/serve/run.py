@@ -10,25 +10,30 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedConfig
 
-from specpipe.schemas.artifact import LAYER_IDS, layer_config
-from specpipe.schemas.config import ServeConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.drafter.replay import expected_rounds
-from specpipe.stages.export.accept import text_spans
-from specpipe.stages.export.capture import CapturedText, TargetCapture, excess_chance, near_ties
-from specpipe.stages.export.engine import Decoded, EngineRequest, EngineResult, decode
-from specpipe.stages.export.lossless import (
+from specpipe.schemas.records.artifact import LAYER_IDS, layer_config
+from specpipe.schemas.settings.stages import ServeConfig
+from specpipe.stages.acceptance.replay import expected_rounds
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter, read_config
+from specpipe.stages.target.files.identity import architecture_of, load_config
+from specpipe.stages.target.files.location import local_folder
+from specpipe.stages.target.vllm.support.servable import servable
+from specpipe.stages.validate.drafted_text import text_spans
+from specpipe.stages.validate.serve.capture import (
+    CapturedText,
+    TargetCapture,
+    excess_chance,
+    near_ties,
+)
+from specpipe.stages.validate.serve.engine import Decoded, EngineRequest, EngineResult, decode
+from specpipe.stages.validate.serve.findings import Served, ServeFindings, compare_at, problems_of
+from specpipe.stages.validate.serve.lossless import (
     check_greedy,
     check_sampled,
     greedy_difference,
     num_shared,
 )
-from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
-from specpipe.stages.export.rounds import Comparison, measured_rounds
-from specpipe.stages.export.serve_findings import Served, ServeFindings, compare_at, problems_of
-from specpipe.stages.target.identity import architecture_of, load_config
-from specpipe.stages.target.location import local_folder
-from specpipe.stages.target.vllm.servable import servable
+from specpipe.stages.validate.serve.rounds import Comparison, measured_rounds
 
 PARALLEL_PROMPTS = 32
 SPARE_TOKENS = 64

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ValidationError
-from specpipe.stages.export.counters import read_counters
+from specpipe.stages.validate.serve.counters import read_counters
 
 _ROUNDS = 12
 _STEPS_TO_CHANGE = 2

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from specpipe.schemas.config import ServerConfig
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.schemas.extras import install_hint
-from specpipe.stages.export.counters import Counters
+from specpipe.schemas.settings.stages import ServerConfig
+from specpipe.stages.validate.serve.counters import Counters
 
 if TYPE_CHECKING:
     import httpx

@@ -13,20 +13,25 @@ from pathlib import Path
 
 import numpy as np
 
-from specpipe.schemas.artifact import LAYER_IDS
-from specpipe.schemas.config import ServerConfig
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.drafter.replay import Rounds, expected_rounds
-from specpipe.stages.export.accept import text_spans
-from specpipe.stages.export.capture import CapturedText, TargetCapture, excess_chance, near_ties
-from specpipe.stages.export.counters import Counters
-from specpipe.stages.export.engine import spare_tokens
-from specpipe.stages.export.lossless import check_greedy, check_sampled, target_difference
-from specpipe.stages.export.plain_drafter import PlainDrafter, read_config
-from specpipe.stages.export.rounds import Comparison
-from specpipe.stages.export.serve import Report
-from specpipe.stages.export.serve_findings import Served, ServeFindings, compare_at, problems_of
-from specpipe.stages.export.server import Group, Server, ServerDecoded
+from specpipe.schemas.records.artifact import LAYER_IDS
+from specpipe.schemas.settings.stages import ServerConfig
+from specpipe.stages.acceptance.replay import Rounds, expected_rounds
+from specpipe.stages.drafters.eagle3.proposal import PlainDrafter, read_config
+from specpipe.stages.validate.drafted_text import text_spans
+from specpipe.stages.validate.serve.capture import (
+    CapturedText,
+    TargetCapture,
+    excess_chance,
+    near_ties,
+)
+from specpipe.stages.validate.serve.counters import Counters
+from specpipe.stages.validate.serve.engine import spare_tokens
+from specpipe.stages.validate.serve.findings import Served, ServeFindings, compare_at, problems_of
+from specpipe.stages.validate.serve.lossless import check_greedy, check_sampled, target_difference
+from specpipe.stages.validate.serve.rounds import Comparison
+from specpipe.stages.validate.serve.run import Report
+from specpipe.stages.validate.server.client import Group, Server, ServerDecoded
 
 
 def check(

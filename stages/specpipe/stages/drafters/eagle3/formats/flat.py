@@ -8,7 +8,7 @@ any is given vLLM's own name of the architecture, which they refuse.
 from collections.abc import Mapping
 from typing import Any
 
-from specpipe.schemas.artifact import (
+from specpipe.schemas.records.artifact import (
     CONFIG_FILE,
     EAGLE3_KEYS,
     LAYER_IDS,
@@ -16,8 +16,8 @@ from specpipe.schemas.artifact import (
     SWITCHES,
     USUAL_NUM_AUX,
 )
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.export.format import (
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.drafters.artifact_format import (
     Drafter,
     Format,
     TargetFacts,

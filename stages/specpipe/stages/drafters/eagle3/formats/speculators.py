@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from specpipe.schemas.artifact import (
+from specpipe.schemas.records.artifact import (
     ALLOWED_KEYS,
     ALLOWED_LAYER_KEYS,
     CONFIG_FILE,
     REQUIRED_KEYS,
     REQUIRED_LAYER_KEYS,
 )
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.export.format import (
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.drafters.artifact_format import (
     Drafter,
     Format,
     TargetFacts,

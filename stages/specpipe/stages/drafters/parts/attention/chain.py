@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.attention.kernel import AttentionKernel, attention_kernel
-from specpipe.stages.drafter.attention.layout import Layout
+from specpipe.schemas.settings.train import AttentionName
+from specpipe.stages.drafters.parts.attention.kernel import AttentionKernel, attention_kernel
+from specpipe.stages.drafters.parts.attention.layout import Layout
 
 
 def chain_attention(

@@ -11,7 +11,7 @@ r query heads per key/value head, E head size.
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.attention.layout import Block, Layout
+from specpipe.stages.drafters.parts.attention.layout import Block, Layout
 
 _ops = torch.ops.aten
 

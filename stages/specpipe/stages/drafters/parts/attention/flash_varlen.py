@@ -7,7 +7,7 @@ h query heads, g key/value heads, E head size.
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.attention.layout import Layout, Runs
+from specpipe.stages.drafters.parts.attention.layout import Layout, Runs
 
 _ops = torch.ops.aten
 

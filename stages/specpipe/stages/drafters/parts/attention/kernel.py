@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.train_config import AttentionName
-from specpipe.stages.drafter.attention.flash_blocks import FlashBlocks
-from specpipe.stages.drafter.attention.flash_varlen import FlashVarlen
-from specpipe.stages.drafter.attention.layout import Layout
-from specpipe.stages.drafter.attention.reference import ReferenceAttention
+from specpipe.schemas.settings.train import AttentionName
+from specpipe.stages.drafters.parts.attention.flash_blocks import FlashBlocks
+from specpipe.stages.drafters.parts.attention.flash_varlen import FlashVarlen
+from specpipe.stages.drafters.parts.attention.layout import Layout
+from specpipe.stages.drafters.parts.attention.reference import ReferenceAttention
 
 
 class AttentionKernel(Protocol):

@@ -17,7 +17,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.samples.batch import SpanOfStarts
+from specpipe.stages.samples.batch import SpanOfStarts
 
 TILE = 128
 """Queries of one block under a window: its keys are then at most window + TILE."""

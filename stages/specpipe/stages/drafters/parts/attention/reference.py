@@ -7,7 +7,7 @@ E head size.
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafter.attention.layout import Layout, QuerySpan
+from specpipe.stages.drafters.parts.attention.layout import Layout, QuerySpan
 
 
 class ReferenceAttention:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specpipe.schemas.checkpoint import DrafterShape
+from specpipe.schemas.records.checkpoint import DrafterShape
 
 CosSin = tuple[Tensor, Tensor]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from specpipe.schemas.checkpoint import DrafterShape
-from specpipe.stages.drafter.attention.rotary import CosSin, rotate
-from specpipe.stages.drafter.norm import RMSNorm
+from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.stages.drafters.parts.attention.rotary import CosSin, rotate
+from specpipe.stages.drafters.parts.norm import RMSNorm
 
 KeyValue = tuple[Tensor, Tensor]
 

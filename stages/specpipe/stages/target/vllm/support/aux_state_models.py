@@ -11,7 +11,7 @@ import textwrap
 from importlib import import_module
 from typing import Any
 
-from specpipe.stages.target.vllm.families import FAMILIES, Family
+from specpipe.stages.target.vllm.support.families import FAMILIES, Family
 
 
 class NotOfThisForm(Exception):

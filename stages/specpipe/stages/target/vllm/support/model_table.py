@@ -8,7 +8,7 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from specpipe.stages.target.vllm.model_source import ModelSource
+from specpipe.stages.target.vllm.support.model_source import ModelSource
 
 INTERFACES = {"eagle3": "SupportsEagle3"}
 """What a target's class must have in vLLM, by drafter method."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from specpipe.schemas.tested import is_tested
-from specpipe.stages.target.identity import head_sizes, load_config, read_config
-from specpipe.stages.target.vllm.families import DUMPED
-from specpipe.stages.target.vllm.servable import installed_version
+from specpipe.stages.target.files.identity import head_sizes, load_config, read_config
+from specpipe.stages.target.vllm.support.families import DUMPED
+from specpipe.stages.target.vllm.support.servable import installed_version
 
 
 def is_installed() -> bool:

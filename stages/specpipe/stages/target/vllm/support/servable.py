@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.tested import is_tested
-from specpipe.stages.target.vllm.families import ENVIRONMENT, FAMILIES
-from specpipe.stages.target.vllm.model_source import ModelSource
-from specpipe.stages.target.vllm.model_table import methods_in, methods_of, model_table
+from specpipe.stages.target.vllm.support.families import ENVIRONMENT, FAMILIES
+from specpipe.stages.target.vllm.support.model_source import ModelSource
+from specpipe.stages.target.vllm.support.model_table import methods_in, methods_of, model_table
 
 METHOD_NAMES = {"eagle3": "EAGLE-3"}
 BY_PLUGIN = ("eagle3",)

@@ -1,0 +1,1 @@
+"""The commands, one file each; those with many flags have a folder."""

@@ -1,0 +1,1 @@
+"""`specpipe export`, `convert` and `validate`."""

@@ -1,0 +1,1 @@
+"""`specpipe dump`, and the flags that it shares with `plan` and `prepare`."""

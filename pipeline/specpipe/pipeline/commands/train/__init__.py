@@ -1,0 +1,1 @@
+"""`specpipe train`: command, flags, figures beside its progress."""

@@ -1,0 +1,1 @@
+"""`specpipe verify`, `gc` and `inspect`."""

@@ -1,0 +1,1 @@
+"""What is written to disk, as types: dumps, samples, checkpoints, metrics, jobs."""

@@ -1,0 +1,1 @@
+"""All that follows from p and q: measures, replay, tests against chance, draft vocabulary."""

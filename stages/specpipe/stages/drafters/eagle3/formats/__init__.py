@@ -1,0 +1,1 @@
+"""The formats of EAGLE-3 artifacts on disk."""

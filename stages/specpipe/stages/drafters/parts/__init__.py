@@ -1,0 +1,1 @@
+"""Parts that drafters are built from: embedding, norm, MLP, rope."""

@@ -1,0 +1,1 @@
+"""What a dump is of and which sample is in which shard: written down before the target runs."""

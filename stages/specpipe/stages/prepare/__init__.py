@@ -1,0 +1,1 @@
+"""`specpipe prepare`: input files into one file of pretokenised samples."""

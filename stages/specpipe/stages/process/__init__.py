@@ -1,0 +1,1 @@
+"""Processes and devices: end with the parent, stop early, GPU memory, current activity."""

@@ -1,0 +1,1 @@
+"""The folder of a training run: configuration, metrics, checkpoints, held-out samples."""

@@ -1,0 +1,1 @@
+"""Arrays in chunks, one object each, in Zarr or in Parquet."""

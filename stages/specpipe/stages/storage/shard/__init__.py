@@ -1,0 +1,1 @@
+"""One shard: its samples and states, written and read back checked."""

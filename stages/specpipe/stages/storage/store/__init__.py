@@ -1,0 +1,1 @@
+"""Objects on any fsspec store: atomic writes, retries, faults, checksums, locks."""

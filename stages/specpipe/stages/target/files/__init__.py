@@ -1,0 +1,1 @@
+"""A target's folder: where it is, its identity, config, tokenizer and end tokens."""

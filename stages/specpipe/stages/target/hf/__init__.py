@@ -1,0 +1,1 @@
+"""The target in transformers: states caught by hooks, text generated."""

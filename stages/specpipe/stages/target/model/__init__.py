@@ -1,0 +1,1 @@
+"""The target as a transformers model: built, and its parts found by their role."""

@@ -1,0 +1,1 @@
+"""What vLLM can run and serve, known without starting it."""

@@ -1,0 +1,1 @@
+"""Conversations: forms of rows, roles, messages; rendering by the chat template."""

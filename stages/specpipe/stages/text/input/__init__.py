@@ -1,0 +1,1 @@
+"""Input files on any store: found, opened, decompressed, read row by row."""

@@ -1,0 +1,1 @@
+"""What is minimised, and how: objective, optimiser, learning rate."""

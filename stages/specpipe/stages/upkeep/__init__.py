@@ -1,0 +1,1 @@
+"""Care of a dump that is there: verify, gc, inspect."""

@@ -1,0 +1,1 @@
+"""Reading a whole dump and naming each object that is damaged."""

@@ -1,0 +1,1 @@
+"""Level `replay`: the exported files give the trainer's acceptance."""

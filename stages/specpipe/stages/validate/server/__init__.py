@@ -1,0 +1,1 @@
+"""Level `serve` of a server that runs already."""
