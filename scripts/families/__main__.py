@@ -22,7 +22,7 @@ from specpipe.schemas.settings.stages import DumpConfig, ExportConfig, GenerateC
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as dump
 from specpipe.stages.export.run import run as export
-from specpipe.stages.plan.run import survey
+from specpipe.stages.plan.run import estimate
 from specpipe.stages.train.run import run as train
 
 Steps = dict[str, str]
@@ -70,7 +70,7 @@ def steps(name: str, folder: Path) -> dict[str, Callable[[], object]]:
     )
     exporting = ExportConfig(checkpoint=str(folder / "run"), out=str(folder / "artifact"))
     return {
-        "plan": lambda: survey(dump_config("dump")),
+        "plan": lambda: estimate(dump_config("dump")),
         "dump": lambda: dump(dump_config("dump")),
         "generate": lambda: dump(dump_config("generated", generate=generate)),
         "train": lambda: train(training),

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from scripts.proofs.table import share
 from specpipe.stages.acceptance.replay import ReplaySpan, Rounds, expected_rounds
-from specpipe.stages.validate.serve.rounds import Comparison, compare, measured_rounds
+from specpipe.stages.validate.serve.rounds import RoundsComparison, compare, measured_rounds
 
 Array = npt.NDArray[np.floating]
 
@@ -39,7 +39,7 @@ def _rounds(span: ReplaySpan, num_drafts: int, rng: np.random.Generator) -> Iter
         start += accepted + 1
 
 
-def failed_earlier(found: Comparison, mode: str) -> bool:
+def failed_earlier(found: RoundsComparison, mode: str) -> bool:
     """By the limits that there were: 1 % greedily; 2 %, or the 95 % error, at temperature 1."""
     tolerance, with_error = TOLERANCES[mode], mode != "greedy"
     pairs = [

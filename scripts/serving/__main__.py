@@ -1,4 +1,4 @@
-"""Does vLLM measure what the replay foretells? Three targets, both formats, 3 to 7 draft tokens.
+"""Does vLLM measure what the replay predicts? Three targets, both formats, 3 to 7 draft tokens.
 
     python -m scripts.serving --out runs/serving [--code runs/code]
 

@@ -7,7 +7,7 @@ import pytest
 
 from specpipe.schemas.records.metrics import ReplayCurve
 from specpipe.schemas.settings.stages import ExportConfig
-from specpipe.stages.export.draft_tokens import CURVE, Findings, recommendation
+from specpipe.stages.export.draft_tokens import CURVE, LevelFindings, recommendation
 from specpipe.stages.validate.replay.run import ReplayFindings
 from specpipe.stages.validate.serve.findings import ServeFindings
 from specpipe.stages.validate.serve.step_times import StepTime
@@ -41,12 +41,12 @@ def served() -> ServeFindings:
     return ServeFindings.model_validate(json.loads(SERVED.read_text("utf-8"))["serve"])
 
 
-def timed(served: ServeFindings, seconds: dict[int | None, float]) -> Findings:
+def timed(served: ServeFindings, seconds: dict[int | None, float]) -> LevelFindings:
     times = [
         StepTime(batch_size=1, num_draft_tokens=number, seconds_per_step=of_step)
         for number, of_step in seconds.items()
     ]
-    return Findings(replay=REPLAY, serve=served.model_copy(update={"step_times": times}))
+    return LevelFindings(replay=REPLAY, serve=served.model_copy(update={"step_times": times}))
 
 
 def config(**settings: object) -> ExportConfig:
@@ -80,12 +80,12 @@ def test_an_engine_without_a_drafter_is_never_the_slower_one(served: ServeFindin
 
 
 def test_without_times() -> None:
-    found = Findings(replay=REPLAY)
+    found = LevelFindings(replay=REPLAY)
     assert recommendation(config(), 3, found).draft_tokens == 3
     cheap = recommendation(config(step_cost=0.15), 3, found)
     assert cheap.draft_tokens == 2
     assert cheap.because == (
         "1.38 times the target's speed at batch size 1, with a step cost of 0.15"
     )
-    assert recommendation(config(), 3, Findings()).draft_tokens == 3
+    assert recommendation(config(), 3, LevelFindings()).draft_tokens == 3
     assert recommendation(config(speculative_tokens=7), 3, found).because == "given"

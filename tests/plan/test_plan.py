@@ -1,4 +1,4 @@
-"""`specpipe plan`: what it foretells is what the dump takes."""
+"""`specpipe plan`: what it predicts is what the dump takes."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from specpipe.schemas.errors import ConfigError, InputError, IntegrityError, Unf
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run
-from specpipe.stages.plan.run import length_histogram, survey, survey_dump
+from specpipe.stages.plan.run import estimate, estimate_dump, length_histogram
 from specpipe.stages.plan.training_memory import trainer_memory
 from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.samples.selection import split
@@ -67,21 +67,21 @@ def plan(*arguments: str | Path) -> Result:
 )
 def test_the_estimate_is_the_dump(folder: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     configured = config(folder, tmp_path / "dump", **changes)
-    foretold = survey(configured)
+    predicted = estimate(configured)
     result = run(configured)
     made = Dump.open(configured.out)
-    assert foretold.chosen.num_objects == len(made.entries)
-    assert foretold.chosen.num_bytes == pytest.approx(result.num_bytes, rel=0.01)
-    counted = (foretold.num_shards, foretold.num_samples, foretold.num_tokens)
+    assert predicted.chosen.num_objects == len(made.entries)
+    assert predicted.chosen.num_bytes == pytest.approx(result.num_bytes, rel=0.01)
+    counted = (predicted.num_shards, predicted.num_samples, predicted.num_tokens)
     assert counted == (result.num_shards, result.num_samples, result.num_tokens)
-    assert foretold.num_supervised == result.num_rows
-    assert foretold.num_truncated == result.num_truncated > 0
+    assert predicted.num_supervised == result.num_rows
+    assert predicted.num_truncated == result.num_truncated > 0
     # Of the dump that is there by now, the same is said.
-    of_dump = survey_dump(configured.out)
+    of_dump = estimate_dump(configured.out)
     assert of_dump.chosen.num_objects == len(made.entries)
     assert of_dump.chosen.num_bytes == pytest.approx(result.num_bytes, rel=0.01)
-    assert of_dump.lengths == foretold.lengths
-    assert of_dump.num_truncated == foretold.num_truncated
+    assert of_dump.lengths == predicted.lengths
+    assert of_dump.num_truncated == predicted.num_truncated
 
 
 def test_only_config_and_tokenizer_of_the_target_are_needed(folder: Path, tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_only_config_and_tokenizer_of_the_target_are_needed(folder: Path, tmp_pa
     (target / "model.safetensors").unlink()
     out = tmp_path / "dump"
     found, with_weights = (
-        survey(config(folder, out, target=str(target))),
-        survey(config(folder, out)),
+        estimate(config(folder, out, target=str(target))),
+        estimate(config(folder, out)),
     )
     assert found.trainer == with_weights.trainer
     assert found.chosen.num_objects == with_weights.chosen.num_objects
@@ -106,12 +106,12 @@ def test_a_package_that_a_quantised_target_lacks_is_named(
     path = tmp_path / "target" / "config.json"
     quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
     path.write_text(json.dumps(json.loads(path.read_text()) | quantised))
-    survey(config(folder, tmp_path / "none", target=str(tmp_path / "target")))
+    estimate(config(folder, tmp_path / "none", target=str(tmp_path / "target")))
     assert "cannot load target" in caplog.text
     assert "optimum" in caplog.text
 
 
-def test_generated_text_is_foretold_at_its_most(folder: Path, tmp_path: Path) -> None:
+def test_generated_text_is_predicted_at_its_most(folder: Path, tmp_path: Path) -> None:
     data = write_lines(
         tmp_path / "prompts.jsonl",
         [{"messages": [{"role": "user", "content": f"{number}?"}]} for number in range(9)],
@@ -122,17 +122,17 @@ def test_generated_text_is_foretold_at_its_most(folder: Path, tmp_path: Path) ->
         data=str(data),
         generate={"max_tokens": 8, "samples_per_prompt": 2},
     )
-    foretold = survey(configured)
+    predicted = estimate(configured)
     result = run(configured)
-    assert foretold.is_generated
-    assert foretold.num_samples == result.num_samples == 18
-    assert foretold.num_tokens >= result.num_tokens
-    assert foretold.num_supervised >= result.num_rows
-    assert foretold.chosen.num_bytes * 1.01 >= result.num_bytes
+    assert predicted.is_generated
+    assert predicted.num_samples == result.num_samples == 18
+    assert predicted.num_tokens >= result.num_tokens
+    assert predicted.num_supervised >= result.num_rows
+    assert predicted.chosen.num_bytes * 1.01 >= result.num_bytes
 
 
 def test_the_trainer_takes_what_its_model_has(folder: Path, tmp_path: Path) -> None:
-    found = survey(config(folder, tmp_path / "dump"))
+    found = estimate(config(folder, tmp_path / "dump"))
     configured = config(folder, tmp_path / "dump")
     run(configured)
     settings = found.recipe.config
@@ -155,9 +155,9 @@ def test_the_trainer_takes_what_its_model_has(folder: Path, tmp_path: Path) -> N
 
 def test_the_trainer_does_what_was_planned(folder: Path, tmp_path: Path) -> None:
     configured = config(folder, tmp_path / "dump")
-    planned = survey(configured).recipe
+    planned = estimate(configured).recipe
     run(configured)
-    assert survey_dump(configured.out).recipe == planned
+    assert estimate_dump(configured.out).recipe == planned
     settings = TrainConfig(dump="-", out="-")
     training, _ = split(
         SampleReader(Dump.open(configured.out), None).refs(), settings.held_out_fraction
@@ -239,13 +239,13 @@ def test_what_goes_wrong(
 def test_a_dump_whose_plan_is_not_written_yet(folder: Path, tmp_path: Path) -> None:
     dump = config(folder, tmp_path / "dump")
     run(dump)
-    folder_of_it, whole = Folder.open(dump.out), survey_dump(dump.out)
+    folder_of_it, whole = Folder.open(dump.out), estimate_dump(dump.out)
     # Another writer's complete dump has no stamp.
     folder_of_it.remove("stamp.json")
-    assert survey_dump(dump.out) == whole
+    assert estimate_dump(dump.out) == whole
     folder_of_it.remove("index.json")
     with pytest.raises(UnfinishedError, match="not written yet"):
-        survey_dump(dump.out)
+        estimate_dump(dump.out)
 
 
 def test_a_complete_dump_whose_plan_is_damaged(folder: Path, tmp_path: Path) -> None:
@@ -254,4 +254,4 @@ def test_a_complete_dump_whose_plan_is_damaged(folder: Path, tmp_path: Path) -> 
     key = "plan/000001.parquet"
     Folder.open(dump.out).write(key, Folder.open(dump.out).read(key)[:-9])
     with pytest.raises(IntegrityError, match=key):
-        survey_dump(dump.out)
+        estimate_dump(dump.out)

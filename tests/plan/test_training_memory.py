@@ -50,8 +50,8 @@ def test_what_is_kept_for_the_backward_pass(
         fc_norm=False,
         norm_output=False,
     )
-    foretold = activation_numbers(shape, NUM_TOKENS, num_heads)
-    assert kept_numbers(shape, num_heads) == pytest.approx(foretold, rel=0.05)
+    predicted = activation_numbers(shape, NUM_TOKENS, num_heads)
+    assert kept_numbers(shape, num_heads) == pytest.approx(predicted, rel=0.05)
 
 
 def kept_numbers(shape: DrafterShape, num_heads: int) -> int:

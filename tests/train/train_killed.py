@@ -68,7 +68,7 @@ def main() -> None:
     try:
         run(config)
     except SpecpipeError as error:
-        if not error.is_told:
+        if not error.already_reported:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
 

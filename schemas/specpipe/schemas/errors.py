@@ -21,8 +21,8 @@ class SpecpipeError(Exception):
     """Base of every error that specpipe raises on purpose; the CLI prints it as one line."""
 
     exit_code: ClassVar[int] = 1
-    is_told: bool = False
-    """Another process of the same run says it."""
+    already_reported: bool = False
+    """True if another process of the same run prints this error."""
 
     @property
     def kind(self) -> str:

@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from specpipe.pipeline.api.app import PURPOSES, make_app
-from specpipe.pipeline.api.database import Store, StoredJob
+from specpipe.pipeline.api.database import JobDatabase, StoredJob
 from tests.dump.conftest import save_target
 from tests.pipeline.job.conftest import EXTRA
 
@@ -74,11 +74,11 @@ def api_target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+def store(tmp_path: Path) -> JobDatabase:
+    return JobDatabase(tmp_path / "store")
 
 
-def add_job(store: Store, body: dict[str, Any], name: str = "rows.jsonl") -> StoredJob:
+def add_job(store: JobDatabase, body: dict[str, Any], name: str = "rows.jsonl") -> StoredJob:
     """A job in the queue, with a training file of its own."""
     file_id, path = store.new_file_path(name)
     path.write_bytes(b"{}\n")
@@ -89,7 +89,7 @@ def add_job(store: Store, body: dict[str, Any], name: str = "rows.jsonl") -> Sto
 
 
 @pytest.fixture
-def client(store: Store) -> TestClient:
+def client(store: JobDatabase) -> TestClient:
     """The application on `store` within this process, without its worker."""
     app = make_app(store, TOKEN, 4 * 2**20, None)
     made = TestClient(app, raise_server_exceptions=False)

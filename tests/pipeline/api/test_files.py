@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from specpipe.pipeline.api.database import Store
+from specpipe.pipeline.api.database import JobDatabase
 from specpipe.pipeline.api.guard import MOST_JSON_BYTES
 from specpipe.pipeline.api.queue_worker import RESULTS
 from specpipe.stages.text.input.rows import read_rows
@@ -42,7 +42,9 @@ def body(file_id: str, **changes: Any) -> dict[str, Any]:
     return {"model": "m", "training_file": file_id, "method": method, **changes}
 
 
-def test_files_are_listed_by_purpose_and_in_either_order(client: TestClient, store: Store) -> None:
+def test_files_are_listed_by_purpose_and_in_either_order(
+    client: TestClient, store: JobDatabase
+) -> None:
     result = store.jobs / "report.html"
     result.write_text("<html>")
     first, second = (upload(client).json()["id"] for _ in range(2))
@@ -63,7 +65,7 @@ def test_files_are_listed_by_purpose_and_in_either_order(client: TestClient, sto
 
 
 def test_what_came_first_runs_first_whatever_the_clock_says(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: JobDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = add_job(store, body("f"))
     now = time.time()
@@ -74,7 +76,9 @@ def test_what_came_first_runs_first_whatever_the_clock_says(
     assert [job.id for job in store.list_jobs()] == [second.id, first.id]
 
 
-def test_an_upload_that_cannot_be_stored_leaves_nothing(client: TestClient, store: Store) -> None:
+def test_an_upload_that_cannot_be_stored_leaves_nothing(
+    client: TestClient, store: JobDatabase
+) -> None:
     with files_may_hold(2**16):
         answer = upload(client, b" " * 2**18)
     assert answer.status_code == 507
@@ -90,7 +94,7 @@ def test_an_upload_that_cannot_be_stored_leaves_nothing(client: TestClient, stor
 
 
 def test_a_disk_that_fills_while_a_form_is_read_is_the_servers_fault(
-    client: TestClient, store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    client: TestClient, store: JobDatabase, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """The parser of forms spools an upload over 1 MiB to a file before the handler is called."""
     spool = tmp_path / "spool"
@@ -120,7 +124,7 @@ def test_a_disk_that_fills_while_a_form_is_read_is_the_servers_fault(
     ],
 )
 def test_an_upload_keeps_its_suffixes(
-    client: TestClient, store: Store, name: str, end: str
+    client: TestClient, store: JobDatabase, name: str, end: str
 ) -> None:
     answer = client.post(
         "/v1/files", files={"file": (name, b"{}\n")}, data={"purpose": "fine-tune"}
@@ -129,7 +133,7 @@ def test_an_upload_keeps_its_suffixes(
     assert [path.name for path in store.files.iterdir()] == [file_id + end]
 
 
-def test_uploads_in_parquet_and_gzip_are_read(client: TestClient, store: Store) -> None:
+def test_uploads_in_parquet_and_gzip_are_read(client: TestClient, store: JobDatabase) -> None:
     rows = [{"input_ids": [n, 1, 2], "loss_mask": [0, 1, 1]} for n in range(3)]
     parquet = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), parquet)
@@ -145,7 +149,7 @@ def test_uploads_in_parquet_and_gzip_are_read(client: TestClient, store: Store) 
         assert found == [3, 3, 3]
 
 
-def test_a_file_is_deleted_or_a_job_needs_it(client: TestClient, store: Store) -> None:
+def test_a_file_is_deleted_or_a_job_needs_it(client: TestClient, store: JobDatabase) -> None:
     """Of a deletion and a job that come at once, one wins, whatever the order."""
     file_ids = [upload(client).json()["id"] for _ in range(40)]
     answers: dict[tuple[str, str], int] = {}
@@ -173,7 +177,7 @@ def test_a_file_is_deleted_or_a_job_needs_it(client: TestClient, store: Store) -
         assert (store.file(file_id) is None) == (answers[file_id, "delete"] == 200)
 
 
-def test_a_deleted_file_is_no_jobs(store: Store) -> None:
+def test_a_deleted_file_is_no_jobs(store: JobDatabase) -> None:
     """What a client's two calls at once come to, in the store alone."""
     job = add_job(store, body("f"))
     file = store.file(job.body["training_file"])

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from specpipe.pipeline.api.database import Store
+from specpipe.pipeline.api.database import JobDatabase
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import SpecpipeError
 from tests.pipeline.api.conftest import TOKEN
@@ -79,13 +79,13 @@ def test_the_folder_may_be_named_otherwise_and_move(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    store = Store(Path("api"))
+    store = JobDatabase(Path("api"))
     file_id, path = store.new_file_path()
     path.write_text("rows")
     store.add_file("rows.jsonl", "fine-tune", path, file_id)
     monkeypatch.chdir("/")
     (tmp_path / "api").rename(tmp_path / "moved")
-    found = Store(tmp_path / "moved").file(file_id)
+    found = JobDatabase(tmp_path / "moved").file(file_id)
     assert found is not None
     assert Path(found.path).read_text() == "rows"
 

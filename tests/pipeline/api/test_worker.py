@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from specpipe.pipeline.api import queue_worker as worker_module
-from specpipe.pipeline.api.database import Store
-from specpipe.pipeline.api.queue_worker import MOST_STOPS, Worker
+from specpipe.pipeline.api.database import JobDatabase
+from specpipe.pipeline.api.queue_worker import MOST_STOPS, QueueWorker
 from tests.dump.conftest import rows
 from tests.pipeline.api import conftest as api_conftest
 from tests.pipeline.job.conftest import EXTRA
@@ -23,7 +23,7 @@ AddJob = Callable[[], str]
 
 
 @pytest.fixture
-def add_job(store: Store, api_target: Path, tmp_path: Path) -> AddJob:
+def add_job(store: JobDatabase, api_target: Path, tmp_path: Path) -> AddJob:
     """A job that takes longer than any test waits."""
 
     def add() -> str:
@@ -44,11 +44,13 @@ def add_job(store: Store, api_target: Path, tmp_path: Path) -> AddJob:
 
 
 @pytest.fixture
-def run(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+def run(
+    store: JobDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[QueueWorker]:
     monkeypatch.setattr(worker_module, "_RETRY_SECONDS", 0.05)
     config = tmp_path / "extra.yaml"
     config.write_text(EXTRA)
-    made = Worker(store, config)
+    made = QueueWorker(store, config)
     made.start()
     yield made
     made.close()
@@ -81,11 +83,11 @@ def end_the_process(number: int) -> None:
     wait(lambda: pid not in jobs_processes())
 
 
-def told(store: Store, job_id: str) -> list[str]:
+def told(store: JobDatabase, job_id: str) -> list[str]:
     return [event.message for event in store.events(job_id)]
 
 
-def rename(store: Store, old: str, new: str) -> None:
+def rename(store: JobDatabase, old: str, new: str) -> None:
     database = sqlite3.connect(store.folder / "jobs.sqlite", timeout=30)
     with database:
         database.execute(f"ALTER TABLE {old} RENAME TO {new}")
@@ -93,7 +95,7 @@ def rename(store: Store, old: str, new: str) -> None:
 
 
 def test_the_queue_outlives_its_database(
-    store: Store, add_job: AddJob, run: Worker, capsys: pytest.CaptureFixture[str]
+    store: JobDatabase, add_job: AddJob, run: QueueWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job_id = add_job()
     wait(lambda: "Stage dump runs" in told(store, job_id))
@@ -114,7 +116,9 @@ def test_the_queue_outlives_its_database(
     wait(lambda: store.job(job_id).status == "cancelled")  # type: ignore[union-attr]
 
 
-def test_a_job_that_others_stop_goes_on(store: Store, add_job: AddJob, run: Worker) -> None:
+def test_a_job_that_others_stop_goes_on(
+    store: JobDatabase, add_job: AddJob, run: QueueWorker
+) -> None:
     job_id = add_job()
     for number in range(MOST_STOPS):
         end_the_process(signal.SIGKILL if number else signal.SIGTERM)
@@ -123,7 +127,7 @@ def test_a_job_that_others_stop_goes_on(store: Store, add_job: AddJob, run: Work
     assert told(store, job_id).count("The job goes on") == 2
 
 
-def test_a_job_that_was_cancelled_is_not_started(store: Store, add_job: AddJob) -> None:
+def test_a_job_that_was_cancelled_is_not_started(store: JobDatabase, add_job: AddJob) -> None:
     job_id = add_job()
     assert store.cancel_job(job_id)
     assert not store.start_job(job_id)
@@ -136,7 +140,9 @@ def test_a_job_that_was_cancelled_is_not_started(store: Store, add_job: AddJob) 
 
 
 @pytest.mark.slow
-def test_a_client_learns_nothing_of_the_servers_folders(store: Store, run: Worker) -> None:
+def test_a_client_learns_nothing_of_the_servers_folders(
+    store: JobDatabase, run: QueueWorker
+) -> None:
     """A folder that is there and one that is not look alike, and no path is told."""
     told_by_model = {}
     for model in ("/etc", "x/../../etc", "/no-such-folder"):

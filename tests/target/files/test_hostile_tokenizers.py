@@ -10,7 +10,7 @@ import pytest
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError
 from specpipe.stages.target.files.tokenizer import encode, load_tokenizer
 from specpipe.stages.target.files.turn_end import TurnEnd
-from specpipe.stages.text.mask.tokens import Tokens
+from specpipe.stages.text.mask.tokens import TextTokens
 
 SAMPLE = Path(__file__).parents[3] / "sample_data" / "target"
 
@@ -68,7 +68,7 @@ def test_a_pattern_that_gives_up_at_a_text(folder: Path) -> None:
     edit(folder / "tokenizer.json", pre_tokenizer=split("(a+)+(?=b)$"))
     tokenizer = load_tokenizer(folder)
     assert encode(tokenizer, "short", add_special_tokens=False)["input_ids"]
-    for call in (encode, Tokens.of):
+    for call in (encode, TextTokens.of):
         with pytest.raises(
             InputError, match=r"tokenizer fails at this text: PanicException: .*limit"
         ):

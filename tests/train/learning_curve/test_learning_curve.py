@@ -43,7 +43,7 @@ def test_shares_are_trained_beside_the_run_and_told(
     assert tokens[-1] == told["recipe"]["num_tokens"]
     assert curve["points"][-1]["tau"] == told["best"]["replay_temperature_1"]["tau"][-1]
     assert curve["points"][0]["tau"] != curve["points"][-1]["tau"]
-    # Random text of a random target: there is nothing to foretell, and it says so.
+    # Random text of a random target: there is nothing to predict, and it says so.
     assert curve["answer"] == "open"
     assert "cannot tell: " in first.stderr
     run_folder = tmp_path / "run"
@@ -135,7 +135,7 @@ def test_the_page_shows_the_data(make_config: MakeConfig, tmp_path: Path) -> Non
         {"num_tokens": n, "tau": tau, "low": tau - 0.1, "high": tau + 0.1}
         for n, tau in ((16000, 2.15), (32000, 2.25))
     ]
-    curve = {"num_draft_tokens": 3, "is_greedy": False, "points": points, "answer": "foretold"}
+    curve = {"num_draft_tokens": 3, "is_greedy": False, "points": points, "answer": "predicted"}
     curve |= {"expected": expected, "law": expected}
     (Path(config.out) / "learning_curve.json").write_text(json.dumps(curve))
     report(settings)

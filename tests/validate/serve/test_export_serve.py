@@ -1,4 +1,4 @@
-"""Against a real vLLM: the engine is lossless, and accepts what the replay foretells.
+"""Against a real vLLM: the engine is lossless, and accepts what the replay predicts.
 
 Engine starts take most of the time, so that the tests share them: one without a drafter and one
 for each number of draft tokens, in one export; and one more each where the CPU fault is left in

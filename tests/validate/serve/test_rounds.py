@@ -74,7 +74,7 @@ def test_acceptance_per_position_fails_alone() -> None:
 
 
 def test_a_small_set_is_no_failure() -> None:
-    """Two outputs of ten tokens, half of the drafts accepted where two thirds are foretold."""
+    """Two outputs of ten tokens, half of the drafts accepted where two thirds are predicted."""
     spans = [ReplaySpan(np.full((9, 1), 2 / 3), 10, sample) for sample in range(2)]
     measured = measured_rounds([[1, 0, 0, 1, 1, 0], [0, 1, 0, 1, 0, 0, 0]], [10, 10], 1)
     found = compare(measured, expected_rounds(spans, 1), spans, tolerance=0.02)

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from specpipe.pipeline.api.database import Store, StoredFile, StoredJob
+from specpipe.pipeline.api.database import JobDatabase, StoredFile, StoredJob
 from specpipe.pipeline.api.guard import Guard
 from specpipe.pipeline.api.objects import (
     checkpoint_objects,
@@ -23,7 +23,7 @@ from specpipe.pipeline.api.objects import (
     job_object,
     page,
 )
-from specpipe.pipeline.api.queue_worker import RESULTS, Worker
+from specpipe.pipeline.api.queue_worker import RESULTS, QueueWorker
 from specpipe.pipeline.terminal.console import note
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.job import parse_job, told_problems
@@ -37,9 +37,9 @@ _STEP = {"desc": 1, "asc": -1}
 Answer = dict[str, Any]
 
 
-def make_app(store: Store, token: str, most_bytes: int, config: Path | None) -> FastAPI:
+def make_app(store: JobDatabase, token: str, most_bytes: int, config: Path | None) -> FastAPI:
     """The server: `token` opens it, `config` holds further settings of every job."""
-    worker = Worker(store, config)
+    worker = QueueWorker(store, config)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -63,7 +63,7 @@ def make_app(store: Store, token: str, most_bytes: int, config: Path | None) -> 
     return app
 
 
-def _add_files(app: FastAPI, store: Store) -> None:
+def _add_files(app: FastAPI, store: JobDatabase) -> None:
     @app.post("/v1/files")
     def upload(file: UploadFile, purpose: Annotated[str, Form()]) -> Answer:
         if purpose not in PURPOSES:
@@ -110,7 +110,7 @@ def _add_files(app: FastAPI, store: Store) -> None:
         return {"id": file_id, "object": "file", "deleted": True}
 
 
-def _add_jobs(app: FastAPI, store: Store) -> None:
+def _add_jobs(app: FastAPI, store: JobDatabase) -> None:
     @app.post("/v1/fine_tuning/jobs")
     def create(body: Annotated[Any, Body()]) -> Answer:
         try:
@@ -156,13 +156,13 @@ def _add_jobs(app: FastAPI, store: Store) -> None:
         return page(checkpoint_objects(_job(store, job_id)), limit, after)
 
 
-def _file(store: Store, file_id: str) -> StoredFile:
+def _file(store: JobDatabase, file_id: str) -> StoredFile:
     if (found := store.file(file_id)) is None:
         raise HTTPException(404, f"there is no file {file_id!r}")
     return found
 
 
-def _job(store: Store, job_id: str) -> StoredJob:
+def _job(store: JobDatabase, job_id: str) -> StoredJob:
     if (found := store.job(job_id)) is None:
         raise HTTPException(404, f"there is no job {job_id!r}")
     return found

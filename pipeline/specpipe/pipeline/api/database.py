@@ -82,7 +82,7 @@ class NewEvent:
     level: str = "info"
 
 
-class Store:
+class JobDatabase:
     """Any number of threads may use it: each call has its own connection.
 
     Old and new are told apart by rowid: a clock may be set back.

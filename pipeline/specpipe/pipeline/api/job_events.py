@@ -1,6 +1,6 @@
 """A job that runs, followed into the events that clients read."""
 
-from specpipe.pipeline.api.database import NewEvent, Store
+from specpipe.pipeline.api.database import JobDatabase, NewEvent
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.pipeline.job.status import running_stage
 from specpipe.schemas.errors import SpecpipeError
@@ -8,14 +8,14 @@ from specpipe.schemas.records.job_metrics import JobMetrics, job_metrics
 from specpipe.stages.runs.metric_rows import NewMetricRows
 
 
-class Followed:
-    """What has been told of a job that runs."""
+class JobEvents:
+    """The progress of a running job, as events that clients read."""
 
-    def __init__(self, store: Store, job_id: str, folder: JobFolder) -> None:
+    def __init__(self, store: JobDatabase, job_id: str, folder: JobFolder) -> None:
         self._store, self._job_id, self._folder = store, job_id, folder
         self._rows = NewMetricRows(folder.train)
         # A job that goes on does the steps after its last checkpoint again.
-        self._told = {
+        self._reported = {
             (event.data["split"], event.data["step"])
             for event in store.events(job_id)
             if event.type == "metrics"
@@ -34,13 +34,13 @@ class Followed:
         new = [
             line
             for line in job_metrics(self._rows.look())
-            if (line.split, line.step) not in self._told
+            if (line.split, line.step) not in self._reported
         ]
-        self._told |= {(line.split, line.step) for line in new}
+        self._reported |= {(line.split, line.step) for line in new}
         self._store.add_events(self._job_id, list(map(_event, new)))
 
 
 def _event(line: JobMetrics) -> NewEvent:
     loss = line.metrics.get("draft_loss")
-    told = f"Step {line.step}, {line.split}" + ("" if loss is None else f": loss {loss:.4f}")
-    return NewEvent(told, line.model_dump())
+    message = f"Step {line.step}, {line.split}" + ("" if loss is None else f": loss {loss:.4f}")
+    return NewEvent(message, line.model_dump())

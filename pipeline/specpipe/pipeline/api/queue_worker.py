@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from specpipe.pipeline.api.database import CANCELLED, Store, StoredJob
-from specpipe.pipeline.api.job_events import Followed
+from specpipe.pipeline.api.database import CANCELLED, JobDatabase, StoredJob
+from specpipe.pipeline.api.job_events import JobEvents
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.pipeline.job.status import job_report
 from specpipe.pipeline.terminal.console import note
@@ -28,10 +28,10 @@ RESULTS = "fine-tune-results"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-class Worker:
+class QueueWorker:
     """Takes jobs from the store until it is closed; a job that it leaves goes on with the next."""
 
-    def __init__(self, store: Store, config: Path | None) -> None:
+    def __init__(self, store: JobDatabase, config: Path | None) -> None:
         """`config`: further settings of every job, as `specpipe run --config` takes them."""
         self._store, self._config = store, config
         self._stops: Counter[str] = Counter()
@@ -94,16 +94,16 @@ class Worker:
 
     def _follow(self, job_id: str, process: subprocess.Popen[bytes], folder: JobFolder) -> None:
         """Until it ends, by itself or because somebody asked for that."""
-        followed = Followed(self._store, job_id, folder)
+        events = JobEvents(self._store, job_id, folder)
         is_stopped = False
         while process.poll() is None:
             time.sleep(_LOOK_SECONDS)
-            followed.look()
+            events.look()
             found = self._store.job(job_id)
             if not is_stopped and (self._closing.is_set() or (found and found.cancel)):
                 process.terminate()
                 is_stopped = True
-        followed.look()
+        events.look()
 
     def _with_path(self, body: dict[str, Any]) -> dict[str, Any]:
         file = self._store.file(body["training_file"])

@@ -20,7 +20,7 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.location import without_credentials
 
 if TYPE_CHECKING:
-    from specpipe.stages.plan.run import Lengths, Survey
+    from specpipe.stages.plan.run import Estimate, Lengths
     from specpipe.stages.target.vllm.support.servable import Servable
 
 _BAR_WIDTH = 40
@@ -58,9 +58,9 @@ def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any)
         )
     config = None if url is not None else dump_config(config_file, flags, default_out=_NOWHERE)
     quiet_libraries()
-    from specpipe.stages.plan import run as survey
+    from specpipe.stages.plan import run as planning
 
-    found = survey.survey(config) if config else survey.survey_dump(str(url))
+    found = planning.estimate(config) if config else planning.estimate_dump(str(url))
     served = say_served(
         found.identity.target.architecture,
         required=config.require_servable if config else required,
@@ -71,7 +71,7 @@ def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any)
     show("Plan", _rows(found, served), _result(found, served), as_json=as_json)
 
 
-def _rows(found: "Survey", served: "Servable") -> list[tuple[str, str]]:
+def _rows(found: "Estimate", served: "Servable") -> list[tuple[str, str]]:
     target, most = found.identity.target, "at most " if found.is_generated else ""
     repeated = f", {found.num_repeated:,} more are repeated" if found.num_repeated else ""
     masked = found.num_partly_masked
@@ -104,11 +104,11 @@ def _served(served: "Servable") -> str:
     return "unknown" if served.how == "unknown" else f"not by {served.engine} (docs/targets.md)"
 
 
-def _percent(found: "Survey") -> int:
+def _percent(found: "Estimate") -> int:
     return round(100 * found.num_supervised / found.num_tokens)
 
 
-def _show_lengths(found: "Survey") -> None:
+def _show_lengths(found: "Estimate") -> None:
     most = max(lengths.num_samples for lengths in found.lengths)
     rows = [
         (
@@ -127,7 +127,7 @@ def _bar(lengths: "Lengths", most: int) -> str:
     return "#" * max(width, 1 if lengths.num_samples else 0)
 
 
-def _show_sizes(found: "Survey") -> None:
+def _show_sizes(found: "Estimate") -> None:
     by_mode = {
         (size.logits, size.shard_format): (file_size(size.num_bytes), f"{size.num_objects:,}")
         for size in found.sizes
@@ -145,7 +145,7 @@ def _show_sizes(found: "Survey") -> None:
     show_columns(f"Size ({kind}; * as configured)", header, rows)
 
 
-def _show_memory(found: "Survey") -> None:
+def _show_memory(found: "Estimate") -> None:
     memory = found.trainer
     parts = [
         (f"weights, {memory.num_trained:,} float32", memory.weights),
@@ -165,7 +165,7 @@ def _show_memory(found: "Survey") -> None:
     )
 
 
-def _result(found: "Survey", served: "Servable") -> dict[str, Any]:
+def _result(found: "Estimate", served: "Servable") -> dict[str, Any]:
     values = asdict(found)
     values["servable"] = served.to_dict()
     values["identity"] = found.identity.model_dump(mode="json")

@@ -12,14 +12,14 @@ from specpipe.schemas.settings.stages import ReportConfig
 from specpipe.stages.process.interrupt import stops_early
 
 
-@click.command(short_help="Show on one page what a run came to.")
+@click.command(short_help="Write one HTML page about a run.")
 @config_option
 @click.option("--run", help="Run directory of `specpipe train`.")
 @click.option("--artifact", help="Folder that `specpipe export` wrote from it.")
 @click.option("--dump", help="Dump to draft on.  [default: the one that the run evaluated on]")
 @click.option("--out", help="The page, a path or URL.")
 @click.option("--samples", type=int, help="Most held-out samples to draft.  [default: 64]")
-@click.option("--texts", type=int, help="Of these, to show as text.  [default: 4]")
+@click.option("--texts", type=int, help="Number of samples printed as text.  [default: 4]")
 @json_option
 def report(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Write one HTML page on a run: what was trained, how well it drafts, and where.

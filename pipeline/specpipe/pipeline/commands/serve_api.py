@@ -76,7 +76,7 @@ def serve_api(
         raise ConfigError(
             f"the server needs FastAPI and uvicorn ({error}): {install_hint('api')}"
         ) from None
-    from specpipe.pipeline.api.database import Store
+    from specpipe.pipeline.api.database import JobDatabase
     from specpipe.pipeline.job.settings import check_sections, read_sections
     from specpipe.stages.storage.store.lock import locked
 
@@ -90,7 +90,7 @@ def serve_api(
             " and signs of ASCII, without a space or a newline at its end"
         )
     with locked(data, "another server works in this folder"), _listening(host, port) as listener:
-        store = Store(data)
+        store = JobDatabase(data)
         # Uploads come in where they will lie: /tmp may be small, or memory.
         tempfile.tempdir = str(store.files)
         app = make_app(store, token, max_upload_mib * 2**20, config_file)

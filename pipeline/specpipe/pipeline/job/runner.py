@@ -22,7 +22,7 @@ from specpipe.stages.runs.metric_rows import metric_rows
 class StageFailedError(SpecpipeError):
     """A stage of a job failed, and has said why."""
 
-    is_told = True
+    already_reported = True
 
     def __init__(self, error: JobError) -> None:
         super().__init__(error.message)

@@ -22,7 +22,7 @@ def note(message: str) -> None:
 
 def fail(error: SpecpipeError) -> NoReturn:
     """One line for the error, and its exit code; with --json also as a JSON object on stdout."""
-    if not error.is_told:
+    if not error.already_reported:
         note(f"specpipe: {error}")
     json_error(str(error), error.kind)
     sys.exit(error.exit_code)

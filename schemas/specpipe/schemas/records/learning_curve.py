@@ -44,7 +44,7 @@ class LearningCurve(Record):
     """Target and drafter are greedy; else both sample at temperature 1."""
     points: list[CurvePoint]
     """By amount."""
-    answer: Literal["foretold", "open"]
+    answer: Literal["predicted", "open"]
     """open: the points do not say what more data would bring; `because` says why."""
     because: str = ""
     expected: list[Expected]
@@ -55,7 +55,7 @@ class LearningCurve(Record):
     """The fitted law itself, for a picture."""
 
     @property
-    def is_as_foretold(self) -> bool | None:
+    def is_as_predicted(self) -> bool | None:
         """Whether the whole's tau lies where the smaller shares had it; None: they are too few."""
         if self.held_back is None:
             return None
@@ -72,10 +72,10 @@ class LearningCurve(Record):
         )
 
     def check_in_words(self) -> str | None:
-        """How well the smaller shares foretold the whole."""
+        """How well the smaller shares predicted the whole."""
         if self.held_back is None:
             return None
-        held = "inside" if self.is_as_foretold else "outside"
+        held = "inside" if self.is_as_predicted else "outside"
         return (
             f"the smaller shares alone say {self.held_back.in_words()} for the whole; its"
             f" training came to {self.points[-1].tau:.2f}, {held} that interval"

@@ -5,10 +5,12 @@ from typing import Any
 
 from specpipe.schemas.records.artifact import FormatName
 from specpipe.stages.drafters.artifact_format import Format
-from specpipe.stages.drafters.eagle3.formats.flat import Eagle3
+from specpipe.stages.drafters.eagle3.formats.flat import FlatFormat
 from specpipe.stages.drafters.eagle3.formats.speculators import Speculators
 
-FORMATS: Mapping[FormatName, Format] = {format.name: format for format in (Speculators(), Eagle3())}
+FORMATS: Mapping[FormatName, Format] = {
+    format.name: format for format in (Speculators(), FlatFormat())
+}
 
 
 def format_of(config: Mapping[str, Any]) -> Format:

@@ -45,7 +45,7 @@ class Weights(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ScoredSample:
     """One sample: `hidden_KNH` is the input of the lm_head, `measures_MKN` as in
     loss/measures.py."""
 
@@ -82,21 +82,23 @@ class TrainedDrafter:
         self._chunk_rows = max(1, CHUNK_BYTES // (4 * vocab.size))
 
     @torch.no_grad()
-    def measure(self, context_length: int | None, refs: Sequence[SampleRef]) -> Iterator[Measured]:
+    def measure(
+        self, context_length: int | None, refs: Sequence[SampleRef]
+    ) -> Iterator[ScoredSample]:
         """Each of these samples of the dump, cut at the context length, in the dump's order."""
         reader = SampleReader(self._dump, context_length, layers=self._layers)
         for sample in read_samples(reader, refs):
             yield self.measured(sample)
 
     @torch.no_grad()
-    def measured(self, sample: DrafterSample) -> Measured:
+    def measured(self, sample: DrafterSample) -> ScoredSample:
         """A sample that holds the drafter's layers, and no others."""
         batch = make_batch([sample], self.num_heads)
         hidden_KNH = self.hidden(batch)
         _, measures_MKN = head_losses(
             hidden_KNH, self._lm_head_DH, batch, self._verifier, None, self._chunk_rows
         )
-        return Measured(batch, hidden_KNH, measures_MKN)
+        return ScoredSample(batch, hidden_KNH, measures_MKN)
 
     @torch.no_grad()
     def hidden(self, batch: Batch) -> Tensor:

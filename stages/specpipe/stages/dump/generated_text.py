@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from specpipe.schemas.records.dump import GenerationCounts
 from specpipe.schemas.settings.stages import GenerateConfig
-from specpipe.stages.dump.target_text import Text
+from specpipe.stages.dump.target_text import TextWithStates
 from specpipe.stages.storage.shard.samples import PlannedSample
 from specpipe.stages.target.backend import Captured, Generation, Prompt
 from specpipe.stages.text.conversation import ChatTemplate
@@ -24,7 +24,7 @@ Finish = Literal["stop", "max_tokens", "context_length"]
 _SEED_DIGITS = 15  # Hexadecimal: a number below 2**60 is a seed for every generator.
 
 
-class Talk:
+class GeneratedText:
     """The tokens of a sample as they become more.
 
     A turn that the target ends is followed by what its chat template writes up to the next one.
@@ -92,7 +92,7 @@ class Talk:
             aux_TLH, final_TH = self._states.aux_TLH, self._states.final_TH
             self._states = Captured(aux_TLH.cpu().clone(), final_TH.cpu().clone())
 
-    def text(self) -> Text:
+    def text(self) -> TextWithStates:
         """All of it, once it is done.
 
         The last token's states may be missing, where it never was an input: nothing follows it, so
@@ -111,7 +111,7 @@ class Talk:
             pad(self._states.aux_TLH, (0, 0, 0, 0, 0, missing)),
             pad(self._states.final_TH, (0, 0, 0, missing)),
         )
-        return Text(sample, states, self._counts)
+        return TextWithStates(sample, states, self._counts)
 
     @property
     def _room(self) -> int:

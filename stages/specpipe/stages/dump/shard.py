@@ -13,7 +13,7 @@ from specpipe.schemas.records.sample import verifier_rows
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.generate import generated_texts
 from specpipe.stages.dump.score import score
-from specpipe.stages.dump.target_text import Text
+from specpipe.stages.dump.target_text import TextWithStates
 from specpipe.stages.storage.shard.samples import PlannedSample
 from specpipe.stages.storage.shard.scales import AuxScales
 from specpipe.stages.storage.shard.states import SampleStates
@@ -76,10 +76,10 @@ def _texts(
     samples: Sequence[PlannedSample],
     config: DumpConfig,
     template: ChatTemplate,
-) -> Iterator[Text]:
+) -> Iterator[TextWithStates]:
     if config.generate is not None:
         return generated_texts(backend, samples, config.generate, template)
-    return map(Text, samples, backend.capture(samples))
+    return map(TextWithStates, samples, backend.capture(samples))
 
 
 def _append(
@@ -87,7 +87,7 @@ def _append(
     vocab: VocabStatistics,
     identity: DumpIdentity,
     head: VerifierHead,
-    text: Text,
+    text: TextWithStates,
 ) -> bool:
     """Add a text to the shard; False, and nothing is added, where its states are not finite or
     none of it is supervised."""

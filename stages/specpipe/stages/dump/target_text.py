@@ -8,7 +8,7 @@ from specpipe.stages.target.backend import Captured
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextWithStates:
     sample: PlannedSample
     """All of its tokens, with what is supervised of them."""
     states: Captured

@@ -10,7 +10,7 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.dump import TARGET_FOLDER, ShardManifest
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.calibrate import dump_scales
-from specpipe.stages.dump.generated_text import Talk
+from specpipe.stages.dump.generated_text import GeneratedText
 from specpipe.stages.dump.shard import write_shard
 from specpipe.stages.dump_plan.prepared import Prepared
 from specpipe.stages.process.activity import doing
@@ -62,7 +62,8 @@ class Worker:
             prove(self._backend, self._head, list(_to_prove(samples)))
             if config.generate is not None:
                 prompts = [
-                    Talk(sample, config.generate, self._template).prompt for sample in samples
+                    GeneratedText(sample, config.generate, self._template).prompt
+                    for sample in samples
                 ]
                 doing("comparing text that the target writes with its own word")
                 prove_generation(self._backend, prompts, config.generate)

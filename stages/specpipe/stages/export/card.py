@@ -11,7 +11,7 @@ from specpipe.stages.target.vllm.support.servable import Servable
 from specpipe.stages.validate.record import Validation
 from specpipe.stages.validate.replay.run import ReplayFindings
 from specpipe.stages.validate.serve.engine_support import card_lines, serve_prefix
-from specpipe.stages.validate.serve.rounds import Comparison
+from specpipe.stages.validate.serve.rounds import RoundsComparison
 
 TITLES = {
     "replay_temperature_1": "temperature 1, drafts sampled",
@@ -129,7 +129,7 @@ def _served(validation: Validation) -> list[str]:
     return [*lines, ""]
 
 
-def _measured(found: Comparison | None) -> str:
+def _measured(found: RoundsComparison | None) -> str:
     if found is None:
         return "the engine is not lossless | |"
     rates = ", ".join(f"{rate:.3f}" for rate in found.acceptance_measured)

@@ -12,7 +12,7 @@ CURVE = "replay_temperature_1"
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class LevelFindings:
     """Of the levels of validation that have run."""
 
     structure: StructureFindings | None = None
@@ -24,7 +24,7 @@ class Findings:
         return {level: one for level, one in found if one is not None}
 
 
-def recommendation(config: ExportConfig, num_heads: int, findings: Findings) -> Recommendation:
+def recommendation(config: ExportConfig, num_heads: int, findings: LevelFindings) -> Recommendation:
     """What is given, else what costs recommend, else the number of draft steps that were trained.
 
     Costs are those that `serve` has timed, or `step_cost`.
@@ -34,7 +34,7 @@ def recommendation(config: ExportConfig, num_heads: int, findings: Findings) -> 
     replay, serve = findings.replay, findings.serve
     curve = replay.artifact.get(CURVE) if replay is not None else None
     if curve is None:
-        because = "the number of draft steps that were trained: no replay foretells their tokens"
+        because = "the number of draft steps that were trained: no replay predicts their tokens"
         return Recommendation(draft_tokens=num_heads, because=because)
     if serve is not None:
         speedups = [

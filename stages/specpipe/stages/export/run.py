@@ -32,7 +32,7 @@ from specpipe.stages.drafters.artifact_format import Drafter
 from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors, without_lm_head
 from specpipe.stages.drafters.formats import FORMATS
 from specpipe.stages.export.card import model_card
-from specpipe.stages.export.draft_tokens import Findings, recommendation
+from specpipe.stages.export.draft_tokens import LevelFindings, recommendation
 from specpipe.stages.export.out_folder import OutFolder
 from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.runs.held_out import evaluation, run_settings, settings_for
@@ -130,7 +130,7 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
     with out.locked():
         # A validation speaks of the artifact beside it: until it does, it says so.
         out.write_validation(
-            _validation(config, out.artifact, checkpoint, Findings(), [UNFINISHED])
+            _validation(config, out.artifact, checkpoint, LevelFindings(), [UNFINISHED])
         )
         draft_tokens = config.speculative_tokens or checkpoint.state.num_heads
         format = FORMATS[config.format]
@@ -197,11 +197,11 @@ def _validate(
     target: str,
     chosen: list[prompts.Prompt],
     report: Progress,
-) -> tuple[Findings, list[str]]:
+) -> tuple[LevelFindings, list[str]]:
     """Every level that is asked for, the cheap ones first, up to the first that fails; and what is
     wrong."""
     state = checkpoint.state
-    findings = Findings()
+    findings = LevelFindings()
     problems: list[str] = []
     for level in ("structure", "replay", "serve"):
         if level not in config.validation or problems:
@@ -228,7 +228,7 @@ def _validation(
     config: ExportConfig,
     artifact: Path,
     checkpoint: Checkpoint,
-    findings: Findings,
+    findings: LevelFindings,
     problems: list[str],
     advice: Recommendation | None = None,
 ) -> Validation:

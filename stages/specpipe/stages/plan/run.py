@@ -63,7 +63,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class Estimate:
     identity: DumpIdentity
     is_generated: bool
     """The text is yet to be written: tokens, rows and sizes are the most that it may be."""
@@ -98,7 +98,7 @@ class Survey:
         return min(_TRAINING.prefetch_mib * 2**20, self.chosen.num_bytes)
 
 
-def survey(config: DumpConfig) -> Survey:
+def estimate(config: DumpConfig) -> Estimate:
     """What a dump of this configuration would hold and take.
 
     Of the target, config and tokenizer are read. Raises InputError and ConfigError as the dump
@@ -117,7 +117,7 @@ def survey(config: DumpConfig) -> Survey:
     memory = trainer_memory(
         folder, identity, recipe.config, trust_remote_code=config.trust_remote_code
     )
-    return _survey(identity, plan, rejections.of_input, target, (recipe, memory))
+    return _estimate(identity, plan, rejections.of_input, target, (recipe, memory))
 
 
 def _warn_of_missing_package(config: DumpConfig, folder: Path) -> None:
@@ -127,7 +127,7 @@ def _warn_of_missing_package(config: DumpConfig, folder: Path) -> None:
         _log.warning("transformers cannot load target %s here: %s", config.target, lacks)
 
 
-def survey_dump(url: str) -> Survey:
+def estimate_dump(url: str) -> Estimate:
     """What the dump at a URL holds and takes, however much of it is there.
 
     Raises ConfigError where there is none, UnfinishedError where its plan is not written yet,
@@ -151,7 +151,7 @@ def survey_dump(url: str) -> Survey:
             config = folder.read(f"{TARGET_FOLDER}/{CONFIG_FILE}")
             (Path(local) / CONFIG_FILE).write_bytes(config)
             memory = trainer_memory(Path(local), identity, recipe.config, trust_remote_code=False)
-    return _survey(identity, plan, rejections, target, (recipe, memory))
+    return _estimate(identity, plan, rejections, target, (recipe, memory))
 
 
 def _planned(folder: Folder, identity: DumpIdentity) -> tuple[Plan, list[Rejection]]:
@@ -170,16 +170,16 @@ def _planned(folder: Folder, identity: DumpIdentity) -> tuple[Plan, list[Rejecti
     return plan, from_jsonl(stamp.rejected)
 
 
-def _survey(
+def _estimate(
     identity: DumpIdentity,
     plan: Plan,
     rejections: Sequence[Rejection],
     target: TargetFiles,
     training: tuple[Recipe, TrainerMemory],
-) -> Survey:
+) -> Estimate:
     samples = [sample for shard in plan for sample in shard]
     kinds = Counter(rejection.kind for rejection in rejections)
-    return Survey(
+    return Estimate(
         identity=identity,
         is_generated=identity.text.is_planned,
         num_shards=len(plan),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from specpipe.stages.acceptance.loss.measures import MEASURES
-from specpipe.stages.drafters.scorer import Measured, TrainedDrafter
+from specpipe.stages.drafters.scorer import ScoredSample, TrainedDrafter
 from specpipe.stages.samples.reader import SampleRef
 
 Ids = npt.NDArray[np.int64]
@@ -49,7 +49,7 @@ def drafted_samples(
         yield _drafted(drafter, sample)
 
 
-def _drafted(drafter: TrainedDrafter, sample: Measured) -> DraftedSample:
+def _drafted(drafter: TrainedDrafter, sample: ScoredSample) -> DraftedSample:
     batch = sample.batch
     drafts_NK = torch.stack(
         [drafter.most_likely(hidden_NH) for hidden_NH in sample.hidden_KNH], dim=1

@@ -18,8 +18,8 @@ class ReadAhead(Generic[R, T]):
     """Each read of a plan with what `make` makes of its samples, which are lent to it.
 
     Shards are read ahead within the budget (see ShardWindow), and the read after the one in use is
-    made. Without a budget nothing is read before it is asked for. What goes wrong in the
-    background is raised by the `next` that would have returned what it went wrong with.
+    made. Without a budget nothing is read before it is asked for. Errors of the
+    background threads are raised by `next`, in the order of the reads.
     """
 
     def __init__(

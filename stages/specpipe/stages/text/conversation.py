@@ -13,13 +13,13 @@ from specpipe.schemas.records.sample import Sample, Source, make_sample
 from specpipe.stages.target.files.location import TEKKEN_FILE, tokenizer_files
 from specpipe.stages.target.files.tokenizer import encode, load_tokenizer
 from specpipe.stages.target.files.turn_end import end_token_ids
-from specpipe.stages.text.chat.developer import Served
+from specpipe.stages.text.chat.developer import ServedMessages
 from specpipe.stages.text.chat.messages import Conversation, Message, conversation_of
 from specpipe.stages.text.chat.omissions import Tools, cut_from_answer
 from specpipe.stages.text.chat.rendering import Rendering
 from specpipe.stages.text.chat.roles import check_roles
-from specpipe.stages.text.mask.tokens import Span, Tokens, check_length
-from specpipe.stages.text.mask.turn_end_tokens import Closers
+from specpipe.stages.text.mask.tokens import Span, TextTokens, check_length
+from specpipe.stages.text.mask.turn_end_tokens import TurnEndTokens
 from specpipe.stages.text.mask.turns import TurnFinder
 from specpipe.stages.text.rejected import Rejections
 from specpipe.stages.untrusted.templates import markers_of
@@ -78,7 +78,7 @@ class ChatTemplate:
     ) -> str:
         """The text of a (checked) conversation; raises InputError where the template refuses it,
         or leaves something of it out."""
-        served = Served.of(messages, self._template(tools))
+        served = ServedMessages.of(messages, self._template(tools))
         rendering = self._rendering(tools, settings or {}, served)
         whole = rendering.whole(served.messages, add_generation_prompt=add_generation_prompt)
         check_roles(messages, self._template(tools))
@@ -102,16 +102,18 @@ class ChatTemplate:
             )
         return load_tokenizer(self._folder, trust_remote_code=self._trust_remote_code)
 
-    def _rendering(self, tools: Tools, settings: Mapping[str, Any], served: Served) -> Rendering:
+    def _rendering(
+        self, tools: Tools, settings: Mapping[str, Any], served: ServedMessages
+    ) -> Rendering:
         variables = {**self.tokenizer.special_tokens_map, **self._settings, **settings}
         return Rendering(self._template(tools), tools, variables, served.places)
 
     def _masked(
         self, conversation: Conversation, source: Source, rejections: Rejections
-    ) -> tuple[Tokens, list[Span]]:
+    ) -> tuple[TextTokens, list[Span]]:
         """The conversation's tokens, and the characters that are supervised."""
         tools = conversation.tools
-        served = Served.of(conversation.messages, self._template(tools))
+        served = ServedMessages.of(conversation.messages, self._template(tools))
         messages = served.messages
         rendering = self._rendering(tools, conversation.template_settings, served)
         whole = rendering.whole(messages)
@@ -120,15 +122,15 @@ class ChatTemplate:
         def render(messages: list[Message], *, add_generation_prompt: bool) -> str:
             return rendering.text(messages, whole.form, add_generation_prompt=add_generation_prompt)
 
-        def tokenize(text: str) -> Tokens:
-            return Tokens.of(self.tokenizer, text)
+        def tokenize(text: str) -> TextTokens:
+            return TextTokens.of(self.tokenizer, text)
 
         if cut := cut_from_answer(messages, whole.text):
             raise InputError(
                 f"the chat template leaves {cut} out, or a part of it; take it away from the "
                 "data, or tokenise the conversation yourself"
             )
-        finder = TurnFinder(render, tokenize, self._closers)
+        finder = TurnFinder(render, tokenize, self._turn_ends)
         tokens = tokenize(whole.text)
         turns = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
         trained = [served.places[at] not in conversation.context for at in turns]
@@ -200,10 +202,10 @@ class ChatTemplate:
         return end_token_ids(self._folder, self.tokenizer if has_tokenizer else None)
 
     @cached_property
-    def _closers(self) -> Closers:
+    def _turn_ends(self) -> TurnEndTokens:
         added: dict[int, Any] = self.tokenizer.added_tokens_decoder
         special = [token_id for token_id, token in added.items() if token.special]
-        return Closers(
+        return TurnEndTokens(
             special=frozenset([*special, *self.tokenizer.all_special_ids]),
             stops=self.end_ids,
         )

@@ -287,7 +287,7 @@ class Loop:
         try:
             self.folder.append_metrics(row)
         except StoreError as error:
-            # Raised where the ranks agree: alone it would leave the others waiting.
+            # Deferred to the next collective: raising on one rank alone would deadlock the others.
             self._report_error = self._report_error or error
         self.reports.add(row)
 

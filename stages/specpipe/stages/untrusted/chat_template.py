@@ -51,7 +51,7 @@ class _Generation(jinja2.ext.Extension):
         return text
 
 
-class ChatTemplate:
+class SandboxedTemplate:
     """A compiled template; raises jinja2.TemplateSyntaxError for a text that is none."""
 
     def __init__(self, source: str) -> None:

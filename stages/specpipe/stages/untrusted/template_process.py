@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import jinja2
 
-from specpipe.stages.untrusted.chat_template import ChatTemplate
+from specpipe.stages.untrusted.chat_template import SandboxedTemplate
 
 MOST_SECONDS = 10
 """Of CPU for one text; a conversation of a million tokens takes less than one."""
@@ -24,7 +24,7 @@ MOST_BYTES = 2**30
 _LONGEST_MESSAGE = 1000
 """Characters of an error that are told."""
 
-_compiled = lru_cache(maxsize=8)(ChatTemplate)
+_compiled = lru_cache(maxsize=8)(SandboxedTemplate)
 
 
 def read_frame(stream: IO[bytes]) -> Any:

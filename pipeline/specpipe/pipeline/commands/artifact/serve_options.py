@@ -31,7 +31,7 @@ _OPTIONS = (
         callback=comma_integers,
         help="Batch sizes at which steps are timed.  [default: 1,8]",
     ),
-    click.Option(["--seed"], type=int, help="Of the sampling in `serve`.  [default: 0]"),
+    click.Option(["--seed"], type=int, help="Seed of the sampling in `serve`.  [default: 0]"),
     click.Option(
         ["--trust-remote-code"], is_flag=True, default=None, help="Run the target's own code."
     ),

@@ -30,11 +30,11 @@ from specpipe.stages.process.interrupt import stops_early
 @click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
 @serve_options
 @click.option("--serve-url", help="A vLLM server that `serve` measures, e.g. http://host:8000.")
-@click.option("--serve-model", help="What it calls its model.  [default: the only one]")
+@click.option("--serve-model", help="Model name in the server's API.  [default: the only one]")
 @click.option(
     "--serve-draft-sample-method",
     type=click.Choice(get_args(DraftSampleMethod)),
-    help="That it was started with.  [default: probabilistic]",
+    help="Draft sampling method that the server was started with.  [default: probabilistic]",
 )
 @json_option
 def validate(as_json: bool, **flags: Any) -> None:

@@ -194,7 +194,7 @@ _OPTIONS = (
         "--stop",
         metavar="TEXT",
         multiple=True,
-        help="Ends a turn, besides the target's own end of turn; may be given several times.",
+        help="Text that ends a turn, besides the target's own end; may be given several times.",
     ),
     GroupedOption(
         _TEXT,
@@ -202,7 +202,7 @@ _OPTIONS = (
         "--seed",
         "seed",
         type=int,
-        help="Every sample's own seed follows from it.  [default: 0]",
+        help="Seed; every sample's own seed follows from it.  [default: 0]",
     ),
     GroupedOption(
         _TEXT, "--samples-per-prompt", type=int, help="Answers to each prompt.  [default: 1]"

@@ -58,7 +58,9 @@ _OPTIONS = (
         callback=comma_integers,
         help="Auxiliary layers, of those of the dump; no others are read.  [default: all]",
     ),
-    GroupedOption(_DATA, "--context-length", type=int, help="Cut longer samples here."),
+    GroupedOption(
+        _DATA, "--context-length", type=int, help="Truncate longer samples to this many tokens."
+    ),
     GroupedOption(
         _DATA,
         "--data-fraction",
@@ -75,7 +77,7 @@ _OPTIONS = (
         _DATA,
         "--prefetch-mib",
         type=int,
-        help="Most MiB of shards read ahead of their use.  [default: 4096]",
+        help="MiB of shards to read ahead, at most.  [default: 4096]",
     ),
     GroupedOption(
         _DRAFTER,
@@ -87,7 +89,7 @@ _OPTIONS = (
         _DRAFTER,
         "--draft-vocab-size",
         type=int,
-        help="D.  [default: 32000 or the whole vocabulary]",
+        help="Draft vocabulary size, D.  [default: 32000 or the whole vocabulary]",
     ),
     GroupedOption(
         _DRAFTER, "--draft-vocab-by", type=click.Choice(["mass", "count"]), help="[default: mass]"
@@ -116,7 +118,10 @@ _OPTIONS = (
         _DRAFTER, "--num-attention-heads", type=int, help="Query heads.  [default: the target's]"
     ),
     GroupedOption(
-        _DRAFTER, "--num-key-value-heads", type=int, help="Grouped heads.  [default: the target's]"
+        _DRAFTER,
+        "--num-key-value-heads",
+        type=int,
+        help="Key and value heads.  [default: the target's]",
     ),
     GroupedOption(
         _DRAFTER, "--head-dim", type=int, help="Size of a head.  [default: the target's]"
@@ -155,7 +160,10 @@ _OPTIONS = (
         "  [default: lk_hybrid]",
     ),
     GroupedOption(
-        _LOSS, "--eta", type=float, help="lk_hybrid: how fast KL gives way.  [default: 3]"
+        _LOSS,
+        "--eta",
+        type=float,
+        help="lk_hybrid: how fast KL's weight decays with alpha.  [default: 3]",
     ),
     GroupedOption(
         _LOSS,
@@ -183,7 +191,7 @@ _OPTIONS = (
         _STEPS,
         "--learning-rate",
         type=float,
-        help=f"Its peak.  [default: {MUON_RATE:g}, less for steps under {MUON_RATE_TOKENS:,}"
+        help=f"Peak rate.  [default: {MUON_RATE:g}, less for steps under {MUON_RATE_TOKENS:,}"
         " tokens; adamw: about 1/width]",
     ),
     GroupedOption(
@@ -196,19 +204,19 @@ _OPTIONS = (
         _STEPS,
         "--muon-learning-rate",
         type=float,
-        help="Peak for Muon's matrices.  [default: as --learning-rate]",
+        help="Peak learning rate of Muon's matrices.  [default: as --learning-rate]",
     ),
     GroupedOption(
         _STEPS,
         "--schedule",
         type=click.Choice(["cosine", "linear", "wsd", "constant"]),
-        help="Of the rate after its rise; wsd: flat, then down.  [default: cosine]",
+        help="Learning rate after warm-up; wsd: constant, then decay.  [default: cosine]",
     ),
     GroupedOption(
         _STEPS,
         "--warmup-ratio",
         type=float,
-        help="Share of steps of the rise.  [default: by the number of steps]",
+        help="Share of the steps that are warm-up.  [default: by the number of steps]",
     ),
     GroupedOption(
         _STEPS,
@@ -221,10 +229,13 @@ _OPTIONS = (
         "--adam-betas",
         metavar="B1,B2",
         callback=comma_words,
-        help="Of AdamW.  [default: 0.9,0.95]",
+        help="AdamW's betas.  [default: 0.9,0.95]",
     ),
     GroupedOption(
-        _STEPS, "--wsd-decay", type=float, help="wsd: share of steps of the fall.  [default: 0.2]"
+        _STEPS,
+        "--wsd-decay",
+        type=float,
+        help="wsd: share of the steps that are decay.  [default: 0.2]",
     ),
     GroupedOption(_STEPS, "--weight-decay", type=float, help="[default: 0]"),
     GroupedOption(_STEPS, "--max-grad-norm", type=float, help="[default: 0.5]"),
@@ -245,7 +256,10 @@ _OPTIONS = (
     ),
     GroupedOption(_STEPS, "--seed", type=int, help="[default: 0]"),
     GroupedOption(
-        _EVAL, "--held-out-fraction", type=float, help="Share of the prompts.  [default: 0.05]"
+        _EVAL,
+        "--held-out-fraction",
+        type=float,
+        help="Share of the prompts held out.  [default: 0.05]",
     ),
     GroupedOption(_EVAL, "--eval-dump", help="Evaluate on this dump instead of held-out prompts."),
     GroupedOption(
@@ -285,12 +299,24 @@ _OPTIONS = (
         callback=comma_words,
         help="tensorboard, wandb, trackio, mlflow, with commas between.  [default: metrics.jsonl]",
     ),
-    GroupedOption(_RUN, "--log-project", help="Project or experiment there.  [default: specpipe]"),
-    GroupedOption(_RUN, "--log-name", help="Name of the run there.  [default: that of --out]"),
     GroupedOption(
-        _RUN, "--checkpoint-every", type=int, help="Steps.  [default: as --eval-every, at most 500]"
+        _RUN, "--log-project", help="Project or experiment of the loggers.  [default: specpipe]"
     ),
-    GroupedOption(_RUN, "--keep-checkpoints", type=int, help="Besides the best.  [default: 2]"),
+    GroupedOption(
+        _RUN, "--log-name", help="Name of the run in the loggers.  [default: that of --out]"
+    ),
+    GroupedOption(
+        _RUN,
+        "--checkpoint-every",
+        type=int,
+        help="Steps between checkpoints.  [default: as --eval-every, at most 500]",
+    ),
+    GroupedOption(
+        _RUN,
+        "--keep-checkpoints",
+        type=int,
+        help="Number kept in addition to the best.  [default: 2]",
+    ),
     GroupedOption(
         _RUN,
         "--require-servable",
@@ -315,13 +341,13 @@ _OPTIONS = (
         _MACHINE,
         "--attention",
         type=click.Choice(get_args(AttentionName)),
-        help="Kernel; reference is plain and slow.  [default: auto]",
+        help="Attention kernel; reference is slow.  [default: auto]",
     ),
     GroupedOption(
         _MACHINE,
         "--activation-checkpointing/--no-activation-checkpointing",
         default=None,
-        help="Less memory, more computing.",
+        help="Recompute activations: less memory, more compute.",
     ),
     GroupedOption(
         _MACHINE,
@@ -336,7 +362,10 @@ _OPTIONS = (
         help="Size of one chunk of the loss's logits.  [default: 32]",
     ),
     GroupedOption(
-        _LOSS, "--head-decay", type=float, help="Head k weighs this^(k-1).  [default: 0.8]"
+        _LOSS,
+        "--head-decay",
+        type=float,
+        help="Weight of draft step k: this^(k-1).  [default: 0.8]",
     ),
     GroupedOption(_MACHINE, "--device", help="cpu, cuda, ...  [default: a GPU if there is one]"),
 )

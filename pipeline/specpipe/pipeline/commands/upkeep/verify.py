@@ -13,7 +13,7 @@ from specpipe.schemas.location import without_credentials
 SHOWN_DAMAGES = 50
 
 
-@click.command(short_help="Read a whole dump and name what is damaged.")
+@click.command(short_help="Check every object of a dump.")
 @click.argument("url")
 @json_option
 def verify(url: str, as_json: bool) -> None:

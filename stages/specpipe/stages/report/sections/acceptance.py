@@ -14,7 +14,7 @@ from specpipe.stages.report.sources import Sources
 from specpipe.stages.report.token_kinds import KindSums
 from specpipe.stages.report.token_text import KINDS
 from specpipe.stages.validate.serve.findings import ServeFindings
-from specpipe.stages.validate.serve.rounds import Comparison
+from specpipe.stages.validate.serve.rounds import RoundsComparison
 
 LEAST_REACHED = 5.0
 """Expected drafts below which a rate says nothing."""
@@ -58,7 +58,7 @@ def _tau_figure(curves: Mapping[str, ReplayCurve], served: ServeFindings | None)
         points = list(zip(map(float, tokens), curve.tau, strict=True))
         series.append(Series(_curve_name(name, curve), points, style, band))
     for style, name in ((5, "temperature_1"), (6, "greedy")):
-        found: list[tuple[int, Comparison]] = [
+        found: list[tuple[int, RoundsComparison]] = [
             (run.num_draft_tokens, comparison)
             for run in (served.runs if served else ())
             if (comparison := getattr(run, name)) is not None

@@ -5,7 +5,7 @@ from specpipe.stages.report.blocks import Block, Missing, Notes, Section, Table
 from specpipe.stages.report.sources import Sources
 from specpipe.stages.validate.replay.run import ReplayFindings
 from specpipe.stages.validate.serve.findings import Served, ServeFindings
-from specpipe.stages.validate.serve.rounds import Comparison
+from specpipe.stages.validate.serve.rounds import RoundsComparison
 from specpipe.stages.validate.structure import StructureFindings
 
 Row = tuple[str, str, str]
@@ -82,7 +82,7 @@ def _engine_table(serve: ServeFindings) -> Table:
     return Table("The engine beside the replay", [*header, "by chance", "agrees"], rows, caption)
 
 
-def _compared(run: Served, name: str, found: Comparison | None) -> tuple[str, ...]:
+def _compared(run: Served, name: str, found: RoundsComparison | None) -> tuple[str, ...]:
     count = str(run.num_draft_tokens)
     if found is None:
         return count, name, "not lossless", "-", "-", "-", "-", "no"

@@ -74,7 +74,7 @@ class ArrayCheck:
     def chunk(self, index: int, chunk: ReadChunk | None) -> Iterator[tuple[str, str]]:
         """(key, problem) of each thing that is wrong with the next chunk.
 
-        None: it could not be read, and that has been reported.
+        None if the chunk is unreadable, which is recorded in the findings already.
         """
         key, pieces = self._entries[index].key, self._pieces[index]
         crcs = chunk.crcs if chunk else [0] * len(pieces)

@@ -1,4 +1,4 @@
-"""Memory for large arrays that is used again once nobody refers to an array in it any more.
+"""Pool of reusable buffers; a buffer returns when its array is garbage-collected.
 
 Fresh memory costs a page fault and a page of zeros for each page; in virtual machines whose host
 takes free pages back it costs more than reading what is to go there.

@@ -18,11 +18,11 @@ _PARALLEL_WRITES = 4
 class Outbox:
     """Lends buffers, and sends what was written to them, while the caller goes on.
 
-    All buffers, and what becomes of them when they are encoded, take no more than `most_bytes`:
-    the caller waits for the store instead. Only where the buffers that it fills at the same time
-    are larger than that, they are lent all the same.
+    All buffers and their encoded forms together take no more than `most_bytes`:
+    the caller waits for the store instead. If the buffers that it fills at the same time are
+    larger than the limit, they are allocated anyway.
 
-    What goes wrong on the way is raised by the next call.
+    Errors of a transfer are raised by the next call.
     """
 
     def __init__(self, folder: Folder, prefix: str, codec: ChunkCodec, most_bytes: int) -> None:

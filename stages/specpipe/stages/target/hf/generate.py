@@ -108,7 +108,7 @@ class _Turns:
         return ids_BP, mask_BP
 
     def extend(self, logits_AV: Tensor, rows: Sequence[int]) -> Tensor:
-        """Add a token to each turn that goes on; int64 [A], something for those that do not."""
+        """Add a token to each turn that goes on; int64 [A], ignored for finished turns."""
         next_A = torch.zeros(len(rows), dtype=torch.int64, device=logits_AV.device)
         places = [rows.index(row) for row in self.going_on]
         chosen = self._sampler.choose(logits_AV[places], self.going_on)

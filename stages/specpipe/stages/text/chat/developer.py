@@ -12,7 +12,7 @@ _ROLE = "developer"
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedMessages:
     """The messages that an engine gives to the template."""
 
     messages: list[Message]
@@ -20,7 +20,7 @@ class Served:
     """The index that each had."""
 
     @classmethod
-    def of(cls, messages: list[Message], template: str) -> "Served":
+    def of(cls, messages: list[Message], template: str) -> "ServedMessages":
         places = list(range(len(messages)))
         is_known = f'"{_ROLE}"' in template or f"'{_ROLE}'" in template
         if is_known or all(message["role"] != _ROLE for message in messages):

@@ -22,7 +22,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TextTokens:
     """Token ids, and for each token its characters [start, stop)."""
 
     text: str
@@ -31,7 +31,7 @@ class Tokens:
     stop_T: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, tokenizer: Any, text: str) -> "Tokens":
+    def of(cls, tokenizer: Any, text: str) -> "TextTokens":
         """Tokenise a rendered text, whose special tokens stand in it. Raises InputError."""
         check_length(text)
         options = {"add_special_tokens": False, "return_offsets_mapping": True}

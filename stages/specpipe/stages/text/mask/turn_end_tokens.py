@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from specpipe.stages.text.mask.tokens import Span, Tokens
+from specpipe.stages.text.mask.tokens import Span, TextTokens
 
 
 @dataclass(frozen=True, slots=True)
-class Closers:
+class TurnEndTokens:
     """The tokens that can stand at the end of a turn."""
 
     special: frozenset[int]
@@ -14,14 +14,14 @@ class Closers:
     stops: frozenset[int]
     """Ids of the tokens at which an engine stops."""
 
-    def closing(self, tokens: Tokens, within: range) -> range:
+    def closing(self, tokens: TextTokens, within: range) -> range:
         """The white space and special tokens at the end of `within`."""
         start = within.stop
         while start > within.start and self._closes(tokens, start - 1):
             start -= 1
         return range(start, within.stop)
 
-    def trimmed(self, tokens: Tokens, span: Span) -> Span:
+    def trimmed(self, tokens: TextTokens, span: Span) -> Span:
         """The span up to the token at which an engine stops.
 
         What the template writes after it (a new line) is no output. Where none of the closing
@@ -33,7 +33,7 @@ class Closers:
         last = stops[:1] or specials[-1:]
         return (span[0], int(tokens.stop_T[last[0]])) if last else span
 
-    def extended(self, tokens: Tokens, span: Span) -> Span:
+    def extended(self, tokens: TextTokens, span: Span) -> Span:
         """The span with the stop that comes right after it, where it has no end of its own."""
         within = tokens.within(span)
         closing = [tokens.ids[at] for at in self.closing(tokens, within)]
@@ -45,5 +45,5 @@ class Closers:
     def is_special(self, token_id: int) -> bool:
         return token_id in self.special or token_id in self.stops
 
-    def _closes(self, tokens: Tokens, at: int) -> bool:
+    def _closes(self, tokens: TextTokens, at: int) -> bool:
         return self.is_special(tokens.ids[at]) or tokens.text_of(at).isspace()

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from specpipe.schemas.errors import InputError
 from specpipe.stages.text.chat.messages import Message
-from specpipe.stages.text.mask.tokens import Span, Tokens
-from specpipe.stages.text.mask.turn_end_tokens import Closers
+from specpipe.stages.text.mask.tokens import Span, TextTokens
+from specpipe.stages.text.mask.turn_end_tokens import TurnEndTokens
 
 
 class Render(Protocol):
@@ -25,10 +25,10 @@ class TurnFinder:
     """Finds the turns of a conversation in what its template renders."""
 
     render: Render
-    tokenize: Callable[[str], Tokens]
-    closers: Closers
+    tokenize: Callable[[str], TextTokens]
+    turn_ends: TurnEndTokens
 
-    def find(self, messages: list[Message], tokens: Tokens) -> list[Span | None]:
+    def find(self, messages: list[Message], tokens: TextTokens) -> list[Span | None]:
         """The characters of each assistant turn in the whole conversation, rendered as `tokens`.
 
         None for a turn that the template writes otherwise than it would have been generated.
@@ -41,11 +41,13 @@ class TurnFinder:
             span = self._turn(messages, at, tokens, after)
             if span is not None:
                 after = span[1]
-                span = self.closers.trimmed(tokens, self.closers.extended(tokens, span))
+                span = self.turn_ends.trimmed(tokens, self.turn_ends.extended(tokens, span))
             found.append(span)
         return found
 
-    def generated(self, messages: list[Message], tokens: Tokens, marked: list[Span]) -> list[Span]:
+    def generated(
+        self, messages: list[Message], tokens: TextTokens, marked: list[Span]
+    ) -> list[Span]:
         """What an engine writes of the characters that a template marks.
 
         Markers may take in the generation prompt and what follows the end of a turn, and may
@@ -57,7 +59,9 @@ class TurnFinder:
         for start, stop in marked:
             before, within = tokens.text[:start], tokens.text[start:stop]
             start += max(_rest_of_header(header, before, within) for header in headers)
-            spans.append(self.closers.trimmed(tokens, self.closers.extended(tokens, (start, stop))))
+            spans.append(
+                self.turn_ends.trimmed(tokens, self.turn_ends.extended(tokens, (start, stop)))
+            )
         return spans
 
     def _headers(self, before: list[Message]) -> list[str]:
@@ -78,7 +82,9 @@ class TurnFinder:
             pass  # no such conversation: there are no earlier answers either
         return [text[len(bare) :] if text.startswith(bare) else "" for text in texts]
 
-    def _turn(self, messages: list[Message], at: int, tokens: Tokens, after: int) -> Span | None:
+    def _turn(
+        self, messages: list[Message], at: int, tokens: TextTokens, after: int
+    ) -> Span | None:
         is_last = at + 1 == len(messages)
         try:
             prompt = self.render(messages[:at], add_generation_prompt=True)
@@ -160,11 +166,13 @@ class TurnFinder:
     def _beginning(self, header: str) -> str:
         """The header up to its first special token, by which it is known; without one, all."""
         tokens = self.tokenize(header)
-        special = next((at for at, i in enumerate(tokens.ids) if self.closers.is_special(i)), None)
+        special = next(
+            (at for at, i in enumerate(tokens.ids) if self.turn_ends.is_special(i)), None
+        )
         return header if special is None else header[: tokens.stop_T[special]]
 
     def _shortened(
-        self, messages: list[Message], at: int, tokens: Tokens, last: tuple[int, str]
+        self, messages: list[Message], at: int, tokens: TextTokens, last: tuple[int, str]
     ) -> int:
         """How many characters an earlier turn has of which the template drops something within.
 
@@ -177,7 +185,7 @@ class TurnFinder:
         except InputError:
             return 0
         stop = len(tokens.text) - _alike_at_end([tokens.text, other])
-        if not self.closers.stops.intersection(tokens.ids_from(stop)[:1]):
+        if not self.turn_ends.stops.intersection(tokens.ids_from(stop)[:1]):
             return 0
         text = tokens.text[start:stop]
         head, tail = len(_alike([text, turn])), _alike_at_end([text, turn])
@@ -185,7 +193,7 @@ class TurnFinder:
         is_there = content in "".join(text[len(text) - tail :].split())
         return len(text) if head + tail >= len(text) and is_there else 0
 
-    def _length(self, turn: str, start: int, tokens: Tokens) -> int:
+    def _length(self, turn: str, start: int, tokens: TextTokens) -> int:
         """How many characters of `tokens` from `start` are the turn; 0 if it is not there.
 
         A template may drop the beginning of an earlier turn (its reasoning), and may end the last
@@ -195,8 +203,8 @@ class TurnFinder:
         if rest.startswith(turn):
             return len(turn)
         alone = self.tokenize(turn)
-        closing = self.closers.closing(alone, range(len(alone.ids)))
-        specials = [at for at in closing if self.closers.is_special(alone.ids[at])]
+        closing = self.turn_ends.closing(alone, range(len(alone.ids)))
+        specials = [at for at in closing if self.turn_ends.is_special(alone.ids[at])]
         if not specials:
             return 0
         written = int(alone.start_T[closing.start])
@@ -208,7 +216,7 @@ class TurnFinder:
                 return length
         text = turn[: alone.start_T[specials[0]]]
         length = _overlap(text, rest)
-        is_ended = any(map(self.closers.is_special, tokens.ids_from(start + length)[:1]))
+        is_ended = any(map(self.turn_ends.is_special, tokens.ids_from(start + length)[:1]))
         return length if is_ended and length > len(text) - written else 0
 
 

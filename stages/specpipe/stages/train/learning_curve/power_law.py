@@ -1,4 +1,4 @@
-"""A power law through tau at several amounts of data, and what it foretells for more.
+"""A power law through tau at several amounts of data, and what it predicts for more.
 
 tau(n) = tau_last + gap * (1 - (n / n_last)**-exponent), n_last being the largest amount: the law
 rises to tau_last + gap. A few points do not fix three parameters, so the law is not one curve but

@@ -21,7 +21,7 @@ from specpipe.schemas.settings.recipe import Facts, resolve
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.runs.folder import RunFolder, continued
 from specpipe.stages.storage.store.local_disk import write_file
-from specpipe.stages.train.learning_curve.foretold import foretold
+from specpipe.stages.train.learning_curve.prediction import predicted
 from specpipe.stages.untrusted.files import read_file
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)
@@ -103,7 +103,7 @@ def learning_curve(
         _point(fraction * share, result, is_greedy) for share, result in [*shares, (1.0, whole)]
     ]
     untrained = _curve(whole.untrained, is_greedy)
-    found = foretold(points, untrained.tau[-1], len(untrained.tau), is_greedy=is_greedy)
+    found = predicted(points, untrained.tau[-1], len(untrained.tau), is_greedy=is_greedy)
     path = folder.path / LEARNING_CURVE_FILE
     if not path.exists() or read_file(path) != found.to_json():
         write_file(path, found.to_json())

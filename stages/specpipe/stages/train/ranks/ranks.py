@@ -44,7 +44,7 @@ _OF_AN_EXCHANGE = re.compile("gloo|nccl|connection (closed|reset)", re.IGNORECAS
 
 
 @dataclass(slots=True)
-class Agreement:
+class RankAgreement:
     """What the ranks agree on."""
 
     reason: str | None = None
@@ -106,12 +106,12 @@ class Ranks:
         return data if self.size == 1 else self._tell(data, 0)
 
     @contextmanager
-    def together(self) -> Iterator["Agreement"]:
+    def together(self) -> Iterator["RankAgreement"]:
         """What is done inside fails on all ranks or on none. It must not need the other ranks.
 
         A reason to stop that one of them gives inside is everybody's afterwards.
         """
-        agreement = Agreement()
+        agreement = RankAgreement()
         error: Exception | None = None
         try:
             yield agreement
@@ -237,7 +237,7 @@ def _alike(kind: str, text: str) -> SpecpipeError:
     known = getattr(errors, kind, SpecpipeError)
     is_ours = isinstance(known, type) and issubclass(known, SpecpipeError)
     error = known(text) if is_ours else SpecpipeError(f"another process failed: {kind}: {text}")
-    error.is_told = True
+    error.already_reported = True
     return error
 
 

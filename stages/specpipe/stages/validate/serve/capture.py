@@ -23,7 +23,7 @@ from specpipe.stages.validate.serve.near_ties import near_tie_steps
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class WrittenTokens:
     input_ids: Ids
 
 
@@ -120,7 +120,7 @@ class TargetCapture:
     ) -> list[CapturedText]:
         """Each prompt with its output, in order."""
         texts = [np.array([*p, *o], dtype=np.int32) for p, o in zip(prompts, outputs, strict=True)]
-        states = self._backend.capture([Tokens(text) for text in texts])
+        states = self._backend.capture([WrittenTokens(text) for text in texts])
         return [
             self._text(text, len(prompt), of.aux_TLH, of.final_TH)
             for text, prompt, of in zip(texts, prompts, states, strict=True)

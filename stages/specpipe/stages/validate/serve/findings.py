@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from specpipe.stages.acceptance.replay import ReplaySpan, Rounds
 from specpipe.stages.validate.serve.counters import Counters
 from specpipe.stages.validate.serve.lossless import GreedyCheck, SampledCheck
-from specpipe.stages.validate.serve.rounds import Comparison, compare
+from specpipe.stages.validate.serve.rounds import RoundsComparison, compare
 from specpipe.stages.validate.serve.step_times import StepTime
 
 GREEDY_TOLERANCE = 0.01
@@ -23,9 +23,9 @@ class Served(BaseModel):
     num_draft_tokens: int
     lossless_greedy: GreedyCheck
     lossless_temperature_1: SampledCheck
-    greedy: Comparison | None
+    greedy: RoundsComparison | None
     """None where the engine is not lossless: its acceptance then means nothing."""
-    temperature_1: Comparison | None
+    temperature_1: RoundsComparison | None
     counters_greedy: Counters
     """vLLM's own; they hold the last, cut round of each output too."""
     counters_temperature_1: Counters
@@ -61,7 +61,7 @@ class ServeFindings(BaseModel):
 
 def compare_at(
     temperature: float, measured: Rounds, replayed: Rounds, honest: Sequence[ReplaySpan]
-) -> Comparison:
+) -> RoundsComparison:
     """By the tolerance of that temperature; see `rounds.compare`."""
     tolerance = SAMPLED_TOLERANCE if temperature else GREEDY_TOLERANCE
     return compare(measured, replayed, honest, tolerance=tolerance)
@@ -96,7 +96,7 @@ def problems_of(run: Served) -> list[str]:
     return problems
 
 
-def _least(comparison: Comparison) -> float:
+def _least(comparison: RoundsComparison) -> float:
     return min(comparison.chance or 0.0, *comparison.acceptance_chance)
 
 

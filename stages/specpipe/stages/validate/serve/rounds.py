@@ -1,4 +1,4 @@
-"""Verification rounds that an engine really had, beside those that the replay foretells.
+"""Verification rounds that an engine really had, beside those that the replay predicts.
 
 Both sides count *whole* rounds only: a round that starts at token r of an output of n tokens drafts
 the tokens r+1 .. r+K, and counts if r+K < n. vLLM's own counters also hold the last round of each
@@ -18,7 +18,7 @@ from specpipe.stages.acceptance.evidence import FALSE_ALARM, chance_of_rounds
 from specpipe.stages.acceptance.replay import Z_95, ReplaySpan, Rounds
 
 
-class Comparison(BaseModel):
+class RoundsComparison(BaseModel):
     """Measured against replayed, over the same texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +69,7 @@ def measured_rounds(
 
 def compare(
     measured: Rounds, replayed: Rounds, honest: Sequence[ReplaySpan], *, tolerance: float
-) -> Comparison:
+) -> RoundsComparison:
     """Whether tau and the acceptance per position agree: within the tolerance, or by chance.
 
     `honest` are the replayed spans with the probabilities by which an engine accepts
@@ -99,7 +99,7 @@ def compare(
         abs(difference) <= tolerance or chance >= FALSE_ALARM
         for difference, chance in zip(differences, chances, strict=True)
     )
-    return Comparison(
+    return RoundsComparison(
         num_rounds_measured=round(measured.rounds_B.sum()),
         num_rounds_replayed=float(replayed.rounds_B.sum()),
         tau_measured=rates[0],

@@ -33,7 +33,7 @@ from specpipe.stages.validate.serve.lossless import (
     greedy_difference,
     num_shared,
 )
-from specpipe.stages.validate.serve.rounds import Comparison, measured_rounds
+from specpipe.stages.validate.serve.rounds import RoundsComparison, measured_rounds
 
 PARALLEL_PROMPTS = 32
 SPARE_TOKENS = 64
@@ -201,7 +201,7 @@ class _Judge:
 
     def _compare(
         self, decoded: Decoded, texts: Sequence[CapturedText], num_draft_tokens: int
-    ) -> Comparison:
+    ) -> RoundsComparison:
         """The engine's whole rounds against those of the replay of the same texts."""
         assert decoded.accepted_per_round is not None
         lengths = [len(output) for output in decoded.output_ids]

@@ -29,7 +29,7 @@ from specpipe.stages.validate.serve.counters import Counters
 from specpipe.stages.validate.serve.engine import spare_tokens
 from specpipe.stages.validate.serve.findings import Served, ServeFindings, compare_at, problems_of
 from specpipe.stages.validate.serve.lossless import check_greedy, check_sampled, target_difference
-from specpipe.stages.validate.serve.rounds import Comparison
+from specpipe.stages.validate.serve.rounds import RoundsComparison
 from specpipe.stages.validate.serve.run import Report
 from specpipe.stages.validate.server.client import Group, Server, ServerDecoded
 
@@ -70,7 +70,7 @@ def check(
         excess_chance(sampled_texts),
     )
     draws = config.serve_draft_sample_method == "probabilistic"
-    compared: list[Comparison | None] = []
+    compared: list[RoundsComparison | None] = []
     for decoded, lossless in ((greedy, lossless_greedy), (sampled, lossless_sampled)):
         if not lossless.passed:
             compared.append(None)

@@ -32,7 +32,7 @@ ONLY_VLLM = {"llama": "Eagle3LlamaForCausalLM", "qwen3": "Eagle3Qwen3ForCausalLM
 LAYER, MIDLAYER = "layers.0.", "midlayer."
 
 
-class Eagle3(Format):
+class FlatFormat(Format):
     name = "eagle3"
 
     def inexpressible(self, shape: DrafterShape) -> list[str]:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from specpipe.schemas.records.learning_curve import CurvePoint, LearningCurve
-from specpipe.stages.train.learning_curve.foretold import foretold
+from specpipe.stages.train.learning_curve.prediction import predicted
 
 TOKENS = 80_000
 
@@ -22,12 +22,12 @@ def curve(taus: dict[float, float], untrained: float = 1.04, error: float = 0.02
         )
         for share, tau in taus.items()
     ]
-    return foretold(points, untrained, 3, is_greedy=False)
+    return predicted(points, untrained, 3, is_greedy=False)
 
 
 def test_twice_and_four_times_with_their_tokens_and_intervals() -> None:
     found = curve({0.125: 1.70, 0.25: 1.88, 0.5: 2.03, 1.0: 2.15})
-    assert found.answer == "foretold"
+    assert found.answer == "predicted"
     twice, four_times = found.expected
     assert (twice.num_tokens, four_times.num_tokens) == (2 * TOKENS, 4 * TOKENS)
     assert 2.15 < twice.tau < four_times.tau < 2.45
@@ -39,14 +39,14 @@ def test_twice_and_four_times_with_their_tokens_and_intervals() -> None:
     # From the three smaller ones, the whole.
     assert found.held_back is not None
     assert found.held_back.num_tokens == TOKENS
-    assert found.is_as_foretold
+    assert found.is_as_predicted
     assert str(found.check_in_words()).endswith("came to 2.15, inside that interval")
     assert LearningCurve.model_validate_json(found.to_json()) == found
 
 
-def test_a_whole_that_the_shares_did_not_foretell_is_said_to_be_none() -> None:
+def test_a_whole_that_the_shares_did_not_predict_is_said_to_be_none() -> None:
     found = curve({0.125: 1.50, 0.25: 1.60, 0.5: 1.70, 1.0: 2.60})
-    assert found.is_as_foretold is False
+    assert found.is_as_predicted is False
     assert str(found.check_in_words()).endswith("came to 2.60, outside that interval")
 
 
@@ -91,7 +91,7 @@ def test_points_that_leave_everything_open() -> None:
     assert found.expected
 
 
-def test_tau_that_stands_still_is_foretold_to_do_so() -> None:
+def test_tau_that_stands_still_is_predicted_to_do_so() -> None:
     found = curve({0.125: 2.0, 0.25: 2.0, 0.5: 2.0, 1.0: 2.0})
-    assert found.answer == "foretold"
+    assert found.answer == "predicted"
     assert [one.tau for one in found.expected] == [pytest.approx(2.0, abs=0.05)] * 2

@@ -25,7 +25,7 @@ LEAST_GAIN = 0.1
 _LAW_POINTS = 25
 
 
-def foretold(
+def predicted(
     points: Sequence[CurvePoint], untrained: float, num_draft_tokens: int, *, is_greedy: bool
 ) -> LearningCurve:
     """The curve of these points, by amount; `untrained` is tau before the first step."""
@@ -48,7 +48,7 @@ def foretold(
         num_draft_tokens=num_draft_tokens,
         is_greedy=is_greedy,
         points=points,
-        answer="open" if because else "foretold",
+        answer="open" if because else "predicted",
         because=because,
         expected=expected,
         held_back=held_back,
@@ -112,7 +112,7 @@ def _expected(laws: PowerLaws, points: Sequence[CurvePoint], times: int) -> Expe
 
 
 def _law(laws: PowerLaws, points: Sequence[CurvePoint]) -> list[Expected]:
-    """The law from the smallest amount to the largest that is foretold."""
+    """The law from the smallest amount to the largest that is predicted."""
     first, last = points[0].num_tokens, max(TIMES) * points[-1].num_tokens
     amounts = np.geomspace(first, last, _LAW_POINTS).round().astype(int).tolist()
     return [_stored(laws.expected(amount), amount) for amount in amounts]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from specpipe.pipeline.api.database import NewEvent, Store
-from specpipe.pipeline.api.job_events import Followed
+from specpipe.pipeline.api.database import JobDatabase, NewEvent
+from specpipe.pipeline.api.job_events import JobEvents
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.schemas.settings.job import parse_job
 from specpipe.stages.storage.store.local_disk import write_file
@@ -39,17 +39,17 @@ def write(folder: JobFolder) -> Write:
     return make
 
 
-def told(store: Store, job_id: str) -> list[str]:
+def told(store: JobDatabase, job_id: str) -> list[str]:
     return [event.message for event in store.events(job_id)][::-1]
 
 
 def test_each_step_and_evaluation_is_told_once(
-    store: Store, folder: JobFolder, write: Write
+    store: JobDatabase, folder: JobFolder, write: Write
 ) -> None:
     job_id = add_job(store, BODY).id
     steps: list[dict[str, Any]] = [{"step": n, "draft_loss": 1.0 / n} for n in (1, 2, 3)]
     evaluation = {"step": 2, "eval": {"draft_loss": 0.25}}
-    followed = Followed(store, job_id, folder)
+    followed = JobEvents(store, job_id, folder)
     write(*steps[:2], torn='{"step": 2, "ev')
     followed.look()
     write(*steps[:2], evaluation, steps[2])
@@ -62,7 +62,7 @@ def test_each_step_and_evaluation_is_told_once(
     ]
     assert told(store, job_id) == everything
     # Training goes on from the checkpoint of step 1, also with another server.
-    for again in (followed, Followed(store, job_id, folder)):
+    for again in (followed, JobEvents(store, job_id, folder)):
         for rows in (steps[:1], [*steps[:2], evaluation, steps[2]]):
             write(*rows)
             again.look()
@@ -74,9 +74,9 @@ def test_each_step_and_evaluation_is_told_once(
 
 
 def test_what_was_read_is_not_read_again(
-    store: Store, folder: JobFolder, write: Write, monkeypatch: pytest.MonkeyPatch
+    store: JobDatabase, folder: JobFolder, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    followed = Followed(store, add_job(store, BODY).id, folder)
+    followed = JobEvents(store, add_job(store, BODY).id, folder)
     steps = [{"step": n, "draft_loss": 1.0} for n in range(1, 51)]
     write(*steps[:49])
     followed.look()
@@ -94,7 +94,7 @@ def test_what_was_read_is_not_read_again(
     assert sum("draft_loss" in str(text) for text in parsed) == 1
 
 
-def test_events_come_a_page_at_a_time(store: Store, client: TestClient) -> None:
+def test_events_come_a_page_at_a_time(store: JobDatabase, client: TestClient) -> None:
     job_id, other = add_job(store, BODY).id, add_job(store, BODY).id
     for number in range(5):
         store.add_events(job_id, [NewEvent(str(number)), NewEvent(f"{number}b")])
