@@ -60,7 +60,8 @@ REGISTERED = """
 import json, os
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.plugins import load_general_plugins
-from specpipe.stages.target.vllm import families, plugin
+from specpipe.stages.target.vllm import plugin
+from specpipe.stages.target.vllm.support import families
 
 def ours():
     models = ModelRegistry.models

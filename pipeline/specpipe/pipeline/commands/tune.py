@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specpipe.pipeline.commands.engine_support import say_served_of_training
-from specpipe.pipeline.commands.train.options import config_of, recipe_help, train_options
+from specpipe.pipeline.commands.train.options import config_of, train_options
 from specpipe.pipeline.commands.train.progress import TrainProgress
+from specpipe.pipeline.commands.train.recipe_help import recipe_help
 from specpipe.pipeline.launch.provenance import write_provenance
 from specpipe.pipeline.terminal.console import note, quiet_libraries, show, show_columns
 from specpipe.pipeline.terminal.options import (

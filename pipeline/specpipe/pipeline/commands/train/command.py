@@ -15,8 +15,9 @@ from specpipe.pipeline.commands.train.learning_curve import (
     tau_of_run,
     train_shares,
 )
-from specpipe.pipeline.commands.train.options import recipe_help, train_config, train_options
+from specpipe.pipeline.commands.train.options import train_config, train_options
 from specpipe.pipeline.commands.train.progress import TrainProgress
+from specpipe.pipeline.commands.train.recipe_help import recipe_help
 from specpipe.pipeline.launch.provenance import write_provenance
 from specpipe.pipeline.terminal.console import (
     is_first_process,

@@ -14,7 +14,7 @@ from specpipe.pipeline.terminal.options import (
     with_options,
 )
 from specpipe.pipeline.terminal.settings import given, load_config
-from specpipe.schemas.settings.recipe import BUDGETS, MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
+from specpipe.schemas.settings.recipe import MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
 from specpipe.schemas.settings.train import AttentionName, LossName, PresetName, TrainConfig
 
 SomeTrainConfig = TypeVar("SomeTrainConfig", bound=TrainConfig)
@@ -374,19 +374,6 @@ _OPTIONS = (
 def train_options(function: Function) -> Function:
     """Every setting of TrainConfig as a flag, under headings."""
     return with_options(_OPTIONS, function)
-
-
-def recipe_help() -> str:
-    """What the help says of settings that are left open."""
-    lines = ["\b", "What is left open follows from width and data (docs/training.md):"]
-    for name, budget in BUDGETS.items():
-        most = (
-            f"at most {budget.most_steps:,}" if budget.most_steps else f"{budget.steps:,} or more"
-        )
-        lines.append(f"  --preset {name:9}{most} steps, in up to {budget.most_epochs} epochs")
-    lines.append("Little data has fewer steps than that, even in so many epochs. The line")
-    lines.append('"recipe:" (and specpipe plan) says what came out.')
-    return "\n".join(lines)
 
 
 def train_config(path: Path | None, flags: dict[str, Any]) -> TrainConfig:
