@@ -3,6 +3,7 @@
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError as PydanticError
 
@@ -10,6 +11,7 @@ from specpipe.pipeline.tune.clock import Clock
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.location import local_path
 from specpipe.schemas.records.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE
+from specpipe.schemas.records.dump import Record
 from specpipe.schemas.records.tune import (
     CLOCK_FILE,
     PLAN_FILE,
@@ -27,6 +29,8 @@ from specpipe.stages.runs.folder import MAY_CHANGE
 from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.storage.store.lock import locked
 from specpipe.stages.untrusted.files import read_file
+
+R = TypeVar("R", bound=Record)
 
 
 class TuneFolder:
@@ -58,10 +62,10 @@ class TuneFolder:
         Raises IdentityError where the search that is here began with other settings.
         """
         path = self.path / PLAN_FILE
-        if not path.exists():
+        plan = _read(TunePlan, path)
+        if plan is None:
             return None
         try:
-            plan = TunePlan.model_validate_json(read_file(path))
             for settings in plan.trials:
                 ResolvedTrainConfig.model_validate(plan.recipe | settings)
         except PydanticError as error:
@@ -84,26 +88,14 @@ class TuneFolder:
 
     def score(self, trial: int, rung: int) -> TrialScore | None:
         """Of a run that is complete, or has diverged."""
-        path = self.run(trial, rung) / SCORE_FILE
-        if not path.exists():
-            return None
-        try:
-            return TrialScore.model_validate_json(read_file(path))
-        except PydanticError as error:
-            raise _damaged(path, error) from None
+        return _read(TrialScore, self.run(trial, rung) / SCORE_FILE)
 
     def write_score(self, trial: int, rung: int, score: TrialScore) -> None:
         write_file(self.run(trial, rung) / SCORE_FILE, score.to_json())
 
     def result(self) -> TuneResult | None:
         """Of a search that is complete."""
-        path = self.path / RESULT_FILE
-        if not path.exists():
-            return None
-        try:
-            return TuneResult.model_validate_json(read_file(path))
-        except PydanticError as error:
-            raise _damaged(path, error) from None
+        return _read(TuneResult, self.path / RESULT_FILE)
 
     def write(self, name: str, data: bytes) -> None:
         write_file(self.path / name, data)
@@ -111,6 +103,17 @@ class TuneFolder:
     def drop_checkpoints(self, trial: int, rung: int) -> None:
         """Free the disk of what a complete run holds besides its figures."""
         shutil.rmtree(self.run(trial, rung) / CHECKPOINTS_FOLDER, ignore_errors=True)
+
+
+def _read(record: type[R], path: Path) -> R | None:
+    """A record of the search, None where there is no file; raises IntegrityError for a damaged
+    one."""
+    if not path.exists():
+        return None
+    try:
+        return record.model_validate_json(read_file(path))
+    except PydanticError as error:
+        raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: PydanticError) -> IntegrityError:

@@ -8,7 +8,7 @@ from specpipe.schemas.settings.tune import TuneConfig
 from specpipe.stages.process.stop_question import StopQuestion
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.samples.selection import evaluated, limit_tokens
-from specpipe.stages.train.data.dumps import TrainingDumps, check_same_states, located, open_dump
+from specpipe.stages.train.data.dumps import TrainingDumps, located
 from specpipe.stages.train.recipe import recipe_of
 from specpipe.stages.train.run import training_samples
 
@@ -35,11 +35,7 @@ class Material:
         settings = located(train_settings(config))
         never = StopQuestion(None)
         dumps = TrainingDumps.open(settings, settings.preverify, never)
-        evaluated_on = dumps
-        if settings.eval_dump is not None:
-            eval_dump = open_dump(settings.eval_dump, settings.preverify, never)
-            evaluated_on = TrainingDumps(eval_dump)
-            check_same_states(dumps.dump, eval_dump)
+        evaluated_on = dumps.evaluated_on(settings, settings.preverify, never)
         reader, eval_reader = dumps.reader(settings), evaluated_on.reader(settings)
         training, _ = training_samples(settings, reader, eval_reader)
         recipe = recipe_of(settings, training, dumps.dump.identity.target.hidden_size)

@@ -6,14 +6,12 @@ from pathlib import Path
 
 from specpipe.pipeline.tune.material import Material
 from specpipe.schemas.errors import DivergedError
-from specpipe.schemas.records.metrics import EvalMetrics, ReplayCurve
 from specpipe.schemas.records.tune import Settings, TrialScore
 from specpipe.schemas.settings.train import ResolvedTrainConfig
-from specpipe.stages.train.loop import Progress
+from specpipe.stages.train.loop import MOST_STEPS_AT_RISK, Progress
 from specpipe.stages.train.run import run
 
 _CHECKPOINTS = 3
-_MOST_STEPS_AT_RISK = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class TrialRun:
             # An evaluation takes long beside a short run; the end of the schedule is its best.
             "eval_every": own,
             "checkpoint_every": self.recipe.checkpoint_every
-            or min(math.ceil(own / _CHECKPOINTS), _MOST_STEPS_AT_RISK),
+            or min(math.ceil(own / _CHECKPOINTS), MOST_STEPS_AT_RISK),
             "eval_tokens": self.eval_tokens,
             "keep_checkpoints": 1,
             # The search has looked at the dumps.
@@ -69,13 +67,10 @@ class TrialRun:
             result = run(config, progress=progress)
         except DivergedError:
             return TrialScore(steps=config.max_steps or 0, tau=0.0, tau_low=0.0, tau_high=0.0)
-        curve = self.curve(result.best)
+        curve = result.best.replay(is_greedy=self.is_greedy)
         return TrialScore(
             steps=result.steps,
             tau=curve.tau[-1],
             tau_low=curve.tau_low[-1],
             tau_high=curve.tau_high[-1],
         )
-
-    def curve(self, metrics: EvalMetrics) -> ReplayCurve:
-        return metrics.replay_greedy if self.is_greedy else metrics.replay_temperature_1

@@ -89,6 +89,10 @@ class EvalMetrics(Frozen):
     replay_greedy_draft: ReplayCurve
     """The drafter is greedy, the target samples at temperature 1 (vLLM's default)."""
 
+    def replay(self, *, is_greedy: bool) -> ReplayCurve:
+        """The replay of the decoding that the text is of: what drafters are compared by."""
+        return self.replay_greedy if is_greedy else self.replay_temperature_1
+
 
 def sampling_metrics(acceptance_rate: list[float]) -> SamplingMetrics:
     """The curve over k draft tokens that follows from the conditional acceptance rates."""

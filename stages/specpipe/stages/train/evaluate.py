@@ -96,5 +96,4 @@ def selection_tau(metrics: EvalMetrics, text: TextOrigin) -> float:
 
     On text that the target wrote greedily that is the greedy replay, else the one at temperature 1.
     """
-    greedy = text.is_greedy
-    return (metrics.replay_greedy if greedy else metrics.replay_temperature_1).tau[-1]
+    return metrics.replay(is_greedy=text.is_greedy).tau[-1]

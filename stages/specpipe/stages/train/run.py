@@ -28,10 +28,8 @@ from specpipe.stages.train.checkpoint_writer import checkpoint_name, restore
 from specpipe.stages.train.data.dumps import (
     TrainingDumps,
     check_same_dumps,
-    check_same_states,
     check_still_of,
     located,
-    open_dump,
 )
 from specpipe.stages.train.loggers.opening import check_loggers, open_loggers
 from specpipe.stages.train.loggers.records import read_records
@@ -137,10 +135,7 @@ def _prepare(
     preverify = config.preverify if ranks.is_first else "metadata"
     dumps = TrainingDumps.open(config, preverify, should_stop)
     checkpoint = None if checkpoint_path is None else load_checkpoint(checkpoint_path)
-    evaluated_on = dumps
-    if config.eval_dump is not None:
-        evaluated_on = TrainingDumps(open_dump(config.eval_dump, preverify, should_stop))
-        check_same_states(dumps.dump, evaluated_on.dump)
+    evaluated_on = dumps.evaluated_on(config, preverify, should_stop)
     if checkpoint is not None:
         check_same_dumps(checkpoint, dumps, evaluated_on)
     reader = dumps.reader(config)

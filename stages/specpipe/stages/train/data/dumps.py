@@ -67,6 +67,16 @@ class TrainingDumps:
             others.append((other, weight))
         return cls(dump, tuple(others))
 
+    def evaluated_on(
+        self, config: TrainConfig, preverify: str, should_stop: StopQuestion
+    ) -> "TrainingDumps":
+        """The eval dump, or these where a share of them is held out; raises as `open` does."""
+        if config.eval_dump is None:
+            return self
+        dump = open_dump(config.eval_dump, preverify, should_stop)
+        check_same_states(self.dump, dump)
+        return TrainingDumps(dump)
+
     @property
     def fingerprint(self) -> str:
         """That of the dump; of a mixture, a hash over all of them and their weights."""

@@ -16,7 +16,6 @@ from specpipe.schemas.records.learning_curve import (
     CurvePoint,
     LearningCurve,
 )
-from specpipe.schemas.records.metrics import EvalMetrics, ReplayCurve
 from specpipe.schemas.settings.recipe import Facts, resolve
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.runs.folder import RunFolder, continued
@@ -102,7 +101,7 @@ def learning_curve(
     points = [
         _point(fraction * share, result, is_greedy) for share, result in [*shares, (1.0, whole)]
     ]
-    untrained = _curve(whole.untrained, is_greedy)
+    untrained = whole.untrained.replay(is_greedy=is_greedy)
     found = predicted(points, untrained.tau[-1], len(untrained.tau), is_greedy=is_greedy)
     path = folder.path / LEARNING_CURVE_FILE
     if not path.exists() or read_file(path) != found.to_json():
@@ -111,7 +110,7 @@ def learning_curve(
 
 
 def _point(fraction: float, result: TrainResult, is_greedy: bool) -> CurvePoint:
-    curve = _curve(result.best, is_greedy)
+    curve = result.best.replay(is_greedy=is_greedy)
     assert result.recipe is not None
     return CurvePoint(
         data_fraction=fraction,
@@ -122,8 +121,3 @@ def _point(fraction: float, result: TrainResult, is_greedy: bool) -> CurvePoint:
         tau_low=curve.tau_low[-1],
         tau_high=curve.tau_high[-1],
     )
-
-
-def _curve(metrics: EvalMetrics, is_greedy: bool) -> ReplayCurve:
-    """The replay that the best checkpoint is chosen by."""
-    return metrics.replay_greedy if is_greedy else metrics.replay_temperature_1
