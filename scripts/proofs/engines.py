@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts.proofs.table import share
+from specpipe.schemas.records.served import RoundsComparison
 from specpipe.stages.acceptance.replay import ReplaySpan, Rounds, expected_rounds
-from specpipe.stages.validate.serve.rounds import RoundsComparison, compare, measured_rounds
+from specpipe.stages.validate.serve.rounds import compare, measured_rounds
 
 Array = npt.NDArray[np.floating]
 

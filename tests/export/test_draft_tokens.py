@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from specpipe.schemas.records.metrics import ReplayCurve
+from specpipe.schemas.records.served import ServeFindings, StepTime
+from specpipe.schemas.records.validation import ReplayFindings
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.stages.export.draft_tokens import CURVE, LevelFindings, recommendation
-from specpipe.stages.validate.replay.run import ReplayFindings
-from specpipe.stages.validate.serve.findings import ServeFindings
-from specpipe.stages.validate.serve.step_times import StepTime
 
 SERVED = Path(__file__).parents[1] / "report" / "served.json"
 REPLAY = ReplayFindings(

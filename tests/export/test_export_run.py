@@ -13,8 +13,8 @@ from specpipe.stages.export import run as export_run
 from specpipe.stages.export.out_folder import LOCK_FILE
 from specpipe.stages.export.run import run
 from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint
+from specpipe.stages.runs.metric_rows import recorded_metrics
 from specpipe.stages.validate.replay import agreement
-from specpipe.stages.validate.replay import run as replay_check
 from specpipe.stages.validate.serve import run as serve
 from tests.validate.small import Trained
 
@@ -207,6 +207,6 @@ def test_torn_metrics(trained: Trained, tmp_path: Path) -> None:
         file.write('{"step": 9, "ev')
     path = copy / "checkpoints" / "step-00000006"
     state = load_checkpoint(path).state.model_copy(update={"best": None, "best_step": None})
-    assert replay_check.recorded_metrics(path, state) is not None
+    assert recorded_metrics(path, state) is not None
     later = state.model_copy(update={"step": 9})
-    assert replay_check.recorded_metrics(path, later) is None
+    assert recorded_metrics(path, later) is None

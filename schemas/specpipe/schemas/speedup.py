@@ -18,7 +18,7 @@ from itertools import groupby
 
 from pydantic import Field
 
-from specpipe.schemas.records.metrics import Frozen
+from specpipe.schemas.base import Frozen
 
 
 class Cost(Frozen):

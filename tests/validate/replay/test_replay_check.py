@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from specpipe.schemas.records.validation import ReplayFindings
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors
@@ -21,7 +22,6 @@ from specpipe.stages.target.head.verifier_head import load_embedding
 from specpipe.stages.train.run import run as train
 from specpipe.stages.validate.replay import agreement
 from specpipe.stages.validate.replay import run as replay_check
-from specpipe.stages.validate.replay.run import ReplayFindings
 from tests.validate.artifacts import Tensors, edit_config, edit_tensors
 from tests.validate.small import Trained
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from specpipe.schemas.errors import ValidationError
 from specpipe.schemas.records.artifact import FormatName
+from specpipe.schemas.records.served import ServeFindings
 from specpipe.schemas.settings.stages import ConvertConfig, ExportConfig, ValidateConfig
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.schemas.speedup import Recommendation
@@ -28,7 +29,6 @@ from specpipe.stages.validate.run import run as validate
 from specpipe.stages.validate.serve import run as serve
 from specpipe.stages.validate.serve.capture import TargetCapture
 from specpipe.stages.validate.serve.engine import EngineRequest, decode
-from specpipe.stages.validate.serve.findings import ServeFindings
 from specpipe.stages.validate.serve.lossless import check_greedy, greedy_difference
 from tests.validate.serve.vllm_server import vllm_server
 from tests.validate.small import SAMPLE_DATA, Trained

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from specpipe.schemas.records.served import ServeFindings
 from specpipe.schemas.settings.stages import DumpConfig, ExportConfig, GenerateConfig
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as dump
 from specpipe.stages.export.run import run as export
 from specpipe.stages.train.run import run as train
-from specpipe.stages.validate.serve.findings import ServeFindings
 from tests.architectures import VOCAB, build
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

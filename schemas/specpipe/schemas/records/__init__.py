@@ -1,1 +1,1 @@
-"""What is written to disk, as types: dumps, samples, checkpoints, metrics, jobs."""
+"""What is written to disk, as types: dumps, samples, checkpoints, metrics, validations, jobs."""

@@ -8,7 +8,7 @@ and system_efficiency, of the variation temperature=1.0.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from specpipe.schemas.records.metrics import Frozen
+from specpipe.schemas.base import Frozen
 
 PER_HEAD = ("lk", "kl", "cross_entropy")
 SAMPLING = ("acceptance_rate", "number_of_tokens", "system_efficiency")

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from specpipe.schemas.records.metrics import Frozen
+from specpipe.schemas.base import Frozen
 
 STATE_FILE = "job_state.json"
 JOB_FILE = "job.json"

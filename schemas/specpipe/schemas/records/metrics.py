@@ -7,11 +7,14 @@ measured where the drafts of heads 1..k-1 were accepted (weighted by their survi
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from specpipe.schemas.base import Frozen
 
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+REPLAY_TITLES = {
+    "replay_temperature_1": "temperature 1, drafts sampled",
+    "replay_greedy": "greedy",
+    "replay_greedy_draft": "temperature 1, drafts greedy",
+}
+"""Of the replays of an evaluation, by field."""
 
 
 class SamplingMetrics(Frozen):

@@ -5,19 +5,13 @@ from collections.abc import Sequence
 
 from specpipe.schemas.records.artifact import ARTIFACT_FOLDER, VALIDATION_FILE, needed_engine
 from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.records.metrics import REPLAY_TITLES
+from specpipe.schemas.records.served import RoundsComparison
+from specpipe.schemas.records.validation import ReplayFindings, Validation
 from specpipe.schemas.speedup import Recommendation
 from specpipe.schemas.tested import TESTED
 from specpipe.stages.target.vllm.support.servable import Servable
-from specpipe.stages.validate.record import Validation
-from specpipe.stages.validate.replay.run import ReplayFindings
 from specpipe.stages.validate.serve.engine_support import card_lines, serve_prefix
-from specpipe.stages.validate.serve.rounds import RoundsComparison
-
-TITLES = {
-    "replay_temperature_1": "temperature 1, drafts sampled",
-    "replay_greedy": "greedy",
-    "replay_greedy_draft": "temperature 1, drafts greedy",
-}
 
 
 def model_card(
@@ -78,7 +72,7 @@ def _replayed(validation: Validation) -> list[str]:
         return []
     count = len(next(iter(findings.artifact.values())).tau)
     rows = [
-        f"| {TITLES[name]}{'' if curve.exact else ' (*)'} | {_figures(curve.tau)} |"
+        f"| {REPLAY_TITLES[name]}{'' if curve.exact else ' (*)'} | {_figures(curve.tau)} |"
         for name, curve in findings.artifact.items()
     ]
     return [
@@ -102,7 +96,7 @@ def _rounding(findings: ReplayFindings) -> list[str]:
         return []
     most = len(next(iter(findings.rounding.values())).difference)
     costs = "; ".join(
-        f"{TITLES[name]}, {cost.in_words()}" for name, cost in findings.rounding.items()
+        f"{REPLAY_TITLES[name]}, {cost.in_words()}" for name, cost in findings.rounding.items()
     )
     return [
         f"Of this, rounding the trained weights to bfloat16 did, with {most} draft tokens (and its"

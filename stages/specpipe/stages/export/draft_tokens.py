@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
+from specpipe.schemas.records.served import ServeFindings
+from specpipe.schemas.records.validation import ReplayFindings, StructureFindings
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.speedup import Cost, Recommendation, fitted_cost, recommend, speedup
-from specpipe.stages.validate.replay.run import ReplayFindings
-from specpipe.stages.validate.serve.findings import ServeFindings
-from specpipe.stages.validate.structure import StructureFindings
 
 CURVE = "replay_temperature_1"
 

@@ -22,12 +22,12 @@ from specpipe.schemas.records.checkpoint import (
     PROVENANCE_FILE,
     STATE_FILE,
 )
+from specpipe.schemas.records.validation import Validation
 from specpipe.stages.drafters.artifact_format import Format
 from specpipe.stages.storage.store.local_disk import check_no_file, write_file
 from specpipe.stages.storage.store.lock import locked
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
-from specpipe.stages.validate.record import Validation
 
 LOCK_FILE = ".export.lock"
 OURS = {"passed", "problems", "config", "checkpoint_sha256", "artifact_sha256"}

@@ -24,6 +24,8 @@ from specpipe.schemas.records.checkpoint import (
     TrainState,
 )
 from specpipe.schemas.records.metrics import TauDifference
+from specpipe.schemas.records.served import Served
+from specpipe.schemas.records.validation import Validation
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.speedup import Recommendation, Schedule, Speedup
@@ -36,17 +38,17 @@ from specpipe.stages.export.draft_tokens import LevelFindings, recommendation
 from specpipe.stages.export.out_folder import OutFolder
 from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.runs.held_out import evaluation, run_settings, settings_for
+from specpipe.stages.runs.metric_rows import recorded_metrics
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.validate import structure
-from specpipe.stages.validate.record import Validation, artifact_sha256, still_stands
+from specpipe.stages.validate.record import artifact_sha256, still_stands
 from specpipe.stages.validate.replay import run as replay_check
 from specpipe.stages.validate.serve import prompts
 from specpipe.stages.validate.serve import run as serve
 from specpipe.stages.validate.serve.chosen_prompts import serve_prompts
 from specpipe.stages.validate.serve.engine_support import check_served
-from specpipe.stages.validate.serve.findings import Served
 from specpipe.stages.validate.target_check import check_target
 from specpipe.stages.validate.target_facts import target_facts
 
@@ -305,7 +307,7 @@ def _result(
         tau = {name: curve.tau for name, curve in validation.replay.artifact.items()}
     else:
         tau = {}
-    recorded = replay_check.recorded_metrics(path, state)
+    recorded = recorded_metrics(path, state)
     advice = validation.recommendation
     assert advice is not None  # of every validation that passed
     levels = {

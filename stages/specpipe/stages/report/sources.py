@@ -31,15 +31,14 @@ from specpipe.schemas.records.checkpoint import (
 )
 from specpipe.schemas.records.learning_curve import LEARNING_CURVE_FILE, LearningCurve
 from specpipe.schemas.records.metrics import EvalMetrics
+from specpipe.schemas.records.validation import Validation
 from specpipe.schemas.settings.stages import ReportConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
-from specpipe.stages.runs.metric_rows import metric_rows
+from specpipe.stages.runs.metric_rows import metric_rows, recorded_metrics
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
-from specpipe.stages.validate.record import Validation
-from specpipe.stages.validate.replay.run import recorded_metrics
 
 Record = TypeVar("Record", bound=BaseModel)
 Provenance = dict[str, Any]

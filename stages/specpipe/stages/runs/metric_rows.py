@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.records.checkpoint import METRICS_FILE
+from specpipe.schemas.records.checkpoint import METRICS_FILE, TrainState
+from specpipe.schemas.records.metrics import EvalMetrics
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 
@@ -18,6 +19,16 @@ def metric_rows(run: Path) -> Iterator[Row]:
     path = run / METRICS_FILE
     if path.exists():
         yield from _rows(read_file(path, most_bytes=None))
+
+
+def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
+    """The run's evaluation of exactly this checkpoint, if it made one."""
+    if state.best is not None and state.best_step == state.step:
+        return state.best
+    for row in metric_rows(checkpoint.parent.parent):
+        if row["step"] == state.step and "eval" in row:
+            return EvalMetrics.model_validate(row["eval"])
+    return None
 
 
 class NewMetricRows:

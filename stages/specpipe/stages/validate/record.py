@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 
 from specpipe.schemas.records.artifact import (
@@ -12,37 +11,10 @@ from specpipe.schemas.records.artifact import (
     MODEL_TENSORS_FILE,
     VALIDATION_FILE,
 )
-from specpipe.schemas.records.checkpoint import TargetReference, TrainState
+from specpipe.schemas.records.checkpoint import TrainState
+from specpipe.schemas.records.validation import Validation
 from specpipe.schemas.settings.stages import ExportConfig
-from specpipe.schemas.speedup import Recommendation
 from specpipe.stages.untrusted.files import read_file
-from specpipe.stages.validate.replay.run import ReplayFindings
-from specpipe.stages.validate.serve.findings import ServeFindings
-from specpipe.stages.validate.structure import StructureFindings
-
-
-class Validation(BaseModel):
-    """The contents of validation.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    passed: bool
-    """Whether every level that was asked for ran and passed."""
-    problems: list[str]
-    structure: StructureFindings | None = None
-    """None for a level that was not asked for, or not reached after a failing one."""
-    replay: ReplayFindings | None = None
-    serve: ServeFindings | None = None
-    recommendation: Recommendation | None = None
-    """How many tokens to draft; None while the export has not finished."""
-    config: ExportConfig
-    checkpoint: str
-    step: int
-    checkpoint_sha256: dict[str, str]
-    """Of the files of the checkpoint, as its state.json has them."""
-    artifact_sha256: dict[str, str]
-    target: TargetReference
-    versions: dict[str, str]
 
 
 def still_stands(out: Path, config: ExportConfig, state: TrainState) -> Validation | None:

@@ -7,11 +7,12 @@ against the trainer's code on the same weights, and says what tau to expect.
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from specpipe.schemas.errors import ConfigError, ValidationError
 from specpipe.schemas.location import local_path, without_credentials
-from specpipe.schemas.records.dump import TargetIdentity
+from specpipe.schemas.records.validation import (
+    ArtifactValidation,
+    ReplayFindings,
+)
 from specpipe.schemas.settings.stages import ValidateConfig
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafters.artifact_format import DRAFT_TOKENS
@@ -24,34 +25,13 @@ from specpipe.stages.validate import structure
 from specpipe.stages.validate.record import artifact_sha256
 from specpipe.stages.validate.replay import run as replay_check
 from specpipe.stages.validate.replay.artifact_weights import artifact_weights
-from specpipe.stages.validate.replay.run import ReplayFindings
 from specpipe.stages.validate.serve import prompts
 from specpipe.stages.validate.serve import run as serve
 from specpipe.stages.validate.serve.chosen_prompts import serve_prompts
 from specpipe.stages.validate.serve.engine_support import check_served
-from specpipe.stages.validate.serve.findings import ServeFindings
 from specpipe.stages.validate.server import run as server_check
-from specpipe.stages.validate.structure import StructureFindings
 from specpipe.stages.validate.target_check import check_target
 from specpipe.stages.validate.target_facts import target_facts
-
-
-class ArtifactValidation(BaseModel):
-    """What `specpipe validate` found."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    passed: bool
-    problems: list[str]
-    artifact: str
-    structure: StructureFindings
-    replay: ReplayFindings | None = None
-    """None for a level that was not asked for, or not reached after a failing one."""
-    serve: ServeFindings | None = None
-    config: ValidateConfig
-    artifact_sha256: dict[str, str]
-    target: TargetIdentity
-    versions: dict[str, str]
 
 
 def run(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from specpipe.schemas.errors import SpecpipeError
@@ -30,6 +29,7 @@ from specpipe.schemas.records.artifact import (
     needed_engine,
 )
 from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.records.validation import StructureFindings
 from specpipe.stages.drafters.artifact_format import Format, TargetFacts
 from specpipe.stages.drafters.eagle3.artifact import other_weights
 from specpipe.stages.drafters.eagle3.shape import shape_problems
@@ -44,17 +44,6 @@ DTYPES = {
     "int64": (torch.int64,),
     "bool": (torch.bool,),
 }
-
-
-class StructureFindings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    passed: bool
-    num_tensors: int
-    num_parameters: int
-    problems: list[str]
-    engine: str | None = None
-    """What engine it needs, where not each one serves it as it was trained."""
 
 
 def check(

@@ -9,7 +9,7 @@ from specpipe.pipeline.terminal.console import show_columns
 from specpipe.pipeline.terminal.options import Function, comma_integers, with_options
 
 if TYPE_CHECKING:
-    from specpipe.stages.validate.serve.findings import Served
+    from specpipe.schemas.records.served import Served
 
 _OPTIONS = (
     click.Option(

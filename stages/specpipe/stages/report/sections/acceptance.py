@@ -6,15 +6,13 @@ Legend: K heads, C kinds of token.
 import math
 from collections.abc import Mapping, Sequence
 
-from specpipe.schemas.records.metrics import EvalMetrics, ReplayCurve
-from specpipe.stages.export.card import TITLES
+from specpipe.schemas.records.metrics import REPLAY_TITLES, EvalMetrics, ReplayCurve
+from specpipe.schemas.records.served import RoundsComparison, ServeFindings
 from specpipe.stages.report.blocks import Block, Cell, Figures, Missing, Section, Table
 from specpipe.stages.report.chart import Axis, Figure, Series, line_chart
 from specpipe.stages.report.sources import Sources
 from specpipe.stages.report.token_kinds import KindSums
 from specpipe.stages.report.token_text import KINDS
-from specpipe.stages.validate.serve.findings import ServeFindings
-from specpipe.stages.validate.serve.rounds import RoundsComparison
 
 LEAST_REACHED = 5.0
 """Expected drafts below which a rate says nothing."""
@@ -47,7 +45,7 @@ def replay_curves(sources: Sources) -> dict[str, ReplayCurve]:
         return validation.replay.artifact
     if sources.metrics is None:
         return {}
-    return {name: getattr(sources.metrics, name) for name in TITLES}
+    return {name: getattr(sources.metrics, name) for name in REPLAY_TITLES}
 
 
 def _tau_figure(curves: Mapping[str, ReplayCurve], served: ServeFindings | None) -> Figure | None:
@@ -88,7 +86,7 @@ def _tau_figure(curves: Mapping[str, ReplayCurve], served: ServeFindings | None)
 
 
 def _curve_name(name: str, curve: ReplayCurve) -> str:
-    return TITLES[name] + ("" if curve.exact else " (estimate)")
+    return REPLAY_TITLES[name] + ("" if curve.exact else " (estimate)")
 
 
 def _tau_table(curves: Mapping[str, ReplayCurve]) -> Table:

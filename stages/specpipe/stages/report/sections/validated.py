@@ -1,12 +1,10 @@
 """Section: what the export's validation found."""
 
-from specpipe.stages.export.card import TITLES
+from specpipe.schemas.records.metrics import REPLAY_TITLES
+from specpipe.schemas.records.served import RoundsComparison, Served, ServeFindings
+from specpipe.schemas.records.validation import ReplayFindings, StructureFindings
 from specpipe.stages.report.blocks import Block, Missing, Notes, Section, Table
 from specpipe.stages.report.sources import Sources
-from specpipe.stages.validate.replay.run import ReplayFindings
-from specpipe.stages.validate.serve.findings import Served, ServeFindings
-from specpipe.stages.validate.serve.rounds import RoundsComparison
-from specpipe.stages.validate.structure import StructureFindings
 
 Row = tuple[str, str, str]
 LEVELS = ("structure", "replay", "serve")
@@ -61,7 +59,7 @@ def _replayed(found: ReplayFindings) -> str:
     elif found.largest_difference is not None:
         words += f"; tau of the exported files is within {found.largest_difference:.3%}"
         words += f" of the trained drafter's ({found.compared_with})"
-    costs = [f"{TITLES[name]} {cost.in_words()}" for name, cost in found.rounding.items()]
+    costs = [f"{REPLAY_TITLES[name]} {cost.in_words()}" for name, cost in found.rounding.items()]
     return f"{words}; rounding changed tau: {', '.join(costs)}" if costs else words
 
 

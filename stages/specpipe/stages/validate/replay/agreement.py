@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from specpipe.schemas.records.validation import Agreement
 from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
 from specpipe.stages.drafters.scorer import TrainedDrafter
 from specpipe.stages.samples.batch import Batch
@@ -30,22 +30,6 @@ FLOAT32_LIMIT = 3e-5
 FLOAT64_LIMIT = 1e-7
 """A billion roundings of float64."""
 BLOCK_NUMBERS = 2**24
-
-
-class Agreement(BaseModel):
-    """What the comparison found."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_starts: int
-    """Compared, each head's counted."""
-    largest_difference: float
-    """Of log q, over the largest logit, among the samples that agree in float32."""
-    num_in_float64: int
-    """Samples that were computed once more."""
-    largest_in_float64: float
-    problem: str | None = None
-    """The first place where the two differ by more than rounding."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
-from specpipe.schemas.records.checkpoint import TrainState
 from specpipe.schemas.records.dump import TextOrigin
-from specpipe.schemas.records.metrics import EvalMetrics, ReplayCurve, TauDifference
+from specpipe.schemas.records.metrics import REPLAY_TITLES, EvalMetrics, ReplayCurve, TauDifference
 from specpipe.schemas.records.sample import verifier_rows
+from specpipe.schemas.records.validation import ReplayFindings
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.acceptance.measure_sums import MeasureSums
 from specpipe.stages.acceptance.replay import ReplaySpan, replay, tau_difference
@@ -27,53 +26,23 @@ from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
 from specpipe.stages.drafters.scorer import TrainedDrafter
 from specpipe.stages.runs.checkpoint import Checkpoint
 from specpipe.stages.runs.held_out import evaluation, settings_for
-from specpipe.stages.runs.metric_rows import metric_rows
+from specpipe.stages.runs.metric_rows import recorded_metrics
 from specpipe.stages.samples.batch import DrafterSample, supervised_spans
 from specpipe.stages.samples.read_ahead import read_samples
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
 from specpipe.stages.validate.drafted_text import TargetText, TextSpans
-from specpipe.stages.validate.replay.agreement import Agreement, Comparison
+from specpipe.stages.validate.replay.agreement import Comparison
 from specpipe.stages.validate.replay.artifact_weights import ArtifactWeights
 from specpipe.stages.validate.replay.same_weights import stored_tensors, weight_problems
 
-CURVES = ("replay_temperature_1", "replay_greedy", "replay_greedy_draft")
 RECORDED_ERRORS = 10
 """Standard errors of what rounding the weights does to tau, which recorded figures may be off: the
 run may have computed in bfloat16, or on a GPU."""
 RECORDED_SHARE = 0.002
 RECORDED_ROUNDS = 3
 """Whole rounds by which any figure of a small set may be off."""
-
-
-class ReplayFindings(BaseModel):
-    """What the level found."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    passed: bool
-    dump: str
-    fingerprint: str
-    num_samples: int
-    compared_with: str
-    """`recorded`: also the run's evaluation of this checkpoint; `recomputed`: the trainer's code
-    alone."""
-    artifact: dict[str, ReplayCurve]
-    """Replays of the exported files; none where their tensors are not the checkpoint's."""
-    trained_tau: dict[str, list[float]]
-    """Of the drafter as it was trained, before its weights were rounded, by the trainer's code."""
-    largest_difference: float | None
-    """Largest relative difference of these two; None where they could not be compared."""
-    tolerance: float | None = None
-    """What earlier versions allowed it to be."""
-    agreement: Agreement | None = None
-    """Of the plain drafter with the trainer's code on the exported weights."""
-    rounding: dict[str, TauDifference] = {}
-    """tau of the exported files minus that of the trained drafter, paired over samples."""
-    recorded_tau: dict[str, list[float]] = {}
-    """As the run evaluated this checkpoint on these samples."""
-    problems: list[str]
 
 
 def check(
@@ -176,14 +145,14 @@ def _curves(
     exact = (text.is_sampled, text.is_greedy, text.is_sampled)
     return {
         name: replay(of_curve, num_heads, exact=is_exact)
-        for name, of_curve, is_exact in zip(CURVES, spans, exact, strict=True)
+        for name, of_curve, is_exact in zip(REPLAY_TITLES, spans, exact, strict=True)
     }
 
 
 def _rounding(spans: TextSpans, sums: MeasureSums, num_heads: int) -> dict[str, TauDifference]:
     sampled = tau_difference(spans.sampled, _drafted(sums.sampled_spans), num_heads)
     greedy = tau_difference(spans.greedy, _drafted(sums.greedy_spans), num_heads)
-    return dict(zip(CURVES, (sampled, greedy, greedy), strict=True))
+    return dict(zip(REPLAY_TITLES, (sampled, greedy, greedy), strict=True))
 
 
 def _drafted(spans: Sequence[ReplaySpan]) -> list[ReplaySpan]:
@@ -194,7 +163,7 @@ def _drafted(spans: Sequence[ReplaySpan]) -> list[ReplaySpan]:
 def _with_recorded(found: ReplayFindings, recorded: EvalMetrics) -> ReplayFindings:
     """The findings beside the run's own evaluation, which must be the trainer's code's."""
     problems = list(found.problems)
-    recorded_tau = {name: getattr(recorded, name).tau for name in CURVES}
+    recorded_tau = {name: getattr(recorded, name).tau for name in REPLAY_TITLES}
     for name, tau in found.trained_tau.items():
         cost, curve = found.rounding[name], found.artifact[name]
         for k, (ours, theirs) in enumerate(zip(tau, recorded_tau[name], strict=True)):
@@ -231,16 +200,6 @@ def _not_replayed(dump: Dump, num_samples: int, problems: list[str]) -> ReplayFi
         largest_difference=None,
         problems=problems,
     )
-
-
-def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
-    """The run's evaluation of exactly this checkpoint, if it made one."""
-    if state.best is not None and state.best_step == state.step:
-        return state.best
-    for row in metric_rows(checkpoint.parent.parent):
-        if row["step"] == state.step and "eval" in row:
-            return EvalMetrics.model_validate(row["eval"])
-    return None
 
 
 def text_of(sample: DrafterSample) -> TargetText:

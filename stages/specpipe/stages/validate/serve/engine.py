@@ -22,14 +22,15 @@ from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.schemas.extras import install_hint
+from specpipe.schemas.records.served import Counters, StepTime
 from specpipe.schemas.speedup import Schedule
 from specpipe.stages.target.version_warning import VLLM, warn_untested
 from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
 from specpipe.stages.target.vllm.shared_memory import PLACE as SHARED_MEMORY
 from specpipe.stages.target.vllm.shared_memory import shortage
 from specpipe.stages.target.vllm.support.families import ENVIRONMENT as PLUGIN
-from specpipe.stages.validate.serve.counters import Counters, read_counters
-from specpipe.stages.validate.serve.step_times import StepTime, step_times
+from specpipe.stages.validate.serve.counters import read_counters
+from specpipe.stages.validate.serve.step_times import step_times
 
 LOG_TAIL = 4000
 

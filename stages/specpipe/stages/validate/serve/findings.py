@@ -2,61 +2,16 @@
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
+from specpipe.schemas.records.served import (
+    RoundsComparison,
+    Served,
+)
 from specpipe.stages.acceptance.replay import ReplaySpan, Rounds
-from specpipe.stages.validate.serve.counters import Counters
-from specpipe.stages.validate.serve.lossless import GreedyCheck, SampledCheck
-from specpipe.stages.validate.serve.rounds import RoundsComparison, compare
-from specpipe.stages.validate.serve.step_times import StepTime
+from specpipe.stages.validate.serve.rounds import compare
 
 GREEDY_TOLERANCE = 0.01
 SAMPLED_TOLERANCE = 0.02
 """What an engine's arithmetic may shift tau and acceptance by, whatever is measured how often."""
-
-
-class Served(BaseModel):
-    """Findings for one number of draft tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_draft_tokens: int
-    lossless_greedy: GreedyCheck
-    lossless_temperature_1: SampledCheck
-    greedy: RoundsComparison | None
-    """None where the engine is not lossless: its acceptance then means nothing."""
-    temperature_1: RoundsComparison | None
-    counters_greedy: Counters
-    """vLLM's own; they hold the last, cut round of each output too."""
-    counters_temperature_1: Counters
-    seconds_greedy: float
-    seconds_temperature_1: float
-    passed: bool
-
-
-class ServeFindings(BaseModel):
-    """What `serve` found."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    passed: bool
-    vllm_version: str
-    cpu_fix_applied: bool | None
-    """Whether vLLM's CPU build had to be repaired here (see target/vllm/cpu_fix.py); unknown of a
-    server."""
-    with_plugin: bool = False
-    """Whether our plugin gave the target's model the interface for drafters that vLLM lacks."""
-    target: str
-    num_prompts: int
-    max_tokens: int
-    server: str | None = None
-    """URL of a server that was measured from outside; None: an engine of our own."""
-    seconds_without_drafter_greedy: float | None
-    seconds_without_drafter_temperature_1: float | None
-    step_times: list[StepTime]
-    """Without and with the drafter; none of a server's, which may stand anywhere."""
-    runs: list[Served]
-    problems: list[str]
 
 
 def compare_at(

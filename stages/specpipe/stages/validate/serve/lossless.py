@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
+from specpipe.schemas.records.served import Difference, GreedyCheck, SampledCheck
 from specpipe.stages.acceptance.evidence import FALSE_ALARM, chance_of_differences
 from specpipe.stages.validate.serve.near_ties import LEAST_STEPS
 
@@ -18,74 +18,6 @@ MOST_NAMED = 20
 EXCESS_TOLERANCE = 0.01
 """Nats by which an engine's arithmetic may shift the mean log-likelihood of its own text: a
 temperature of 0.995 would."""
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Difference(Record):
-    """A prompt whose greedy outputs differ."""
-
-    prompt: int
-    """Its number among the decoded prompts, from 0."""
-    position: int
-    """First token of the output that differs."""
-    token_without_drafter: int
-    """Of an engine without a drafter, or the target's own choice."""
-    token_with_drafter: int
-    logit_gap: float
-    """Target's logit of the first minus that of the second, on the text that both share."""
-    bf16_step: float
-    """Distance of two neighbouring bfloat16 numbers at the size of these logits."""
-    near_tie: bool
-
-
-class GreedyCheck(Record):
-    num_prompts: int
-    num_identical: int
-    differences: list[Difference]
-    """The first of them, at most 20."""
-    near_tie_steps: float = 4
-    """Logits within so many steps of bfloat16 may change order between two batch shapes."""
-    passed: bool
-    """Every difference is a near-tie of the two logits."""
-
-
-class SampledCheck(Record):
-    """Log-likelihood per token, under the target, of outputs at temperature 1.
-
-    Two tests. The mean must be that of the outputs without a drafter. And the log-probability of
-    a token drawn from p is -entropy(p) in the mean, whatever the text before it: the mean of their
-    sum, the *excess*, must be 0, which is the sharper test of the two. Chance fails either of them
-    once in 10,000 times at most (see acceptance/evidence.py).
-    """
-
-    mean_logprob_without_drafter: float | None
-    """None where there is no engine without a drafter to compare with: a server that runs."""
-    mean_logprob_with_drafter: float
-    standard_error: float | None
-    """Of the difference, over prompts."""
-    z: float | None
-    excess: float
-    """Mean of log p(token) + entropy(p) over the outputs with drafter, nats."""
-    excess_standard_error: float
-    excess_z: float
-    chance: float | None = None
-    """A bound of the probability of such a difference of the means by chance, and"""
-    excess_chance: float | None = None
-    """of such an excess."""
-    passed: bool
-
-    def in_words(self) -> str:
-        """The first of the two tests."""
-        words = f"mean log-probability {self.mean_logprob_with_drafter:.4f} per token with drafter"
-        if self.z is None:
-            return words
-        return (
-            f"{words}, {self.mean_logprob_without_drafter:.4f} without"
-            f" ({self.z:+.1f} standard errors)"
-        )
 
 
 def greedy_difference(

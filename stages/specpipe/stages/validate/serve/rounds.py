@@ -11,39 +11,11 @@ Legend: B outputs, K draft tokens.
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from specpipe.schemas.errors import ValidationError
+from specpipe.schemas.records.served import RoundsComparison
 from specpipe.stages.acceptance.evidence import FALSE_ALARM, chance_of_rounds
 from specpipe.stages.acceptance.replay import Z_95, ReplaySpan, Rounds
-
-
-class RoundsComparison(BaseModel):
-    """Measured against replayed, over the same texts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_rounds_measured: int
-    num_rounds_replayed: float
-    tau_measured: float
-    tau_replayed: float
-    relative_difference: float
-    """(replayed - measured) / measured"""
-    relative_error_95: float
-    """95 % half-width of that difference: what the draws of acceptance alone can do."""
-    acceptance_measured: list[float]
-    """[k]: share of rounds whose first k drafts are accepted."""
-    acceptance_replayed: list[float]
-    acceptance_error_95: list[float]
-    tolerance: float
-    """Accepted difference: relative of tau, absolute of each acceptance."""
-    or_within_error: bool | None = None
-    """What earlier versions accepted instead."""
-    chance: float | None = None
-    """A bound of the probability that an honest engine differs so in tau, and"""
-    acceptance_chance: list[float] = []
-    """in each acceptance. Differences beyond the tolerance are accepted where it is not small."""
-    passed: bool
 
 
 def measured_rounds(

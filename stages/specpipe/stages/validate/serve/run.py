@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import LAYER_IDS, layer_config
+from specpipe.schemas.records.served import RoundsComparison, Served, ServeFindings
 from specpipe.schemas.settings.stages import ServeConfig
 from specpipe.stages.acceptance.replay import expected_rounds
 from specpipe.stages.drafters.eagle3.proposal import PlainDrafter, read_config
@@ -26,14 +27,14 @@ from specpipe.stages.validate.serve.capture import (
     near_ties,
 )
 from specpipe.stages.validate.serve.engine import Decoded, EngineRequest, EngineResult, decode
-from specpipe.stages.validate.serve.findings import Served, ServeFindings, compare_at, problems_of
+from specpipe.stages.validate.serve.findings import compare_at, problems_of
 from specpipe.stages.validate.serve.lossless import (
     check_greedy,
     check_sampled,
     greedy_difference,
     num_shared,
 )
-from specpipe.stages.validate.serve.rounds import RoundsComparison, measured_rounds
+from specpipe.stages.validate.serve.rounds import measured_rounds
 
 PARALLEL_PROMPTS = 32
 SPARE_TOKENS = 64

@@ -6,27 +6,14 @@ from itertools import count, cycle, islice
 from statistics import quantiles
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from specpipe.schemas.errors import ValidationError
+from specpipe.schemas.records.served import StepTime
 from specpipe.stages.validate.serve.counters import read_counters
 
 _ROUNDS = 12
 _STEPS_TO_CHANGE = 2
 """Until a step verifies, and proposes, the new number of drafts."""
 _TIMED_STEPS = 3
-
-
-class StepTime(BaseModel):
-    """One batch size and number of draft tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch_size: int
-    num_draft_tokens: int | None
-    """0: a drafter is loaded and only follows the text; None: an engine without one."""
-    seconds_per_step: float
-    """A step of the target, or a round of drafts and their verification, for the whole batch."""
 
 
 def step_times(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.schemas.extras import install_hint
+from specpipe.schemas.records.served import Counters
 from specpipe.schemas.settings.stages import ServerConfig
-from specpipe.stages.validate.serve.counters import Counters
 
 if TYPE_CHECKING:
     import httpx

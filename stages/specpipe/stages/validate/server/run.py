@@ -15,6 +15,7 @@ import numpy as np
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import LAYER_IDS
+from specpipe.schemas.records.served import Counters, RoundsComparison, Served, ServeFindings
 from specpipe.schemas.settings.stages import ServerConfig
 from specpipe.stages.acceptance.replay import Rounds, expected_rounds
 from specpipe.stages.drafters.eagle3.proposal import PlainDrafter, read_config
@@ -25,11 +26,9 @@ from specpipe.stages.validate.serve.capture import (
     excess_chance,
     near_ties,
 )
-from specpipe.stages.validate.serve.counters import Counters
 from specpipe.stages.validate.serve.engine import spare_tokens
-from specpipe.stages.validate.serve.findings import Served, ServeFindings, compare_at, problems_of
+from specpipe.stages.validate.serve.findings import compare_at, problems_of
 from specpipe.stages.validate.serve.lossless import check_greedy, check_sampled, target_difference
-from specpipe.stages.validate.serve.rounds import RoundsComparison
 from specpipe.stages.validate.serve.run import Report
 from specpipe.stages.validate.server.client import Group, Server, ServerDecoded
 
