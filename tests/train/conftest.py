@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +49,32 @@ def write_data(path: Path, num: int, seed: int) -> Path:
 MakeDump = Callable[..., Path]
 
 
+def write_dump(
+    folder: Path, target_seed: int = 0, data_seed: int = 0, num_samples: int = 60, **settings: Any
+) -> Path:
+    """Root of a fresh dump in the folder."""
+    target = save_target(folder / "target", target_seed)
+    data = write_data(folder / "data.jsonl", num_samples, data_seed)
+    config = DumpConfig(
+        target=str(target),
+        data=(str(data),),
+        out=str(folder / "dump"),
+        backend="hf",
+        device="cpu",
+        shard_tokens=400,
+        chunk_tokens=128,
+        **settings,
+    )
+    run_dump(config)
+    return folder / "dump"
+
+
 @pytest.fixture(scope="session")
 def make_dump(tmp_path_factory: pytest.TempPathFactory) -> MakeDump:
     """make_dump(target_seed=0, data_seed=0, num_samples=60, **settings): root of a fresh dump."""
 
-    def make(
-        target_seed: int = 0, data_seed: int = 0, num_samples: int = 60, **settings: Any
-    ) -> Path:
-        folder = tmp_path_factory.mktemp("dump")
-        target = save_target(folder / "target", target_seed)
-        data = write_data(folder / "data.jsonl", num_samples, data_seed)
-        config = DumpConfig(
-            target=str(target),
-            data=(str(data),),
-            out=str(folder / "dump"),
-            backend="hf",
-            device="cpu",
-            shard_tokens=400,
-            chunk_tokens=128,
-            **settings,
-        )
-        run_dump(config)
-        return folder / "dump"
+    def make(**settings: Any) -> Path:
+        return write_dump(tmp_path_factory.mktemp("dump"), **settings)
 
     return make
 
@@ -83,31 +88,30 @@ def dump(make_dump: MakeDump) -> Path:
 MakeConfig = Callable[..., TrainConfig]
 
 
+def config_of(**changes: Any) -> TrainConfig:
+    """A run of a dozen steps with evaluations and checkpoints on the way; give `dump` and `out`."""
+    settings: dict[str, Any] = {
+        **PAPERS,
+        "device": "cpu",
+        "num_heads": 3,
+        "draft_vocab_size": 64,
+        "learning_rate": 3e-3,
+        "max_steps": 12,
+        "batch_tokens": 300,
+        "eval_every": 4,
+        "checkpoint_every": 3,
+        "held_out_fraction": 0.2,
+    }
+    if "init_from" in changes:
+        # The artifact decides about its norms.
+        settings = {name: settings[name] for name in settings if "norm_" not in name}
+    return TrainConfig(**(settings | changes))
+
+
 @pytest.fixture
 def make_config(dump: Path, tmp_path: Path) -> MakeConfig:
-    """A run of a dozen steps with evaluations and checkpoints on the way."""
-
-    def make(**changes: Any) -> TrainConfig:
-        settings: dict[str, Any] = {
-            **PAPERS,
-            "dump": str(dump),
-            "out": str(tmp_path / "run"),
-            "device": "cpu",
-            "num_heads": 3,
-            "draft_vocab_size": 64,
-            "learning_rate": 3e-3,
-            "max_steps": 12,
-            "batch_tokens": 300,
-            "eval_every": 4,
-            "checkpoint_every": 3,
-            "held_out_fraction": 0.2,
-        }
-        if "init_from" in changes:
-            # The artifact decides about its norms.
-            settings = {name: settings[name] for name in settings if "norm_" not in name}
-        return TrainConfig(**(settings | changes))
-
-    return make
+    """make_config(**changes): see `config_of`."""
+    return partial(config_of, dump=str(dump), out=str(tmp_path / "run"))
 
 
 def read_metrics(run: Path | str, *, timings: bool = False) -> list[dict[str, Any]]:
