@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def test_whatever_the_data_nothing_is_left_open_and_what_is_set_stands(
     if not given_settings.keys() & {"batch_tokens", "batch_size"}:
         assert SMALLEST_STEP <= config.batch_tokens <= LARGEST_STEP
         assert config.batch_tokens & (config.batch_tokens - 1) == 0
-    assert found.in_words()
+    assert ("samples; about " in found.in_words()) == (config.max_steps is None)
+    assert "about" not in replace(found, is_counted=True).in_words()
 
 
 @pytest.mark.parametrize(

@@ -132,13 +132,6 @@ def test_files_that_are_wrong(
         configured("--config", str(file), *flags)
 
 
-@pytest.mark.parametrize("command", ["dump", "plan", "prepare", "inspect", "gc", "verify"])
-def test_the_help_fits_80_columns(command: str) -> None:
-    shown = CliRunner().invoke(specpipe, [command, "--help"], terminal_width=80)
-    assert shown.exit_code == 0
-    assert max(map(len, shown.output.splitlines())) <= 80
-
-
 def test_the_help_has_headings() -> None:
     shown = CliRunner().invoke(specpipe, ["dump", "--help"], terminal_width=80).output
     headings = [

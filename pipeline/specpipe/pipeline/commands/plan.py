@@ -15,7 +15,12 @@ from specpipe.pipeline.terminal.console import (
     show,
     show_columns,
 )
-from specpipe.pipeline.terminal.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.terminal.options import (
+    GroupedCommand,
+    config_option,
+    json_option,
+    with_options,
+)
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.location import without_credentials
 
@@ -31,7 +36,7 @@ _NOWHERE = "-"
 @click.command(cls=GroupedCommand, short_help="Say what a dump will take, before it is made.")
 @click.argument("url", required=False)
 @config_option
-@dump_options
+@with_options(dump_options)
 @json_option
 def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Say what a dump will hold and take, before anything is spent.

@@ -8,10 +8,16 @@ from typing import Any
 
 import click
 
-from specpipe.pipeline.commands.dump.options import input_options
+from specpipe.pipeline.commands.dump.options import INPUT
 from specpipe.pipeline.launch.provenance import provenance
 from specpipe.pipeline.terminal.console import file_size, note, quiet_libraries, show
-from specpipe.pipeline.terminal.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.terminal.flags import flags_of
+from specpipe.pipeline.terminal.options import (
+    GroupedCommand,
+    config_option,
+    json_option,
+    with_options,
+)
 from specpipe.pipeline.terminal.progress import LOG_SECONDS
 from specpipe.pipeline.terminal.settings import load_config
 from specpipe.pipeline.terminal.shown_sample import show_masked
@@ -20,10 +26,7 @@ from specpipe.schemas.settings.stages import PrepareConfig
 
 @click.command(cls=GroupedCommand, short_help="Tokenise once, into a file, and show the loss mask.")
 @config_option
-@input_options
-@click.option(
-    "--out", help="The file, a path or an fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst or .parquet."
-)
+@with_options(flags_of((PrepareConfig,), {"What goes in": INPUT, "What comes out": ("--out",)}))
 @json_option
 def prepare(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Tokenise conversations and texts into a file of pretokenised samples.

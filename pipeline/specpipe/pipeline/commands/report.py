@@ -6,20 +6,26 @@ from typing import Any
 import click
 
 from specpipe.pipeline.terminal.console import file_size, note, quiet_libraries, show
-from specpipe.pipeline.terminal.options import config_option, json_option
+from specpipe.pipeline.terminal.flags import flags_of
+from specpipe.pipeline.terminal.options import (
+    GroupedCommand,
+    config_option,
+    json_option,
+    with_options,
+)
 from specpipe.pipeline.terminal.settings import load_config
 from specpipe.schemas.settings.stages import ReportConfig
 from specpipe.stages.process.interrupt import stops_early
 
+_OPTIONS = flags_of(
+    (ReportConfig,),
+    {"The page": ("--run", "--artifact", "--dump", "--out", "--samples", "--texts")},
+)
 
-@click.command(short_help="Write one HTML page about a run.")
+
+@click.command(cls=GroupedCommand, short_help="Write one HTML page about a run.")
 @config_option
-@click.option("--run", help="Run directory of `specpipe train`.")
-@click.option("--artifact", help="Folder that `specpipe export` wrote from it.")
-@click.option("--dump", help="Dump to draft on.  [default: the one that the run evaluated on]")
-@click.option("--out", help="The page, a path or URL.")
-@click.option("--samples", type=int, help="Most held-out samples to draft.  [default: 64]")
-@click.option("--texts", type=int, help="Number of samples printed as text.  [default: 4]")
+@with_options(_OPTIONS)
 @json_option
 def report(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Write one HTML page on a run: what was trained, how well it drafts, and where.

@@ -6,10 +6,12 @@ from typing import Any
 import click
 
 from specpipe.pipeline.terminal.console import note, show
+from specpipe.pipeline.terminal.flags import flag, flags_of
 from specpipe.pipeline.terminal.local_folder import LocalFolder
-from specpipe.pipeline.terminal.options import comma_words, json_option
+from specpipe.pipeline.terminal.options import json_option, with_options
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.job_state import JobReport
+from specpipe.schemas.settings.stages import DumpConfig, ExportConfig
 
 
 @click.command(short_help="Run a spec-draft job: dump, train and export in one folder.")
@@ -22,9 +24,11 @@ from specpipe.schemas.records.job_state import JobReport
     type=click.Path(path_type=Path, dir_okay=False),
     help="YAML file with sections dump, train and export: settings that the job has no field for.",
 )
-@click.option("--backend", type=click.Choice(["auto", "hf", "vllm"]), help="What runs the target.")
-@click.option(
-    "--validation", "--validate", callback=comma_words, help="Proofs: structure,replay,serve."
+@with_options(
+    flags_of(
+        (DumpConfig, ExportConfig),
+        {"Stages": ("--backend", flag("--validation", "--validate", "validation"))},
+    )
 )
 @click.option(
     "--processes", type=click.IntRange(min=1), default=1, help="Ranks that train (torchrun)."

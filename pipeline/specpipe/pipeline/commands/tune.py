@@ -41,7 +41,7 @@ _OPTIONS = (
 
 
 def _options(function: Any) -> Any:
-    return with_options(_OPTIONS, train_options(function))
+    return with_options(_OPTIONS)(train_options(function))
 
 
 @click.command(

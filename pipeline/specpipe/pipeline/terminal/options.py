@@ -28,7 +28,7 @@ class GroupedCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 sections.setdefault(getattr(parameter, "group", _OTHERS), []).append(record)
         # --config and --json come first in a command's parameters and last in its help.
         for heading in sorted(sections, key=lambda heading: heading == _OTHERS):
@@ -36,12 +36,16 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(sections[heading], col_max=26)
 
 
-def with_options(options: Sequence[click.Option], function: Function) -> Function:
+def with_options(options: Sequence[click.Option]) -> Callable[[Function], Function]:
     """Give a command ready-made options, in their order, above those that it has already."""
-    above: Any = function
-    # click collects a command's options from below, as decorators run.
-    above.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(options)]
-    return function
+
+    def decorate(function: Function) -> Function:
+        below: Any = function
+        # click collects a command's options from below, as decorators run.
+        below.__click_params__ = [*getattr(function, "__click_params__", []), *reversed(options)]
+        return function
+
+    return decorate
 
 
 def config_option(function: Function) -> Function:

@@ -3,20 +3,16 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from specpipe.schemas.errors import InputError
 
 IGNORE_LABEL = -100
 
 _SHORTEST_PROMPT = 2
-
-SplitFraction = Annotated[float, Field(ge=0, lt=1)]
-DataFraction = Annotated[float, Field(gt=0, le=1)]
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.uint8]

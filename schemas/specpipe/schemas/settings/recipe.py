@@ -89,7 +89,8 @@ class Recipe:
     config: ResolvedTrainConfig
     facts: Facts
     num_steps: int
-    """A run's own number once its samples are in steps; else about as many."""
+    is_counted: bool = False
+    """Whether the samples are in steps, and the steps are counted; else they are about as many."""
 
     @property
     def num_warmup_steps(self) -> int:
@@ -135,12 +136,13 @@ class Recipe:
     def in_words(self) -> str:
         """What a person sees before the first step."""
         config, facts = self.config, self.facts
+        about = "" if self.is_counted or config.max_steps is not None else "about "
         size = f"{config.batch_tokens:,} tokens"
         if config.batch_size is not None:
             size = f"{config.batch_size:,} samples"
         return (
             f"{facts.num_supervised:,} supervised of {facts.num_tokens:,} tokens in"
-            f" {facts.num_samples:,} samples; {self.num_steps:,} steps of {size}"
+            f" {facts.num_samples:,} samples; {about}{self.num_steps:,} steps of {size}"
             f" ({self.num_epochs:.3g} epochs), {config.optimizer} at {config.learning_rate:.3g},"
             f" {config.schedule}, {self.num_warmup_steps:,} steps of warm-up"
         )

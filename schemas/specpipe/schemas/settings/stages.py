@@ -74,7 +74,9 @@ def _has_settings(field: FieldInfo) -> bool:
 
 
 class Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -97,13 +99,14 @@ class GenerateConfig(Config):
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Sample among the most likely tokens of this summed probability."""
+    """Sample among the likeliest tokens of this summed probability; below 1 no replay is exact."""
     max_tokens: int = Field(512, gt=0)
     """Most tokens of one assistant turn."""
     stop: tuple[str, ...] = ()
-    """Texts that end a turn, besides the target's own end of turn; they stay in the text."""
+    """Text that ends a turn, besides the target's own end of turn, and stays in the text; may be
+    given several times."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Every turn's own seed follows from this one and from the sample's identity."""
+    """Seed; every turn's own seed follows from it and from the sample's identity."""
     samples_per_prompt: int = Field(1, gt=0)
     """Answers to each prompt."""
 
@@ -116,17 +119,17 @@ class InputConfig(Config):
     revision: str | None = None
     """Revision of a hub target."""
     data: Annotated[tuple[Location, ...], BeforeValidator(several)] = Field(min_length=1)
-    """JSONL or Parquet files, folders or globs (fsspec URLs) of pretokenised samples (`input_ids`,
-    ...), conversations (`messages`) or plain text (`text`)."""
+    """JSONL or Parquet file, folder or glob, any fsspec URL; may be given several times."""
     loss_mask: Literal["auto", "markers", "boundaries"] = "auto"
-    """What the assistant wrote: by the template's generation markers, or by rendering with and
-    without the turn; `auto`: by markers where the template has them."""
+    """How the assistant's tokens are found in a conversation: by the template's {% generation %}
+    markers, or by rendering it with and without each turn. [default: markers where there are any]
+    """
     chat_template_kwargs: dict[str, Any] = {}
-    """Variables of the chat template, as {"enable_thinking": false}; those of a row win."""
+    """Variables of the chat template, e.g. '{"enable_thinking": false}'; a row's own win."""
     context_length: int | None = Field(None, gt=1)
-    """Longer samples are truncated to this many tokens; default: the target's own maximum."""
+    """Truncate longer samples to this many tokens. [default: the target's maximum]"""
     max_rejected: int = Field(0, ge=0)
-    """How many malformed inputs may be refused before the run stops."""
+    """Malformed inputs to tolerate before the command stops."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target."""
 
@@ -146,63 +149,68 @@ class PrepareConfig(InputConfig):
     """`specpipe prepare`: tokenise once, into a file of pretokenised samples."""
 
     out: Location
-    """The file, a path or fsspec URL: .jsonl (also .jsonl.gz, .jsonl.zst) or .parquet."""
+    """The file, a path or an fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst or .parquet."""
 
 
 class DumpConfig(InputConfig):
     """`specpipe dump`: run the target once and write its states to a dump."""
 
     out: Location
-    """Root of the dump, an fsspec URL."""
+    """Root of the dump: a path or an fsspec URL."""
     context_limit: int | None = Field(None, gt=1)
-    """Where no context_length is given: the target's maximum, but no more than this."""
+    """Without --context-length: the target's maximum, but no more than this."""
     backend: Literal["auto", "hf", "vllm"] = "auto"
-    """What runs the target; `auto`: vLLM where it is installed and knows the target, else hf."""
+    """What runs the target; hf is transformers. [default: vLLM where it is installed and knows the
+    target]"""
     engine: dict[str, Any] = {}
-    """Options of the vLLM engine, by vLLM's own names (tensor_parallel_size, ...)."""
+    """An option of vLLM by its own name, e.g. tensor_parallel_size=2; may be given several times.
+    """
     generate: GenerateConfig | None = None
-    """Let the target write the assistant turns (on-policy text); the input gives the prompts."""
+    """Let the target write the assistant's turns itself, and capture its states meanwhile; the data
+    gives the prompts. What follows needs it, or `generate:` in the file."""
     format: Literal["zarr", "parquet"] = "zarr"
     """Storage format of the shards."""
     logits: LogitsMode = "final"
-    """What is kept of the verifier's logits: `final` (the final state and log Z), `topk:N`, or
-    `full`."""
+    """What is kept of the target's logits: final states, from which they follow exactly; the N
+    largest; or all."""
     states: Literal["bfloat16", "int8"] = "bfloat16"
-    """How auxiliary states are stored; int8 has a static scale per channel and one per token."""
+    """How auxiliary states are stored; int8 takes half the space, and its error is measured and
+    stored."""
     compression: Literal["none", "zstd"] = "none"
-    """Lossless compression of the chunks."""
+    """Lossless; zstd saves about a quarter for several times the CPU."""
     layers: tuple[int, ...] | None = None
-    """Auxiliary layer ids (id k enters decoder layer k); EAGLE-3's default when left out."""
+    """Auxiliary layers, e.g. 2,16,29: id k is what enters decoder layer k. [default: 2, n//2, n-3]
+    """
     text_temperature: float | None = Field(None, ge=0)
-    """Say that this target wrote the supervised text, at this temperature (0: greedy)."""
+    """Say that this target wrote the given answers, at this temperature (0: greedy): the replay is
+    exact only then."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Dtype in which the target runs; `auto`: the checkpoint's own."""
+    """Dtype in which the target runs. [default: the checkpoint's own]"""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, ...; `auto`: the GPU if there is one."""
+    """cpu, cuda, cuda:1, ... [default: a GPU if there is one]"""
     batch_tokens: int = Field(8192, gt=0)
-    """Most tokens, padding included, of one forward pass of the target."""
+    """Most tokens, padding included, of one forward pass."""
     shard_tokens: int = Field(32768, gt=0, le=MOST_SHARD_TOKENS)
-    """Tokens of one shard: the unit of work, of commit and of resume."""
+    """Tokens of one shard, the unit of work and of resume."""
     chunk_tokens: int | None = Field(None, gt=0)
-    """Most rows of one chunk; default: the power of two nearest 48 MiB."""
+    """Most rows of a chunk. [default: about 48 MiB]"""
     write_buffer_mib: int = Field(256, gt=0)
-    """Most MiB of chunks that wait for the store while the target goes on."""
+    """Most MiB of states that wait for the store while the target goes on."""
     staging_mib: int = Field(1024, gt=0)
-    """Most MiB of states between the vLLM engine and the writer, or one text where that is more;
-    the engine works ahead as far as they go."""
+    """Most MiB of states between vLLM's engine and the writer, or one text where that is more."""
     executor: Literal["local", "ray"] = "local"
-    """Where the workers run: processes of this machine, or actors of a Ray cluster."""
+    """Workers are processes of this machine, or actors of a Ray cluster."""
     workers: int = Field(1, gt=0)
-    """Engines that this command runs at the same time."""
+    """Engines of this command."""
     worker_index: int | Literal["auto"] | None = None
-    """This process is one of `worker_count` that somebody else starts, and does its share alone;
-    `auto`: by SLURM_PROCID and SLURM_NTASKS, or JOB_COMPLETION_INDEX."""
+    """This is worker N of --worker-count, and does its share alone; auto: as SLURM or a Kubernetes
+    indexed job says."""
     worker_count: int | None = Field(None, gt=0)
-    """Processes that share the dump; with `worker_index`."""
+    """Commands that share the dump."""
     time_limit: float | None = Field(None, gt=0)
-    """Seconds after which the dump leaves with exit code 5; shards that are done stay."""
+    """Seconds; then leave with exit code 5. Shards that are done stay."""
     require_servable: bool = False
-    """Refuse a target for which vLLM does not serve drafters, before anything is spent."""
+    """Exit code 2 where vLLM serves no drafters for the target. [default: a warning]"""
 
     @field_validator("worker_index", mode="before")
     @classmethod
@@ -236,7 +244,7 @@ class ServeConfig(Config):
     """What validation level `serve` decodes, and how."""
 
     serve_data: Location | None = None
-    """JSONL (messages or pretokenised) whose prompts `serve` decodes; default: the dump's."""
+    """JSONL (messages or pretokenised) whose prompts `serve` decodes. [default: the dump's]"""
     serve_prompts: int = Field(100, gt=0)
     """Prompts that `serve` decodes."""
     serve_max_tokens: int = Field(128, gt=1)
@@ -244,7 +252,7 @@ class ServeConfig(Config):
     serve_speculative_tokens: tuple[DraftTokens, ...] = Field((3,), min_length=1)
     """Numbers of draft tokens that `serve` measures."""
     serve_batch_sizes: tuple[BatchSize, ...] = Field((1, 8), min_length=1)
-    """Batch sizes at which `serve` times decoding; the first decides how many tokens to draft."""
+    """Batch sizes at which `serve` times steps; the first decides how many tokens to draft."""
     seed: int = Field(0, ge=0)
     """Seed of the sampling in `serve`."""
     trust_remote_code: bool = False
@@ -255,11 +263,11 @@ class ServerConfig(ServeConfig):
     """A server that runs already, for `serve`."""
 
     serve_url: Location | None = None
-    """vLLM server that `serve` measures, e.g. http://host:8000; default: it starts an engine."""
+    """A vLLM server that `serve` measures, e.g. http://host:8000. [default: its own engine]"""
     serve_model: str | None = None
-    """Model to ask that server for; default: the only one that it serves."""
+    """Model name in the server's API. [default: the only one]"""
     serve_draft_sample_method: DraftSampleMethod = "probabilistic"
-    """The `draft_sample_method` that it was started with."""
+    """Draft sampling method that the server was started with."""
 
     @field_validator("serve_url")
     @classmethod
@@ -276,34 +284,33 @@ class ExportConfig(ServeConfig):
     """`specpipe export`: write the artifact and prove it."""
 
     checkpoint: Location
-    """Run directory (its best checkpoint, else the latest), or one checkpoint in it."""
+    """Run directory (its best checkpoint, else the latest) or one checkpoint in it."""
     out: Location
-    """Folder of the artifact: `checkpoint/`, validation.json, README.md."""
+    """Folder of the artifact."""
     format: FormatName = "speculators"
-    """Layout of the artifact."""
+    """Layout of the artifact; speculators: for vLLM; eagle3: for SGLang, TensorRT-LLM and vLLM."""
     with_embedding: bool = False
     """Write the target's embedding too, for engines that do not share it."""
     with_lm_head: bool = True
-    """Write the lm_head; without, the engine takes the target's, which it then must be."""
+    """Write the lm_head; without, the engine takes the target's, which it must be."""
     validation: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
     """Proofs to give."""
     dump: Location | None = None
-    """Dump whose samples are replayed; default: the one that the run evaluated on."""
+    """Dump to replay on. [default: the one that the run evaluated on]"""
     target: Location | None = None
-    """Target for `serve` and for the artifact's config, with the weights of the dump's; default: as
-    recorded in the dump."""
+    """Target for `serve` and for the artifact's config, with the weights of the dump's. [default:
+    as the dump names it]"""
     speculative_tokens: int | None = Field(None, ge=1)
-    """Draft tokens written into the artifact; default: what the measured or given costs and the
-    replay recommend, or the number of trained heads where no cost is known."""
+    """Draft tokens written into the artifact. [default: the best by the costs that `serve` measures
+    or --step-cost gives; without them the number of trained heads]"""
     replay_samples: int | None = Field(None, gt=0)
-    """Most samples that `replay` reads; default: all that the run evaluated on."""
+    """Most samples of `replay`. [default: all]"""
     step_cost: float | None = Field(None, ge=0)
-    """Cost of one more draft token over that of a target step, where `serve` does not time it; it
-    decides how many tokens to draft."""
+    """Cost of one more draft token, in target steps, where `serve` does not time it."""
     time_limit: float | None = Field(None, gt=0)
-    """Seconds after which the export leaves with exit code 5."""
+    """Seconds; then leave with exit code 5."""
     require_servable: bool = False
-    """Refuse a drafter that vLLM does not serve for its target, before anything is written."""
+    """Exit code 2 where vLLM does not serve the drafter. [default: a warning]"""
 
     def settings(self) -> Self:
         """What decides on the result, as it may be written down."""
@@ -317,15 +324,15 @@ class ConvertConfig(Config):
     source: Location
     """Folder of the artifact: SpecForge's, ModelOpt's, EAGLE's, speculators' or ours."""
     out: Location
-    """Folder that the engine loads: model.safetensors and config.json."""
+    """Folder that the engine loads."""
     format: FormatName
-    """Layout to write."""
+    """Layout to write; speculators: for vLLM; eagle3: for SGLang, TensorRT-LLM and vLLM."""
     target: Location | None = None
-    """Target of the artifact (its config is read, not its weights); default: as the source says."""
+    """Target (its config is read). [default: as SRC says]"""
     revision: str | None = None
     """Revision of a hub target."""
     speculative_tokens: int | None = Field(None, ge=1)
-    """Draft tokens written into the artifact; default: as the source says, or 3."""
+    """Draft tokens written into the artifact. [default: as SRC says, or 3]"""
     trust_remote_code: bool = False
     """Run Python code that comes with the target."""
 
@@ -336,17 +343,17 @@ class ValidateConfig(ServerConfig):
     artifact: Location
     """Folder of the artifact, or of an export."""
     dump: Location
-    """Dump of its target, whose samples are replayed."""
+    """Dump of its target, to replay on."""
     validation: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
     """Proofs to give."""
     target: Location | None = None
-    """Target for `serve`; default: as recorded in the dump."""
+    """Target for `serve`. [default: as the dump names it]"""
     speculative_tokens: int | None = Field(None, ge=1)
-    """Most draft tokens that `replay` replays; default: as the artifact says, or 3."""
+    """Most draft tokens of `replay`. [default: the artifact's, or 3]"""
     replay_samples: int | None = Field(None, gt=0)
-    """Most samples that `replay` reads; default: all of the dump."""
+    """Most samples of `replay`. [default: all]"""
     out: Location | None = None
-    """File of the findings."""
+    """File of the findings (JSON)."""
 
     @model_validator(mode="after")
     def _a_server_for_its_level(self) -> "ValidateConfig":
@@ -368,12 +375,12 @@ class ReportConfig(Config):
     run: Location
     """Run directory of `specpipe train`."""
     out: Location
-    """The page, a path or fsspec URL."""
+    """The page, a path or an fsspec URL."""
     artifact: Location | None = None
-    """Folder that `specpipe export` wrote from this run: adds its validation."""
+    """Folder that `specpipe export` wrote from it."""
     dump: Location | None = None
-    """Dump whose samples are drafted; default: the one that the run evaluated on."""
+    """Dump to draft on. [default: the one that the run evaluated on]"""
     samples: int = Field(64, ge=0)
-    """Most held-out samples that are drafted, for acceptance by kind of token; 0: none."""
+    """Most held-out samples to draft, for acceptance by kind of token; 0: none."""
     texts: int = Field(4, ge=0)
-    """Of these, how many are shown round by round."""
+    """Number of samples printed as text."""

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from specpipe.schemas.records.sample import DataFraction, SplitFraction
 from specpipe.schemas.settings.stages import Config, Location, several
 
 PREFETCH_MIB = 4096
@@ -151,11 +150,11 @@ class TrainConfig(Config):
     """Longer samples are cut here."""
     loss_chunk_mib: int = Field(32, gt=0)
     """Size of one [rows, draft vocabulary] chunk of the loss."""
-    data_fraction: DataFraction = 1.0
+    data_fraction: float = Field(1.0, gt=0, le=1)
     """Share of the prompts that are not held out to train on; a larger share holds a smaller."""
     learning_curve: bool = False
     """Also train on an eighth, a quarter and a half of the data, and say what more would bring."""
-    held_out_fraction: SplitFraction = 0.05
+    held_out_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the prompts held out for evaluation (none when eval_dump is given)."""
     eval_dump: Location | None = None
     """Evaluate on all of this dump instead of a held-out share."""

@@ -174,7 +174,7 @@ def _prepare(
         progress=progress or (lambda *_: None),
         idle=_idle(reader, training, settings) if is_sharded(trainee.model) else None,
     )
-    return loop, replace(recipe, num_steps=state.total_steps)
+    return loop, replace(recipe, num_steps=state.total_steps, is_counted=True)
 
 
 def _idle(reader: SampleReader, training: Sequence[SampleRef], config: TrainConfig) -> Batch:

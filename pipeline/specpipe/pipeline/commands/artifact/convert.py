@@ -7,24 +7,31 @@ import click
 
 from specpipe.pipeline.launch.provenance import write_provenance
 from specpipe.pipeline.terminal.console import file_size, note, quiet_libraries, show
-from specpipe.pipeline.terminal.options import json_option
+from specpipe.pipeline.terminal.flags import flag, flags_of
+from specpipe.pipeline.terminal.options import GroupedCommand, json_option, with_options
 from specpipe.pipeline.terminal.settings import load_config
 from specpipe.schemas.settings.stages import ConvertConfig
 
-
-@click.command(short_help="Write another program's drafter as engines load it, and back.")
-@click.argument("source", metavar="SRC")
-@click.option("--out", required=True, help="Folder that the engine loads.")
-@click.option(
-    "--format",
-    required=True,
-    type=click.Choice(["speculators", "eagle3"]),
-    help="speculators: for vLLM. eagle3: for SGLang, TensorRT-LLM and vLLM.",
+_OPTIONS = flags_of(
+    (ConvertConfig,),
+    {
+        "The artifact": (
+            flag("--out", required=True),
+            flag("--format", required=True),
+            "--target",
+            "--revision",
+            "--speculative-tokens",
+            "--trust-remote-code",
+        ),
+    },
 )
-@click.option("--target", help="Target (its config is read).  [default: as SRC says]")
-@click.option("--revision", help="Revision of a hub target.")
-@click.option("--speculative-tokens", type=int, help="[default: as SRC says, or 3]")
-@click.option("--trust-remote-code", is_flag=True, default=None, help="Run the target's own code.")
+
+
+@click.command(
+    cls=GroupedCommand, short_help="Write another program's drafter as engines load it, and back."
+)
+@click.argument("source", metavar="SRC")
+@with_options(_OPTIONS)
 @json_option
 def convert(as_json: bool, **flags: Any) -> None:
     """Write the EAGLE-3 drafter in SRC in another format.

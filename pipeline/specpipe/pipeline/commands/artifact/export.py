@@ -5,10 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specpipe.pipeline.commands.artifact.serve_options import serve_options, show_served
+from specpipe.pipeline.commands.artifact.serve_options import SERVE, show_served
 from specpipe.pipeline.launch.provenance import write_provenance
 from specpipe.pipeline.terminal.console import file_size, note, quiet_libraries, show, show_columns
-from specpipe.pipeline.terminal.options import comma_words, config_option, json_option
+from specpipe.pipeline.terminal.flags import flag, flags_of
+from specpipe.pipeline.terminal.options import (
+    GroupedCommand,
+    config_option,
+    json_option,
+    with_options,
+)
 from specpipe.pipeline.terminal.settings import load_config
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.speedup import in_words
@@ -18,48 +24,36 @@ if TYPE_CHECKING:
     from specpipe.stages.export.run import ExportResult
 
 
-@click.command(short_help="Write the artifact that a serving engine loads, and prove it.")
+_OPTIONS = flags_of(
+    (ExportConfig,),
+    {
+        "The artifact": (
+            "--checkpoint",
+            "--out",
+            "--format",
+            "--with-embedding",
+            "--with-lm-head/--without-lm-head",
+            "--target",
+            "--speculative-tokens",
+            "--step-cost",
+            "--require-servable",
+            "--time-limit",
+        ),
+        "Its proofs": (
+            flag("--validation", "--validate", "validation"),
+            "--dump",
+            "--replay-samples",
+            *SERVE,
+        ),
+    },
+)
+
+
+@click.command(
+    cls=GroupedCommand, short_help="Write the artifact that a serving engine loads, and prove it."
+)
 @config_option
-@click.option("--checkpoint", help="Run directory (its best checkpoint) or one checkpoint.")
-@click.option("--out", help="Folder of the artifact.")
-@click.option(
-    "--format",
-    type=click.Choice(["speculators", "eagle3"]),
-    help="eagle3: for SGLang, TensorRT-LLM and vLLM.  [default: speculators, for vLLM]",
-)
-@click.option(
-    "--with-embedding", is_flag=True, default=None, help="Write the target's embedding too."
-)
-@click.option(
-    "--with-lm-head/--without-lm-head",
-    default=None,
-    help="Without, the engine takes the target's, which it must be.  [default: with]",
-)
-@click.option(
-    "--validation",
-    "--validate",
-    "validation",
-    callback=comma_words,
-    help="Proofs to give: structure,replay,serve.  [default: structure,replay]",
-)
-@click.option("--dump", help="Dump to replay on.  [default: the one that the run evaluated on]")
-@click.option("--target", help="Target of the artifact.  [default: as the dump names it]")
-@click.option(
-    "--speculative-tokens",
-    type=int,
-    help="Written into the artifact.  [default: the best by the costs that serve measures or"
-    " --step-cost gives; without them the number of trained heads]",
-)
-@click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
-@click.option("--step-cost", type=float, help="Of a draft token, in target steps (if not timed).")
-@click.option(
-    "--require-servable",
-    is_flag=True,
-    default=None,
-    help="Exit code 2 where vLLM does not serve the drafter.  [default: a warning]",
-)
-@click.option("--time-limit", type=float, help="Seconds; then leave with exit code 5.")
-@serve_options
+@with_options(_OPTIONS)
 @json_option
 def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Write the artifact that a serving engine loads, and prove it.

@@ -1,41 +1,38 @@
 """`specpipe validate`."""
 
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from specpipe.pipeline.commands.artifact.serve_options import serve_options, show_served
+from specpipe.pipeline.commands.artifact.serve_options import SERVE, show_served
 from specpipe.pipeline.terminal.console import note, quiet_libraries, show, show_columns
-from specpipe.pipeline.terminal.options import comma_words, json_option
+from specpipe.pipeline.terminal.flags import flag, flags_of
+from specpipe.pipeline.terminal.options import GroupedCommand, json_option, with_options
 from specpipe.pipeline.terminal.settings import load_config
-from specpipe.schemas.settings.stages import DraftSampleMethod, ValidateConfig
+from specpipe.schemas.settings.stages import ValidateConfig
 from specpipe.stages.process.interrupt import stops_early
 
+_OPTIONS = flags_of(
+    (ValidateConfig,),
+    {
+        "What is proven": (
+            flag("--dump", required=True),
+            flag("--validation", "--levels", "validation"),
+            "--target",
+            "--out",
+            "--speculative-tokens",
+            "--replay-samples",
+        ),
+        "Level serve": (*SERVE, "--serve-url", "--serve-model", "--serve-draft-sample-method"),
+    },
+)
 
-@click.command(short_help="Prove an artifact, without the run that it came from.")
+
+@click.command(
+    cls=GroupedCommand, short_help="Prove an artifact, without the run that it came from."
+)
 @click.argument("artifact", metavar="ARTIFACT")
-@click.option("--dump", required=True, help="Dump of its target, to replay on.")
-@click.option(
-    "--validation",
-    "--levels",
-    "validation",
-    callback=comma_words,
-    help="Proofs to give: structure,replay,serve.  [default: structure,replay]",
-)
-@click.option("--target", help="Target for `serve`.  [default: as the dump names it]")
-@click.option("--out", help="File of the findings (JSON).")
-@click.option(
-    "--speculative-tokens", type=int, help="Most draft tokens.  [default: the artifact's]"
-)
-@click.option("--replay-samples", type=int, help="Most samples of `replay`.  [default: all]")
-@serve_options
-@click.option("--serve-url", help="A vLLM server that `serve` measures, e.g. http://host:8000.")
-@click.option("--serve-model", help="Model name in the server's API.  [default: the only one]")
-@click.option(
-    "--serve-draft-sample-method",
-    type=click.Choice(get_args(DraftSampleMethod)),
-    help="Draft sampling method that the server was started with.  [default: probabilistic]",
-)
+@with_options(_OPTIONS)
 @json_option
 def validate(as_json: bool, **flags: Any) -> None:
     """Prove that the drafter in ARTIFACT works with the target of a dump.

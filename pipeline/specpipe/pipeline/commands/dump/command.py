@@ -13,7 +13,12 @@ from specpipe.pipeline.commands.engine_support import say_served_of_dump
 from specpipe.pipeline.launch.provenance import provenance
 from specpipe.pipeline.launch.worker_index import own_share
 from specpipe.pipeline.terminal.console import file_size, quiet_libraries, show
-from specpipe.pipeline.terminal.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.terminal.options import (
+    GroupedCommand,
+    config_option,
+    json_option,
+    with_options,
+)
 from specpipe.pipeline.terminal.progress import progress
 from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.settings.stages import DumpConfig
@@ -22,7 +27,7 @@ from specpipe.stages.process.interrupt import stops_early
 
 @click.command(cls=GroupedCommand, short_help="Run the target once and write its states to a dump.")
 @config_option
-@dump_options
+@with_options(dump_options)
 @json_option
 def dump(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Run the target once over the data and write what training needs of it to a dump.

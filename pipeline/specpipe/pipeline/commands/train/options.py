@@ -373,7 +373,7 @@ _OPTIONS = (
 
 def train_options(function: Function) -> Function:
     """Every setting of TrainConfig as a flag, under headings."""
-    return with_options(_OPTIONS, function)
+    return with_options(_OPTIONS)(function)
 
 
 def train_config(path: Path | None, flags: dict[str, Any]) -> TrainConfig:
