@@ -1,1 +1,1 @@
-"""Attention of the unrolled drafter: the chain over its kernels, chosen by device."""
+"""The attention of all drafters: queries of starts over their context and keys of their own."""

@@ -1,8 +1,7 @@
 """Flash attention block by block, by the device's own kernel.
 
-CPU: torch's flash kernel. CUDA: torch's memory-efficient kernel, in float32. Tensors are handed
-over as views, key/value heads as a batch whose queries are the heads of their group: the kernels
-take any strides, so nothing is copied or repeated.
+Tensors are handed to the kernel as views, key/value heads as a batch whose queries are the heads of
+their group: the kernels take any strides, so nothing is copied or repeated.
 
 Legend: T keys, N queries, n queries and k keys of one block, h query heads, g key/value heads,
 r query heads per key/value head, E head size.
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 
 from specpipe.stages.drafters.parts.attention.layout import Block, Layout
+from specpipe.stages.drafters.parts.attention.piece import FlashPiece, as_mask, merge
 
-_ops = torch.ops.aten
+_PIECE = FlashPiece()
 
 
 class FlashBlocks:
@@ -30,14 +30,15 @@ class FlashBlocks:
         done = 0
         for block in layout.blocks(window):
             queries, keys = slice(block.q0, block.q1), slice(block.k0, block.k1)
-            out, lse = _forward(
-                q_grNE[:, :, queries], k_grTE[:, :, keys], v_grTE[:, :, keys], block
+            q = q_grNE[:, :, queries]
+            out, lse = _PIECE.forward(
+                q, k_grTE[:, :, keys], v_grTE[:, :, keys], *_masking(q, block)
             )
             if block.q0 >= done:
                 out_grNE[:, :, queries], lse_grN[:, :, queries] = out, lse
                 done = block.q1
             else:
-                _merge(out_grNE[:, :, queries], lse_grN[:, :, queries], out, lse)
+                merge(out_grNE[:, :, queries], lse_grN[:, :, queries], out, lse)
         return out_NhE, lse_Nh
 
     def backward(
@@ -64,14 +65,15 @@ class FlashBlocks:
         )  # fmt: skip
         for block in layout.blocks(window):
             queries, keys = slice(block.q0, block.q1), slice(block.k0, block.k1)
-            dq, dk, dv = _backward(
+            q = q_grNE[:, :, queries]
+            dq, dk, dv = _PIECE.backward(
                 dout_grNE[:, :, queries],
-                q_grNE[:, :, queries],
+                q,
                 k_grTE[:, :, keys],
                 v_grTE[:, :, keys],
                 out_grNE[:, :, queries],
                 lse_grN[:, :, queries],
-                block,
+                *_masking(q, block),
             )
             dq_grNE[:, :, queries] += dq
             dk_gTE[:, keys] += dk.sum(1)
@@ -79,59 +81,11 @@ class FlashBlocks:
         return dq_NhE, dk_TgE, dv_TgE
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-    """Output [g, r, n, E] and log-sum-exp float32 [g, r, n] of one block."""
-    scale, is_causal, mask = _masking(q, block)
-    if q.is_cpu:
-        out, lse = _ops._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, is_causal, attn_mask=mask, scale=scale
-        )
-        return out, lse
-    out, lse, _, _ = _ops._scaled_dot_product_efficient_attention(
-        q, k, v, mask, True, 0.0, is_causal, scale=scale
-    )
-    return out, lse[..., : q.shape[2]]  # padded to a multiple of 32 queries
-
-
-def _backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, block: Block
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients [g, r, ., E] of one block's queries, keys and values."""
-    scale, is_causal, mask = _masking(q, block)
-    if q.is_cpu:
-        dq, dk, dv = _ops._scaled_dot_product_flash_attention_for_cpu_backward(
-            dout, q, k, v, out, lse.contiguous(), 0.0, is_causal, attn_mask=mask, scale=scale
-        )
-        return dq, dk, dv
-    padding = -lse.shape[-1] % 32
-    lse = torch.nn.functional.pad(lse, (0, padding), value=torch.inf)
-    unused = torch.zeros((), dtype=torch.int64, device="cpu")
-    dq, dk, dv, _ = _ops._scaled_dot_product_efficient_attention_backward(
-        dout, q, k, v, mask, out, lse, unused, unused, 0.0,
-        [True, True, True, False], is_causal, scale=scale,
-    )  # fmt: skip
-    return dq, dk, dv
-
-
-def _masking(q: Tensor, block: Block) -> tuple[float, bool, Tensor | None]:
-    """Scale, the kernel's own causal flag, and the mask of what that flag cannot say."""
-    scale = q.shape[-1] ** -0.5
+def _masking(q: Tensor, block: Block) -> tuple[Tensor | None, bool]:
+    """The kernel's own causal flag, and before it the mask of what that flag cannot say."""
     if not block.causal or (block.is_square and block.window is None):
-        return scale, block.causal, None
-    hidden = block.hidden(q.device)
-    num_queries, num_keys = hidden.shape
-    # CUDA's kernel wants aligned rows.
-    mask = q.new_zeros(num_queries, num_keys + -num_keys % 8)[:, :num_keys]
-    mask.masked_fill_(hidden, -torch.inf)
-    return scale, False, mask.expand(*q.shape[:2], -1, -1)
-
-
-def _merge(out: Tensor, lse: Tensor, part_out: Tensor, part_lse: Tensor) -> None:
-    """Fold one part of a softmax into the running (out, lse), in place."""
-    total = torch.logaddexp(lse, part_lse)
-    out.mul_(torch.exp(lse - total).unsqueeze(-1))
-    out.addcmul_(torch.exp(part_lse - total).unsqueeze(-1), part_out.to(out.dtype))
-    lse.copy_(total)
+        return None, block.causal
+    return as_mask(block.hidden(q.device), q), False
 
 
 def _grouped(x_NhE: Tensor, num_kv: int) -> Tensor:

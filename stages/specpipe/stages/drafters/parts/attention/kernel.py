@@ -17,6 +17,7 @@ from specpipe.schemas.settings.train import AttentionName
 from specpipe.stages.drafters.parts.attention.flash_blocks import FlashBlocks
 from specpipe.stages.drafters.parts.attention.flash_varlen import FlashVarlen
 from specpipe.stages.drafters.parts.attention.layout import Layout
+from specpipe.stages.drafters.parts.attention.piece import FlashPiece, PieceKernel, PlainPiece
 from specpipe.stages.drafters.parts.attention.reference import ReferenceAttention
 
 
@@ -53,15 +54,25 @@ def attention_kernel(name: AttentionName, q_NhE: Tensor) -> AttentionKernel:
 
     Raises ConfigError for `flash` where there is none.
     """
-    has_flash = q_NhE.dtype != torch.float64 and (q_NhE.is_cpu or q_NhE.shape[-1] % 8 == 0)
-    if name == "reference" or (name == "auto" and not has_flash):
+    if not _takes_flash(name, q_NhE):
         return ReferenceAttention()
-    if not has_flash:
-        raise ConfigError(
-            f"there is no flash attention for {q_NhE.dtype} and heads of {q_NhE.shape[-1]} on"
-            f" {q_NhE.device.type}: it takes half precision or float32, and on a GPU heads of a"
-            " multiple of 8; use --attention reference"
-        )
     if q_NhE.is_cpu or q_NhE.dtype == torch.float32:
         return FlashBlocks()
     return FlashVarlen()
+
+
+def piece_kernel(name: AttentionName, q: Tensor) -> PieceKernel:
+    """The same choice for attention that goes piece by piece."""
+    return FlashPiece() if _takes_flash(name, q) else PlainPiece()
+
+
+def _takes_flash(name: AttentionName, q: Tensor) -> bool:
+    """Whether the flash kernels serve queries like `q` [..., E] and are asked for."""
+    has_flash = q.dtype != torch.float64 and (q.is_cpu or q.shape[-1] % 8 == 0)
+    if name == "flash" and not has_flash:
+        raise ConfigError(
+            f"there is no flash attention for {q.dtype} and heads of {q.shape[-1]} on"
+            f" {q.device.type}: it takes half precision or float32, and on a GPU heads of a"
+            " multiple of 8; use --attention reference"
+        )
+    return has_flash and name != "reference"

@@ -11,9 +11,10 @@ between a sample's spans.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import attrgetter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,9 @@ from specpipe.stages.samples.batch import SpanOfStarts
 
 TILE = 128
 """Queries of one block under a window: its keys are then at most window + TILE."""
+
+SPREAD = 1024
+"""Positions from a tile's first start to its last are fewer: its masks are as wide as that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,17 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Tile:
+    """Queries [q0, q1) at ascending starts of the sample at `sample`, from `first` to `last`."""
+
+    q0: int
+    q1: int
+    sample: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Runs:
     """One run of queries per sample, from its first to its last: what kernels for sequences of
     various lengths take. Queries between spans are filled in; what they give is dropped."""
@@ -87,6 +102,7 @@ class Layout:
     def __init__(self, spans: Sequence[QuerySpan]) -> None:
         self.spans = tuple(spans)
         self.runs = cache(self._runs)
+        self.starts = cache(self._starts)
 
     @classmethod
     def of_starts(cls, spans: Sequence[SpanOfStarts]) -> "Layout":
@@ -96,6 +112,24 @@ class Layout:
             out.append(QuerySpan(query, span.sample, span.begin, span.end))
             query += span.num_starts
         return cls(out)
+
+    @classmethod
+    def of_chosen(cls, starts: Sequence[int], samples: Sequence[int]) -> "Layout":
+        """One query per start: ascending packed positions, each with where its sample begins.
+
+        Consecutive starts of one sample are one span.
+        """
+        assert len(starts) == len(samples), "each start has a sample"
+        steps, changes = np.diff(starts), np.diff(samples)
+        assert (steps > 0).all(), "starts ascend"
+        cuts = np.flatnonzero((steps != 1) | (changes != 0)) + 1
+        edges = [0, *cuts.tolist(), len(starts)] if len(starts) else []
+        return cls(
+            [
+                QuerySpan(row, int(samples[row]), int(starts[row]), int(starts[end - 1]) + 1)
+                for row, end in pairwise(edges)
+            ]
+        )
 
     @classmethod
     def of_positions(cls, spans: Sequence[SpanOfStarts]) -> "Layout":
@@ -123,6 +157,28 @@ class Layout:
                 q0 = span.query + begin - span.begin
                 first = max(span.sample, begin - window + 1)
                 yield Block(q0, q0 + end - begin, first, end, causal=True, window=window)
+
+    def tiles(self, most: int) -> Iterator[Tile]:
+        """Up to `most` starts of one sample each, not far apart; together all of them."""
+        for sample, group in groupby(self.spans, attrgetter("sample")):
+            spans = list(group)
+            starts = np.concatenate([np.arange(span.begin, span.end) for span in spans])
+            row = spans[0].query
+            assert spans[-1].query + spans[-1].end - spans[-1].begin == row + len(starts)
+            at = 0
+            while at < len(starts):
+                first = int(starts[at])
+                end = min(at + most, int(np.searchsorted(starts, first + SPREAD)))
+                yield Tile(row + at, row + end, sample, first, int(starts[end - 1]))
+                at = end
+
+    def _starts(self, device: torch.device) -> Tensor:
+        num_rows = max((s.query + s.end - s.begin for s in self.spans), default=0)
+        starts_N = torch.zeros(num_rows, dtype=torch.int64)
+        for span in self.spans:
+            rows = slice(span.query, span.query + span.end - span.begin)
+            starts_N[rows] = torch.arange(span.begin, span.end)
+        return starts_N.to(device)
 
     def _runs(self, device: torch.device) -> Runs:
         queries, rows, keys, row_counts, key_counts = [], [], [], [0], [0]
