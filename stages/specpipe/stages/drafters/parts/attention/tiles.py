@@ -18,7 +18,7 @@ from torch import Tensor
 from specpipe.stages.drafters.parts.attention.layout import Layout, Tile
 from specpipe.stages.drafters.parts.attention.piece import PieceKernel, as_mask, merge, widened
 
-ROWS = 1024
+ROWS = 512
 """Rows of one tile: enough to keep a matrix product busy."""
 
 
