@@ -1,6 +1,7 @@
 """An engine of vLLM that dies, or cannot start, and options that it does not have."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from specpipe.schemas.errors import ConfigError
+from specpipe.stages.dump_plan.prepared import plan_of
 from specpipe.stages.target.open_backend import choose_backend
+from specpipe.stages.text.rejected import Rejections
 from specpipe.stages.upkeep.verify.run import verify
 from tests.architectures import build
 from tests.dump.commands import Command, children, until
@@ -70,6 +73,44 @@ def test_an_engine_that_dies_is_said_and_the_next_run_completes(
     assert report.damages == ()
 
 
+LATE = """
+import signal, time
+
+def late(number, handler, set_handler=signal.signal):
+    if number == signal.SIGTERM and callable(handler):
+        return set_handler(number, lambda *given: (time.sleep(6), handler(*given)))
+    return set_handler(number, handler)
+
+signal.signal = late
+"""
+
+
+def test_an_engine_that_ends_slowly_leaves_no_shared_memory(
+    target: Path,
+    tmp_path: Path,
+    write_rows: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a busy machine; vLLM kills it after five seconds if left to itself."""
+    from specpipe.stages.target.vllm.backend import VllmBackend
+
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    config = dump_config(target, write_rows(rows(2)), tmp_path / "dump", backend="vllm")
+    before = descendants(os.getpid())
+    backend = VllmBackend(config, plan_of(config, target, Rejections(0))[1], 64)
+    engine = [pid for pid in descendants(os.getpid()) if pid not in before]
+    shared = {path for pid in engine for path in shared_memory(pid)}
+    assert shared
+    backend.close()
+    assert [path for path in shared if Path(path).exists()] == []
+
+
+def shared_memory(pid: int) -> list[str]:
+    """The files of /dev/shm that a process has mapped and that have a name."""
+    return re.findall(r"(/dev/shm/\S+)$", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE)
+
+
 def _runs(pid: int) -> bool:
     """Whether a process lives; one that has ended may wait for somebody to ask how."""
     try:
@@ -115,9 +156,6 @@ def test_auto_takes_vllm_where_it_can_run_the_target(target: Path, tmp_path: Pat
 def test_options_that_change_the_states_are_part_of_the_identity(
     target: Path, tmp_path: Path, write_rows: Callable[..., Path]
 ) -> None:
-    from specpipe.stages.dump_plan.prepared import plan_of
-    from specpipe.stages.text.rejected import Rejections
-
     def identity(**engine: Any) -> str:
         config = dump_config(target, data, tmp_path / "dump", backend="vllm", engine=engine)
         return plan_of(config, target, Rejections(0))[1].fingerprint

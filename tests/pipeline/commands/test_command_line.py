@@ -16,19 +16,10 @@ from specpipe.pipeline.terminal.settings import load_config
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.stages import Config, DumpConfig, ExportConfig
 from specpipe.schemas.settings.train import TrainConfig
+from tests.pipeline.in_process import specpipe
 from tests.train.conftest import save_target, write_data
 
 ROOT = Path(__file__).parents[3]
-
-
-def specpipe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "specpipe", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return values
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +41,9 @@ def stages(folder: Path) -> list[tuple[list[str | Path], dict[str, Any]]]:
         ["export", "--checkpoint", folder / "run", "--out", folder / "artifact"],
     ]  # fmt: skip
     done = [(command, specpipe(*command, "--json")) for command in commands]
-    for _, process in done:
-        assert process.returncode == 0, process.stderr
-    return [(command, last_json(process)) for command, process in done]
+    for _, ended in done:
+        assert ended.returncode == 0, ended.stderr
+    return [(command, ended.last_json) for command, ended in done]
 
 
 def test_the_three_stages_and_their_second_runs(
@@ -63,7 +54,7 @@ def test_the_three_stages_and_their_second_runs(
         assert result["did_nothing"] is False
         again = specpipe(*command, "--json")
         assert again.returncode == 0, again.stderr
-        assert last_json(again)["did_nothing"] is True
+        assert again.last_json["did_nothing"] is True
         results.append(result)
     assert results[0]["complete"] is True
     assert results[1]["steps"] == 4
@@ -98,6 +89,15 @@ def test_help_fits_80_columns(command: str | None) -> None:
     assert [line for line in shown.output.splitlines() if len(line) > 80] == []
 
 
+def test_a_process_ends_with_the_exit_code() -> None:
+    """As a scheduler starts it; all the other tests here stay in this process."""
+    command = [sys.executable, "-m", "specpipe", "dump", "--taget", "x", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["kind"] == "UsageError"
+    assert "no such option" in done.stderr.lower()
+
+
 def test_exit_codes(folder: Path, tmp_path: Path) -> None:
     target, data = folder / "target", folder / "data.jsonl"
     bad = tmp_path / "bad.jsonl"
@@ -119,8 +119,8 @@ def test_exit_codes(folder: Path, tmp_path: Path) -> None:
         assert words.lower() in done.stderr.lower(), (arguments, done.stderr)
         assert "Traceback" not in done.stderr
     failed = specpipe(*cases[3][2], "--json")
-    assert last_json(failed)["kind"] == "InputError"
-    assert last_json(specpipe("dump", "--taget", target, "--json"))["kind"] == "UsageError"
+    assert failed.last_json["kind"] == "InputError"
+    assert specpipe("dump", "--taget", target, "--json").last_json["kind"] == "UsageError"
 
 
 def test_exit_codes_of_what_surrounds_a_dump(folder: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_exit_codes_of_what_surrounds_a_dump(folder: Path, tmp_path: Path) -> No
         assert done.returncode == code, (arguments, done.stderr)
         assert words.lower() in done.stderr.lower(), (arguments, done.stderr)
         assert "Traceback" not in done.stderr
-        assert ("kind" in last_json(done)) == (code != 0)
+        assert ("kind" in done.last_json) == (code != 0)
     (out / "index.json").unlink()
     assert specpipe("gc", out).returncode == 5
     manifest = out / "shards" / "000000.manifest.json"

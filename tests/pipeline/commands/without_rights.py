@@ -6,15 +6,12 @@ Standard input is a JSON list of command lines; standard output a JSON list of [
 Root passes over rights by two of its capabilities, which this process lets go first.
 """
 
-import contextlib
 import ctypes
-import io
 import json
 import os
 import sys
 
-from specpipe.pipeline import cli
-from specpipe.pipeline.terminal import console
+from tests.pipeline.in_process import specpipe
 
 _VERSION_3 = 0x20080522
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
@@ -41,14 +38,8 @@ def main() -> None:
     be_bound_by_rights()
     ended = []
     for command in commands:
-        said = io.StringIO()
-        console.stderr.file = said
-        sys.argv = ["specpipe", *command]
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-                cli.main()
-        except SystemExit as end:
-            ended.append([end.code, said.getvalue()])
+        done = specpipe(*command)
+        ended.append([done.returncode, done.stderr])
     print(json.dumps(ended))
 
 
