@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.records.metrics import EvalMetrics
-from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.acceptance.measure_sums import MeasureSums
@@ -65,8 +66,8 @@ class Comparison:
         for batch in batches:
             seen = batch if kept is None else self._truncated(batch, kept)
             hidden_KNH = self.model(batch).detach().requires_grad_()
-            loss, measures_MKN = head_losses(
-                hidden_KNH, self.model.lm_head.weight, seen, self.verifier, self.settings, 256
+            loss, measures_MKN = HeadLoss(self.verifier, 256)(
+                hidden_KNH, Heads.shared(self.model.lm_head.weight), seen, self.settings
             )
             gradients.append(torch.autograd.grad(loss, hidden_KNH)[0].flatten())
             sums.add(seen, measures_MKN)

@@ -16,7 +16,8 @@ from torch import Tensor
 from specpipe.schemas.records.dump import TextOrigin
 from specpipe.schemas.records.metrics import EvalMetrics
 from specpipe.schemas.settings.train import LossName
-from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.measures import MEASURES
 from specpipe.stages.acceptance.loss.settings import LossSettings, hybrid_lambda
 from specpipe.stages.acceptance.loss.verifier import Verifier
@@ -258,11 +259,11 @@ def test_draft_loss_is_the_training_loss(loss: LossName, lambda_per_head: bool) 
     verifier, head = verifier_of(LM_HEAD_VH, DRAFT_IDS), model.lm_head.weight
     with torch.no_grad():
         hidden = model(batch)
-        _, measures = head_losses(hidden, head, batch, verifier, None, 100)
+        measures = HeadLoss(verifier, 100).measures(hidden, Heads.shared(head), batch)
         lambda_K = hybrid_lambda(mean_alpha(measures, batch), ETA) if lambda_per_head else None
         losses: dict[LossName, float] = {loss: 0.7, "ce": 0.3}
         loss_settings = LossSettings(losses, DECAY ** torch.arange(K), lambda_K, ETA)
-        value, _ = head_losses(hidden, head, batch, verifier, loss_settings, 100)
+        value, _ = HeadLoss(verifier, 100)(hidden, Heads.shared(head), batch, loss_settings)
     sums = MeasureSums(K)
     sums.add(batch, measures)
     assert sums.draft_loss(loss_settings) == pytest.approx(float(value), abs=1e-5)
@@ -339,7 +340,7 @@ def test_the_whole_path_is_real_decoding() -> None:
         lambda final_R1: logp_VV[final_R1.view(torch.uint16)[:, 0].long()], everything, everything
     )
     head = torch.eye(5, dtype=torch.float64)
-    _, measures = head_losses(hidden_KNV, head, batch, verifier, None, 10_000)
+    measures = HeadLoss(verifier, 10_000).measures(hidden_KNV, Heads.shared(head), batch)
     sums = MeasureSums(num_heads, keep_spans=True)
     sums.add(batch, measures)
     sampled = TextOrigin(kind="generated", temperature=1.0)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.settings.train import LossName
-from specpipe.stages.acceptance.loss.heads import alpha_sums, head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.measures import MEASURES, alpha_sums_of
 from specpipe.stages.acceptance.loss.settings import LossSettings, hybrid_lambda
 from specpipe.stages.acceptance.loss.verifier import Verifier
@@ -79,15 +80,16 @@ def evaluate(
     verifier = Verifier(lambda final_RV: final_RV[:, ids], draft_ids_V, ids)
     hidden_KND = draft_KND.detach().clone().requires_grad_()
     head = torch.eye(draft_size, dtype=draft_KND.dtype)
-    _, measures = head_losses(hidden_KND, head, batch, verifier, None, chunk_rows)
+    head_loss, heads = HeadLoss(verifier, chunk_rows), Heads.shared(head)
+    measures = head_loss.measures(hidden_KND, heads, batch)
     sums_K = alpha_sums_of(measures, batch)
-    alone_K = alpha_sums(hidden_KND, head, batch, verifier, chunk_rows)
+    alone_K = head_loss.alpha_sums(hidden_KND, heads, batch)
     torch.testing.assert_close(alone_K, sums_K, rtol=1e-5, atol=1e-6)
     if lambda_K is None:
         lambda_K = hybrid_lambda(mean_alpha(measures, batch), ETA)
     weights_K = decay ** torch.arange(num_heads, dtype=draft_KND.dtype)
     loss_settings = LossSettings({loss: 1.0}, weights_K, lambda_K)
-    value, again = head_losses(hidden_KND, head, batch, verifier, loss_settings, chunk_rows)
+    value, again = head_loss(hidden_KND, heads, batch, loss_settings)
     assert torch.equal(measures, again)
     [gradient] = torch.autograd.grad(value, hidden_KND)
     return Outcome(float(value.detach()), gradient, measures, lambda_K)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.settings.train import LossName
-from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.measures import MEASURES
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
@@ -50,7 +51,7 @@ def outcome(batch: Batch, loss: LossName = "kl") -> tuple[Tensor, Tensor, Tensor
     hidden = torch.randn(K, len(batch.starts_N), H, generator=generator, requires_grad=True)
     head = torch.randn(len(DRAFT_IDS), H, generator=generator)
     settings = LossSettings({loss: 1.0}, torch.ones(K), torch.full((K,), 0.4))
-    value, measures_MKN = head_losses(hidden, head, batch, VERIFIER, settings, 8)
+    value, measures_MKN = HeadLoss(VERIFIER, 8)(hidden, Heads.shared(head), batch, settings)
     [gradient] = torch.autograd.grad(value, hidden)
     return value.detach(), gradient, measures_MKN
 

@@ -11,7 +11,8 @@ ROWS, SIZE, WIDTH, HEADS = 3000, 8192, 8, 2
 PROGRAM = """
 import resource, sys
 import torch
-from specpipe.stages.acceptance.loss.heads import alpha_sums, head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from tests.acceptance.loss.loss_rows import rows_batch
@@ -32,8 +33,9 @@ def step(rows):
     batch = rows_batch(torch.randn(rows, width), [0] * rows, [list(range(rows))] * heads)
     hidden = torch.randn(heads, rows, width, requires_grad=True)
     head = torch.randn(size, width, requires_grad=True)
-    alpha_sums(hidden, head, batch, verifier, chunk_rows)
-    head_losses(hidden, head, batch, verifier, settings, chunk_rows)[0].backward()
+    head_loss, of_heads = HeadLoss(verifier, chunk_rows), Heads.shared(head)
+    head_loss.alpha_sums(hidden, of_heads, batch)
+    head_loss(hidden, of_heads, batch, settings)[0].backward()
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

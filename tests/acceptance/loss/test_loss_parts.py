@@ -11,7 +11,8 @@ from torch import Tensor
 
 from specpipe.schemas.settings.train import LossName
 from specpipe.stages.acceptance.loss.denominators import Denominators
-from specpipe.stages.acceptance.loss.heads import alpha_sums, head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.measures import MEASURES, alpha_sums_of
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.samples.batch import Batch
@@ -48,8 +49,8 @@ def trained(
     model = random_drafter(shape_of(len(DRAFT_IDS)), 5).double()
     total = 0.0
     for batch in parts:
-        loss, _ = head_losses(
-            model(batch), model.lm_head.weight, batch, VERIFIER, settings, 4, denominators
+        loss, _ = HeadLoss(VERIFIER, 4)(
+            model(batch), Heads.shared(model.lm_head.weight), batch, settings, denominators
         )
         loss.backward()
         total += float(loss.detach())
@@ -94,8 +95,11 @@ def test_alpha_of_the_global_batch_is_the_sum_of_its_parts() -> None:
     head = model.lm_head.weight.detach()
     [whole], parts = batches([[0, 1, 2, 3]]), batches([[1], [0, 3], [2]])
     with torch.no_grad():
-        sums = [alpha_sums(model(batch), head, batch, VERIFIER, 3) for batch in [whole, *parts]]
-        measures = head_losses(model(whole), head, whole, VERIFIER, None, 3)[1]
+        sums = [
+            HeadLoss(VERIFIER, 3).alpha_sums(model(batch), Heads.shared(head), batch)
+            for batch in [whole, *parts]
+        ]
+        measures = HeadLoss(VERIFIER, 3).measures(model(whole), Heads.shared(head), whole)
     torch.testing.assert_close(sums[0], sum(sums[1:]), rtol=1e-12, atol=0)
     torch.testing.assert_close(sums[0], alpha_sums_of(measures, whole), rtol=1e-12, atol=0)
 
@@ -128,7 +132,9 @@ def test_lambda_of_each_start_by_itself() -> None:
     hidden, head = model(batch).detach().requires_grad_(), model.lm_head.weight.detach()
 
     def gradient(settings: LossSettings) -> tuple[Tensor, Tensor, Tensor]:
-        loss, measures = head_losses(hidden, head, batch, VERIFIER, settings, 4, denominators)
+        loss, measures = HeadLoss(VERIFIER, 4)(
+            hidden, Heads.shared(head), batch, settings, denominators
+        )
         [dhidden] = torch.autograd.grad(loss, hidden)
         return loss.detach(), dhidden, measures
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.settings.train import LossName
-from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.measures import MEASURES
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
@@ -181,7 +182,7 @@ def test_gradcheck(loss: LossName) -> None:
     )
 
     def value(hidden: Tensor, head: Tensor) -> Tensor:
-        return head_losses(hidden, head, batch, verifier, loss_settings, 3)[0]
+        return HeadLoss(verifier, 3)(hidden, Heads.shared(head), batch, loss_settings)[0]
 
     assert torch.autograd.gradcheck(value, (hidden, head), eps=1e-6, atol=1e-7)
 
@@ -204,10 +205,11 @@ def test_upstream_gradient_scales() -> None:
     head = torch.eye(6, dtype=torch.float64, requires_grad=True)
     loss_settings = LossSettings({"kl": 1.0}, torch.ones(2, dtype=torch.float64))
     once = torch.autograd.grad(
-        head_losses(hidden, head, batch, verifier, loss_settings, 2)[0], (hidden, head)
+        HeadLoss(verifier, 2)(hidden, Heads.shared(head), batch, loss_settings)[0], (hidden, head)
     )
     thrice = torch.autograd.grad(
-        head_losses(hidden, head, batch, verifier, loss_settings, 2)[0] * 3, (hidden, head)
+        HeadLoss(verifier, 2)(hidden, Heads.shared(head), batch, loss_settings)[0] * 3,
+        (hidden, head),
     )
     for one, other in zip(once, thrice, strict=True):
         torch.testing.assert_close(one * 3, other)
@@ -232,8 +234,8 @@ def test_no_tensor_larger_than_a_chunk(loss: LossName) -> None:
     lambda_K = torch.full((num_heads,), 0.5) if loss == "lk_hybrid" else None
     loss_settings = LossSettings({loss: 1.0}, torch.ones(num_heads), lambda_K)
     with Largest() as largest:
-        value, _ = head_losses(
-            hidden, head, batch, replace(verifier, logits=logits), loss_settings, chunk_rows
+        value, _ = HeadLoss(replace(verifier, logits=logits), chunk_rows)(
+            hidden, Heads.shared(head), batch, loss_settings
         )
         value.backward()
     assert largest.numel <= chunk_rows * len(draft_ids)
@@ -247,7 +249,6 @@ def test_measuring_needs_no_gradient() -> None:
     verifier = verifier_of(torch.randn(V, H), DRAFT_IDS)
     with torch.no_grad():
         hidden, head = torch.randn(2, 3, H), torch.randn(len(DRAFT_IDS), H)
-        value, measures = head_losses(hidden, head, batch, verifier, None, 2)
-    assert value == 0
+        measures = HeadLoss(verifier, 2).measures(hidden, Heads.shared(head), batch)
     assert measures.shape == (len(MEASURES), 2, 3)
     assert (measures[0, 0] > 0).all()

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpipe.schemas.settings.train import LossName
-from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from tests.acceptance.loss.loss_rows import ETA, LOSSES, close, evaluate, logs, one_row, rows_batch
@@ -126,7 +127,7 @@ def test_cold_start_regime() -> None:
         hidden, head = torch.ones(1, 1, 1, requires_grad=True), torch.zeros(size, 1)
         head.requires_grad_()
         loss_settings = LossSettings({loss: 1.0}, torch.ones(1))
-        value, _ = head_losses(hidden, head, batch, verifier, loss_settings, 1)
+        value, _ = HeadLoss(verifier, 1)(hidden, Heads.shared(head), batch, loss_settings)
         values[loss] = float(value.detach())
         norms[loss] = float(torch.autograd.grad(value, head)[0].double().norm())
     close(values["tv"], 1 - 1.25e-4, 1e-7)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.drafters.parts.attention.rotary import Rotary
 from specpipe.stages.drafters.parts.norm import RMSNorm
@@ -51,7 +52,9 @@ def train_pass(
     loss_settings = LossSettings(
         {"lk_hybrid": 1.0}, torch.ones(3, device=device), torch.full((3,), 0.4, device=device)
     )
-    loss, _ = head_losses(hidden, model.lm_head.weight, batch, verifier, loss_settings, 16)
+    loss, _ = HeadLoss(verifier, 16)(
+        hidden, Heads.shared(model.lm_head.weight), batch, loss_settings
+    )
     grads = torch.autograd.grad(loss, list(model.parameters()))
     used_KN = batch.rows_KN >= 0
     return hidden[used_KN].detach().cpu(), float(loss.detach()), [g.cpu() for g in grads]

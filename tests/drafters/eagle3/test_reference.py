@@ -14,7 +14,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specpipe.schemas.settings.train import LossName
-from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings, hybrid_lambda
 from specpipe.stages.drafters.parts.attention.rotary import Rotary
 from specpipe.stages.samples.batch import make_batch
@@ -93,15 +94,15 @@ def check(
     verifier = verifier_of(LM_HEAD_VH.to(dtype), target_ids)
     for loss in losses:
         head_weights_K = DECAY ** torch.arange(num_heads, dtype=dtype)
-        measures = head_losses(hidden_KNH, model.lm_head.weight, batch, verifier, None, 5)[1]
+        measures = HeadLoss(verifier, 5).measures(
+            hidden_KNH, Heads.shared(model.lm_head.weight), batch
+        )
         lambda_K = hybrid_lambda(mean_alpha(measures, batch), ETA)
-        value, _ = head_losses(
+        value, _ = HeadLoss(verifier, 5)(
             hidden_KNH,
-            model.lm_head.weight,
+            Heads.shared(model.lm_head.weight),
             batch,
-            verifier,
             LossSettings({loss: 1.0}, head_weights_K, lambda_K),
-            5,
         )
         reference_value = reference.reference_loss(want.rows, num_heads, loss, DECAY, ETA)
         torch.testing.assert_close(value.double(), reference_value, rtol=tolerance, atol=tolerance)
@@ -190,8 +191,8 @@ def test_no_start_no_loss_and_no_gradient() -> None:
     hidden_KNH = model(batch)
     assert hidden_KNH.shape == (3, 0, H)
     settings_ = LossSettings({"kl": 1.0}, torch.ones(3))
-    value, measures = head_losses(
-        hidden_KNH, model.lm_head.weight, batch, verifier_of(LM_HEAD_VH, DRAFT_IDS), settings_, 4
+    value, measures = HeadLoss(verifier_of(LM_HEAD_VH, DRAFT_IDS), 4)(
+        hidden_KNH, Heads.shared(model.lm_head.weight), batch, settings_
     )
     value.backward()
     assert value == 0
@@ -207,13 +208,11 @@ def test_what_no_valid_row_depends_on_has_exactly_zero_gradient() -> None:
     aux_TLH = batch.aux_TLH.float().requires_grad_()
     hidden_KNH = model(replace(batch, aux_TLH=aux_TLH))
     hidden_KNH.retain_grad()
-    value, measures_MKN = head_losses(
+    value, measures_MKN = HeadLoss(verifier_of(LM_HEAD_VH, DRAFT_IDS), 64)(
         hidden_KNH,
-        model.lm_head.weight,
+        Heads.shared(model.lm_head.weight),
         batch,
-        verifier_of(LM_HEAD_VH, DRAFT_IDS),
         LossSettings({"kl": 1.0}, torch.ones(4)),
-        64,
     )
     value.backward()
     assert hidden_KNH.grad is not None

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.checkpoint import DrafterShape
 from specpipe.stages.acceptance.draft_vocab import VocabMap
-from specpipe.stages.acceptance.loss.heads import head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.drafters.eagle3.model import Eagle3
 from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
@@ -77,9 +78,10 @@ class TrainedDrafter:
             self._model.set_submodule("embed_proj", nn.Identity())
         self._model.load_state_dict(drafter.model)
         head = VerifierHead.load(dump.target_file, torch.device("cpu"), rows=vocab.target_ids_D)
-        self._verifier = Verifier(head.logits, vocab.draft_ids(), vocab.target_ids_D)
+        verifier = Verifier(head.logits, vocab.draft_ids(), vocab.target_ids_D)
         self._wide: Eagle3 | None = None
         self._chunk_rows = max(1, CHUNK_BYTES // (4 * vocab.size))
+        self._head_loss = HeadLoss(verifier, self._chunk_rows)
 
     @torch.no_grad()
     def measure(
@@ -95,9 +97,7 @@ class TrainedDrafter:
         """A sample that holds the drafter's layers, and no others."""
         batch = make_batch([sample], self.num_heads)
         hidden_KNH = self.hidden(batch)
-        _, measures_MKN = head_losses(
-            hidden_KNH, self._lm_head_DH, batch, self._verifier, None, self._chunk_rows
-        )
+        measures_MKN = self._head_loss.measures(hidden_KNH, Heads.shared(self._lm_head_DH), batch)
         return ScoredSample(batch, hidden_KNH, measures_MKN)
 
     @torch.no_grad()

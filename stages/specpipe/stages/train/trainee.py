@@ -12,7 +12,8 @@ from specpipe.schemas.records.metrics import EvalMetrics
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.acceptance.draft_vocab import VocabMap
 from specpipe.stages.acceptance.loss.denominators import Denominators
-from specpipe.stages.acceptance.loss.heads import alpha_sums, head_losses
+from specpipe.stages.acceptance.loss.head_loss import HeadLoss
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.acceptance.measure_sums import MeasureSums
@@ -85,8 +86,13 @@ class Trainee:
         return self.ranks.device
 
     @property
-    def chunk_rows(self) -> int:
-        return max(1, self.config.loss_chunk_mib * 2**20 // (4 * self.vocab.size))
+    def heads(self) -> Heads:
+        return Heads.shared(self.model.lm_head.weight)
+
+    @property
+    def head_loss(self) -> HeadLoss:
+        chunk_rows = max(1, self.config.loss_chunk_mib * 2**20 // (4 * self.vocab.size))
+        return HeadLoss(self.verifier, chunk_rows)
 
     def hidden(self, batch: Batch) -> Tensor:
         """The drafter's outputs [K, N, H], float32 as its weights; bfloat16 inside by autocast."""
@@ -106,16 +112,7 @@ class Trainee:
 
     def measure(self, hidden_KNH: Tensor, batch: Batch) -> Tensor:
         """Measures [M, K, N] without gradient."""
-        with torch.no_grad():
-            _, measures_MKN = head_losses(
-                hidden_KNH.detach(),
-                self.model.lm_head.weight.detach(),
-                batch,
-                self.verifier,
-                None,
-                self.chunk_rows,
-            )
-        return measures_MKN
+        return self.head_loss.measures(hidden_KNH, self.heads, batch)
 
     @property
     def objective(self) -> Objective:
@@ -123,22 +120,13 @@ class Trainee:
 
     def alpha_sums(self, hidden_KNH: Tensor, batch: Batch) -> Tensor:
         """Numerators of each head's mean alpha, float64 [K]."""
-        weight_DH = self.model.lm_head.weight.detach()
-        return alpha_sums(hidden_KNH.detach(), weight_DH, batch, self.verifier, self.chunk_rows)
+        return self.head_loss.alpha_sums(hidden_KNH, self.heads, batch)
 
     def loss(
         self, hidden_KNH: Tensor, batch: Batch, denominators: Denominators, settings: LossSettings
     ) -> tuple[Tensor, Tensor]:
         """A batch's part of the loss (differentiable) and its measures [M, K, N]."""
-        return head_losses(
-            hidden_KNH,
-            self.model.lm_head.weight,
-            batch,
-            self.verifier,
-            settings,
-            self.chunk_rows,
-            denominators,
-        )
+        return self.head_loss(hidden_KNH, self.heads, batch, settings, denominators)
 
     def eval_metrics(self, sums: MeasureSums, text: TextOrigin) -> EvalMetrics:
         """All metrics of what was measured; heads weigh as in a run without survival."""

@@ -1,160 +1,91 @@
-"""Losses and measures of all heads, walked in chunks of verifier rows.
+"""The matrices that turn a drafter's outputs into logits, as its architecture has them.
 
-No tensor of [tokens, vocabulary] is ever alive: for each chunk of rows the verifier's
-distribution is computed once for all heads (head k at start i and head k-1 at start i+1 share a
-target), then each head's logits, its loss, and its gradient at once, and the chunk is let go.
-Memory is two tensors of [chunk, D].
-
-Definitions (arXiv 2602.23881, sections 3-4), per row, with p the verifier over the full
-vocabulary, q the drafter over D, p~ = p renormalised on D:
-    alpha = sum over D of min(p, q)
-    kl = KL(p~ || q), tv = 1 - alpha, lk_alpha = -log alpha
-    lk_hybrid = lambda kl + (1 - lambda)(1 - alpha),    lambda = exp(-eta * mean alpha of the head)
-    ce = -log q(token), over the rows whose token is in D
-
-Legend: R rows of a chunk, N starts, K heads, D draft vocabulary, H hidden size, M measures.
+Legend: K heads, R rows of a head, D draft vocabulary, W width of a block, X width of all blocks of
+a head.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from specpipe.stages.acceptance.loss.chunk import VerifierChunk, verifier_chunks
-from specpipe.stages.acceptance.loss.denominators import Denominators
-from specpipe.stages.acceptance.loss.measures import NUM_MEASURES, sum_over_starts
-from specpipe.stages.acceptance.loss.row_pass import LogRows, RowPass
-from specpipe.stages.acceptance.loss.settings import LossSettings
-from specpipe.stages.acceptance.loss.verifier import Verifier
-from specpipe.stages.samples.batch import Batch
 
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Each head's matrix, as blocks along its input: logits = sum of hidden_RW @ block_DW.T.
 
-def head_losses(
-    hidden_KNH: Tensor,
-    lm_head_DH: Tensor,
-    batch: Batch,
-    verifier: Verifier,
-    settings: LossSettings | None,
-    chunk_rows: int,
-    denominators: Denominators | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The weighted loss (a scalar; differentiable), and the measures [M, K, N] (detached).
-
-    Each head's loss is a sum over its valid starts, weighted by multiplicity, over
-    `denominators`: those of the global batch of which this is a part; None: of this batch alone.
-    Measures of starts that a head does not use are 0. `settings` None measures only.
+    A block that does not require grad is frozen: no gradient of it is made. It may be of another
+    dtype than the hidden states. A bfloat16 block on a GPU is multiplied with float32 states
+    rounded to bfloat16, and summed in float32, as the verifier's head is; every other one is
+    multiplied as a copy in the dtype of the states, which is made anew by each call: whoever has
+    the memory gives that copy instead.
     """
-    if denominators is None:
-        denominators = Denominators.of(batch, verifier.draft_ids_V)
-    loss, measures_MKN = _HeadLosses.apply(  # type: ignore[no-untyped-call]
-        hidden_KNH, lm_head_DH, batch, verifier, settings, denominators, chunk_rows
-    )
-    return loss, measures_MKN
+
+    matrices: tuple[tuple[Tensor, ...], ...]
+    """The blocks [D, W] of each of the K heads, or of the one matrix that all of them share."""
+
+    @classmethod
+    def shared(cls, *blocks: Tensor) -> "Heads":
+        """One matrix for all heads, of one block or of several side by side."""
+        return cls((blocks,))
+
+    @classmethod
+    def per_head(cls, matrices: Sequence[Tensor]) -> "Heads":
+        """A matrix of each head's own, of one block."""
+        return cls(tuple((matrix,) for matrix in matrices))
+
+    def of(self, k: int) -> tuple[Tensor, ...]:
+        """The blocks of head k, counted from 0."""
+        return self.matrices[0 if len(self.matrices) == 1 else k]
+
+    @property
+    def vocab_size(self) -> int:
+        """D."""
+        return len(self.matrices[0][0])
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """Each block once, also one that several heads have."""
+        return tuple({id(block): block for blocks in self.matrices for block in blocks}.values())
+
+    def ready_for(self, hidden: Tensor) -> "Heads":
+        """The same matrices, as they are multiplied with `hidden`."""
+        ready = {id(block): _ready_for(hidden, block) for block in self.blocks}
+        return Heads(tuple(tuple(ready[id(b)] for b in blocks) for blocks in self.matrices))
 
 
-@torch.no_grad()
-def alpha_sums(
-    hidden_KNH: Tensor, lm_head_DH: Tensor, batch: Batch, verifier: Verifier, chunk_rows: int
-) -> Tensor:
-    """Numerators of each head's mean alpha, float64 [K], by a pass for them alone.
+def split(hidden_RX: Tensor, blocks: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The columns of each block, as views."""
+    parts: tuple[Tensor, ...] = torch.split(hidden_RX, [block.shape[1] for block in blocks], dim=1)
+    return parts
 
-    Summed over micro-batches and ranks, over `Denominators.starts_K`, they are what lk_hybrid's
-    lambda asks for before the first gradient.
+
+def logits_of(hidden_RX: Tensor, blocks: Sequence[Tensor], out_RD: Tensor | None = None) -> Tensor:
+    """Logits [R, D] of rows of a head whose blocks are ready; written to `out_RD` if it is given.
+
+    The first block's product is written, those of others are added in place.
     """
-    alpha_KN = hidden_KNH.new_zeros(batch.rows_KN.shape)
-    row_pass = RowPass(chunk_rows, verifier.target_ids_D, hidden_KNH)
-    buffer_RD = hidden_KNH.new_empty(chunk_rows_of(batch, chunk_rows), len(lm_head_DH))
-    for chunk in verifier_chunks(batch, verifier, chunk_rows, hidden_KNH.dtype):
-        for k in range(batch.num_heads):
-            starts, at = chunk.of_head(k)
-            if len(starts):
-                logits_RD = buffer_RD[: len(starts)]
-                torch.mm(hidden_KNH[k, starts], lm_head_DH.T, out=logits_RD)
-                alpha_KN[k, starts] = row_pass.alpha(logits_RD, chunk, at)
-        del chunk
-    return sum_over_starts(alpha_KN, batch)
+    (hidden_RW, block_DW), *others = zip(split(hidden_RX, blocks), blocks, strict=True)
+    logits_RD = product(hidden_RW, block_DW.T, out_RD)
+    for hidden_RW, block_DW in others:
+        if block_DW.dtype == logits_RD.dtype:
+            logits_RD.addmm_(hidden_RW, block_DW.T)
+        else:
+            rounded_RW = hidden_RW.to(block_DW.dtype)
+            torch.addmm(logits_RD, rounded_RW, block_DW.T, logits_RD.dtype, out=logits_RD)
+    return logits_RD
 
 
-def chunk_rows_of(batch: Batch, chunk_rows: int) -> int:
-    """Rows of the batch's largest chunk."""
-    return min(chunk_rows, len(batch.next_token_S))
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """left @ right in the dtype of `left`; `right` is one of the two that `ready_for` leaves."""
+    if left.dtype == right.dtype:
+        return torch.mm(left, right, out=out)
+    return torch.mm(left.to(right.dtype), right, left.dtype, out=out)
 
 
-class _HeadLosses(torch.autograd.Function):
-    """Gradients are taken while a chunk is alive; backward only scales them."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_KNH: Tensor,
-        lm_head_DH: Tensor,
-        batch: Batch,
-        verifier: Verifier,
-        settings: LossSettings | None,
-        denominators: Denominators,
-        chunk_rows: int,
-    ) -> tuple[Tensor, Tensor]:
-        wanted = settings is not None and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
-        measures_MKN = hidden_KNH.new_zeros(NUM_MEASURES, *batch.rows_KN.shape)
-        dhidden_KNH = torch.zeros_like(hidden_KNH) if wanted else None
-        dweight_DH = torch.zeros_like(lm_head_DH) if wanted else None
-        loss = hidden_KNH.new_zeros(())
-        row_pass = RowPass(chunk_rows, verifier.target_ids_D, hidden_KNH)
-        buffer_RD = hidden_KNH.new_empty(chunk_rows_of(batch, chunk_rows), len(lm_head_DH))
-        heads = (
-            [settings.of_head(k, denominators) for k in range(batch.num_heads)] if settings else []
-        )
-        for chunk in verifier_chunks(batch, verifier, chunk_rows, hidden_KNH.dtype):
-            for k in range(batch.num_heads):
-                starts, at = chunk.of_head(k)
-                if not len(starts):
-                    continue
-                hidden_RH, logits_RD = hidden_KNH[k, starts], buffer_RD[: len(starts)]
-                torch.mm(hidden_RH, lm_head_DH.T, out=logits_RD)
-                measures_MKN[:, k, starts], loss_R = row_pass(
-                    logits_RD,
-                    chunk,
-                    at,
-                    heads[k] if heads else None,
-                    _log_rows(hidden_RH, lm_head_DH, batch, verifier, chunk, at),
-                )
-                if settings is None:
-                    continue
-                share_R = settings.head_weights_K[k] * batch.weights_N[starts]
-                share_R = (share_R / denominators.starts_K[k]).to(loss.dtype)
-                loss += loss_R @ share_R
-                if dhidden_KNH is not None and dweight_DH is not None:
-                    share_R1 = share_R.unsqueeze(1)
-                    dhidden_KNH[k, starts] = (logits_RD @ lm_head_DH).mul_(share_R1)
-                    dweight_DH.addmm_(logits_RD.T, hidden_RH * share_R1)
-            del chunk
-        ctx.save_for_backward(dhidden_KNH, dweight_DH)
-        ctx.mark_non_differentiable(measures_MKN)
-        return loss, measures_MKN
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        dhidden_KNH, dweight_DH = ctx.saved_tensors
-        nothing = (None,) * 5
-        if dhidden_KNH is None:
-            return (None, None, *nothing)
-        scale = grad_outputs[0]
-        return dhidden_KNH * scale, dweight_DH * scale, *nothing
-
-
-def _log_rows(
-    hidden_RH: Tensor,
-    lm_head_DH: Tensor,
-    batch: Batch,
-    verifier: Verifier,
-    chunk: VerifierChunk,
-    at_R: Tensor,
-) -> LogRows:
-    """Some rows of a head as log p and log q, for the few that need them exactly."""
-
-    def log_rows(row_X: Tensor) -> tuple[Tensor, Tensor]:
-        logp_XD = verifier.logp(batch, chunk.begin + at_R[row_X])
-        logq_XD = torch.log_softmax(hidden_RH[row_X] @ lm_head_DH.T, dim=-1)
-        return logp_XD.to(logq_XD.dtype), logq_XD
-
-    return log_rows
+def _ready_for(hidden: Tensor, block: Tensor) -> Tensor:
+    is_summed_wide = block.is_cuda and block.dtype == torch.bfloat16
+    if is_summed_wide and hidden.dtype == torch.float32:
+        return block
+    return block.to(hidden.dtype)

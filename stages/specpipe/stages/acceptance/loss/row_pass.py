@@ -1,7 +1,7 @@
 """One head's rows of a chunk: from logits to measures and, in place, to the loss's gradient.
 
 Numbers of rows are worked with here; the passes over [rows, D] are those of `PlainRows`, block by
-block, or `TritonRows`, and the matrix products around it (heads.py) work on whole chunks.
+block, or `TritonRows`, and the matrix products around it (head_loss.py) work on whole chunks.
 Per row, with p the verifier over the full vocabulary, m its mass on D, p~ = p / m, q = softmax(z)
 the drafter, S' = sum of q where q < p:
 
