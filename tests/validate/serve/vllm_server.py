@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
+from specpipe.stages.target.vllm.repairs.register import ENVIRONMENT
 
 START_SECONDS = 600
 

@@ -152,7 +152,7 @@ class ServeFindings(Frozen):
     passed: bool
     vllm_version: str
     cpu_fix_applied: bool | None
-    """Whether vLLM's CPU build had to be repaired here (see target/vllm/cpu_fix.py); unknown of a
+    """Whether vLLM's CPU build had to be repaired here (see target/vllm/repairs); unknown of a
     server."""
     with_plugin: bool = False
     """Whether our plugin gave the target's model the interface for drafters that vLLM lacks."""

@@ -7,7 +7,7 @@ a drafter for a target that vLLM has no EAGLE-3 for (support/families.py).
 import os
 
 from specpipe.schemas.tested import TESTED, is_tested
-from specpipe.stages.target.vllm import cpu_fix
+from specpipe.stages.target.vllm.repairs import register as repairs
 from specpipe.stages.target.vllm.support.families import DUMPED, ENVIRONMENT, FAMILIES
 from specpipe.stages.target.vllm.support.servable import installed_version, is_asked_for
 
@@ -15,7 +15,7 @@ CAPTURE = "SPECPIPE_VLLM_CAPTURE"
 
 
 def register() -> None:
-    cpu_fix.register()
+    repairs.register()
     wanted = [name for name in FAMILIES if is_asked_for(name)]
     if os.environ.get(CAPTURE) == "1":
         wanted = sorted(DUMPED)

@@ -11,8 +11,8 @@ from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.target.files.identity import head_sizes, load_config, read_config
 from specpipe.stages.target.files.location import local_folder
 from specpipe.stages.target.vllm.arena import ArenaAddress
-from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT as CPU_FIX
 from specpipe.stages.target.vllm.plugin import CAPTURE
+from specpipe.stages.target.vllm.repairs.register import ENVIRONMENT as CPU_FIX
 from specpipe.stages.target.vllm.shared_memory import shortage
 
 _SMALLEST_CACHE = 256 * 2**20

@@ -25,7 +25,9 @@ from specpipe.schemas.extras import install_hint
 from specpipe.schemas.records.served import Counters, StepTime
 from specpipe.schemas.speedup import Schedule
 from specpipe.stages.target.version_warning import VLLM, warn_untested
-from specpipe.stages.target.vllm.cpu_fix import ENVIRONMENT
+from specpipe.stages.target.vllm.repairs.register import ENVIRONMENT
+from specpipe.stages.target.vllm.repairs.register import made as repairs_made
+from specpipe.stages.target.vllm.repairs.torchvision import with_stand_in
 from specpipe.stages.target.vllm.shared_memory import PLACE as SHARED_MEMORY
 from specpipe.stages.target.vllm.shared_memory import shortage
 from specpipe.stages.target.vllm.support.families import ENVIRONMENT as PLUGIN
@@ -64,7 +66,7 @@ class EngineRequest(Exchange):
     with_plugin: bool = False
     """Give the target the interface that vLLM lacks for it (target/vllm/support/families.py)."""
     fix_cpu: bool = True
-    """Repair the CPU build's expand kernel (see target/vllm/cpu_fix.py)."""
+    """Repair the faults of vLLM's CPU build (target/vllm/repairs)."""
 
 
 class Decoded(Exchange):
@@ -148,7 +150,7 @@ def _environment(request: EngineRequest) -> dict[str, str]:
     # GNU OpenMP's spinning threads starve each other where cores are shared: measured 5x slower.
     return (
         {"OMP_WAIT_POLICY": "PASSIVE"}
-        | os.environ
+        | with_stand_in(os.environ)
         | {
             # In one process: the engine starts faster and ends for certain.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -205,7 +207,7 @@ def _serve(request: EngineRequest) -> EngineResult:
             request.num_draft_tokens,
         ),
         vllm_version=vllm.__version__,
-        cpu_fix_applied=_cpu_fix_applied(),
+        cpu_fix_applied=bool(repairs_made()),
         start_seconds=started - start,
     )
 
@@ -235,13 +237,6 @@ def _decode(llm: Any, request: EngineRequest, temperature: float) -> Decoded:
         counters=read_counters(llm).minus(before) if before is not None else None,
         seconds=seconds,
     )
-
-
-def _cpu_fix_applied() -> bool:
-    from specpipe.stages.target.vllm.cpu_fix import expand
-
-    module = sys.modules.get("vllm.utils.cpu_triton_utils")
-    return module is not None and module._expand_kernel_impl is expand
 
 
 def _end_with_parent() -> None:

@@ -1,34 +1,23 @@
-"""Repairs a fault of vLLM's CPU build, in the processes of our own validation only.
+"""The temperature of a batch's tokens.
 
 vLLM 0.32 on a CPU without Triton expands per-request values (temperature, top-k, top-p) to
 per-token ones through a C++ kernel that is handed an int64 *copy* of the output
 (`_expand_kernel_impl` in vllm/utils/cpu_triton_utils.py). A float output, which the temperature
 is, stays uninitialised memory, so that with a drafter at a temperature above 0 the target's
 probabilities are garbage and the output is not the target's any more.
-
-vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). It does nothing
-unless the environment variable `SPECPIPE_VLLM_CPU_FIX` is 1, and unless the kernel is wrong.
 """
 
-import os
 from typing import Any
 
-ENVIRONMENT = "SPECPIPE_VLLM_CPU_FIX"
 
-
-def register() -> None:
-    """vLLM's plugin hook: replace the kernel where it is asked for, and where it is wrong."""
-    if os.environ.get(ENVIRONMENT) != "1":
-        return
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return
+def repair() -> bool:
+    """Replace the kernel where it is wrong; False where it is right."""
     from vllm.utils import cpu_triton_utils
 
-    current_platform.import_kernels()
-    if expands_wrongly(cpu_triton_utils._expand_kernel_impl):
-        cpu_triton_utils._expand_kernel_impl = expand
+    if not expands_wrongly(cpu_triton_utils._expand_kernel_impl):
+        return False
+    cpu_triton_utils._expand_kernel_impl = expand
+    return True
 
 
 def expand(

@@ -1,0 +1,1 @@
+"""Faults of vLLM on a CPU, repaired in the engines that we start."""
