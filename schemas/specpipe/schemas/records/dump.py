@@ -363,18 +363,3 @@ def canonical_sha256(value: Any) -> str:
     """sha256 of a JSON value with sorted keys and no white space."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def default_layers(num_layers: int) -> tuple[int, ...]:
-    """EAGLE-3's auxiliary layer ids (2, n//2, n-3); spread evenly where those are not distinct.
-
-    Raises ValueError for a target of fewer than 4 layers, which has no three ids in 1..n-1.
-    """
-    n = num_layers
-    ids = (2, n // 2, n - 3)
-    if len(set(ids)) == 3 and list(ids) == sorted(ids) and ids[0] >= 1 and ids[-1] <= n - 1:
-        return ids
-    if n < 4:
-        raise ValueError(f"a target of {n} layers has no three auxiliary layers: give --layers")
-    # Evenly over 1..n-1, both ends included.
-    return (1, (n + 1) // 2 if n > 4 else 2, n - 1)

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from specpipe.schemas.drafters.base import DrafterSettings
+from specpipe.schemas.drafters.registry import drafter_settings, nested
 from specpipe.schemas.settings.stages import Config, Location, several
 
 PREFETCH_MIB = 4096
@@ -14,8 +16,6 @@ LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
 AttentionName = Literal["auto", "flash", "reference"]
 LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 PresetName = Literal["quick", "default", "best"]
-_NEWER = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
-"""Switches that some engines pass over without a word: SGLang, TensorRT-LLM, older vLLM."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -56,8 +56,9 @@ class TrainConfig(Config):
     """Auxiliary layers that the drafter is given, of those that the dump holds; default: all."""
     out: Location
     """Run directory: checkpoints, metrics.jsonl, the resolved configuration."""
-    drafter: Literal["eagle3"] = "eagle3"
-    """Architecture of the drafter."""
+    drafter: SerializeAsAny[DrafterSettings] = Field(default_factory=lambda: drafter_settings({}))
+    """The drafter: its architecture (`kind`) and that one's settings. These may also stand beside
+    the others, as flags do, with `drafter` then the architecture's name."""
     loss: Annotated[LossName | dict[LossName, Weight], BeforeValidator(weighted_losses)] = (
         "lk_hybrid"
     )
@@ -68,8 +69,8 @@ class TrainConfig(Config):
     """lk_hybrid: one lambda per head, of the whole batch, or one per token, of its own alpha."""
     lambda_source: Literal["exact", "previous_step"] = "previous_step"
     """lk_hybrid: alpha of the last step, or of the same batch (one more pass over it)."""
-    num_heads: int = Field(3, ge=1, le=7)
-    """K: draft steps that are unrolled in training."""
+    num_heads: int = Field(3, ge=1)
+    """K: draft tokens of a round in training."""
     head_decay: float = Field(0.8, gt=0, le=1)
     """Head k's loss weighs head_decay**(k-1)."""
     head_weights: Literal["static", "survival"] = "static"
@@ -84,34 +85,6 @@ class TrainConfig(Config):
     """Folder of an artifact (config.json, model.safetensors) to go on from, vocabulary and all."""
     warm_start: Location | None = None
     """The target's checkpoint: the first weights come from its last layer, where they fit."""
-    layer_type: Literal["llama", "qwen3"] = "llama"
-    """qwen3: queries and keys are normed per head."""
-    num_layers: int = Field(1, ge=1, le=8)
-    """Decoder layers; the first takes [embedding; hidden], further ones the hidden state alone."""
-    sliding_window: int | None = Field(None, gt=0)
-    """Most positions that a query sees, its own included; default: all before it."""
-    hidden_size: int | None = Field(None, gt=0, le=2**16)
-    """Width of the drafter; default: the target's. Another one learns a projected embedding."""
-    num_attention_heads: int | None = Field(None, gt=0, le=2**10)
-    """Query heads; default: the target's, or as many as hidden_size holds."""
-    num_key_value_heads: int | None = Field(None, gt=0, le=2**10)
-    """Key and value heads; default: the target's, or the most that divide the query heads."""
-    head_dim: int | None = Field(None, gt=0, le=2**10)
-    """Size of a head; default: the target's."""
-    rope_theta: float | None = Field(None, gt=0)
-    """Base of the rotary embedding; default: the target's."""
-    intermediate_size: int | None = Field(None, gt=0, le=2**20)
-    """Width of the drafter's MLP; default: the target's, scaled with hidden_size."""
-    norm_before_residual: bool = True
-    """Add the residual after the hidden norm instead of before it."""
-    norm_before_fc: bool = True
-    """RMSNorm on the concatenated auxiliary states; off where fc_norm is on."""
-    fc_norm: bool = False
-    """RMSNorm on each auxiliary state."""
-    norm_output: bool = False
-    """Feed the normed output to the next draft step: of use without norm_before_residual alone."""
-    serve_anywhere: bool = False
-    """Plain EAGLE-3, which every engine and version serves: none of the norms above is on."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; default: by the optimiser and the drafter's width."""
     optimizer: Literal["adamw", "muon"] = "muon"
@@ -203,6 +176,17 @@ class TrainConfig(Config):
             raise ValueError("a logger is named twice")
         return names
 
+    def flat(self) -> dict[str, Any]:
+        """Every setting, the drafter's beside the others and `drafter` its name."""
+        own = self.drafter.model_dump()
+        return self.model_dump(exclude={"drafter"}) | own | {"drafter": own.pop("kind")}
+
+    @property
+    def flat_fields_set(self) -> set[str]:
+        """The settings that were set, by the names in `flat`."""
+        own = self.drafter.model_fields_set - {"kind"}
+        return (self.model_fields_set - {"drafter"}) | own | ({"drafter"} & self.model_fields_set)
+
     @property
     def losses(self) -> dict[LossName, float]:
         """What is minimised, as weights of losses."""
@@ -210,42 +194,14 @@ class TrainConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _norms_that_give_way(cls, values: Any) -> Any:
-        """A norm that is on by default is off where a setting excludes it."""
-        if not isinstance(values, dict):
-            return values
-        off = list(_NEWER) if values.get("serve_anywhere") is True else []
-        if values.get("fc_norm") is True:
-            off.append("norm_before_fc")
-        return dict.fromkeys(off, False) | values
+    def _nested_drafter(cls, values: Any) -> Any:
+        """Settings of the drafter that stand beside the others go to it, and win over its own."""
+        return nested(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
-    def _served_anywhere(self) -> "TrainConfig":
-        if not self.serve_anywhere:
-            return self
-        more = [name for name in (*_NEWER, "sliding_window") if getattr(self, name)]
-        more += ["layer_type qwen3"] if self.layer_type == "qwen3" else []
-        more += [f"num_layers {self.num_layers}"] if self.num_layers > 1 else []
-        if more:
-            raise ValueError(
-                f"serve_anywhere excludes {', '.join(more)}: not every engine serves it"
-                " (docs/export.md)"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_norm(self) -> "TrainConfig":
-        if self.norm_before_fc and self.fc_norm:
-            raise ValueError("norm_before_fc and fc_norm exclude each other")
-        return self
-
-    @model_validator(mode="after")
-    def _window_holds_a_chain(self) -> "TrainConfig":
-        if self.sliding_window is not None and self.sliding_window < self.num_heads:
-            raise ValueError(
-                f"sliding_window {self.sliding_window} is smaller than num_heads {self.num_heads}:"
-                " a draft step sees its start and the steps between"
-            )
+    def _as_many_heads_as_the_drafter_has(self) -> "TrainConfig":
+        if (problem := self.drafter.num_heads_problem(self.num_heads)) is not None:
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,1 @@
+"""The settings and the shape of each drafter architecture, one file each."""

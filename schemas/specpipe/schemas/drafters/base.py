@@ -1,0 +1,164 @@
+"""What every drafter has settings and a shape of, and what those made of decoder layers share."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from specpipe.schemas.records.dump import Record
+from specpipe.schemas.settings.stages import Config
+
+
+class DrafterSettings(Config):
+    """What a user may say of a drafter of one architecture: `drafter:` in a training's YAML."""
+
+    most_draft_tokens: ClassVar[int] = 7
+    """The largest K (`num_heads`)."""
+
+    kind: str
+    """Name of the architecture."""
+
+    @classmethod
+    def default_layers(cls, num_layers: int) -> tuple[int, ...]:
+        """Layer ids that a dump for it stores, of a target with so many layers.
+
+        Raises ValueError for a target that has too few.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def chosen_layers(cls, stored: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+        """Layer ids that it takes of a dump that stores `stored`, where the user names none.
+
+        Raises ValueError where the dump lacks one.
+        """
+        wanted = cls.default_layers(num_layers)
+        if missing := sorted(set(wanted) - set(stored)):
+            raise ValueError(
+                f"it takes layer {', '.join(map(str, missing))}, which the dump lacks; make a dump"
+                f" with --layers {','.join(map(str, sorted({*wanted, *stored})))}"
+            )
+        return wanted
+
+    def num_heads_problem(self, num_heads: int) -> str | None:
+        """Why it cannot be trained with so many draft tokens; None where it can."""
+        if num_heads > self.most_draft_tokens:
+            return f"num_heads {num_heads}: a drafter {self.kind} has {self.most_draft_tokens}"
+        return None
+
+    def hidden_size_or(self, target: int) -> int:
+        """Its width, on a target that is `target` wide."""
+        return target
+
+
+class DrafterShape(Record):
+    """Everything that is needed to build a drafter: stored in its checkpoints."""
+
+    architecture: str
+    target_hidden_size: int
+    """Width of the target's hidden states and of its embedding."""
+    vocab_size: int
+    """V, the target's."""
+    draft_vocab_size: int
+    """D."""
+    aux_layers: tuple[int, ...]
+    """Layer ids that it takes of a dump."""
+
+    @property
+    def num_aux(self) -> int:
+        return len(self.aux_layers)
+
+    def differences(self, given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Settings among `given` that this drafter has otherwise: name, given value, its own."""
+        return [
+            (name, value, getattr(self, name))
+            for name, value in sorted(given.items())
+            if name in type(self).model_fields
+            and value is not None
+            and value != getattr(self, name)
+        ]
+
+    def summary(self) -> str:
+        """In a few words, for a report."""
+        return self.architecture
+
+
+class LayerSettings(DrafterSettings):
+    """Settings of a drafter made of decoder layers as those of Llama and Qwen3."""
+
+    num_layers: int = Field(1, ge=1, le=8)
+    """Decoder layers."""
+    sliding_window: int | None = Field(None, gt=0)
+    """Most positions that a query sees, its own included; default: all before it."""
+    num_attention_heads: int | None = Field(None, gt=0, le=2**10)
+    """Query heads; default: the target's, or as many as hidden_size holds."""
+    num_key_value_heads: int | None = Field(None, gt=0, le=2**10)
+    """Key and value heads; default: the target's, or the most that divide the query heads."""
+    head_dim: int | None = Field(None, gt=0, le=2**10)
+    """Size of a head; default: the target's."""
+    rope_theta: float | None = Field(None, gt=0)
+    """Base of the rotary embedding; default: the target's."""
+    intermediate_size: int | None = Field(None, gt=0, le=2**20)
+    """Width of the drafter's MLP; default: the target's, scaled with hidden_size."""
+
+    def num_heads_problem(self, num_heads: int) -> str | None:
+        if self.sliding_window is not None and self.sliding_window < num_heads:
+            return (
+                f"sliding_window {self.sliding_window} is smaller than num_heads {num_heads}:"
+                " a draft step sees its start and the steps between"
+            )
+        return super().num_heads_problem(num_heads)
+
+
+class LayerShape(DrafterShape):
+    """Shape of a drafter made of decoder layers."""
+
+    layer_type: str = "llama"
+    """`llama`, or `qwen3` (queries and keys are normed per head)."""
+    num_layers: int = 1
+    sliding_window: int | None = None
+    """Most positions that a query sees, its own included; None: all before it."""
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    hidden_act: str = "silu"
+    rope_parameters: dict[str, Any]
+    """transformers' `rope_parameters` (rope_type, rope_theta, ...), as trained and exported."""
+    max_position_embeddings: int
+
+    @property
+    def projects_embedding(self) -> bool:
+        """Whether the target's embedding is too wide or too narrow to be taken as it is."""
+        return self.hidden_size != self.target_hidden_size
+
+    def differences(self, given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        theta = given.get("rope_theta")
+        own = self.rope_parameters["rope_theta"]
+        more = [] if theta in (None, own) else [("rope_theta", theta, own)]
+        return [*super().differences(given), *more]
+
+    def summary(self) -> str:
+        return f"{self.architecture}, {self.num_layers} {self.layer_type} layer(s)"
+
+
+LayerType = Literal["llama", "qwen3"]
+LAYER_TYPES: tuple[LayerType, ...] = ("llama", "qwen3")
+"""The decoder layers that vLLM has for drafters."""
+
+
+def eagle_layers(num_layers: int) -> tuple[int, ...]:
+    """EAGLE-3's auxiliary layer ids (2, n//2, n-3); spread evenly where those are not distinct.
+
+    Raises ValueError for a target of fewer than 4 layers, which has no three ids in 1..n-1.
+    """
+    n = num_layers
+    ids = (2, n // 2, n - 3)
+    if len(set(ids)) == 3 and list(ids) == sorted(ids) and ids[0] >= 1 and ids[-1] <= n - 1:
+        return ids
+    if n < 4:
+        raise ValueError(f"a target of {n} layers has no three auxiliary layers: give --layers")
+    # Evenly over 1..n-1, both ends included.
+    return (1, (n + 1) // 2 if n > 4 else 2, n - 1)

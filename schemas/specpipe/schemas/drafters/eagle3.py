@@ -1,0 +1,97 @@
+"""EAGLE-3 (arXiv 2503.01840): a chain drafter of one or more decoder layers."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from specpipe.schemas.drafters.base import LayerSettings, LayerShape, LayerType, eagle_layers
+
+SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+"""Norms of EAGLE-3.1, which some engines pass over without a word: SGLang, TensorRT-LLM, older
+vLLM."""
+
+
+class Eagle3Settings(LayerSettings):
+    kind: Literal["eagle3"] = "eagle3"
+    layer_type: LayerType = "llama"
+    """qwen3: queries and keys are normed per head."""
+    num_layers: int = Field(1, ge=1, le=8)
+    """Decoder layers; the first takes [embedding; hidden], further ones the hidden state alone."""
+    hidden_size: int | None = Field(None, gt=0, le=2**16)
+    """Width of the drafter; default: the target's. Another one learns a projected embedding."""
+    norm_before_residual: bool = True
+    """Add the residual after the hidden norm instead of before it."""
+    norm_before_fc: bool = True
+    """RMSNorm on the concatenated auxiliary states; off where fc_norm is on."""
+    fc_norm: bool = False
+    """RMSNorm on each auxiliary state."""
+    norm_output: bool = False
+    """Feed the normed output to the next draft step: of use without norm_before_residual alone."""
+    serve_anywhere: bool = False
+    """Plain EAGLE-3, which every engine and version serves: none of the norms above is on."""
+
+    @classmethod
+    def default_layers(cls, num_layers: int) -> tuple[int, ...]:
+        return eagle_layers(num_layers)
+
+    @classmethod
+    def chosen_layers(cls, stored: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+        """The default ones where the dump has them, else all that it has below the last."""
+        usual = eagle_layers(num_layers) if num_layers >= 4 else stored
+        if set(usual) <= set(stored):
+            return usual
+        return tuple(layer for layer in stored if layer < num_layers) or stored
+
+    def hidden_size_or(self, target: int) -> int:
+        return self.hidden_size or target
+
+    @model_validator(mode="before")
+    @classmethod
+    def _norms_that_give_way(cls, values: Any) -> Any:
+        """A norm that is on by default is off where a setting excludes it."""
+        if not isinstance(values, dict):
+            return values
+        off = list(SWITCHES) if values.get("serve_anywhere") is True else []
+        if values.get("fc_norm") is True:
+            off.append("norm_before_fc")
+        return dict.fromkeys(off, False) | values
+
+    @model_validator(mode="after")
+    def _served_anywhere(self) -> "Eagle3Settings":
+        if not self.serve_anywhere:
+            return self
+        more = [name for name in (*SWITCHES, "sliding_window") if getattr(self, name)]
+        more += ["layer_type qwen3"] if self.layer_type == "qwen3" else []
+        more += [f"num_layers {self.num_layers}"] if self.num_layers > 1 else []
+        if more:
+            raise ValueError(
+                f"serve_anywhere excludes {', '.join(more)}: not every engine serves it"
+                " (docs/export.md)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_norm(self) -> "Eagle3Settings":
+        if self.norm_before_fc and self.fc_norm:
+            raise ValueError("norm_before_fc and fc_norm exclude each other")
+        return self
+
+
+class Eagle3Shape(LayerShape):
+    """Everything that is needed to build an EAGLE-3 drafter, and what its artifact declares.
+
+    The first layer takes [embedding; hidden], further ones the hidden state alone.
+    """
+
+    architecture: Literal["eagle3"] = "eagle3"
+    norm_before_residual: bool
+    norm_before_fc: bool
+    fc_norm: bool
+    norm_output: bool
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_wide_as_the_target(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "target_hidden_size" not in values:
+            return values | {"target_hidden_size": values.get("hidden_size")}
+        return values
