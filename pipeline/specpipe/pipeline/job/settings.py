@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from specpipe.pipeline.terminal.settings import SomeConfig, problems, read_settings
+from specpipe.schemas.drafters.registry import settings_fields
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.records.artifact import SWITCHES
 from specpipe.schemas.records.job_state import DUMP_FOLDER, TRAIN_FOLDER, StageName
 from specpipe.schemas.settings.job import SpecDraftJob, parse_job
 from specpipe.schemas.settings.stages import Config, DumpConfig, ExportConfig
@@ -60,7 +60,7 @@ def job_settings(job: SpecDraftJob, extra: Sections, out: Path) -> JobSettings:
     }
     if extra.get("train", {}).get("init_from"):
         # The artifact has an architecture already.
-        own["train"] = {n: value for n, value in own["train"].items() if n not in SWITCHES}
+        own["train"] = {n: value for n, value in own["train"].items() if n not in settings_fields()}
     merged = {section: _merged(section, own[section], extra.get(section, {})) for section in own}
     return JobSettings(
         job=job,

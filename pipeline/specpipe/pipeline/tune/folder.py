@@ -70,9 +70,9 @@ class TuneFolder:
                 ResolvedTrainConfig.model_validate(plan.recipe | settings)
         except PydanticError as error:
             raise _damaged(path, error) from None
-        now = config.without_credentials().model_dump(mode="json")
+        now = config.without_credentials().flat("json")
         # A setting that is newer than the plan counts where it is given.
-        known = plan.config.keys() | config.model_fields_set
+        known = plan.config.keys() | config.flat_fields_set
         differing = [
             name
             for name in now

@@ -142,7 +142,7 @@ def _by_rate(result: TuneResult) -> Figure | None:
 
 
 def _settings(result: TuneResult, recipe: ResolvedTrainConfig) -> Section:
-    before = recipe.model_dump(mode="json")
+    before = recipe.flat("json")
     rows = [
         (name, f"{value}", "" if before.get(name) == value else f"{before.get(name)}")
         for name, value in result.settings.items()

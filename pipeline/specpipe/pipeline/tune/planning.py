@@ -22,7 +22,7 @@ def made_plan(
     config: TuneConfig, material: Material, folder: TuneFolder, clock: Clock, progress: Progress
 ) -> TunePlan:
     """Raises ConfigError where the budget allows no search."""
-    axes = search_axes(material.recipe, config.model_fields_set)
+    axes = search_axes(material.recipe, config.flat_fields_set)
     measured = _measured(config, material, folder, clock, progress)
     steps, per_run = config.budget_steps or 0.0, 0.0
     if measured is not None:
@@ -36,9 +36,9 @@ def made_plan(
         least = least_budget(material.full_steps, num_trials, per_run)
         raise ConfigError(_too_small(config, least, measured, clock))
     return TunePlan(
-        config=config.without_credentials().model_dump(mode="json"),
-        given=sorted(config.model_fields_set),
-        recipe=material.recipe.without_credentials().model_dump(mode="json"),
+        config=config.without_credentials().flat("json"),
+        given=sorted(config.flat_fields_set),
+        recipe=material.recipe.without_credentials().flat("json"),
         full_steps=material.full_steps,
         rungs=rungs,
         trials=trial_settings(axes, rungs[0].num_trials, config.seed),

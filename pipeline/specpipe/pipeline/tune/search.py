@@ -66,7 +66,7 @@ def tune(config: TuneConfig, *, progress: TuneProgress, say: Say) -> TuneResult:
 
 def _recipe(plan: TunePlan, material: Material) -> ResolvedTrainConfig:
     """That which the search began with, also where another version would have another one."""
-    now = material.recipe.model_dump(mode="json")
+    now = material.recipe.flat("json")
     may_change = {name: now[name] for name in MAY_CHANGE}
     return ResolvedTrainConfig.model_validate(plan.recipe | may_change)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import yaml
 
 from specpipe.schemas.records.tune import Settings, TuneResult
-from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 
 _FROM_DATA = ("learning_rate", "warmup_ratio")
 """What the recipe sets by the data, besides the steps' number and size. It stands in the file, so
@@ -15,12 +15,12 @@ _OF_THE_SEARCH = frozenset({"out", "time_limit", "preset", "log", "log_project",
 
 def kept_settings(given: Sequence[str], recipe: ResolvedTrainConfig, trial: Settings) -> Settings:
     """What the user gave and what the search found; the recipe's for the rest of the data's."""
-    own = set(given) & TrainConfig.model_fields.keys() - _OF_THE_SEARCH
+    values = recipe.without_credentials().flat("json")
+    own = set(given) & values.keys() - _OF_THE_SEARCH
     step = "batch_tokens" if recipe.batch_size is None else "batch_size"
     length = "num_epochs" if recipe.max_steps is None else "max_steps"
     wanted = (own - {"num_epochs", "batch_tokens"}) | {*_FROM_DATA, step, length}
-    names = [name for name in TrainConfig.model_fields if name in wanted]
-    values = recipe.without_credentials().model_dump(mode="json")
+    names = [name for name in values if name in wanted]
     found = {name: values[name] for name in names} | trial
     if recipe.max_steps is not None and step in trial:
         # As many tokens in all.

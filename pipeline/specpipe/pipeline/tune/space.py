@@ -15,14 +15,6 @@ from specpipe.schemas.settings.train import ResolvedTrainConfig
 RATE_RANGE = 4.0
 """The learning rate is tried from a quarter of the recipe's to four times it."""
 STEP_SIZES = (1.0, 0.5, 2.0)
-NORMS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
-_NORM_CHOICES = (
-    (True, True, False, True),
-    (True, False, True, True),
-    (True, True, False, False),
-    (False, True, False, True),
-    (False, False, False, False),
-)
 _HEAD_CHOICES: tuple[Settings, ...] = (
     {"head_decay": 0.8, "head_weights": "static"},
     {"head_decay": 0.6, "head_weights": "static"},
@@ -50,10 +42,8 @@ def search_axes(recipe: ResolvedTrainConfig, given: frozenset[str] | set[str]) -
     step = "batch_tokens" if recipe.batch_size is None else "batch_size"
     if not given & {"batch_tokens", "batch_size"}:
         axes.append(_choices([_scaled(recipe, step, by) for by in STEP_SIZES]))
-    norms = [dict(zip(NORMS, choice, strict=True)) for choice in _NORM_CHOICES]
-    if recipe.serve_anywhere:
-        norms = [choice for choice in norms if not any(choice.values())]
-    axes.append(_choices(_around(recipe, given, norms)))
+    if norms := recipe.drafter.search_choices():
+        axes.append(_choices(_around(recipe, given, norms)))
     if recipe.num_heads > 1:
         axes.append(_choices(_around(recipe, given, _HEAD_CHOICES)))
     axes = [axis for axis in axes if axis.names]
@@ -110,9 +100,10 @@ def _around(
 ) -> list[Settings]:
     """The recipe's own choice and the others, in the settings that are not given."""
     free = [name for name in choices[0] if name not in given]
-    found = [{name: getattr(recipe, name) for name in free}]
+    own = recipe.flat()
+    found = [{name: own[name] for name in free}]
     for choice in choices:
-        if any(choice[name] != getattr(recipe, name) for name in choice if name not in free):
+        if any(choice[name] != own[name] for name in choice if name not in free):
             continue
         other = {name: choice[name] for name in free}
         if other not in found:

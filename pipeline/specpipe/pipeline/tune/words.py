@@ -1,10 +1,7 @@
 """Settings of a trial as cells of a table."""
 
-from specpipe.pipeline.tune.space import NORMS
+from specpipe.schemas.drafters.registry import settings_fields
 from specpipe.schemas.records.tune import Settings, TuneResult
-
-_SHORT = {"norm_before_residual": "residual", "norm_before_fc": "fc", "fc_norm": "each",
-          "norm_output": "output"}  # fmt: skip
 
 
 def settings_header(result: TuneResult) -> list[str]:
@@ -13,7 +10,7 @@ def settings_header(result: TuneResult) -> list[str]:
     columns = {
         "rate": {"learning_rate"},
         "step": {"batch_tokens", "batch_size"},
-        "norms": set(NORMS),
+        "drafter": set(settings_fields()),
         "heads": {"head_decay", "head_weights"},
     }
     return [name for name, settings in columns.items() if settings & searched]
@@ -24,10 +21,16 @@ def settings_cells(settings: Settings, result: TuneResult) -> list[str]:
     by_column = {
         "rate": lambda: f"{settings['learning_rate']:.3g}",
         "step": lambda: f"{settings.get('batch_tokens', settings.get('batch_size')):,}",
-        "norms": lambda: "+".join(_SHORT[n] for n in NORMS if settings.get(n)) or "none",
+        "drafter": lambda: _switches(settings),
         "heads": lambda: _heads(settings),
     }
     return [by_column[name]() for name in settings_header(result)]
+
+
+def _switches(settings: Settings) -> str:
+    """Those that are on."""
+    on = [name for name in settings_fields() if settings.get(name) is True]
+    return " + ".join(name.replace("_", " ") for name in on) or "plain"
 
 
 def _heads(settings: Settings) -> str:

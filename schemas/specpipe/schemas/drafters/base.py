@@ -46,6 +46,10 @@ class DrafterSettings(Config):
             return f"num_heads {num_heads}: a drafter {self.kind} has {self.most_draft_tokens}"
         return None
 
+    def search_choices(self) -> list[dict[str, bool]]:
+        """Combinations of its switches that `specpipe tune` tries, all of the same switches."""
+        return []
+
     def hidden_size_or(self, target: int) -> int:
         """Its width, on a target that is `target` wide."""
         return target
@@ -67,6 +71,11 @@ class DrafterShape(Record):
     @property
     def num_aux(self) -> int:
         return len(self.aux_layers)
+
+    @property
+    def width(self) -> int:
+        """Of its hidden states."""
+        return self.target_hidden_size
 
     def differences(self, given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         """Settings among `given` that this drafter has otherwise: name, given value, its own."""
@@ -128,6 +137,10 @@ class LayerShape(DrafterShape):
     rope_parameters: dict[str, Any]
     """transformers' `rope_parameters` (rope_type, rope_theta, ...), as trained and exported."""
     max_position_embeddings: int
+
+    @property
+    def width(self) -> int:
+        return self.hidden_size
 
     @property
     def projects_embedding(self) -> bool:

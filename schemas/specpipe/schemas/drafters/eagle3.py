@@ -10,6 +10,14 @@ SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 """Norms of EAGLE-3.1, which some engines pass over without a word: SGLang, TensorRT-LLM, older
 vLLM."""
 
+_SEARCHED = (
+    (True, True, False, True),
+    (True, False, True, True),
+    (True, True, False, False),
+    (False, True, False, True),
+    (False, False, False, False),
+)
+
 
 class Eagle3Settings(LayerSettings):
     kind: Literal["eagle3"] = "eagle3"
@@ -41,6 +49,11 @@ class Eagle3Settings(LayerSettings):
         if set(usual) <= set(stored):
             return usual
         return tuple(layer for layer in stored if layer < num_layers) or stored
+
+    def search_choices(self) -> list[dict[str, bool]]:
+        choices = [dict(zip(SWITCHES, choice, strict=True)) for choice in _SEARCHED]
+        plain = [choice for choice in choices if not any(choice.values())]
+        return plain if self.serve_anywhere else choices
 
     def hidden_size_or(self, target: int) -> int:
         return self.hidden_size or target

@@ -8,7 +8,6 @@ A package of somebody else's adds an architecture by an entry point of the group
 import json
 from collections.abc import Mapping
 from functools import cache
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, cast
 

@@ -13,9 +13,7 @@ RUN/
   loggers.json           a LoggerRecord for each logger that the run has reported to
 """
 
-from typing import Any
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from specpipe.schemas.records.dump import Record, Sealed, TextOrigin
 from specpipe.schemas.records.metrics import EvalMetrics
@@ -33,55 +31,6 @@ CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 PROVENANCE_FILE = "provenance.json"
 LOGGERS_FILE = "loggers.json"
-
-
-class DrafterShape(Record):
-    """Everything that is needed to build an EAGLE-3 drafter, and what its artifact declares."""
-
-    architecture: str = "eagle3"
-    layer_type: str = "llama"
-    """`llama`, or `qwen3` (queries and keys are normed per head)."""
-    num_layers: int = 1
-    """The first takes [embedding; hidden], further ones the hidden state alone."""
-    sliding_window: int | None = None
-    """Most positions that a query sees, its own included; None: all before it."""
-    hidden_size: int
-    target_hidden_size: int
-    """Width of the auxiliary states and of the target's embedding."""
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    hidden_act: str = "silu"
-    rope_parameters: dict[str, Any]
-    """transformers' `rope_parameters` (rope_type, rope_theta, ...), as trained and exported."""
-    max_position_embeddings: int
-    vocab_size: int
-    """V, the target's."""
-    draft_vocab_size: int
-    """D."""
-    aux_layers: tuple[int, ...]
-    norm_before_residual: bool
-    norm_before_fc: bool
-    fc_norm: bool
-    norm_output: bool
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_wide_as_the_target(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "target_hidden_size" not in values:
-            return values | {"target_hidden_size": values.get("hidden_size")}
-        return values
-
-    @property
-    def num_aux(self) -> int:
-        return len(self.aux_layers)
-
-    @property
-    def projects_embedding(self) -> bool:
-        """Whether the target's embedding is too wide or too narrow to be taken as it is."""
-        return self.hidden_size != self.target_hidden_size
 
 
 class TargetReference(Record):

@@ -205,7 +205,7 @@ def _rate(config: TrainConfig, facts: Facts, batch_tokens: int) -> float:
         if config.batch_size is not None:
             batch_tokens = round(config.batch_size * facts.num_tokens / facts.num_samples)
         return float(f"{MUON_RATE * min(1.0, batch_tokens / MUON_RATE_TOKENS):.3g}")
-    rate = ADAMW_RATE_TIMES_WIDTH / (config.hidden_size or facts.hidden_size)
+    rate = ADAMW_RATE_TIMES_WIDTH / config.drafter.hidden_size_or(facts.hidden_size)
     return float(f"{min(rate, MOST_ADAMW_RATE):.3g}")
 
 

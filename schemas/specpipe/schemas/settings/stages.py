@@ -18,7 +18,6 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.records.artifact import FormatName
 from specpipe.schemas.records.dump import LOGITS_MODES, MOST_SHARD_TOKENS
 from specpipe.schemas.settings.chat_template import not_to_be_set
 
@@ -287,8 +286,8 @@ class ExportConfig(ServeConfig):
     """Run directory (its best checkpoint, else the latest) or one checkpoint in it."""
     out: Location
     """Folder of the artifact."""
-    format: FormatName = "speculators"
-    """Layout of the artifact; speculators: for vLLM; eagle3: for SGLang, TensorRT-LLM and vLLM."""
+    format: str = "speculators"
+    """Layout of the artifact; speculators: for vLLM. docs/export.md names each drafter's others."""
     with_embedding: bool = False
     """Write the target's embedding too, for engines that do not share it."""
     with_lm_head: bool = True
@@ -325,8 +324,8 @@ class ConvertConfig(Config):
     """Folder of the artifact: SpecForge's, ModelOpt's, EAGLE's, speculators' or ours."""
     out: Location
     """Folder that the engine loads."""
-    format: FormatName
-    """Layout to write; speculators: for vLLM; eagle3: for SGLang, TensorRT-LLM and vLLM."""
+    format: str
+    """Layout to write; speculators: for vLLM. docs/export.md names each drafter's others."""
     target: Location | None = None
     """Target (its config is read). [default: as SRC says]"""
     revision: str | None = None

@@ -176,10 +176,14 @@ class TrainConfig(Config):
             raise ValueError("a logger is named twice")
         return names
 
-    def flat(self) -> dict[str, Any]:
-        """Every setting, the drafter's beside the others and `drafter` its name."""
-        own = self.drafter.model_dump()
-        return self.model_dump(exclude={"drafter"}) | own | {"drafter": own.pop("kind")}
+    def flat(self, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
+        """Every setting, the drafter's beside the others and `drafter` its name.
+
+        It makes the same configuration again.
+        """
+        own = self.drafter.model_dump(mode=mode)
+        kind = own.pop("kind")
+        return self.model_dump(mode=mode, exclude={"drafter"}) | own | {"drafter": kind}
 
     @property
     def flat_fields_set(self) -> set[str]:

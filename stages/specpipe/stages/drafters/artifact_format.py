@@ -9,20 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 from torch import Tensor
 
-from specpipe.schemas.records.artifact import (
-    CONFIG_FILE,
-    LAYER_IDS,
-    MODEL_TENSORS_FILE,
-    SWITCHES,
-    FormatName,
-)
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.base import DrafterShape, LayerShape
+from specpipe.schemas.records.artifact import CONFIG_FILE, MODEL_TENSORS_FILE
+
+Shape = TypeVar("Shape", bound=DrafterShape)
 
 DRAFT_TOKENS = 3
 """Of an artifact that does not say how many tokens to draft."""
@@ -42,12 +38,12 @@ class TargetFacts(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Drafter:
+class Drafter(Generic[Shape]):
     """All that a config says of a drafter, in whatever format."""
 
-    shape: DrafterShape
+    shape: Shape
     target: str
-    """Name of the target; empty where it is not known, which no format but eagle3 allows."""
+    """Name of the target; empty where it is not known, which not every format allows."""
     target_architecture: str
     speculative_tokens: int
     dtype: str = "bfloat16"
@@ -55,17 +51,21 @@ class Drafter:
     """Or it shares the target's."""
 
 
-class Format(ABC):
+class Format(ABC, Generic[Shape]):
     """One layout of the artifact's two files."""
 
-    name: FormatName
+    name: str
 
     @abstractmethod
-    def inexpressible(self, shape: DrafterShape) -> list[str]:
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config is written in it."""
+
+    @abstractmethod
+    def inexpressible(self, shape: Shape) -> list[str]:
         """What of this drafter the format cannot say, in words; empty if it says all of it."""
 
     @abstractmethod
-    def config(self, drafter: Drafter) -> dict[str, Any]:
+    def config(self, drafter: Drafter[Shape]) -> dict[str, Any]:
         """The contents of `config.json`."""
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Format(ABC):
     def problems(
         self,
         config: Mapping[str, Any],
-        shape: DrafterShape,
+        shape: Shape,
         target: TargetFacts,
         has_lm_head: bool,
     ) -> list[str]:
@@ -99,7 +99,7 @@ class Format(ABC):
         (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def layer_settings(shape: DrafterShape) -> dict[str, Any]:
+def layer_settings(shape: LayerShape) -> dict[str, Any]:
     """Settings of the drafter's layers, as every format names them.
 
     vLLM's drafter looks here for `num_aux_hidden_states`, and assumes 3 otherwise.
@@ -121,22 +121,6 @@ def layer_settings(shape: DrafterShape) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
-    }
-
-
-def drafter_settings(drafter: Drafter) -> dict[str, Any]:
-    """Settings of the drafter as a whole, which every format has at the top.
-
-    Nested layer ids are read by one of vLLM's two model runners and ignored by the other.
-    """
-    shape = drafter.shape
-    return {
-        "draft_vocab_size": shape.draft_vocab_size,
-        "target_hidden_size": shape.target_hidden_size,
-        **{switch: getattr(shape, switch) for switch in SWITCHES},
-        LAYER_IDS: list(shape.aux_layers),
-        "tie_word_embeddings": False,
-        "torch_dtype": drafter.dtype,
     }
 
 

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.checkpoint import DrafterShape
 from specpipe.stages.acceptance.draft_vocab import VocabMap
 from specpipe.stages.acceptance.loss.head_loss import HeadLoss
 from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.verifier import Verifier
-from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.drafters.contract import DrafterModel
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.samples.read_ahead import read_samples
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head.verifier_head import VerifierHead, load_embedding
+from specpipe.stages.target.head.target_tensors import StoredTarget
+from specpipe.stages.target.head.verifier_head import VerifierHead
 
 CHUNK_BYTES = 64 * 2**20
 
@@ -39,7 +41,7 @@ class Weights(Protocol):
     def vocab(self) -> VocabMap: ...
     @property
     def model(self) -> dict[str, Tensor]:
-        """By the names of the model's parameters, float32."""
+        """By the names of the model's parameters, float32; an artifact's own embedding too."""
 
     @property
     def num_heads(self) -> int: ...
@@ -58,9 +60,7 @@ class ScoredSample:
 class TrainedDrafter:
     """Raises ConfigError where the dump lacks a layer that the drafter takes."""
 
-    def __init__(self, drafter: Weights, dump: Dump, embedding_VH: Tensor | None = None) -> None:
-        """`embedding_VH` is the drafter's own, as wide as it is; None: the target's, which it
-        projects where it is of another width."""
+    def __init__(self, drafter: Weights, dump: Dump) -> None:
         self.num_heads = drafter.num_heads
         self._dump = dump
         self._layers = drafter.shape.aux_layers
@@ -72,14 +72,12 @@ class TrainedDrafter:
             )
         vocab = drafter.vocab
         self._target_ids_D = vocab.target_ids_D
-        table_VH = load_embedding(dump.target_file) if embedding_VH is None else embedding_VH
-        self._model = Eagle3(drafter.shape, table_VH)
-        if embedding_VH is not None and drafter.shape.projects_embedding:
-            self._model.set_submodule("embed_proj", nn.Identity())
-        self._model.load_state_dict(drafter.model)
+        self._model = drafter_kind(drafter.shape).scoring_model(
+            drafter.shape, drafter.model, StoredTarget(dump.target_file), vocab.target_ids_D
+        )
         head = VerifierHead.load(dump.target_file, torch.device("cpu"), rows=vocab.target_ids_D)
         verifier = Verifier(head.logits, vocab.draft_ids(), vocab.target_ids_D)
-        self._wide: Eagle3 | None = None
+        self._wide: DrafterModel | None = None
         self._chunk_rows = max(1, CHUNK_BYTES // (4 * vocab.size))
         self._head_loss = HeadLoss(verifier, self._chunk_rows)
 
@@ -114,18 +112,21 @@ class TrainedDrafter:
         hidden_KNH: Tensor = self._wide(batch)
         return hidden_KNH
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """[N, D], in the dtype that comes in."""
-        return hidden_NH @ self._lm_head_DH.to(hidden_NH.dtype).T
+    def logits(self, hidden_NH: Tensor, step: int) -> Tensor:
+        """Of step `step`, from 1: [N, D], in the dtype that comes in."""
+        heads = self._model.heads()
+        weight_DX = heads[min(step, len(heads)) - 1]
+        return hidden_NH @ weight_DX.to(hidden_NH.dtype).T
 
     @torch.no_grad()
-    def most_likely(self, hidden_NH: Tensor) -> Tensor:
+    def most_likely(self, hidden_NH: Tensor, step: int) -> Tensor:
         """The draft of greedy drafting, as a token id of the target: int64 [N]."""
         best = [
-            self.logits(hidden_RH).argmax(-1) for hidden_RH in hidden_NH.split(self._chunk_rows)
+            self.logits(hidden_RH, step).argmax(-1)
+            for hidden_RH in hidden_NH.split(self._chunk_rows)
         ]
         return self._target_ids_D[torch.cat(best)]
 
     @property
     def _lm_head_DH(self) -> Tensor:
-        return self._model.lm_head.weight
+        return self._model.heads()[0]

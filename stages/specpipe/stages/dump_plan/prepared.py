@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from specpipe.schemas.drafters.registry import drafter_settings
 from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
-from specpipe.schemas.records.dump import DumpIdentity, TextOrigin, chunk_tokens, default_layers
+from specpipe.schemas.records.dump import DumpIdentity, TextOrigin, chunk_tokens
 from specpipe.schemas.records.sample import Sample
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump_plan.claim import claim, claimed_identity, read_claim
@@ -190,7 +191,7 @@ def _backend(
 
 def _layers(given: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
     try:
-        layers = default_layers(num_layers) if given is None else given
+        layers = drafter_settings({}).default_layers(num_layers) if given is None else given
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if list(layers) != sorted({k for k in layers if 1 <= k <= num_layers}) or not layers:

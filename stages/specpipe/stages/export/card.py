@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from specpipe.schemas.records.artifact import ARTIFACT_FOLDER, VALIDATION_FILE, needed_engine
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.base import DrafterShape
+from specpipe.schemas.records.artifact import ARTIFACT_FOLDER, VALIDATION_FILE
 from specpipe.schemas.records.metrics import REPLAY_TITLES
 from specpipe.schemas.records.served import RoundsComparison
 from specpipe.schemas.records.validation import ReplayFindings, Validation
 from specpipe.schemas.speedup import Recommendation
 from specpipe.schemas.tested import TESTED
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.target.vllm.support.servable import Servable
 from specpipe.stages.validate.serve.engine_support import card_lines, serve_prefix
 
@@ -18,13 +20,15 @@ def model_card(
     shape: DrafterShape, validation: Validation, advice: Recommendation, served: Servable
 ) -> str:
     """README.md: what it is, how to serve it, what to expect."""
-    target = validation.target
-    speculative = {
-        "method": shape.architecture,
+    target, kind = validation.target, drafter_kind(shape)
+    speculative: dict[str, Any] = {
+        "method": kind.serving.method,
         "model": ARTIFACT_FOLDER,
         "num_speculative_tokens": advice.most_draft_tokens,
-        "draft_sample_method": "probabilistic",
+        **kind.serving.options,
     }
+    if kind.serving.samples_drafts:
+        speculative["draft_sample_method"] = "probabilistic"
     if advice.schedule:
         speculative["num_speculative_tokens_per_batch_size"] = advice.schedule
     lines = [
@@ -32,7 +36,7 @@ def model_card(
         f"base_model: {json.dumps(target.name)}",
         f"tags: [speculative-decoding, {shape.architecture}]",
         "---",
-        f"# EAGLE-3 drafter for {target.name}",
+        f"# {kind.serving.title} drafter for {target.name}",
         "",
         f"Guesses the next tokens of `{target.name}` ({target.architecture}, weights sha256"
         f" `{target.weights_sha256[:16]}`), which accepts or rejects them: the output stays the"
@@ -45,14 +49,16 @@ def model_card(
         "",
         *card_lines(served),
         "`draft_sample_method: probabilistic` samples the drafts, which is better at temperatures"
-        " above 0; vLLM's default drafts greedily.",
+        " above 0; vLLM's default drafts greedily."
+        if kind.serving.samples_drafts
+        else "It drafts greedily at every temperature: engines do not sample its drafts.",
         "",
         "| | |",
         "|---|---|",
         f"| auxiliary layers (vLLM's numbering) | {', '.join(map(str, shape.aux_layers))} |",
         f"| draft vocabulary | {shape.draft_vocab_size} of {shape.vocab_size} tokens |",
         f"| training step | {validation.step} |",
-        f"| engine | {needed_engine(shape) or 'any that serves EAGLE-3'} |",
+        f"| engine | {kind.needed_engine(shape) or f'any that serves {kind.serving.title}'} |",
         f"| vLLM versions tested | {TESTED['vllm']} |",
         f"| recommended draft tokens | {advice.draft_tokens}: {advice.because} |",
         "",

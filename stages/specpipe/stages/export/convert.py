@@ -8,7 +8,9 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -19,22 +21,19 @@ from specpipe.schemas.records.artifact import (
     EMBEDDING,
     LM_HEAD,
     MODEL_TENSORS_FILE,
-    FormatName,
-    layer_config,
 )
 from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
-from specpipe.schemas.records.dump import TargetIdentity, default_layers
+from specpipe.schemas.records.dump import TargetIdentity
 from specpipe.schemas.settings.stages import ConvertConfig
+from specpipe.stages.drafters.artifact import Artifact, OfTarget, read_files
 from specpipe.stages.drafters.artifact_format import DRAFT_TOKENS, Drafter, TargetFacts
-from specpipe.stages.drafters.eagle3.artifact import Artifact, OfTarget, read_artifact
-from specpipe.stages.drafters.formats import FORMATS, format_of
+from specpipe.stages.drafters.parts.layer_config import layer_config
+from specpipe.stages.drafters.reading import format_of
+from specpipe.stages.drafters.registry import AnyArchitecture, drafter_kind, recognised
 from specpipe.stages.storage.store.local_disk import check_no_file
 from specpipe.stages.target.files.identity import load_config, target_identity
 from specpipe.stages.target.files.location import local_folder
 from specpipe.stages.validate import structure
-
-FEWEST_LAYERS = 4
-"""Of a target that has default auxiliary layers."""
 
 
 class ConvertResult(BaseModel):
@@ -44,12 +43,12 @@ class ConvertResult(BaseModel):
 
     source: str
     out: str
-    source_format: FormatName
-    format: FormatName
+    source_format: str
+    format: str
     target: str
     aux_layers: tuple[int, ...]
     layers_assumed: bool
-    """Whether the source does not name its layers, so that EAGLE-3's default was taken."""
+    """Whether the source does not name its layers, so that the architecture's default was taken."""
     vocab_size: int
     draft_vocab_size: int
     has_embedding: bool
@@ -62,20 +61,29 @@ class ConvertResult(BaseModel):
 def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None) -> ConvertResult:
     """Write OUT; one that already holds the same does nothing.
 
-    Raises ConfigError where the source is no EAGLE-3 drafter, not of this target, broken, or of a
-    kind that the format cannot hold, and where OUT holds something else.
+    Raises ConfigError where the source is no drafter that is known, not of this target, broken, or
+    of a kind that the format cannot hold, and where OUT holds something else.
     """
     out = local_path(config.out, "an artifact is written to a local disk; copy it there")
     target = _target(config)
-    source = read_artifact(config.source, None if target is None else _of_target(target))
+    files = read_files(config.source)
+    kind = recognised(files)
+    source = kind.read(files, None if target is None else _of_target(kind, target))
     if source.layer_ids is None and progress is not None:
-        progress(f"{source.folder} does not name its layers: EAGLE-3's default is taken")
+        progress(
+            f"{source.folder} does not name its layers: {kind.serving.title}'s default is taken"
+        )
     if source.rope_left_out and progress is not None:
         progress(
             f"{source.folder}: its rope's {', '.join(source.rope_left_out)} are left out: a drafter"
             " is trained without them, and engines may build another rope from them"
         )
-    format = FORMATS[config.format]
+    format = kind.formats.get(config.format)
+    if format is None:
+        raise ConfigError(
+            f"format {config.format} is not one of a drafter {kind.name}, which {source.folder} is;"
+            f" give --format {' or '.join(kind.formats)}"
+        )
     if cannot := format.inexpressible(source.shape):
         raise ConfigError(f"format {format.name} cannot hold {source.folder}: {'; '.join(cannot)}")
     drafter, tensors = _drafter(config, source, target), _tensors(source)
@@ -96,7 +104,7 @@ def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None)
     return ConvertResult(
         source=str(source.folder),
         out=str(out),
-        source_format=format_of(source.config).name,
+        source_format=format_of(kind, source.config).name,
         format=format.name,
         target=drafter.target,
         aux_layers=source.shape.aux_layers,
@@ -122,14 +130,21 @@ def _target(config: ConvertConfig) -> TargetIdentity | None:
     )
 
 
-def _of_target(target: TargetIdentity) -> OfTarget:
-    default = default_layers(target.num_layers) if target.num_layers >= FEWEST_LAYERS else None
+def _of_target(kind: AnyArchitecture, target: TargetIdentity) -> OfTarget:
+    try:
+        default = kind.settings.default_layers(target.num_layers)
+    except ValueError:
+        default = None
     return OfTarget(target.vocab_size, target.hidden_size, default)
 
 
-def _drafter(config: ConvertConfig, source: Artifact, target: TargetIdentity | None) -> Drafter:
+def _drafter(
+    config: ConvertConfig, source: Artifact, target: TargetIdentity | None
+) -> Drafter[Any]:
     """What the new config says; raises ConfigError where nobody says which target it is for."""
-    name, architecture, tokens = format_of(source.config).drafter(source.config) or ("", "", 0)
+    kind = drafter_kind(source.shape)
+    said = format_of(kind, source.config).drafter(source.config)
+    name, architecture, tokens = said or ("", "", 0)
     if target is not None:
         name, architecture = target.name, target.architecture
     if not name or not architecture:
@@ -139,9 +154,15 @@ def _drafter(config: ConvertConfig, source: Artifact, target: TargetIdentity | N
         target=name,
         target_architecture=architecture,
         speculative_tokens=config.speculative_tokens or tokens or DRAFT_TOKENS,
-        dtype=str(source.tensors["fc.weight"].dtype).removeprefix("torch."),
+        dtype=str(_dtype(source)).removeprefix("torch."),
         has_lm_head=LM_HEAD in source.tensors,
     )
+
+
+def _dtype(source: Artifact) -> torch.dtype:
+    """Of its largest tensor."""
+    floats = [tensor for tensor in source.tensors.values() if tensor.is_floating_point()]
+    return max(floats, key=lambda tensor: tensor.numel()).dtype if floats else torch.bfloat16
 
 
 def _tensors(source: Artifact) -> dict[str, Tensor]:
@@ -162,7 +183,7 @@ def _tensors(source: Artifact) -> dict[str, Tensor]:
     vocab = source.vocab()
     if vocab.size < vocab.vocab_size:
         tensors |= vocab.tensors()
-    if problems := structure.tensor_problems(tensors, source.shape, FORMATS["speculators"]):
+    if problems := structure.tensor_problems(tensors, source.shape):
         raise ConfigError(
             f"{where} is not the drafter that its config describes: {'; '.join(problems)}"
         )
@@ -182,7 +203,7 @@ def _longest_text(config: ConvertConfig) -> int | None:
 
 def _check(
     folder: Path,
-    drafter: Drafter,
+    drafter: Drafter[Any],
     config: ConvertConfig,
     target: TargetIdentity | None,
     source: Path,

@@ -78,7 +78,7 @@ class OutFolder:
             write_file(self.path / VALIDATION_FILE, validation.model_dump_json(indent=2).encode())
 
     def write_artifact(
-        self, format: Format, config: dict[str, Any], tensors: dict[str, Tensor]
+        self, format: Format[Any], config: dict[str, Any], tensors: dict[str, Tensor]
     ) -> None:
         """Write OUT/checkpoint whole: in a folder beside it, which then takes its name."""
         temporary = self.path / f".{ARTIFACT_FOLDER}.{os.getpid()}.tmp"

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 from torch import Tensor
 
+from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.errors import (
     ConfigError,
     IdentityError,
@@ -19,7 +21,6 @@ from specpipe.schemas.location import local_path, without_credentials
 from specpipe.schemas.records.artifact import CONFIG_FILE, MODEL_TENSORS_FILE, VALIDATION_FILE
 from specpipe.schemas.records.checkpoint import (
     STATE_FILE,
-    DrafterShape,
     TargetReference,
     TrainState,
 )
@@ -30,9 +31,9 @@ from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.speedup import Recommendation, Schedule, Speedup
 from specpipe.schemas.versions import versions
-from specpipe.stages.drafters.artifact_format import Drafter
-from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors, without_lm_head
-from specpipe.stages.drafters.formats import FORMATS
+from specpipe.stages.drafters.artifact_format import Drafter, Format
+from specpipe.stages.drafters.lm_head import without_lm_head
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.export.card import model_card
 from specpipe.stages.export.draft_tokens import LevelFindings, recommendation
 from specpipe.stages.export.out_folder import OutFolder
@@ -40,7 +41,7 @@ from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve
 from specpipe.stages.runs.held_out import evaluation, run_settings, settings_for
 from specpipe.stages.runs.metric_rows import recorded_metrics
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
+from specpipe.stages.target.head.target_tensors import StoredTarget
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.validate import structure
 from specpipe.stages.validate.record import artifact_sha256, still_stands
@@ -111,13 +112,13 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
     if validation := still_stands(out.path, config, state):
         return _result(config, out, path, state, validation, did_nothing=True)
     checkpoint = load_checkpoint(path)
-    _check_format(config, checkpoint.shape)
+    format = _format(config, checkpoint.shape)
     settings = run_settings(path)
     dump = _dump(config, settings, checkpoint)
     target = _served(config, checkpoint.state)
     served = check_served(
         target.architecture,
-        checkpoint.shape.architecture,
+        drafter_kind(checkpoint.shape).serving.method,
         config.validation,
         report,
         required=config.require_servable,
@@ -135,7 +136,6 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
             _validation(config, out.artifact, checkpoint, LevelFindings(), [UNFINISHED])
         )
         draft_tokens = config.speculative_tokens or checkpoint.state.num_heads
-        format = FORMATS[config.format]
         drafter = Drafter(
             shape=checkpoint.shape,
             target=target.name,
@@ -168,26 +168,34 @@ def _served(config: ExportConfig, state: TrainState) -> TargetReference:
     return state.target.model_copy(update={"name": name})
 
 
-def _check_format(config: ExportConfig, shape: DrafterShape) -> None:
-    if cannot := FORMATS[config.format].inexpressible(shape):
+def _format(config: ExportConfig, shape: DrafterShape) -> Format[Any]:
+    formats = drafter_kind(shape).formats
+    if config.format not in formats:
+        raise ConfigError(
+            f"format {config.format} is not one of a drafter {shape.architecture}; give --format"
+            f" {' or '.join(formats)}"
+        )
+    if cannot := formats[config.format].inexpressible(shape):
         raise ConfigError(
             f"format {config.format} cannot hold this drafter: {'; '.join(cannot)}; give --format"
             " speculators"
         )
+    return formats[config.format]
 
 
 def _tensors(config: ExportConfig, checkpoint: Checkpoint, dump: Dump) -> dict[str, Tensor]:
     """Tensors of the artifact."""
-    tensors = artifact_tensors(
+    target = StoredTarget(dump.target_file)
+    tensors = drafter_kind(checkpoint.shape).artifact_tensors(
         checkpoint.shape,
         checkpoint.model,
         checkpoint.vocab.tensors(),
-        lambda: load_embedding(dump.target_file),
+        target,
         with_embedding=config.with_embedding,
     )
     if config.with_lm_head:
         return tensors
-    return without_lm_head(checkpoint.shape, tensors, load_lm_head(dump.target_file))
+    return without_lm_head(checkpoint.shape, tensors, target)
 
 
 def _validate(

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from specpipe.schemas.records.checkpoint import DrafterShape
 from specpipe.schemas.records.dump import DumpIdentity
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.acceptance.draft_vocab import default_size
-from specpipe.stages.drafters.eagle3.model import Eagle3
-from specpipe.stages.drafters.eagle3.shape import drafter_shape
+from specpipe.stages.drafters.contract import Runtime
+from specpipe.stages.drafters.registry import architecture
 from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.head.target_tensors import NoTensors
 
 _FLOAT = 4
 _CHUNK_COPIES = 3
@@ -47,7 +47,7 @@ class TrainerMemory:
     batch: int
     """2 T H (L + 1): auxiliary and final states of a batch, bfloat16."""
     activations: int
-    """4 (T H (L + 5) + K N (5 H + 2 I + 2 q + 2 g)), kept for the backward pass; N = T at most."""
+    """Kept for the backward pass."""
     loss: int
     """3 chunks of `loss_chunk_mib`, or of all T rows where that is less, and gradients of the
     heads' outputs and of the lm_head: 4 (K T H + D H)."""
@@ -76,12 +76,18 @@ def trainer_memory(
     config = load_config(target_folder, trust_remote_code=trust_remote_code)
     vocab_size = identity.target.vocab_size
     draft_vocab_size = default_size(settings.draft_vocab_size, vocab_size)
-    shape = drafter_shape(config, settings, identity.layers, vocab_size, draft_vocab_size)
-    H, L, K = shape.hidden_size, shape.num_aux, settings.num_heads
+    kind = architecture(settings.drafter.kind)
+    if not kind.has_draft_vocab:
+        draft_vocab_size = vocab_size
+    shape = kind.make_shape(settings, config, identity.layers, vocab_size, draft_vocab_size)
+    target = NoTensors(vocab_size, shape.target_hidden_size)
+    L, K = shape.num_aux, settings.num_heads
+    H = settings.drafter.hidden_size_or(shape.target_hidden_size)
     T = settings.pack_tokens or settings.batch_tokens
     with torch.device("meta"):
-        model = Eagle3(shape, torch.empty(vocab_size, shape.target_hidden_size))
-    trained = sum(parameter.numel() for parameter in model.parameters())
+        ids_D = torch.arange(draft_vocab_size)
+        model = kind.build(shape, target, ids_D, Runtime())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     chunk = min(settings.loss_chunk_mib * 2**20, _FLOAT * T * draft_vocab_size)
     itemsize = getattr(torch, identity.compute_dtype).itemsize
     return TrainerMemory(
@@ -94,15 +100,6 @@ def trainer_memory(
         optimizer=2 * _FLOAT * trained,
         frozen=itemsize * (vocab_size + draft_vocab_size) * H,
         batch=2 * T * H * (L + 1),
-        activations=_FLOAT * activation_numbers(shape, T, K),
+        activations=_FLOAT * kind.activation_numbers(shape, T, K),
         loss=_CHUNK_COPIES * chunk + _FLOAT * (K * T * H + draft_vocab_size * H),
     )
-
-
-def activation_numbers(shape: DrafterShape, num_tokens: int, num_heads: int) -> int:
-    """What autograd keeps of a pass over so many tokens, each of them a start, in float32."""
-    H, queries = shape.hidden_size, shape.num_attention_heads * shape.head_dim
-    keys = shape.num_key_value_heads * shape.head_dim
-    per_start = 5 * H + 2 * shape.intermediate_size + 2 * queries + 2 * keys
-    steps = num_heads * shape.num_layers
-    return num_tokens * (shape.target_hidden_size * shape.num_aux + 5 * H + steps * per_start)

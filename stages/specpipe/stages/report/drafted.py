@@ -52,7 +52,7 @@ def drafted_samples(
 def _drafted(drafter: TrainedDrafter, sample: ScoredSample) -> DraftedSample:
     batch = sample.batch
     drafts_NK = torch.stack(
-        [drafter.most_likely(hidden_NH) for hidden_NH in sample.hidden_KNH], dim=1
+        [drafter.most_likely(x_NH, k) for k, x_NH in enumerate(sample.hidden_KNH, start=1)], dim=1
     ).numpy()
     accept_NK = sample.measures_MKN[MEASURES.index("accept")].T.double().numpy()
     emitted_N = batch.emitted_N.numpy()

@@ -12,8 +12,9 @@ from pathlib import Path
 from pydantic import ValidationError as PydanticError
 from torch import Tensor
 
+from specpipe.schemas.drafters.base import DrafterShape
+from specpipe.schemas.drafters.registry import shape_of_json
 from specpipe.schemas.errors import ConfigError, IntegrityError
-from specpipe.schemas.records.artifact import LAYER_TYPES
 from specpipe.schemas.records.checkpoint import (
     BEST_FILE,
     CHECKPOINTS_FOLDER,
@@ -22,12 +23,10 @@ from specpipe.schemas.records.checkpoint import (
     MODEL_FILE,
     STATE_FILE,
     VOCAB_MAP_FILE,
-    DrafterShape,
     TrainState,
 )
 from specpipe.stages.acceptance.draft_vocab import VocabMap
-from specpipe.stages.drafters.eagle3.shape import shape_problems
-from specpipe.stages.drafters.parts.rope import own_keys, rope_problems
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.tensors import load_tensors
 
@@ -97,9 +96,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _shape(stored: bytes) -> DrafterShape:
-    """The stored shape; its rope without keys that training passed over."""
-    shape = DrafterShape.model_validate_json(stored)
-    return shape.model_copy(update={"rope_parameters": own_keys(shape.rope_parameters)})
+    """The stored shape, without what training passed over."""
+    shape = shape_of_json(stored)
+    trained: DrafterShape = drafter_kind(shape).as_trained(shape)
+    return trained
 
 
 def _check_shape(shape: DrafterShape, model: dict[str, Tensor], path: Path) -> None:
@@ -107,15 +107,7 @@ def _check_shape(shape: DrafterShape, model: dict[str, Tensor], path: Path) -> N
 
     A checkpoint may be a stranger's: whoever makes the model, makes all the layers that it claims.
     """
-    problems = shape_problems(shape) + rope_problems(shape.rope_parameters)
-    kinds = (shape.architecture, shape.hidden_act, shape.layer_type)
-    if kinds[:2] != ("eagle3", "silu") or shape.layer_type not in LAYER_TYPES:
-        problems.append(f"there is no drafter of the kinds {kinds}")
-    if not shape.aux_layers:
-        problems.append("it takes no layer of the target")
-    num_layers = len({name.split(".")[1] for name in model if name.startswith("layers.")})
-    if num_layers != shape.num_layers:
-        problems.append(f"it claims {shape.num_layers} layers, and has weights of {num_layers}")
+    problems = drafter_kind(shape).stored_problems(shape, model)
     if problems:
         raise IntegrityError(f"checkpoint {path} is damaged: {'; '.join(problems)}")
 

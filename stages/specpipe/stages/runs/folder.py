@@ -61,13 +61,13 @@ class RunFolder:
         if not (self.path / CONFIG_FILE).exists():
             return
         begun = self.read_config()
-        before, now = begun.model_dump(), config.without_credentials().model_dump()
-        known = begun.model_fields_set | (now.keys() - {"preset"})
+        before, now = begun.flat(), config.without_credentials().flat()
+        known = begun.flat_fields_set | (now.keys() - {"preset"})
         differing = [
-            f for f in now if f in _set_of(config) & known - MAY_CHANGE and now[f] != before[f]
+            f for f in now if f in _set_of(config) & known - MAY_CHANGE and now[f] != before.get(f)
         ]
         if differing:
-            changes = ", ".join(f"{f}: {before[f]!r} -> {now[f]!r}" for f in differing)
+            changes = ", ".join(f"{f}: {before.get(f)!r} -> {now[f]!r}" for f in differing)
             raise IdentityError(
                 f"{self.path} holds a run with other settings ({changes});"
                 " use another --out, or the same settings to continue it"
@@ -127,7 +127,8 @@ def continued(config: TrainConfig, begun: bytes) -> TrainConfig:
 
 def _set_of(config: TrainConfig) -> set[str]:
     """What the command sets; None leaves a setting open."""
-    return {name for name in config.model_fields_set if getattr(config, name) is not None}
+    values = config.flat()
+    return {name for name in config.flat_fields_set if values[name] is not None}
 
 
 def _stands(row: Row, state: TrainState) -> bool:

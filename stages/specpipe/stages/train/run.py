@@ -135,6 +135,8 @@ def _prepare(
     preverify = config.preverify if ranks.is_first else "metadata"
     dumps = TrainingDumps.open(config, preverify, should_stop)
     checkpoint = None if checkpoint_path is None else load_checkpoint(checkpoint_path)
+    if checkpoint is not None and config.layers is None:
+        config = config.model_copy(update={"layers": checkpoint.shape.aux_layers})
     evaluated_on = dumps.evaluated_on(config, preverify, should_stop)
     if checkpoint is not None:
         check_same_dumps(checkpoint, dumps, evaluated_on)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.records.dump import TextOrigin
 from specpipe.schemas.records.metrics import EvalMetrics
 from specpipe.schemas.settings.train import ResolvedTrainConfig
@@ -17,8 +17,8 @@ from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.acceptance.measure_sums import MeasureSums
-from specpipe.stages.drafters.eagle3.model import Eagle3
-from specpipe.stages.drafters.eagle3.start import begin, of_checkpoint
+from specpipe.stages.drafters.contract import DrafterModel
+from specpipe.stages.drafters.start import begin, of_checkpoint
 from specpipe.stages.process.device import choose_device
 from specpipe.stages.samples.batch import Batch
 from specpipe.stages.storage.dump import Dump
@@ -38,7 +38,7 @@ class Trainee:
     config: ResolvedTrainConfig
     shape: DrafterShape
     vocab: VocabMap
-    model: Eagle3
+    model: DrafterModel
     optimizer: Optimizer
     verifier: Verifier
     ranks: Ranks
@@ -78,7 +78,7 @@ class Trainee:
             draft_ids_V=vocab.draft_ids().to(device),
             target_ids_D=vocab.target_ids_D.to(device),
         )
-        optimizer = Optimizer(model.named_parameters(), config)
+        optimizer = Optimizer(model.named_parameters(), config, model.is_matrix)
         return cls(config, shape, vocab, model, optimizer, verifier, ranks)
 
     @property
@@ -100,7 +100,7 @@ class Trainee:
             self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
         ):
             hidden_KNH: Tensor = self.model(batch)
-        return hidden_KNH.to(self.model.lm_head.weight.dtype)
+        return hidden_KNH.to(next(self.model.parameters()).dtype)
 
     def clip_gradients(self) -> Tensor:
         """Sum the gradients over the ranks, scale them down to the greatest norm; their norm."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from specpipe.stages.acceptance.replay import ReplaySpan
-from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.drafters.contract import Proposal
 
 NOISE_STEPS = 2.0
 """Standard deviation of an engine's difference of two logits of a drafter, in steps of bfloat16 at
@@ -50,7 +50,7 @@ class TextSpans:
     """Greedy drafting in an engine, whose arithmetic in bfloat16 may break near-ties otherwise."""
     num_texts: int = 0
 
-    def add(self, drafter: PlainDrafter, text: TargetText, num_steps: int) -> list[Tensor]:
+    def add(self, drafter: Proposal, text: TargetText, num_steps: int) -> list[Tensor]:
         """Draft along every span of the text with `num_steps` draft tokens.
 
         Returns the outputs [K, R, H] of each span that has a start.
@@ -71,7 +71,7 @@ class TextSpans:
         return outputs
 
 
-def text_spans(drafter: PlainDrafter, texts: Iterable[TargetText], num_steps: int) -> TextSpans:
+def text_spans(drafter: Proposal, texts: Iterable[TargetText], num_steps: int) -> TextSpans:
     """Every span of every text, drafted with `num_steps` draft tokens."""
     out = TextSpans()
     for text in texts:
@@ -80,7 +80,7 @@ def text_spans(drafter: PlainDrafter, texts: Iterable[TargetText], num_steps: in
 
 
 def _accept(
-    drafter: PlainDrafter, text: TargetText, begin: int, end: int, hidden_KRH: Tensor
+    drafter: Proposal, text: TargetText, begin: int, end: int, hidden_KRH: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """w [R, K] at temperature 1, of greedy drafts, and of an engine's greedy drafts; 0 where the
     token is outside the span.
@@ -89,13 +89,13 @@ def _accept(
     """
     num_steps, num_starts, _ = hidden_KRH.shape
     sampled_RK, greedy_RK, chance_RK = torch.zeros(3, num_starts, num_steps)
-    draft_ids_V = torch.full((len(drafter.embedding_VH),), -1)
+    draft_ids_V = torch.full((drafter.vocab_size,), -1)
     draft_ids_V[drafter.target_ids_D] = torch.arange(len(drafter.target_ids_D))
     for k, hidden_RH in enumerate(hidden_KRH, start=1):
         drafted = slice(begin + k, end)  # tokens that step k predicts inside the span
         tokens = text.input_ids_T[drafted].long()
         rows = slice(0, len(tokens))
-        logits_RD = drafter.logits(hidden_RH[rows])
+        logits_RD = drafter.logits(hidden_RH[rows], k)
         step_R = bf16_steps(logits_RD.abs().amax(-1))
         logq_RD = logits_RD.log_softmax(-1)
         inside_R = draft_ids_V[tokens] >= 0

@@ -15,12 +15,14 @@ from specpipe.schemas.records.validation import (
 )
 from specpipe.schemas.settings.stages import ValidateConfig
 from specpipe.schemas.versions import versions
+from specpipe.stages.drafters.artifact import OfTarget, artifact_folder, read_files
 from specpipe.stages.drafters.artifact_format import DRAFT_TOKENS
-from specpipe.stages.drafters.eagle3.artifact import OfTarget, artifact_folder, read_artifact
-from specpipe.stages.drafters.formats import format_of
+from specpipe.stages.drafters.reading import format_of
+from specpipe.stages.drafters.registry import recognised
 from specpipe.stages.runs.held_out import evaluation
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.store.local_disk import write_file
+from specpipe.stages.target.head.target_tensors import StoredTarget
 from specpipe.stages.validate import structure
 from specpipe.stages.validate.record import artifact_sha256
 from specpipe.stages.validate.replay import run as replay_check
@@ -58,7 +60,8 @@ def run(
             lambda: prompts.from_dump(dump, evaluation(dump, None)[1]),
         )
         if config.serve_url is None:
-            check_served(dump.identity.target.architecture, "eagle3", config.validation, report)
+            method = recognised(read_files(str(folder))).serving.method
+            check_served(dump.identity.target.architecture, method, config.validation, report)
     report("validation: structure")
     found = structure.check(folder, target_facts(dump))
     problems = [f"structure: {problem}" for problem in found.problems]
@@ -102,10 +105,12 @@ def _replay(config: ValidateConfig, folder: Path, dump: Dump) -> ReplayFindings:
         raise ConfigError(f"{dump.folder.url} holds no sample to replay; give another --dump")
     target = dump.identity.target
     known = OfTarget(target.vocab_size, target.hidden_size, dump.identity.layers)
-    artifact = read_artifact(str(folder), known)
-    said = format_of(artifact.config).drafter(artifact.config)
+    files = read_files(str(folder))
+    kind = recognised(files)
+    artifact = kind.read(files, known)
+    said = format_of(kind, artifact.config).drafter(artifact.config)
     num_heads = config.speculative_tokens or (said[2] if said else DRAFT_TOKENS)
-    exported = artifact_weights(artifact, dump, num_heads)
+    exported = artifact_weights(artifact, StoredTarget(dump.target_file), num_heads)
     return replay_check.compare(exported, None, dump, reader.context_length, refs)
 
 

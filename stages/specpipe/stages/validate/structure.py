@@ -14,27 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.errors import SpecpipeError
-from specpipe.schemas.records.artifact import (
-    CONFIG_FILE,
-    EMBEDDING,
-    LAYER_IDS,
-    LAYER_TYPES,
-    LM_HEAD,
-    MODEL_TENSORS_FILE,
-    SWITCHES,
-    expected_tensors,
-    layer_config,
-    may_share_lm_head,
-    needed_engine,
-)
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.records.artifact import CONFIG_FILE, EMBEDDING, LM_HEAD, MODEL_TENSORS_FILE
 from specpipe.schemas.records.validation import StructureFindings
+from specpipe.stages.drafters.artifact import ArtifactFiles, other_weights
 from specpipe.stages.drafters.artifact_format import Format, TargetFacts
-from specpipe.stages.drafters.eagle3.artifact import other_weights
-from specpipe.stages.drafters.eagle3.shape import shape_problems
-from specpipe.stages.drafters.formats import format_of
-from specpipe.stages.drafters.parts.rope import FIXED_LENGTH, rope_problems
+from specpipe.stages.drafters.reading import format_of
+from specpipe.stages.drafters.registry import AnyArchitecture, drafter_kind, recognised
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.tensors import load_tensors
@@ -64,14 +51,24 @@ def check(
         config = parse_object(read_file(folder / CONFIG_FILE), CONFIG_FILE)
     except SpecpipeError as error:
         problems.append(f"{CONFIG_FILE} cannot be read: {error}")
+    kind = None
     if config is not None:
-        format = format_of(config)
+        try:
+            kind = (
+                drafter_kind(trained)
+                if trained
+                else recognised(ArtifactFiles(folder, config, tensors))
+            )
+        except SpecpipeError as error:
+            problems.append(str(error))
+    if config is not None and kind is not None:
+        format = format_of(kind, config)
         missing = format.key_problems(config)
         problems += missing
         if not missing:
-            shape = _shape(config, problems)
+            shape = _shape(kind, config, problems)
             if shape is not None:
-                problems += _consistent(config, shape, target)
+                problems += kind.config_problems(config, shape, target)
                 problems += format.problems(config, shape, target, LM_HEAD in tensors)
                 problems += _as_trained(shape, trained)
                 if tensors:
@@ -81,93 +78,20 @@ def check(
         num_tensors=len(tensors),
         num_parameters=sum(t.numel() for t in tensors.values() if t.is_floating_point()),
         problems=problems,
-        engine=None if shape is None else needed_engine(shape),
+        engine=None if shape is None else drafter_kind(shape).needed_engine(shape),
     )
 
 
-def _shape(config: Mapping[str, Any], problems: list[str]) -> DrafterShape | None:
+def _shape(
+    kind: AnyArchitecture, config: Mapping[str, Any], problems: list[str]
+) -> DrafterShape | None:
     """The drafter that the config declares; None, and a problem, where a value has no sense."""
-    layer = layer_config(config)
-    size = config["draft_vocab_size"]
     try:
-        return DrafterShape(
-            layer_type=layer["model_type"],
-            num_layers=layer["num_hidden_layers"],
-            sliding_window=layer.get("sliding_window"),
-            target_hidden_size=config["target_hidden_size"],
-            aux_layers=tuple(config[LAYER_IDS]),
-            draft_vocab_size=layer["vocab_size"] if size is None else size,
-            **{key: config[key] for key in SWITCHES},
-            **{key: layer[key] for key in _LAYER_KEYS},
-        )
+        shape: DrafterShape = kind.declared_shape(config)
     except (ValueError, TypeError) as error:
         problems.append(f"{CONFIG_FILE}: {error}")
         return None
-
-
-_LAYER_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "hidden_act",
-    "rope_parameters",
-    "max_position_embeddings",
-    "vocab_size",
-)
-
-
-def _consistent(config: Mapping[str, Any], shape: DrafterShape, target: TargetFacts) -> list[str]:
-    """The config against itself and against the target's."""
-    problems = []
-    layer = layer_config(config)
-    ids = list(shape.aux_layers)
-    outside = [k for k in ids if not 1 <= k <= target.num_layers]
-    if not ids or outside or ids != sorted(set(ids)):
-        problems.append(
-            f"{LAYER_IDS} {ids} must ascend within 1..{target.num_layers}"
-            " (id k is the residual stream that enters decoder layer k)"
-        )
-    expected: list[tuple[str, Any, Any]] = [
-        ("num_aux_hidden_states", layer["num_aux_hidden_states"], len(ids)),
-        ("target_hidden_size", config["target_hidden_size"], target.hidden_size),
-        ("vocab_size", shape.vocab_size, target.vocab_size),
-        ("attention_bias", layer["attention_bias"], False),
-        ("mlp_bias", layer["mlp_bias"], False),
-        ("tie_word_embeddings", config["tie_word_embeddings"], False),
-    ]
-    problems += [
-        f"{name} is {value!r}, but must be {right!r}"
-        for name, value, right in expected
-        if value != right
-    ]
-    if shape.layer_type not in LAYER_TYPES:
-        problems.append(
-            f"model_type {shape.layer_type!r} is none of {', '.join(LAYER_TYPES)}: vLLM has no"
-            " such EAGLE-3 layer"
-        )
-    if not 0 < shape.draft_vocab_size <= shape.vocab_size:
-        problems.append(
-            f"draft_vocab_size {shape.draft_vocab_size} is not in 1..{shape.vocab_size}"
-        )
-    if shape.norm_before_fc and shape.fc_norm:
-        problems.append("norm_before_fc and fc_norm exclude each other")
-    problems += shape_problems(shape) + rope_problems(shape.rope_parameters)
-    return problems + _too_short(shape, target)
-
-
-def _too_short(shape: DrafterShape, target: TargetFacts) -> list[str]:
-    """A drafter that would shorten the texts that the server takes."""
-    rope_type = shape.rope_parameters.get("rope_type")
-    own, longest = shape.max_position_embeddings, target.max_position_embeddings
-    if rope_type not in FIXED_LENGTH or longest is None or own >= longest:
-        return []
-    return [
-        f"max_position_embeddings is {own}, but the target's is {longest}: with rope type"
-        f" {rope_type!r} vLLM lowers the server's longest text to the drafter's"
-    ]
+    return shape
 
 
 def _as_trained(shape: DrafterShape, trained: DrafterShape | None) -> list[str]:
@@ -181,18 +105,21 @@ def _as_trained(shape: DrafterShape, trained: DrafterShape | None) -> list[str]:
 
 
 def tensor_problems(
-    tensors: Mapping[str, Tensor], shape: DrafterShape, format: Format
+    tensors: Mapping[str, Tensor], shape: DrafterShape, format: Format[Any] | None = None
 ) -> list[str]:
     """Names, shapes, dtypes and values, then the vocabulary map.
 
-    The names are the format's. An embedding is allowed; a lm_head may be left to the target.
+    The names are the format's, or ours without one. An embedding is allowed;
+    a lm_head may be left to the target.
     """
-    own = expected_tensors(
+    architecture = drafter_kind(shape)
+    own = architecture.expected_tensors(
         shape,
         embedding=EMBEDDING in tensors,
-        lm_head=LM_HEAD in tensors or not may_share_lm_head(shape),
+        lm_head=LM_HEAD in tensors or not architecture.may_share_lm_head(shape),
     )
-    expected = {format.stored_name(name): value for name, value in own.items()}
+    stored = format.stored_name if format else str
+    expected = {stored(name): value for name, value in own.items()}
     problems = [f"tensor {name} is missing" for name in sorted(set(expected) - set(tensors))]
     problems += [
         f"tensor {name} does not belong here" for name in sorted(set(tensors) - set(expected))

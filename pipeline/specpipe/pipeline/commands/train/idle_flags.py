@@ -3,8 +3,8 @@
 import os
 from collections.abc import Callable, Iterable
 
+from specpipe.schemas.drafters.registry import settings_fields
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.checkpoint import DrafterShape
 from specpipe.schemas.settings.train import TrainConfig
 
 
@@ -38,7 +38,7 @@ _COUNTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "shard": (lambda _: "WORLD_SIZE" in os.environ, "the processes of torchrun"),
     **{
         name: (_fresh, "drafters without init_from, whose artifact decides it")
-        for name in ("rope_theta", *DrafterShape.model_fields)
+        for name in settings_fields()
     },
     "draft_vocab_by": (
         lambda c: _fresh(c) and c.draft_vocab_file is None,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.schemas.settings.train import AttentionName
 from specpipe.stages.drafters.parts.attention.chain import chain_attention
 from specpipe.stages.drafters.parts.attention.layout import Layout
@@ -30,7 +30,7 @@ class Layer(nn.Module):
     Both steps take the packed position of each row's token (`tokens`).
     """
 
-    def __init__(self, shape: DrafterShape, *, is_first: bool, attention: AttentionName) -> None:
+    def __init__(self, shape: Eagle3Shape, *, is_first: bool, attention: AttentionName) -> None:
         super().__init__()
         H, eps = shape.hidden_size, shape.rms_norm_eps
         self.is_first = is_first

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.schemas.settings.train import AttentionName
+from specpipe.stages.drafters.contract import DrafterModel
 from specpipe.stages.drafters.eagle3.layer import Layer
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.rotary import Rotary
@@ -26,16 +27,18 @@ from specpipe.stages.samples.batch import Batch
 Stepped = tuple[Tensor, KeyValue]
 
 
-class Eagle3(nn.Module):
+class Eagle3(DrafterModel):
     """EAGLE-3 over packed batches.
 
     `embed_tokens_VH` is the target's embedding, as wide as the target. `recompute` keeps only the
     inputs of each layer in each step for the backward pass, and computes the rest again.
     """
 
+    shape: Eagle3Shape
+
     def __init__(
         self,
-        shape: DrafterShape,
+        shape: Eagle3Shape,
         embed_tokens_VH: Tensor,
         *,
         attention: AttentionName = "auto",
@@ -63,6 +66,9 @@ class Eagle3(nn.Module):
         self.lm_head = nn.Linear(H, shape.draft_vocab_size, bias=False)
         self.rotary = Rotary(shape)
         self.embedding = FrozenEmbedding(embed_tokens_VH, on_cpu=embedding_on_cpu)
+
+    def heads(self) -> list[Tensor]:
+        return [self.lm_head.weight]
 
     def features(self, aux_TLH: Tensor) -> Tensor:
         """h0 [T, H] from the auxiliary states."""

@@ -28,8 +28,8 @@ from specpipe.schemas.records.artifact import (
     EMBEDDING,
     LM_HEAD,
     MODEL_TENSORS_FILE,
-    layer_config,
 )
+from specpipe.stages.drafters.parts.layer_config import layer_config
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.tensors import load_tensors
@@ -85,8 +85,12 @@ class PlainDrafter:
     def aux_layers(self) -> tuple[int, ...]:
         return tuple(self.config["eagle_aux_hidden_state_layer_ids"])
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """[N, D]"""
+    @property
+    def vocab_size(self) -> int:
+        return len(self.embedding_VH)
+
+    def logits(self, hidden_NH: Tensor, step: int = 1) -> Tensor:
+        """[N, D]; every step has the same head."""
         return self._linear("lm_head", self._norm("norm", hidden_NH))
 
     @torch.no_grad()

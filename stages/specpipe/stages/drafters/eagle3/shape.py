@@ -1,63 +1,29 @@
-"""The shape of a drafter, from the target's configuration and the training settings."""
-
-from collections.abc import Sequence
+"""The shape of a fresh EAGLE-3 drafter."""
 
 from transformers import PretrainedConfig
 
+from specpipe.schemas.drafters.eagle3 import Eagle3Settings, Eagle3Shape
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.checkpoint import DrafterShape
-from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.drafters.parts.rope import lent_rope
+from specpipe.stages.drafters.parts.layer_shape import check_layers, values_of_layers
 from specpipe.stages.untrusted.foreign import foreign_call
-
-_LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
-_SIZES = (
-    "num_layers",
-    "hidden_size",
-    "target_hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "vocab_size",
-    "draft_vocab_size",
-)
-_USUAL_LENGTH = 2048
-"""Of a target whose config has no maximum, as ALiBi's positions have none (BLOOM)."""
 
 
 def drafter_shape(
     target: PretrainedConfig,
-    settings: TrainConfig,
+    settings: Eagle3Settings,
     aux_layers: tuple[int, ...],
     vocab_size: int,
     draft_vocab_size: int,
-) -> DrafterShape:
+) -> Eagle3Shape:
     """Layers of the target's width, heads and rope, where the settings do not say otherwise.
 
     Raises ConfigError where the settings do not fit each other.
     """
-    text = target.get_text_config(decoder=True)
-    hidden_size = settings.hidden_size or text.hidden_size
-    layer = _first_layer(text)
-    heads, kv_heads, head_dim = _heads(layer, settings, hidden_size)
-    intermediate_size = _number(getattr(layer, "intermediate_size", None)) or 4 * text.hidden_size
+    width = target.get_text_config(decoder=True).hidden_size
     with foreign_call("the target's config fits no drafter", ConfigError):
-        shape = DrafterShape(
+        shape = Eagle3Shape(
             layer_type=settings.layer_type,
-            num_layers=settings.num_layers,
-            sliding_window=settings.sliding_window,
-            hidden_size=hidden_size,
-            target_hidden_size=text.hidden_size,
-            intermediate_size=settings.intermediate_size
-            or max(1, intermediate_size * hidden_size // text.hidden_size),
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            head_dim=head_dim,
-            rms_norm_eps=getattr(text, "rms_norm_eps", 1e-6),
-            rope_parameters=lent_rope(text, settings.rope_theta),
-            max_position_embeddings=longest_of(text),
+            **values_of_layers(target, settings, settings.hidden_size_or(width)),
             vocab_size=vocab_size,
             draft_vocab_size=draft_vocab_size,
             aux_layers=aux_layers,
@@ -66,73 +32,5 @@ def drafter_shape(
             fc_norm=settings.fc_norm,
             norm_output=settings.norm_output,
         )
-    check_shape(shape)
+    check_layers(shape)
     return shape
-
-
-def check_shape(shape: DrafterShape) -> None:
-    """Raises ConfigError for a shape that no drafter can have."""
-    if problems := shape_problems(shape):
-        raise ConfigError("; ".join(problems))
-
-
-def shape_problems(shape: DrafterShape) -> list[str]:
-    """Values that no drafter can have, in words."""
-    too_small = [
-        f"{name} is {getattr(shape, name)}, not positive"
-        for name in _SIZES
-        if getattr(shape, name) < 1
-    ]
-    if too_small:
-        return too_small
-    problems = []
-    heads, groups = shape.num_attention_heads, shape.num_key_value_heads
-    if heads % groups:
-        problems.append(
-            f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
-        )
-    if shape.head_dim % 2:
-        problems.append(f"head_dim {shape.head_dim} is odd: rope turns pairs of dimensions")
-    if shape.sliding_window is not None and shape.sliding_window < 1:
-        problems.append(f"sliding_window is {shape.sliding_window}, not positive")
-    if shape.rms_norm_eps < 0:
-        problems.append(f"rms_norm_eps is {shape.rms_norm_eps}, negative: norms would be NaN")
-    return problems
-
-
-def longest_of(text: PretrainedConfig) -> int:
-    """Most tokens of a text that the target takes."""
-    named = (getattr(text, name, None) for name in _LENGTHS)
-    return next((length for length in named if isinstance(length, int)), _USUAL_LENGTH)
-
-
-def _first_layer(text: PretrainedConfig) -> PretrainedConfig:
-    """The settings of the target's first layer, where its layers differ (Gemma 4's heads: its full
-    attention has wider ones than every attention kernel takes)."""
-    if not getattr(text, "is_heterogeneous", False):
-        return text
-    layers: Sequence[PretrainedConfig] = text.per_layer_config
-    return layers[0]
-
-
-def _number(value: int | Sequence[int] | None) -> int | None:
-    """The first layer's where each layer has its own (Gemma 3n)."""
-    return value[0] if isinstance(value, Sequence) else value
-
-
-def _heads(
-    layer: PretrainedConfig, settings: TrainConfig, hidden_size: int
-) -> tuple[int, int, int]:
-    """Query heads, key/value heads and head size.
-
-    A drafter of another width keeps the head size, and has as many heads as it is wide.
-    """
-    target_heads = layer.num_attention_heads
-    head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // target_heads
-    head_dim = settings.head_dim or head_dim
-    heads = settings.num_attention_heads or (
-        target_heads if settings.hidden_size is None else max(1, hidden_size // head_dim)
-    )
-    most = min(heads, getattr(layer, "num_key_value_heads", None) or target_heads)
-    groups = next(groups for groups in range(most, 0, -1) if heads % groups == 0)
-    return heads, settings.num_key_value_heads or groups, head_dim

@@ -102,9 +102,9 @@ def _drafter(sources: Sources) -> Table:
         [
             (
                 "architecture",
-                f"{shape.architecture}, {shape.num_layers} {shape.layer_type} layer(s)",
+                shape.summary(),
             ),
-            ("size", f"{parameters:,} parameters, hidden size {shape.hidden_size:,}"),
+            ("size", f"{parameters:,} parameters, hidden size {shape.width:,}"),
             ("draft vocabulary", f"{shape.draft_vocab_size:,} of {shape.vocab_size:,} tokens"),
             ("auxiliary layers", ", ".join(map(str, shape.aux_layers))),
             ("heads trained", str(state.num_heads)),
@@ -202,13 +202,14 @@ def environment_section(sources: Sources) -> Section:
 
 def _settings(settings: ResolvedTrainConfig) -> tuple[list[Row], list[Row]]:
     changed, everything = [], []
-    fields = TrainConfig.model_fields
-    for name, value in settings.model_dump(mode="json").items():
+    plain = {"dump": settings.dump, "out": settings.out, "drafter": settings.drafter.kind}
+    defaults = TrainConfig.model_validate(plain).flat("json")
+    resolved = ResolvedTrainConfig.model_fields
+    for name, value in settings.flat("json").items():
         row = (name, value if isinstance(value, str) else json.dumps(value))
         everything.append(row)
-        default = fields[name].get_default(call_default_factory=True)
-        is_open = default is None and ResolvedTrainConfig.model_fields[name].is_required()
-        if not is_open and (fields[name].is_required() or getattr(settings, name) != default):
+        is_open = defaults[name] is None and name in resolved and resolved[name].is_required()
+        if name in ("dump", "out") or (not is_open and value != defaults[name]):
             changed.append(row)
     return changed, everything
 

@@ -112,7 +112,12 @@ def chosen_layers(dump: Dump, config: TrainConfig) -> tuple[int, ...]:
     """The auxiliary layers that are trained on; raises ConfigError where the dump lacks one."""
     layers = dump.identity.layers
     if config.layers is None:
-        return layers
+        try:
+            return config.drafter.chosen_layers(layers, dump.identity.target.num_layers)
+        except ValueError as error:
+            raise ConfigError(
+                f"{dump.folder.url} is no dump for a drafter {config.drafter.kind}: {error}"
+            ) from None
     if list(config.layers) != sorted(set(config.layers)) or not set(config.layers) <= set(layers):
         raise ConfigError(
             f"--layers {','.join(map(str, config.layers))}: {dump.folder.url} holds the layers"

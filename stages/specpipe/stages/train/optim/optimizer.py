@@ -6,7 +6,7 @@ practice everywhere. Muon's updates are scaled to the size of AdamW's (0.2 sqrt(
 so that one learning rate suits both.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,20 +14,21 @@ from torch import Tensor, nn
 
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 
-
-def is_muons(name: str, parameter: Tensor) -> bool:
-    """Whether Muon updates the parameter where Muon is chosen."""
-    return parameter.ndim == 2 and not name.startswith("lm_head.")
+IsMatrix = Callable[[str, nn.Parameter], bool]
+"""Whether a parameter, by its name, is a matrix that Muon is for."""
 
 
 class Optimizer:
     """Updates named parameters; its state is known by their names."""
 
     def __init__(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: ResolvedTrainConfig
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        config: ResolvedTrainConfig,
+        is_matrix: IsMatrix,
     ) -> None:
         named = [pair for pair in named_parameters if pair[1].requires_grad]
-        muons = [pair for pair in named if config.optimizer == "muon" and is_muons(*pair)]
+        muons = [pair for pair in named if config.optimizer == "muon" and is_matrix(*pair)]
         names = {name for name, _ in muons}
         others = [pair for pair in named if pair[0] not in names]
         self._parts: list[tuple[torch.optim.Optimizer, float, list[str]]] = []

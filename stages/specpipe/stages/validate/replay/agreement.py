@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.records.validation import Agreement
-from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.drafters.contract import Proposal
 from specpipe.stages.drafters.scorer import TrainedDrafter
 from specpipe.stages.samples.batch import Batch
 from specpipe.stages.validate.drafted_text import TargetText
@@ -44,9 +44,9 @@ class _Worst:
 class Comparison:
     """Adds up samples."""
 
-    def __init__(self, plain: PlainDrafter, trained: TrainedDrafter) -> None:
+    def __init__(self, plain: Proposal, trained: TrainedDrafter) -> None:
         self._plain, self._trained = plain, trained
-        self._wide: PlainDrafter | None = None
+        self._wide: Proposal | None = None
         self._num_samples = self._num_starts = self._num_wide = 0
         self._largest = self._largest_wide = 0.0
         self._problem: str | None = None
@@ -96,7 +96,7 @@ class Comparison:
                 f" {FLOAT64_LIMIT:g}"
             )
 
-    def _worst(self, plain: PlainDrafter, pairs: "Iterable[_Pair]") -> _Worst:
+    def _worst(self, plain: Proposal, pairs: "Iterable[_Pair]") -> _Worst:
         worst = _Worst()
         block = max(1, BLOCK_NUMBERS // len(plain.target_ids_D))
         for pair in pairs:
@@ -107,10 +107,10 @@ class Comparison:
                     worst = _Worst(float(apart_B[at]), pair.start + row + at, pair.head)
         return worst
 
-    def _apart(self, plain: PlainDrafter, pair: "_Pair", rows: slice) -> Tensor:
+    def _apart(self, plain: Proposal, pair: "_Pair", rows: slice) -> Tensor:
         """The largest difference of log q at each of the pair's rows, over the largest logit."""
-        ours_BD = plain.logits(pair.plain_RH[rows])
-        theirs_BD = self._trained.logits(pair.trained_RH[rows])
+        ours_BD = plain.logits(pair.plain_RH[rows], pair.head)
+        theirs_BD = self._trained.logits(pair.trained_RH[rows], pair.head)
         scale_B = theirs_BD.abs().amax(-1).clamp(min=1.0)
         apart_BD = ours_BD.log_softmax(-1).sub_(theirs_BD.log_softmax(-1)).abs_()
         # NaN of one side is the largest difference of all.

@@ -5,35 +5,28 @@ from pathlib import Path
 
 from torch import Tensor
 
+from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.records.artifact import EMBEDDING
-from specpipe.schemas.records.checkpoint import DrafterShape
 from specpipe.stages.acceptance.draft_vocab import VocabMap
-from specpipe.stages.drafters.eagle3.artifact import Artifact
-from specpipe.stages.drafters.eagle3.model_weights import drafter_weights
-from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
+from specpipe.stages.drafters.artifact import Artifact
+from specpipe.stages.drafters.registry import drafter_kind
+from specpipe.stages.target.head.target_tensors import TargetTensors
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactWeights:
-    """With its own embedding, where it has one, no projection of the target's is taken."""
+    """Its own embedding, where it has one, stands among the weights."""
 
     path: Path
     shape: DrafterShape
     vocab: VocabMap
     model: dict[str, Tensor]
     num_heads: int
-    embedding_VH: Tensor | None
 
 
-def artifact_weights(artifact: Artifact, dump: Dump, num_heads: int) -> ArtifactWeights:
-    """Raises ConfigError where the artifact's embedding is not the target's, or a projection."""
-    model = drafter_weights(
-        artifact, load_embedding(dump.target_file), load_lm_head(dump.target_file)
-    )
-    own_VH = artifact.tensors.get(EMBEDDING)
-    if own_VH is not None:
-        model.pop("embed_proj.weight", None)
-    return ArtifactWeights(
-        artifact.folder, artifact.shape, artifact.vocab(), model, num_heads, own_VH
-    )
+def artifact_weights(artifact: Artifact, target: TargetTensors, num_heads: int) -> ArtifactWeights:
+    """Raises ConfigError where the trainer's code does not compute what the artifact says."""
+    model = drafter_kind(artifact.shape).model_weights(artifact, target)
+    if EMBEDDING in artifact.tensors:
+        model[EMBEDDING] = artifact.tensors[EMBEDDING]
+    return ArtifactWeights(artifact.folder, artifact.shape, artifact.vocab(), model, num_heads)

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.schemas.records.dump import TextOrigin
 from specpipe.schemas.records.metrics import REPLAY_TITLES, EvalMetrics, ReplayCurve, TauDifference
 from specpipe.schemas.records.sample import verifier_rows
@@ -22,7 +21,8 @@ from specpipe.schemas.records.validation import ReplayFindings
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.acceptance.measure_sums import MeasureSums
 from specpipe.stages.acceptance.replay import ReplaySpan, replay, tau_difference
-from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.drafters.artifact import Artifact
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.drafters.scorer import TrainedDrafter
 from specpipe.stages.runs.checkpoint import Checkpoint
 from specpipe.stages.runs.held_out import evaluation, settings_for
@@ -31,10 +31,10 @@ from specpipe.stages.samples.batch import DrafterSample, supervised_spans
 from specpipe.stages.samples.read_ahead import read_samples
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
+from specpipe.stages.target.head.target_tensors import StoredTarget
 from specpipe.stages.validate.drafted_text import TargetText, TextSpans
 from specpipe.stages.validate.replay.agreement import Comparison
-from specpipe.stages.validate.replay.artifact_weights import ArtifactWeights
+from specpipe.stages.validate.replay.artifact_weights import ArtifactWeights, artifact_weights
 from specpipe.stages.validate.replay.same_weights import stored_tensors, weight_problems
 
 RECORDED_ERRORS = 10
@@ -60,20 +60,13 @@ def check(
     if not refs:
         raise ConfigError(f"{dump.folder.url} holds no sample to replay; give another --dump")
     stored = stored_tensors(artifact)
-    problems = weight_problems(stored, checkpoint, lambda: load_embedding(dump.target_file))
+    target = StoredTarget(dump.target_file)
+    problems = weight_problems(stored, checkpoint, target)
     if problems:
         return _not_replayed(dump, len(refs), problems)
-    model = {
-        name: tensor.float()
-        for name, tensor in stored.items()
-        if name not in ("d2t", "t2d", EMBEDDING)
-    }
-    if LM_HEAD not in model:
-        model[LM_HEAD] = load_lm_head(dump.target_file).float()
-    exported = ArtifactWeights(
-        artifact, checkpoint.shape, checkpoint.vocab, model, checkpoint.num_heads,
-        stored.get(EMBEDDING),
-    )  # fmt: skip
+    shape = checkpoint.shape
+    read = Artifact(artifact, {}, shape, stored, layer_ids=None)
+    exported = artifact_weights(read, target, checkpoint.num_heads)
     found = compare(exported, checkpoint, dump, reader.context_length, refs)
     recorded = (
         recorded_metrics(checkpoint.path, checkpoint.state)
@@ -92,15 +85,14 @@ def compare(
 ) -> ReplayFindings:
     """The artifact's files beside the trainer's code: on the same weights, and, where there is a
     checkpoint, on those before they were rounded."""
-    plain = PlainDrafter.load(
-        exported.path, load_embedding(dump.target_file), lambda: load_lm_head(dump.target_file)
-    )
+    target = StoredTarget(dump.target_file)
+    plain = drafter_kind(exported.shape).proposal(exported.path, target)
     layers = exported.shape.aux_layers
     if plain.aux_layers != layers:
         asks, took = list(plain.aux_layers), list(layers)
         problem = f"the artifact asks for layers {asks}, the drafter was trained on {took}"
         return _not_replayed(dump, len(refs), [problem])
-    same = TrainedDrafter(exported, dump, exported.embedding_VH)
+    same = TrainedDrafter(exported, dump)
     trained = same if checkpoint is None else TrainedDrafter(checkpoint, dump)
     num_heads = exported.num_heads
     spans, sums = TextSpans(), MeasureSums(num_heads, keep_spans=True)

@@ -1,6 +1,6 @@
 """An artifact's tensors against a checkpoint's: are they its weights, rounded?"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,8 +8,10 @@ from torch import Tensor
 
 from specpipe.schemas.errors import ValidationError
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD, MODEL_TENSORS_FILE
-from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors
+from specpipe.stages.drafters.parts.layer_config import own_name
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.runs.checkpoint import Checkpoint
+from specpipe.stages.target.head.target_tensors import TargetTensors
 from specpipe.stages.untrusted.tensors import load_tensors
 
 ROUNDING = 2**-7
@@ -20,24 +22,24 @@ def stored_tensors(artifact: Path) -> dict[str, Tensor]:
     """The tensors of an artifact's folder, under our names."""
     path = artifact / MODEL_TENSORS_FILE
     return {
-        name.replace("midlayer.", "layers.0."): tensor
+        own_name(name): tensor
         for name, tensor in load_tensors(path, str(path), ValidationError).items()
     }
 
 
 def weight_problems(
-    stored: Mapping[str, Tensor], checkpoint: Checkpoint, embedding: Callable[[], Tensor]
+    stored: Mapping[str, Tensor], checkpoint: Checkpoint, target: TargetTensors
 ) -> list[str]:
     """Every tensor of the artifact (under our names) that is not what an export would write.
 
-    `embedding` is the target's. A lm_head may be left to the target.
+    A lm_head may be left to the target.
     """
     shape = checkpoint.shape
-    expected = artifact_tensors(
+    expected = drafter_kind(shape).artifact_tensors(
         shape,
         checkpoint.model,
         checkpoint.vocab.tensors(),
-        embedding,
+        target,
         with_embedding=EMBEDDING in stored,
     )
     if LM_HEAD not in stored:
@@ -54,7 +56,9 @@ def weight_problems(
                 f" {theirs.dtype} {list(theirs.shape)}"
             )
         elif num := _others(
-            ours, theirs, is_product=name == EMBEDDING and shape.projects_embedding
+            ours,
+            theirs,
+            is_product=name == EMBEDDING and getattr(shape, "projects_embedding", False),
         ):
             problems.append(
                 f"tensor {name} is not the checkpoint's as an export writes it: {num:,} of"

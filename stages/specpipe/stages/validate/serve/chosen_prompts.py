@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from specpipe.schemas.records.checkpoint import TargetReference
 from specpipe.schemas.records.dump import TargetIdentity
 from specpipe.schemas.settings.stages import ServeConfig
-from specpipe.stages.drafters.eagle3.shape import longest_of
+from specpipe.stages.drafters.parts.layer_shape import longest_of
 from specpipe.stages.target.files.identity import load_config
 from specpipe.stages.target.files.location import local_folder
 from specpipe.stages.validate.serve import prompts

@@ -48,6 +48,10 @@ class EngineRequest(Exchange):
     revision: str | None = None
     artifact: str | None
     """Folder of the drafter; None decodes without one."""
+    method: str = ""
+    """vLLM's name for the drafter's kind."""
+    options: dict[str, Any] = {}
+    """Further keys of `--speculative-config`."""
     num_draft_tokens: int = 0
     draft_sample_method: Literal["greedy", "probabilistic"] = "probabilistic"
     prompts: list[list[int]]
@@ -172,7 +176,8 @@ def _serve(request: EngineRequest) -> EngineResult:
         speculative = {
             "per_request_spec_decode_metrics": "detailed",
             "speculative_config": {
-                "method": "eagle3",
+                "method": request.method,
+                **request.options,
                 "model": request.artifact,
                 "num_speculative_tokens": request.num_draft_tokens,
                 "draft_sample_method": request.draft_sample_method,

@@ -11,11 +11,12 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.artifact import LAYER_IDS, layer_config
 from specpipe.schemas.records.served import RoundsComparison, Served, ServeFindings
 from specpipe.schemas.settings.stages import ServeConfig
 from specpipe.stages.acceptance.replay import expected_rounds
-from specpipe.stages.drafters.eagle3.proposal import PlainDrafter, read_config
+from specpipe.stages.drafters.contract import Proposal
+from specpipe.stages.drafters.reading import read_artifact
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.target.files.identity import architecture_of, load_config
 from specpipe.stages.target.files.location import local_folder
 from specpipe.stages.target.vllm.support.servable import servable
@@ -64,9 +65,10 @@ def check(
     architecture = architecture_of(folder, trust_remote_code=config.trust_remote_code)
     with_plugin = servable(architecture).how == "plugin"
     longest = max(map(len, prompts)) + config.serve_max_tokens
-    layers = layer_config(read_config(artifact))["num_hidden_layers"]
+    shape = read_artifact(str(artifact)).shape
+    kind = drafter_kind(shape)
     largest = max(min(len(prompts), PARALLEL_PROMPTS), *config.serve_batch_sizes)
-    cache_bytes = _cache_bytes(model, layers, largest, longest)
+    cache_bytes = _cache_bytes(model, kind.num_layers(shape), largest, longest)
 
     def engine(num_draft_tokens: int, *, is_timed: bool) -> EngineResult:
         always = [(1, 1, num_draft_tokens)]
@@ -75,6 +77,8 @@ def check(
                 target=target,
                 revision=revision,
                 artifact=str(artifact.resolve()) if num_draft_tokens else None,
+                method=kind.serving.method,
+                options=dict(kind.serving.options),
                 num_draft_tokens=num_draft_tokens,
                 prompts=[list(prompt) for prompt in prompts],
                 max_tokens=config.serve_max_tokens,
@@ -91,8 +95,9 @@ def check(
         )
 
     def capture() -> TargetCapture:
-        layers = read_config(artifact)[LAYER_IDS]
-        return TargetCapture(target, revision, layers, trust_remote_code=config.trust_remote_code)
+        return TargetCapture(
+            target, revision, shape.aux_layers, trust_remote_code=config.trust_remote_code
+        )
 
     # What transformers cannot load or run is found before engines have run for minutes. They want
     # the memory: the target is let go, and loaded again when they are done.
@@ -108,7 +113,7 @@ def check(
         engines[num_draft_tokens] = engine(num_draft_tokens, is_timed=num_draft_tokens == most)
     report("replaying the texts that vLLM wrote")
     loaded = capture()
-    drafter = PlainDrafter.load(artifact, loaded.embedding_VH, lambda: loaded.lm_head_VH)
+    drafter = kind.proposal(artifact, loaded)
     judge = _Judge(loaded, drafter, prompts, plain)
     runs = [judge.run(count, result) for count, result in engines.items()]
     problems = [problem for run in runs for problem in problems_of(run)]
@@ -151,7 +156,7 @@ class _Judge:
     def __init__(
         self,
         capture: TargetCapture,
-        drafter: PlainDrafter,
+        drafter: Proposal,
         prompts: Sequence[Sequence[int]],
         plain: EngineResult,
     ) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.artifact import LAYER_IDS
 from specpipe.schemas.records.served import Counters, RoundsComparison, Served, ServeFindings
 from specpipe.schemas.settings.stages import ServerConfig
 from specpipe.stages.acceptance.replay import Rounds, expected_rounds
-from specpipe.stages.drafters.eagle3.proposal import PlainDrafter, read_config
+from specpipe.stages.drafters.reading import read_artifact
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.validate.drafted_text import text_spans
 from specpipe.stages.validate.serve.capture import (
     CapturedText,
@@ -46,13 +46,13 @@ def check(
     trust = config.trust_remote_code
     with Server.connect(config) as server:
         _check_room(server, prompts, config)
-        layers = read_config(artifact)[LAYER_IDS]
+        shape = read_artifact(str(artifact)).shape
         # Transformers may not be able to load or run the target: before the server works in vain.
-        capture = TargetCapture(target, revision, layers, trust_remote_code=trust)
+        capture = TargetCapture(target, revision, shape.aux_layers, trust_remote_code=trust)
         greedy, sampled = _decoded(server, prompts, config, report)
     num_draft_tokens = server.num_draft_tokens
     report("replaying the texts that it wrote")
-    drafter = PlainDrafter.load(artifact, capture.embedding_VH, lambda: capture.lm_head_VH)
+    drafter = drafter_kind(shape).proposal(artifact, capture)
 
     greedy_texts = capture.capture(prompts, greedy.output_ids)
     sampled_texts = capture.capture(prompts, sampled.output_ids)

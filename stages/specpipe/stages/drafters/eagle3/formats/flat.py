@@ -8,23 +8,23 @@ any is given vLLM's own name of the architecture, which they refuse.
 from collections.abc import Mapping
 from typing import Any
 
-from specpipe.schemas.records.artifact import (
-    CONFIG_FILE,
-    EAGLE3_KEYS,
-    LAYER_IDS,
-    NESTED_KEYS,
-    SWITCHES,
-    USUAL_NUM_AUX,
-)
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.eagle3 import SWITCHES, Eagle3Shape
+from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
     Format,
     TargetFacts,
-    drafter_settings,
     layer_settings,
     missing_and_unknown,
 )
+from specpipe.stages.drafters.eagle3.layout import (
+    EAGLE3_KEYS,
+    NESTED_KEYS,
+    USUAL_NUM_AUX,
+    drafter_settings,
+)
+from specpipe.stages.drafters.parts.layer_config import LAYER_IDS
+from specpipe.stages.drafters.parts.speculators_config import is_speculators
 
 EVERY_ENGINE = "LlamaForCausalLMEagle3"
 ONLY_VLLM = {"llama": "Eagle3LlamaForCausalLM", "qwen3": "Eagle3Qwen3ForCausalLM"}
@@ -32,10 +32,13 @@ ONLY_VLLM = {"llama": "Eagle3LlamaForCausalLM", "qwen3": "Eagle3Qwen3ForCausalLM
 LAYER, MIDLAYER = "layers.0.", "midlayer."
 
 
-class FlatFormat(Format):
+class FlatFormat(Format[Eagle3Shape]):
     name = "eagle3"
 
-    def inexpressible(self, shape: DrafterShape) -> list[str]:
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        return not is_speculators(config)
+
+    def inexpressible(self, shape: Eagle3Shape) -> list[str]:
         problems = []
         if shape.num_layers != 1:
             problems.append(f"{shape.num_layers} layers (it has one, midlayer)")
@@ -43,7 +46,7 @@ class FlatFormat(Format):
             problems.append(f"a sliding window of {shape.sliding_window} (no engine reads it here)")
         return problems
 
-    def config(self, drafter: Drafter) -> dict[str, Any]:
+    def config(self, drafter: Drafter[Eagle3Shape]) -> dict[str, Any]:
         shape, rope = drafter.shape, drafter.shape.rope_parameters
         return {
             "architectures": [architecture(shape)],
@@ -79,7 +82,7 @@ class FlatFormat(Format):
     def problems(
         self,
         config: Mapping[str, Any],
-        shape: DrafterShape,
+        shape: Eagle3Shape,
         target: TargetFacts,
         has_lm_head: bool,
     ) -> list[str]:
@@ -121,7 +124,7 @@ class FlatFormat(Format):
             return None
 
 
-def architecture(shape: DrafterShape) -> str:
+def architecture(shape: Eagle3Shape) -> str:
     """The class that loads this drafter, as each engine registers it."""
     plain = (
         shape.layer_type == "llama"

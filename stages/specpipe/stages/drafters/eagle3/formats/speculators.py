@@ -3,56 +3,46 @@
 from collections.abc import Mapping
 from typing import Any
 
-from specpipe.schemas.records.artifact import (
-    ALLOWED_KEYS,
-    ALLOWED_LAYER_KEYS,
-    CONFIG_FILE,
-    REQUIRED_KEYS,
-    REQUIRED_LAYER_KEYS,
-)
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
+from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
     Format,
     TargetFacts,
-    drafter_settings,
     layer_settings,
     missing_and_unknown,
 )
+from specpipe.stages.drafters.eagle3.layout import (
+    ALLOWED_KEYS,
+    REQUIRED_KEYS,
+    drafter_settings,
+)
+from specpipe.stages.drafters.parts.speculators_config import (
+    ALLOWED_LAYER_KEYS,
+    REQUIRED_LAYER_KEYS,
+    is_speculators,
+    speculators_problems,
+    speculators_settings,
+    stated,
+    window_settings,
+)
 
-SPECULATORS_VERSION = "0.9.0"
-"""Version of the `speculators` library whose config layout this is."""
 
-
-class Speculators(Format):
+class Speculators(Format[Eagle3Shape]):
     name = "speculators"
 
-    def inexpressible(self, shape: DrafterShape) -> list[str]:
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        return is_speculators(config)
+
+    def inexpressible(self, shape: Eagle3Shape) -> list[str]:
         return []
 
-    def config(self, drafter: Drafter) -> dict[str, Any]:
+    def config(self, drafter: Drafter[Eagle3Shape]) -> dict[str, Any]:
         shape = drafter.shape
         return {
             "architectures": ["Eagle3Speculator"],
-            "speculators_model_type": shape.architecture,
-            "speculators_version": SPECULATORS_VERSION,
-            "speculators_config": {
-                "algorithm": shape.architecture,
-                "default_proposal_method": "greedy",
-                "proposal_methods": [
-                    {
-                        "proposal_type": "greedy",
-                        "speculative_tokens": drafter.speculative_tokens,
-                        "verifier_accept_k": 1,
-                        "accept_tolerance": 0.0,
-                    }
-                ],
-                "verifier": {
-                    "name_or_path": drafter.target,
-                    "architectures": [drafter.target_architecture],
-                },
-            },
-            "transformer_layer_config": layer_settings(shape) | _window(shape),
+            **speculators_settings(shape.architecture, drafter),
+            "transformer_layer_config": layer_settings(shape) | window_settings(shape),
             **drafter_settings(drafter),
         }
 
@@ -73,56 +63,19 @@ class Speculators(Format):
     def problems(
         self,
         config: Mapping[str, Any],
-        shape: DrafterShape,
+        shape: Eagle3Shape,
         target: TargetFacts,
         has_lm_head: bool,
     ) -> list[str]:
         problems = []
-        layer, kind = config["transformer_layer_config"], config["speculators_model_type"]
-        if kind != "eagle3":
-            problems.append(f"speculators_model_type is {kind!r}, but must be 'eagle3'")
-        windows = ["sliding_attention"] * shape.num_layers if shape.sliding_window else None
+        layer = config["transformer_layer_config"]
+        windows = window_settings(shape).get("layer_types")
         if layer.get("layer_types") != windows:
             problems.append(
                 f"layer_types {layer.get('layer_types')!r} must be {windows!r} for a sliding_window"
                 f" of {shape.sliding_window!r}"
             )
-        try:
-            said = self.drafter(config)
-            if said is None:
-                return [*problems, "speculators_config lacks the verifier or the proposal method"]
-            name, architecture, tokens = said
-            if not (isinstance(tokens, int) and tokens > 0):
-                problems.append("speculative_tokens must be a positive number")
-            if not name:
-                problems.append("speculators_config.verifier.name_or_path is empty")
-            if architecture != target.architecture:
-                problems.append(
-                    f"the verifier's architectures are not [{target.architecture!r}], but"
-                    f" [{architecture!r}]"
-                )
-            if config["speculators_config"]["algorithm"] != kind:
-                algorithm = config["speculators_config"]["algorithm"]
-                problems.append(f"algorithm {algorithm!r} is not the drafter's")
-        except KeyError as error:
-            problems.append(f"speculators_config lacks {error}")
-        return problems
+        return problems + speculators_problems(config, shape.architecture, target)
 
     def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        try:
-            stated = config["speculators_config"]
-            (architecture,) = stated["verifier"]["architectures"]
-            tokens = stated["proposal_methods"][0]["speculative_tokens"]
-            return stated["verifier"]["name_or_path"], architecture, tokens
-        except (KeyError, IndexError, TypeError, ValueError):
-            return None
-
-
-def _window(shape: DrafterShape) -> dict[str, Any]:
-    """vLLM takes a layer's window from these two keys, and without them looks back all the way."""
-    if shape.sliding_window is None:
-        return {}
-    return {
-        "layer_types": ["sliding_attention"] * shape.num_layers,
-        "sliding_window": shape.sliding_window,
-    }
+        return stated(config)

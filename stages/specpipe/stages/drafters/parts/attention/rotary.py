@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.base import LayerShape
 
 CosSin = tuple[Tensor, Tensor]
 
@@ -16,7 +16,7 @@ CosSin = tuple[Tensor, Tensor]
 class Rotary(nn.Module):
     """cos and sin of the angles, from transformers' rope parameters."""
 
-    def __init__(self, shape: DrafterShape) -> None:
+    def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         config = LlamaConfig(
             # Only its head size counts here; transformers wants the one to divide the other.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.base import LayerShape
 from specpipe.stages.drafters.parts.attention.rotary import CosSin, rotate
 from specpipe.stages.drafters.parts.norm import RMSNorm
 
@@ -34,7 +34,7 @@ class Projections:
 class SelfAttention(nn.Module):
     """The projections, with `qwen3` norms of queries and keys per head, and rope."""
 
-    def __init__(self, shape: DrafterShape, *, sees_token: bool) -> None:
+    def __init__(self, shape: LayerShape, *, sees_token: bool) -> None:
         super().__init__()
         H = shape.hidden_size
         width = 2 * H if sees_token else H

@@ -1,0 +1,42 @@
+"""An artifact's weights against the parameters of the model that takes them."""
+
+import torch
+from torch import Tensor
+
+from specpipe.schemas.errors import ConfigError
+from specpipe.stages.drafters.artifact import Artifact
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def float_weights(artifact: Artifact) -> dict[str, Tensor]:
+    """Its tensors in float32, but for the vocabulary map; raises ConfigError for others."""
+    for name, tensor in artifact.tensors.items():
+        if name not in ("d2t", "t2d") and tensor.dtype not in _DTYPES:
+            raise ConfigError(
+                f"artifact {artifact.folder}: {name} is {tensor.dtype}: quantised weights without"
+                " their scales; write them down as float first"
+            )
+    return {
+        name: tensor.float()
+        for name, tensor in artifact.tensors.items()
+        if name not in ("d2t", "t2d")
+    }
+
+
+def weight_problems(weights: dict[str, Tensor], model: torch.nn.Module) -> list[str]:
+    """What is missing, unknown, not finite or of another shape than the model's parameters."""
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    missing = sorted(set(expected) - set(weights))
+    unknown = sorted(set(weights) - set(expected))
+    odd = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
+    return [
+        *([f"it lacks {', '.join(missing)}"] if missing else []),
+        *([f"nothing is known of {', '.join(unknown)}"] if unknown else []),
+        *([f"NaN or infinity in {', '.join(odd)}"] if odd else []),
+        *(
+            f"{name} is {list(weights[name].shape)} instead of {list(expected[name])}"
+            for name in sorted(set(expected) & set(weights))
+            if weights[name].shape != expected[name]
+        ),
+    ]

@@ -1,0 +1,77 @@
+"""The target's own tensors that drafters take, read once.
+
+Legend: V vocabulary, H hidden size.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from specpipe.stages.target.head.verifier_head import (
+    Read,
+    final_scale,
+    load_embedding,
+    load_lm_head,
+    load_norm,
+    load_stored_config,
+)
+
+
+class TargetTensors(Protocol):
+    """What a drafter is built from."""
+
+    @property
+    def embedding_VH(self) -> Tensor:
+        """In the dtype in which it is stored, as `lm_head_VH`."""
+
+    @property
+    def lm_head_VH(self) -> Tensor: ...
+
+
+class StoredTarget:
+    """Those in a dump's `target/` folder, by a function that reads a file of it."""
+
+    def __init__(self, read: Read) -> None:
+        self.read = read
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        return load_stored_config(self.read)
+
+    @cached_property
+    def embedding_VH(self) -> Tensor:
+        return load_embedding(self.read)
+
+    @cached_property
+    def lm_head_VH(self) -> Tensor:
+        return load_lm_head(self.read)
+
+    @cached_property
+    def norm_H(self) -> Tensor:
+        """The weight of the final norm, as it is stored."""
+        return load_norm(self.read)
+
+    @cached_property
+    def final_scale_H(self) -> Tensor:
+        """See `final_scale`."""
+        return final_scale(self.read)
+
+
+@dataclass(frozen=True, slots=True)
+class NoTensors:
+    """Tensors without contents, to count a drafter's parameters by."""
+
+    vocab_size: int
+    hidden_size: int
+
+    @property
+    def embedding_VH(self) -> Tensor:
+        return torch.empty(self.vocab_size, self.hidden_size, device="meta")
+
+    @property
+    def lm_head_VH(self) -> Tensor:
+        return self.embedding_VH
