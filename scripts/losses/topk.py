@@ -24,13 +24,14 @@ from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.acceptance.measure_sums import MeasureSums
-from specpipe.stages.drafters.eagle3.model import Eagle3
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.samples.batch import Batch, make_batch
 from specpipe.stages.samples.read_ahead import read_samples
 from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head.verifier_head import VerifierHead, load_embedding
+from specpipe.stages.target.head.target_tensors import StoredTarget
+from specpipe.stages.target.head.verifier_head import VerifierHead
 
 KEPT = (1, 4, 16, 64, 256, 1024)
 CPU = torch.device("cpu")
@@ -52,8 +53,9 @@ class Comparison:
     def __init__(self, checkpoint: Checkpoint, dump: Dump) -> None:
         vocab = checkpoint.vocab
         self.num_heads = checkpoint.state.num_heads
-        self.model = Eagle3(checkpoint.shape, load_embedding(dump.target_file))
-        self.model.load_state_dict(checkpoint.model)
+        self.model = drafter_kind(checkpoint.shape).scoring_model(
+            checkpoint.shape, checkpoint.model, StoredTarget(dump.target_file), vocab.target_ids_D
+        )
         self.head = VerifierHead.load(dump.target_file, CPU)
         rows = VerifierHead.load(dump.target_file, CPU, rows=vocab.target_ids_D)
         self.verifier = Verifier(rows.logits, vocab.draft_ids(), vocab.target_ids_D)
@@ -67,7 +69,7 @@ class Comparison:
             seen = batch if kept is None else self._truncated(batch, kept)
             hidden_KNH = self.model(batch).detach().requires_grad_()
             loss, measures_MKN = HeadLoss(self.verifier, 256)(
-                hidden_KNH, Heads.shared(self.model.lm_head.weight), seen, self.settings
+                hidden_KNH, self.model.heads(), seen, self.settings
             )
             gradients.append(torch.autograd.grad(loss, hidden_KNH)[0].flatten())
             sums.add(seen, measures_MKN)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.stages.samples.batch import DrafterSample
 
 Weights = Mapping[str, Tensor]
@@ -55,7 +55,7 @@ def dense_mask(num_tokens: int, step: int, window: int | None) -> Tensor:
 
 def hidden_states(
     weights: Weights,
-    shape: DrafterShape,
+    shape: Eagle3Shape,
     embed_VH: Tensor,
     input_ids: Sequence[int],
     aux_TLH: Tensor,
@@ -276,7 +276,7 @@ class Expected:
 
 def expect(
     parameters: Weights,
-    shape: DrafterShape,
+    shape: Eagle3Shape,
     embed_VH: Tensor,
     samples: Sequence[DrafterSample],
     verifier_VH: Tensor,

@@ -113,7 +113,7 @@ def test_near_ties_of_texts() -> None:
 class Stated(PlainDrafter):
     """A drafter whose hidden states are its logits."""
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
+    def logits(self, hidden_NH: Tensor, step: int = 1) -> Tensor:
         return hidden_NH.clone()
 
 

@@ -5,7 +5,7 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden size, V vocabulary, D 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.drafters.eagle3.model import Eagle3
 from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
@@ -26,12 +26,20 @@ V, H, L, THETA = 23, 12, 3, 50.0
 DRAFT_IDS = [1, 2, 5, 6, 9, 11, 14, 17, 22]
 
 
-def shape_of(draft_vocab_size: int = V, **changes: object) -> DrafterShape:
+@dataclass(frozen=True)
+class Given:
+    """A target's tensors."""
+
+    embedding_VH: torch.Tensor
+    lm_head_VH: torch.Tensor
+
+
+def shape_of(draft_vocab_size: int = V, **changes: object) -> Eagle3Shape:
     """A tiny drafter: 4 query heads on 2 key/value heads, and a small theta so that rope bites."""
     flags = dict.fromkeys(
         ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"), False
     )
-    shape = DrafterShape(
+    shape = Eagle3Shape(
         hidden_size=H,
         intermediate_size=10,
         num_attention_heads=4,
@@ -51,7 +59,7 @@ def shape_of(draft_vocab_size: int = V, **changes: object) -> DrafterShape:
 class ExactRotary(nn.Module):
     """The drafter's rope tables in float64 (transformers computes them in float32)."""
 
-    def __init__(self, shape: DrafterShape) -> None:
+    def __init__(self, shape: Eagle3Shape) -> None:
         super().__init__()
         self.theta, self.head_dim = shape.rope_parameters["rope_theta"], shape.head_dim
 
@@ -62,7 +70,7 @@ class ExactRotary(nn.Module):
         return both.cos().to(dtype), both.sin().to(dtype)
 
 
-def random_drafter(shape: DrafterShape, seed: int, **options: Any) -> Eagle3:
+def random_drafter(shape: Eagle3Shape, seed: int, **options: Any) -> Eagle3:
     """float32, every parameter random (norm weights too), logits wide enough to matter."""
     torch.manual_seed(seed)
     model = Eagle3(shape, torch.randn(V, H), **options)

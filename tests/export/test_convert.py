@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.checkpoint import DrafterShape
 from specpipe.schemas.settings.stages import ConvertConfig
 from specpipe.stages.drafters.artifact_format import Drafter
-from specpipe.stages.drafters.formats import FORMATS
+from specpipe.stages.drafters.eagle3.architecture import ARCHITECTURE
 from specpipe.stages.export.convert import run
 from tests.drafters.eagle3.test_proposal import LLAMA3_ROPE, make_shape
 from tests.validate.artifacts import Config, Tensors, edit_config, edit_tensors, random_tensors
+
+FORMATS = ARCHITECTURE.formats
 
 FILES = ("config.json", "model.safetensors")
 FORMAT_NAMES = ("speculators", "eagle3")
@@ -28,7 +30,7 @@ WRITERS = ("specforge", "modelopt", "model prefix")
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> DrafterShape:
+def shapes(draw: st.DrawFn) -> Eagle3Shape:
     """Every kind of drafter that both formats hold."""
     norms = draw(st.sampled_from([{}, {"norm_before_fc": True}, {"fc_norm": True}]))
     return make_shape(
@@ -44,7 +46,7 @@ def shapes(draw: st.DrawFn) -> DrafterShape:
     )
 
 
-def written(folder: Path, format_name: Any, shape: DrafterShape, tensors: Tensors) -> Path:
+def written(folder: Path, format_name: Any, shape: Eagle3Shape, tensors: Tensors) -> Path:
     folder.mkdir(parents=True)
     drafter = Drafter(
         shape,
@@ -75,7 +77,7 @@ def converted(source: Path, out: Path, format_name: Any, **more: Any) -> Path:
 )
 def test_there_and_back_is_the_same_to_the_byte(
     tmp_path_factory: pytest.TempPathFactory,
-    shape: DrafterShape,
+    shape: Eagle3Shape,
     seed: int,
     dtype: torch.dtype,
     embedding: bool,
@@ -90,12 +92,12 @@ def test_there_and_back_is_the_same_to_the_byte(
     for name in FILES:
         assert (back / name).read_bytes() == (first / name).read_bytes()
     found = load_file(other / "model.safetensors")
-    assert set(found) == {FORMATS[there[1]].stored_name(name) for name in tensors}  # type: ignore[index]
+    assert set(found) == {FORMATS[there[1]].stored_name(name) for name in tensors}
     for name, tensor in tensors.items():
-        assert torch.equal(found[FORMATS[there[1]].stored_name(name)], tensor)  # type: ignore[index]
+        assert torch.equal(found[FORMATS[there[1]].stored_name(name)], tensor)
 
 
-def others_config(shape: DrafterShape) -> Config:
+def others_config(shape: Eagle3Shape) -> Config:
     """config.json as SpecForge, ModelOpt and EAGLE's code write it."""
     keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     more = ("rms_norm_eps", "max_position_embeddings", "vocab_size", "draft_vocab_size")

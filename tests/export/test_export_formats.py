@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.artifact import FormatName
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.export.run import run
@@ -18,7 +17,7 @@ from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_he
 from specpipe.stages.train.run import run as train
 from tests.validate.small import Trained
 
-BOTH: tuple[FormatName, ...] = ("speculators", "eagle3")
+BOTH: tuple[str, ...] = ("speculators", "eagle3")
 
 
 def short_run(trained: Trained, out: Path, **changes: Any) -> Path:
@@ -57,14 +56,14 @@ def test_eagle3(trained: Trained, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", BOTH)
-def test_with_the_targets_embedding(trained: Trained, tmp_path: Path, format: FormatName) -> None:
+def test_with_the_targets_embedding(trained: Trained, tmp_path: Path, format: str) -> None:
     _, tensors = exported(trained.run, tmp_path, format=format, with_embedding=True)
     expected = load_embedding(Dump.open(str(trained.dump)).target_file)
     assert torch.equal(tensors["embed_tokens.weight"], expected)
 
 
 @pytest.mark.parametrize("format", BOTH)
-def test_without_the_lm_head(untrained: Path, tmp_path: Path, format: FormatName) -> None:
+def test_without_the_lm_head(untrained: Path, tmp_path: Path, format: str) -> None:
     """The replay takes the target's, as an engine does."""
     config, tensors = exported(untrained, tmp_path, format=format, with_lm_head=False)
     assert "lm_head.weight" not in tensors

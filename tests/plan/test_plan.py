@@ -142,7 +142,7 @@ def test_the_trainer_takes_what_its_model_has(folder: Path, tmp_path: Path) -> N
     assert memory.num_trained == sum(parameter.numel() for parameter in parameters)
     assert memory.weights == sum(p.numel() * p.element_size() for p in parameters)
     assert memory.optimizer == 2 * memory.weights
-    assert memory.frozen == 4 * 2 * trainee.model.embedding.table.numel()
+    assert memory.frozen == 4 * 2 * trainee.shape.vocab_size * trainee.shape.target_hidden_size
     halved = trainer_memory(
         folder / "target",
         found.identity,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
+from specpipe.stages.drafters.eagle3.architecture import ARCHITECTURE
 from specpipe.stages.drafters.eagle3.model import Eagle3
-from specpipe.stages.plan.training_memory import activation_numbers
 from specpipe.stages.samples.batch import DrafterSample, make_batch
 from specpipe.stages.storage.shard.states import SampleStates
 
@@ -37,7 +37,7 @@ SHAPE = {
 def test_what_is_kept_for_the_backward_pass(
     changes: dict[str, int], num_aux: int, num_heads: int
 ) -> None:
-    shape = DrafterShape(
+    shape = Eagle3Shape(
         **(SHAPE | changes),
         rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4},
@@ -50,11 +50,11 @@ def test_what_is_kept_for_the_backward_pass(
         fc_norm=False,
         norm_output=False,
     )
-    predicted = activation_numbers(shape, NUM_TOKENS, num_heads)
+    predicted = ARCHITECTURE.activation_numbers(shape, NUM_TOKENS, num_heads)
     assert kept_numbers(shape, num_heads) == pytest.approx(predicted, rel=0.05)
 
 
-def kept_numbers(shape: DrafterShape, num_heads: int) -> int:
+def kept_numbers(shape: Eagle3Shape, num_heads: int) -> int:
     """Floating-point numbers that a forward pass keeps, each storage once, weights left out."""
     model = Eagle3(shape, torch.randn(shape.vocab_size, shape.hidden_size))
     weights = {p.data_ptr() for p in [*model.parameters(), model.embedding.table]}
@@ -70,7 +70,7 @@ def kept_numbers(shape: DrafterShape, num_heads: int) -> int:
     return sum(tensor.untyped_storage().nbytes() // 4 for tensor in kept.values())
 
 
-def one_long_answer(shape: DrafterShape) -> DrafterSample:
+def one_long_answer(shape: Eagle3Shape) -> DrafterSample:
     num_rows, hidden = NUM_TOKENS - 1, shape.hidden_size
     mask_T = np.ones(NUM_TOKENS, np.uint8)
     mask_T[0] = 0

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from specpipe.schemas.drafters.eagle3 import SWITCHES
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.artifact import SWITCHES
 from specpipe.schemas.settings.job import parse_job
 from specpipe.schemas.settings.recipe import Facts, resolve
 from specpipe.schemas.settings.stages import DumpConfig
@@ -34,7 +34,7 @@ def test_the_sample_job_maps_to_the_stages() -> None:
 def norms(architecture: str) -> list[str]:
     settings = parse_job(body(architecture=architecture)).train_settings()
     train = TrainConfig(dump="out/dump", out="out/run", **settings)
-    return [name for name in SWITCHES if getattr(train, name)]
+    return [name for name in SWITCHES if getattr(train.drafter, name)]
 
 
 def test_architectures_differ_in_what_newer_engines_alone_serve() -> None:

@@ -17,7 +17,7 @@ from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.acceptance.draft_vocab import VocabMap
-from specpipe.stages.drafters.eagle3.start import Start, begin
+from specpipe.stages.drafters.start import Start, begin
 from specpipe.stages.export.run import run as export
 from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.samples.batch import DrafterSample, make_batch
@@ -116,7 +116,7 @@ def test_a_projected_embedding_is_found_again(
     folder, _ = exported(make_config, tmp_path, hidden_size=hidden_size)
     start = started(make_config, **INIT, init_from=str(folder))
     trained = load_checkpoint(resolve_checkpoint(tmp_path / "run"))
-    found = start.model.embed_proj.weight
+    found = start.model.get_parameter("embed_proj.weight")
     torch.testing.assert_close(found, trained.model["embed_proj.weight"], rtol=0, atol=5e-3)
 
 
@@ -169,7 +169,7 @@ def test_a_whole_vocabulary_may_leave_the_lm_head_to_the_target(
     edit(folder, lambda tensors, _: tensors.pop("lm_head.weight"))
     start = started(make_config, **INIT, init_from=str(folder))
     rows = load_lm_head(Dump.open(str(dump)).target_file)
-    assert torch.equal(start.model.lm_head.weight, rows.float())
+    assert torch.equal(start.model.heads()[0], rows.float())
 
 
 def _sort_out(tensors: Tensors) -> None:
@@ -326,7 +326,7 @@ def test_warm_start_says_what_the_targets_last_layer_does(
     got_NH = start.model(batch)[0]
     torch.testing.assert_close(got_NH, want_TH[batch.starts_N], rtol=1e-4, atol=1e-4)
     rows_DH = target.lm_head.weight[start.vocab.target_ids_D]
-    assert torch.equal(start.model.lm_head.weight, rows_DH)
+    assert torch.equal(start.model.heads()[0], rows_DH)
 
 
 @pytest.mark.parametrize(

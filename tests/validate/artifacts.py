@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from specpipe.schemas.records.artifact import expected_tensors, may_share_lm_head
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
+from specpipe.stages.drafters.eagle3.layout import expected_tensors, may_share_lm_head
 
 Tensors = dict[str, Tensor]
 Config = dict[str, Any]
@@ -30,7 +30,7 @@ def edit_config(artifact: Path, edit: Callable[[Config], object]) -> None:
 
 
 def random_tensors(
-    shape: DrafterShape,
+    shape: Eagle3Shape,
     seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
     *,

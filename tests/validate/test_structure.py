@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from specpipe.schemas.records.artifact import needed_engine
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.stages.drafters.artifact_format import TargetFacts
+from specpipe.stages.drafters.eagle3.architecture import ARCHITECTURE
 from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.validate.replay import run as replay_check
@@ -62,18 +63,19 @@ def _layer(config: Config, **changes: object) -> None:
 
 def test_the_engine_that_a_drafter_needs_is_named(exported: Path, trained: Trained) -> None:
     plain = load_checkpoint(resolve_checkpoint(trained.run)).shape
-    assert needed_engine(plain) is None
+    assert isinstance(plain, Eagle3Shape)
+    assert ARCHITECTURE.needed_engine(plain) is None
     for switches, version in (
         (["norm_before_residual"], "vLLM, for norm_before_residual"),
         (["norm_before_residual", "norm_before_fc"], "vLLM 0.20 or newer, for norm_before_res"),
         (["norm_before_fc", "norm_output"], "vLLM 0.25 or newer, for norm_before_fc, norm_output"),
         (["fc_norm"], "vLLM 0.25 or newer, for fc_norm"),
     ):
-        said = needed_engine(plain.model_copy(update=dict.fromkeys(switches, True)))
+        said = ARCHITECTURE.needed_engine(plain.model_copy(update=dict.fromkeys(switches, True)))
         assert said is not None
         assert said.startswith(version)
     several = plain.model_copy(update={"num_layers": 2, "layer_type": "qwen3"})
-    assert "the norms of qwen3 layers, 2 layers" in str(needed_engine(several))
+    assert "the norms of qwen3 layers, 2 layers" in str(ARCHITECTURE.needed_engine(several))
     assert "| engine | any that serves EAGLE-3 |" in (exported / "README.md").read_text()
     structure = json.loads((exported / "validation.json").read_text())["structure"]
     assert structure["engine"] is None

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from specpipe.schemas.records.artifact import EMBEDDING, expected_tensors
-from specpipe.schemas.records.checkpoint import DrafterShape
+from specpipe.schemas.drafters.eagle3 import Eagle3Shape
+from specpipe.schemas.records.artifact import EMBEDDING
 from specpipe.stages.drafters.artifact_format import Drafter
-from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors
+from specpipe.stages.drafters.eagle3.architecture import ARCHITECTURE
+from specpipe.stages.drafters.eagle3.layout import expected_tensors
 from specpipe.stages.drafters.eagle3.model import Eagle3
 from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
-from specpipe.stages.drafters.eagle3.shape import check_shape
-from specpipe.stages.drafters.formats import FORMATS
+from specpipe.stages.drafters.parts.layer_shape import check_layers
 from specpipe.stages.samples.batch import DrafterSample, make_batch
 from specpipe.stages.storage.shard.states import SampleStates
+from tests.drafters.toys import Given
 
 H, V, D, T, K = 24, 40, 30, 17, 4
 BEGIN = 5  # first supervised token
@@ -29,8 +30,8 @@ LLAMA3_ROPE = {
 }
 
 
-def make_shape(num_aux: int = 3, **changes: object) -> DrafterShape:
-    base = DrafterShape(
+def make_shape(num_aux: int = 3, **changes: object) -> Eagle3Shape:
+    base = Eagle3Shape(
         hidden_size=H,
         target_hidden_size=H,
         intermediate_size=20,
@@ -78,7 +79,7 @@ def make_shape(num_aux: int = 3, **changes: object) -> DrafterShape:
 )
 def test_plain_drafter_equals_the_trained_one(changes: dict[str, object], tmp_path: Path) -> None:
     shape = make_shape(**changes)  # type: ignore[arg-type]
-    check_shape(shape)
+    check_layers(shape)
     generator = torch.Generator().manual_seed(0)
     draft_size = shape.draft_vocab_size
     # Values that bfloat16 holds, so that the file loses nothing; half the size, since K steps of
@@ -95,10 +96,11 @@ def test_plain_drafter_equals_the_trained_one(changes: dict[str, object], tmp_pa
     ids = torch.randperm(V, generator=generator)[:draft_size].sort().values
     vocab = {"d2t": ids - torch.arange(draft_size), "t2d": torch.isin(torch.arange(V), ids)}
     embedding_VH = torch.randn(V, H, generator=generator).bfloat16().float()
-    tensors = artifact_tensors(shape, model, vocab, lambda: embedding_VH)
+    target = Given(embedding_VH, embedding_VH)
+    tensors = ARCHITECTURE.artifact_tensors(shape, model, vocab, target)
     assert set(tensors) == set(expected_tensors(shape))
     drafter = Drafter(shape, "target", "X", K)
-    for format in FORMATS.values():
+    for format in ARCHITECTURE.formats.values():
         if not format.inexpressible(shape):
             (tmp_path / format.name).mkdir()
             format.write(tmp_path / format.name, format.config(drafter), tensors)

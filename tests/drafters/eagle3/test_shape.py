@@ -2,10 +2,10 @@
 
 from transformers import Gemma3TextConfig, LlamaConfig, Phi3Config, Qwen3Config
 
-from specpipe.schemas.settings.train import TrainConfig
+from specpipe.schemas.drafters.eagle3 import Eagle3Settings
 from specpipe.stages.drafters.eagle3.shape import drafter_shape
 
-SETTINGS = TrainConfig(dump="d", out="o")
+SETTINGS = Eagle3Settings()
 
 
 def test_width_heads_and_rope_are_the_targets() -> None:

@@ -12,12 +12,12 @@ from transformers import (
     Qwen3_5TextConfig,
 )
 
-from specpipe.schemas.settings.train import TrainConfig
+from specpipe.schemas.drafters.eagle3 import Eagle3Settings
 from specpipe.stages.drafters.eagle3.shape import drafter_shape
 from specpipe.stages.drafters.parts.attention.rotary import Rotary, rotate
 from specpipe.stages.drafters.parts.rope import rope_problems
 
-SETTINGS = TrainConfig(dump="d", out="o")
+SETTINGS = Eagle3Settings()
 SIZE: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32}
 LONGEST = 256
 POSITIONS = torch.tensor([0, 1, 2, 77, 200, 255])

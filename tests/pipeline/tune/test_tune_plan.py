@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from specpipe.pipeline.tune.halving import going_on, least_budget, planned_rungs, total_steps
-from specpipe.pipeline.tune.space import NORMS, RATE_RANGE, search_axes, trial_settings
+from specpipe.pipeline.tune.space import RATE_RANGE, search_axes, trial_settings
+from specpipe.schemas.drafters.eagle3 import SWITCHES
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.tune import HeldBack, TrialScore
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
@@ -73,7 +74,7 @@ def test_trials_stand_around_the_recipe_and_a_seed_decides_them() -> None:
     assert 1 / RATE_RANGE <= min(rates) < 0.5
     assert 2 < max(rates) <= RATE_RANGE
     assert {trial["batch_tokens"] for trial in trials} == {512, 1024, 2048}
-    assert len({tuple(trial[name] for name in NORMS) for trial in trials}) > 3
+    assert len({tuple(trial[name] for name in SWITCHES) for trial in trials}) > 3
     assert len({(trial["head_decay"], trial["head_weights"]) for trial in trials}) == 4
     for trial in trials:
         TrainConfig.model_validate(own | trial)
@@ -86,13 +87,13 @@ def test_what_is_given_is_not_searched() -> None:
     assert {trial["head_weights"] for trial in trials} == {"static", "survival"}
     by_samples = trial_settings(search_axes(recipe(batch_size=8), frozenset()), 32, seed=0)
     assert {trial["batch_size"] for trial in by_samples} == {4, 8, 16}
-    one_head = search_axes(recipe(num_heads=1), {"batch_tokens", *NORMS})
+    one_head = search_axes(recipe(num_heads=1), {"batch_tokens", *SWITCHES})
     assert list(trial_settings(one_head, 2, seed=0)[1]) == ["learning_rate"]
     anywhere = search_axes(recipe(serve_anywhere=True), {"serve_anywhere"})
     for trial in trial_settings(anywhere, 32, seed=0):
         TrainConfig.model_validate(recipe(serve_anywhere=True).model_dump() | trial)
     with pytest.raises(ConfigError, match="nothing is left"):
-        search_axes(recipe(num_heads=1), {"learning_rate", "batch_tokens", *NORMS})
+        search_axes(recipe(num_heads=1), {"learning_rate", "batch_tokens", *SWITCHES})
 
 
 @pytest.mark.parametrize(

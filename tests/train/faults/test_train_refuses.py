@@ -377,7 +377,9 @@ def test_config_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="less than or equal to 7"):
         TrainConfig(dump="d", out="o", num_heads=8)
     with pytest.raises(ValueError, match="exclude"):
-        TrainConfig(dump="d", out="o", fc_norm=True, norm_before_fc=True)
+        TrainConfig.model_validate(
+            {"dump": "d", "out": "o", "fc_norm": True, "norm_before_fc": True}
+        )
 
 
 def test_credentials_of_a_url_are_not_written(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ SHAPES = {
 MATRICES = {name for name in SHAPES if name.startswith(("fc", "layers")) and "norm" not in name}
 
 
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return name in MATRICES
+
+
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
     torch.manual_seed(seed)
     return {name: nn.Parameter(torch.randn(shape)) for name, shape in SHAPES.items()}
@@ -47,7 +51,7 @@ def take_steps(optimizer: Optimizer, named: dict[str, nn.Parameter], steps: rang
 def test_adamw_is_torchs_over_all_parameters() -> None:
     ours, theirs = parameters(), parameters()
     settings = config(learning_rate=0.01, weight_decay=0.1, adam_betas=(0.8, 0.9))
-    take_steps(Optimizer(ours.items(), settings), ours, range(1))
+    take_steps(Optimizer(ours.items(), settings, is_matrix), ours, range(1))
     reference = torch.optim.AdamW(
         theirs.values(), lr=0.01, betas=(0.8, 0.9), weight_decay=0.1, fused=True
     )
@@ -62,7 +66,9 @@ def test_muon_turns_hidden_matrices_by_orthogonal_steps_and_nothing_else() -> No
     rate, muon_rate = 0.01, 0.03
     before, after = parameters(), parameters()
     optimizer = Optimizer(
-        after.items(), config(optimizer="muon", learning_rate=rate, muon_learning_rate=muon_rate)
+        after.items(),
+        config(optimizer="muon", learning_rate=rate, muon_learning_rate=muon_rate),
+        is_matrix,
     )
     take_steps(optimizer, after, range(1))
     slots = {key.split("/")[0]: set[str]() for key in optimizer.state()}
@@ -88,7 +94,7 @@ def test_muons_rate_is_by_default_the_learning_rate() -> None:
         (same, config(optimizer="muon", learning_rate=0.02)),
         (stated, config(optimizer="muon", learning_rate=0.02, muon_learning_rate=0.02)),
     ):
-        take_steps(Optimizer(named.items(), settings), named, range(3))
+        take_steps(Optimizer(named.items(), settings, is_matrix), named, range(3))
     assert all(torch.equal(same[name], stated[name]) for name in SHAPES)
 
 
@@ -96,12 +102,12 @@ def test_muons_rate_is_by_default_the_learning_rate() -> None:
 def test_state_by_name_continues_bit_for_bit_whatever_the_order(optimizer: str) -> None:
     settings = config(optimizer=optimizer, weight_decay=0.01)
     whole, broken = parameters(), parameters()
-    take_steps(Optimizer(whole.items(), settings), whole, range(6))
-    first = Optimizer(broken.items(), settings)
+    take_steps(Optimizer(whole.items(), settings, is_matrix), whole, range(6))
+    first = Optimizer(broken.items(), settings, is_matrix)
     take_steps(first, broken, range(3))
     saved = {key: value.clone() for key, value in first.state().items()}
     weights = {name: nn.Parameter(broken[name].detach().clone()) for name in reversed(SHAPES)}
-    second = Optimizer(weights.items(), settings)
+    second = Optimizer(weights.items(), settings, is_matrix)
     second.load_state(saved)
     take_steps(second, weights, range(3, 6))
     for name in SHAPES:
@@ -110,7 +116,7 @@ def test_state_by_name_continues_bit_for_bit_whatever_the_order(optimizer: str) 
 
 def test_a_state_of_other_parameters_is_refused() -> None:
     named = parameters()
-    optimizer = Optimizer(named.items(), config())
+    optimizer = Optimizer(named.items(), config(), is_matrix)
     with pytest.raises(KeyError, match=r"layers\.7"):
         optimizer.load_state({"layers.7.weight/exp_avg": torch.zeros(1)})
 
@@ -119,7 +125,7 @@ def test_frozen_parameters_are_left_alone() -> None:
     named = parameters()
     named["lm_head.weight"].requires_grad_(False)
     before = named["lm_head.weight"].clone()
-    optimizer = Optimizer(named.items(), config(optimizer="muon", weight_decay=0.5))
+    optimizer = Optimizer(named.items(), config(optimizer="muon", weight_decay=0.5), is_matrix)
     take_steps(optimizer, named, range(2))
     assert torch.equal(before, named["lm_head.weight"])
 

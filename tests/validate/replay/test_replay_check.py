@@ -12,13 +12,13 @@ from torch import Tensor
 from specpipe.schemas.records.validation import ReplayFindings
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
-from specpipe.stages.drafters.eagle3.artifact_tensors import artifact_tensors
+from specpipe.stages.drafters.eagle3.architecture import ARCHITECTURE
 from specpipe.stages.drafters.eagle3.proposal import read_config
-from specpipe.stages.drafters.formats import FORMATS
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.export.run import run
 from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head.verifier_head import load_embedding
+from specpipe.stages.target.head.target_tensors import StoredTarget
 from specpipe.stages.train.run import run as train
 from specpipe.stages.validate.replay import agreement
 from specpipe.stages.validate.replay import run as replay_check
@@ -38,13 +38,13 @@ def replayed(trained: Trained, artifact: Path, checkpoint: Checkpoint) -> Replay
 def exported_again(trained: Trained, artifact: Path, checkpoint: Checkpoint) -> ReplayFindings:
     """The replay of an artifact of this checkpoint, which is on no disk."""
     dump = Dump.open(str(trained.dump))
-    tensors = artifact_tensors(
+    tensors = drafter_kind(checkpoint.shape).artifact_tensors(
         checkpoint.shape,
         checkpoint.model,
         checkpoint.vocab.tensors(),
-        lambda: load_embedding(dump.target_file),
+        StoredTarget(dump.target_file),
     )
-    FORMATS["speculators"].write(artifact, read_config(artifact), tensors)
+    ARCHITECTURE.formats["speculators"].write(artifact, read_config(artifact), tensors)
     return replayed(trained, artifact, checkpoint)
 
 

@@ -14,7 +14,6 @@ import pytest
 from safetensors.torch import load_file
 
 from specpipe.schemas.errors import ValidationError
-from specpipe.schemas.records.artifact import FormatName
 from specpipe.schemas.records.served import ServeFindings
 from specpipe.schemas.settings.stages import ConvertConfig, ExportConfig, ValidateConfig
 from specpipe.schemas.settings.train import TrainConfig
@@ -223,7 +222,7 @@ def test_unrepaired_engine_is_found_not_to_be_lossless(
     assert "vLLM's output at temperature 1 is not the target's" in "; ".join(found.problems)
 
 
-Variant = tuple[FormatName, dict[str, object], str]
+Variant = tuple[str, dict[str, object], str]
 """Format, settings of the training, and a tensor that only such an artifact has."""
 
 NORMS: dict[str, object] = dict.fromkeys(
