@@ -71,7 +71,9 @@ class _Reads:
 
         def read() -> None:
             num_tokens, memory = 0, BufferPool(0)
-            with ReadAhead(plan, lambda some: make_batch(some, 3, memory), prefetch_mib) as ahead:
+            with ReadAhead(
+                plan, lambda _, some: make_batch(some, 3, memory), prefetch_mib
+            ) as ahead:
                 for _, batch in ahead:
                     num_tokens += batch.num_tokens
             assert num_tokens == sum(m.num_tokens for m in self.dump.manifests.values())

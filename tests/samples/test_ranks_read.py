@@ -49,7 +49,7 @@ def read(root: Path, rank: int, num_ranks: int) -> tuple[list[Pack], int]:
     evaluation = evaluation_reads(reader, held_out, 60, num_ranks)[share]
     plan = planned_reads(resolved(config), state, reader, training, evaluation, share)
     before = disk.num_bytes
-    with ReadAhead(plan, len, config.prefetch_mib) as ahead:
+    with ReadAhead(plan, lambda _, samples: len(samples), config.prefetch_mib) as ahead:
         packs = [tuple(read.refs) for read, _ in ahead]
     return packs, disk.num_bytes - before
 

@@ -30,6 +30,10 @@ NUM_SHARDS = 9
 
 
 @pytest.fixture(scope="module")
+def count(_: Read, samples: list[DrafterSample]) -> int:
+    return len(samples)
+
+
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dump of shards of different sizes, the fourth the largest by far."""
     identity = make_identity()
@@ -108,7 +112,7 @@ def test_shards_in_memory_and_under_way_stay_within_the_budget(share: float, roo
     largest, total = max(sizes(reader)), sum(sizes(reader))
     budget = int(share * total)
     reads = run_of(reader, 3)
-    window = ShardWindow(reads, len, budget)
+    window = ShardWindow(reads, count, budget)
     made = [(read, number) for read, number in window]
     window.close()
     assert made == [(read, len(read.refs)) for read in reads]
@@ -177,7 +181,7 @@ def test_a_batch_keeps_nothing_of_the_shards(budget: int, root: Path) -> None:
     reader = KeepingReader(Dump.open(str(root)))
     plan = run_of(reader, 1)
     pool = BufferPool(2**20)
-    window = ShardWindow(plan, lambda samples: make_batch(samples, 2, pool), budget)
+    window = ShardWindow(plan, lambda _, samples: make_batch(samples, 2, pool), budget)
     batches = [batch for _, batch in window]
     window.close()
     for shard in reader.shards:
@@ -249,7 +253,7 @@ def test_an_error_is_raised_by_the_read_that_needs_what_is_damaged(
     copy.write(key, bytes(data))
     assert sound > 2
     given = 0
-    with ReadAhead(plan, len, prefetch_mib) as ahead:
+    with ReadAhead(plan, count, prefetch_mib) as ahead:
         for _, (read, num_samples) in zip(range(sound), ahead, strict=False):
             assert read is plan[given]
             assert num_samples == len(read.refs)
@@ -263,7 +267,7 @@ def test_an_error_is_raised_by_the_read_that_needs_what_is_damaged(
 
 def test_an_end_before_the_end_of_the_plan_leaves_no_thread(root: Path) -> None:
     reader = SampleReader(Dump.open(str(root)), None)
-    with ReadAhead(run_of(reader, 50), len, 64) as ahead:
+    with ReadAhead(run_of(reader, 50), count, 64) as ahead:
         next(ahead)
         assert reading_threads()
     check_threads_end()
@@ -277,7 +281,7 @@ def test_waiting_is_counted(root: Path) -> None:
     reader = SampleReader(Dump.open(str(root)), None)
     plan = run_of(reader, 1)[:4]
 
-    def slow(samples: list[DrafterSample]) -> int:
+    def slow(_: Read, samples: list[DrafterSample]) -> int:
         time.sleep(0.02)
         return len(samples)
 

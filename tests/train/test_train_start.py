@@ -169,7 +169,7 @@ def test_a_whole_vocabulary_may_leave_the_lm_head_to_the_target(
     edit(folder, lambda tensors, _: tensors.pop("lm_head.weight"))
     start = started(make_config, **INIT, init_from=str(folder))
     rows = load_lm_head(Dump.open(str(dump)).target_file)
-    assert torch.equal(start.model.heads()[0], rows.float())
+    assert torch.equal(start.model.heads().of(0)[0], rows.float())
 
 
 def _sort_out(tensors: Tensors) -> None:
@@ -326,7 +326,7 @@ def test_warm_start_says_what_the_targets_last_layer_does(
     got_NH = start.model(batch)[0]
     torch.testing.assert_close(got_NH, want_TH[batch.starts_N], rtol=1e-4, atol=1e-4)
     rows_DH = target.lm_head.weight[start.vocab.target_ids_D]
-    assert torch.equal(start.model.heads()[0], rows_DH)
+    assert torch.equal(start.model.heads().of(0)[0], rows_DH)
 
 
 @pytest.mark.parametrize(

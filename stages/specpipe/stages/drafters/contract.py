@@ -27,6 +27,7 @@ from transformers import PretrainedConfig
 from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
 from specpipe.schemas.settings.train import AttentionName, TrainConfig
 from specpipe.stages.acceptance.loss.denominators import Denominators
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import Format, TargetFacts
 from specpipe.stages.samples.batch import Batch
@@ -76,10 +77,10 @@ class DrafterModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def heads(self) -> list[Tensor]:
+    def heads(self) -> Heads:
         """The matrices [D, X] from outputs to logits: one for all steps, or one per step.
 
-        A matrix that does not require a gradient is frozen, and none is computed.
+        One that does not require a gradient is frozen, and none is computed.
         """
 
     def extra_loss(

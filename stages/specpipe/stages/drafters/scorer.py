@@ -16,7 +16,7 @@ from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.acceptance.draft_vocab import VocabMap
 from specpipe.stages.acceptance.loss.head_loss import HeadLoss
-from specpipe.stages.acceptance.loss.heads import Heads
+from specpipe.stages.acceptance.loss.heads import logits_of
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.drafters.contract import DrafterModel
 from specpipe.stages.drafters.registry import drafter_kind
@@ -95,7 +95,7 @@ class TrainedDrafter:
         """A sample that holds the drafter's layers, and no others."""
         batch = make_batch([sample], self.num_heads)
         hidden_KNH = self.hidden(batch)
-        measures_MKN = self._head_loss.measures(hidden_KNH, Heads.shared(self._lm_head_DH), batch)
+        measures_MKN = self._head_loss.measures(hidden_KNH, self._model.heads(), batch)
         return ScoredSample(batch, hidden_KNH, measures_MKN)
 
     @torch.no_grad()
@@ -112,11 +112,10 @@ class TrainedDrafter:
         hidden_KNH: Tensor = self._wide(batch)
         return hidden_KNH
 
-    def logits(self, hidden_NH: Tensor, step: int) -> Tensor:
+    def logits(self, hidden_NX: Tensor, step: int) -> Tensor:
         """Of step `step`, from 1: [N, D], in the dtype that comes in."""
-        heads = self._model.heads()
-        weight_DX = heads[min(step, len(heads)) - 1]
-        return hidden_NH @ weight_DX.to(hidden_NH.dtype).T
+        heads = self._model.heads().ready_for(hidden_NX)
+        return logits_of(hidden_NX, heads.of(step - 1))
 
     @torch.no_grad()
     def most_likely(self, hidden_NH: Tensor, step: int) -> Tensor:
@@ -126,7 +125,3 @@ class TrainedDrafter:
             for hidden_RH in hidden_NH.split(self._chunk_rows)
         ]
         return self._target_ids_D[torch.cat(best)]
-
-    @property
-    def _lm_head_DH(self) -> Tensor:
-        return self._model.heads()[0]

@@ -10,6 +10,7 @@ V vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ from torch import Tensor
 
 from specpipe.stages.storage.shard.buffer_pool import BufferPool
 from specpipe.stages.storage.shard.states import SampleStates
+
+Rows = npt.NDArray[np.bool_]
+"""bool [K, N]: head k may use start n."""
+ChooseRows = Callable[[int, Rows], Rows]
+"""Which of these rows of a sample, by its number in the batch, are trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +171,40 @@ def _starts(loss_mask: npt.NDArray[np.uint8], token_at: int, row_at: int, num_he
     return out
 
 
+def _chosen(rows: _Rows, choose: Callable[[Rows], Rows]) -> _Rows:
+    """The starts of one sample with a row that is chosen, and of their rows these alone."""
+    if not rows.spans:
+        return rows
+    starts_N, emitted_N = np.concatenate(rows.starts), np.concatenate(rows.emitted)
+    rows_KN = np.concatenate(rows.rows, axis=1)
+    chosen_KN = choose(rows_KN >= 0) & (rows_KN >= 0)
+    kept_N = chosen_KN.any(axis=0)
+    rows_KN = np.where(chosen_KN, rows_KN, -1)[:, kept_N]
+    starts_N, emitted_N, sample = starts_N[kept_N], emitted_N[kept_N], rows.spans[0].sample
+    cuts = np.flatnonzero(np.diff(starts_N) != 1) + 1
+    runs = [run for run in np.split(starts_N, cuts) if len(run)]
+    spans = [SpanOfStarts(sample, int(run[0]), int(run[-1]) + 1) for run in runs]
+    return _Rows(spans, runs, np.split(emitted_N, cuts), [rows_KN])
+
+
 def make_batch(
-    samples: Sequence[DrafterSample], num_heads: int, pool: BufferPool | None = None
+    samples: Sequence[DrafterSample],
+    num_heads: int,
+    pool: BufferPool | None = None,
+    choose: ChooseRows | None = None,
 ) -> Batch:
-    """Pack samples on one axis, on the CPU: copies, the large ones in memory of the pool."""
+    """Pack samples on one axis, on the CPU: copies, the large ones in memory of the pool.
+
+    `choose` keeps some heads of some starts of each sample; default: all.
+    """
     parts = _Rows([], [], [], [])
     weights, row_weights, positions, next_tokens = [], [], [], []
     token_at = row_at = 0
-    for sample in samples:
+    for number, sample in enumerate(samples):
         num_tokens = len(sample.input_ids)
         rows = _starts(sample.loss_mask, token_at, row_at, num_heads)
+        if choose is not None:
+            rows = _chosen(rows, partial(choose, number))
         parts.spans += rows.spans
         parts.starts += rows.starts
         parts.emitted += rows.emitted

@@ -23,7 +23,7 @@ class ReadAhead(Generic[R, T]):
     """
 
     def __init__(
-        self, plan: Iterable[R], make: Callable[[list[DrafterSample]], T], prefetch_mib: int
+        self, plan: Iterable[R], make: Callable[[R, list[DrafterSample]], T], prefetch_mib: int
     ) -> None:
         self._window = ShardWindow(plan, make, prefetch_mib * 2**20)
         self._made = iter(self._window)
@@ -83,5 +83,5 @@ def read_samples(reader: SampleReader, refs: Sequence[SampleRef]) -> Iterator[Dr
             yield from samples
 
 
-def copies(samples: Sequence[DrafterSample]) -> list[DrafterSample]:
+def copies(_read: Read, samples: Sequence[DrafterSample]) -> list[DrafterSample]:
     return [sample.copy() for sample in samples]

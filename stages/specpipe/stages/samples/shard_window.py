@@ -71,13 +71,13 @@ class _Use(Generic[R]):
 
 
 class ShardWindow(Generic[R, T]):
-    """Each read, in the order of `plan`, with what `make` makes of its samples.
+    """Each read, in the order of `plan`, with what `make` makes of it and its samples.
 
     The samples are lent to `make`: it copies what it keeps. One thread iterates.
     """
 
     def __init__(
-        self, plan: Iterable[R], make: Callable[[list[DrafterSample]], T], budget_bytes: int
+        self, plan: Iterable[R], make: Callable[[R, list[DrafterSample]], T], budget_bytes: int
     ) -> None:
         self._make = make
         self._budget_bytes = budget_bytes
@@ -108,7 +108,7 @@ class ShardWindow(Generic[R, T]):
             if self._budget_bytes:
                 self._look_ahead()
             if use.is_last:
-                made = self._make(self._samples)
+                made = self._make(use.read, self._samples)
                 self._samples = []
                 self._in_use.clear()
                 yield use.read, made

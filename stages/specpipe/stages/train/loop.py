@@ -16,10 +16,10 @@ from specpipe.stages.runs.folder import RunFolder
 from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.samples.read_ahead import ReadAhead
 from specpipe.stages.samples.reader import SampleReader, SampleRef
-from specpipe.stages.samples.shard_window import Read
 from specpipe.stages.storage.shard.buffer_pool import BufferPool
 from specpipe.stages.train.checkpoint_writer import save_checkpoint
 from specpipe.stages.train.data.order import (
+    PlannedRead,
     Step,
     eval_every,
     evaluates_after,
@@ -27,6 +27,7 @@ from specpipe.stages.train.data.order import (
     planned_reads,
     planned_steps,
 )
+from specpipe.stages.train.data.starts import chosen_starts
 from specpipe.stages.train.early_stop import stops_early
 from specpipe.stages.train.evaluate import evaluate, selection_tau
 from specpipe.stages.train.loggers.reports import Reports
@@ -67,7 +68,7 @@ class Loop:
     idle: Batch | None = None
     """Of a sharded run: what a rank walks that has a pack less than another one in a step."""
 
-    _batches: ReadAhead[Read, Batch] = field(init=False)
+    _batches: ReadAhead[PlannedRead, Batch] = field(init=False)
     _memory: BufferPool = field(init=False, default_factory=lambda: BufferPool(0))
     """Of batches that are done with, for the next ones."""
     _steps: Iterator[Step] = field(init=False)
@@ -94,8 +95,10 @@ class Loop:
             self._run()
         return self.state
 
-    def _batch(self, samples: list[DrafterSample]) -> Batch:
-        batch = make_batch(samples, self.trainee.config.num_heads, self._memory)
+    def _batch(self, read: PlannedRead, samples: list[DrafterSample]) -> Batch:
+        config = self.trainee.config
+        choose = chosen_starts(config, read)
+        batch = make_batch(samples, config.num_heads, self._memory, choose)
         return batch.pinned() if self.trainee.device.type == "cuda" else batch
 
     def _run(self) -> None:

@@ -87,7 +87,7 @@ class Trainee:
 
     @property
     def heads(self) -> Heads:
-        return Heads.shared(self.model.lm_head.weight)
+        return self.model.heads()
 
     @property
     def head_loss(self) -> HeadLoss:
@@ -126,7 +126,9 @@ class Trainee:
         self, hidden_KNH: Tensor, batch: Batch, denominators: Denominators, settings: LossSettings
     ) -> tuple[Tensor, Tensor]:
         """A batch's part of the loss (differentiable) and its measures [M, K, N]."""
-        return self.head_loss(hidden_KNH, self.heads, batch, settings, denominators)
+        loss, measures_MKN = self.head_loss(hidden_KNH, self.heads, batch, settings, denominators)
+        extra = self.model.extra_loss(batch, hidden_KNH, measures_MKN, denominators)
+        return loss if extra is None else loss + extra, measures_MKN
 
     def eval_metrics(self, sums: MeasureSums, text: TextOrigin) -> EvalMetrics:
         """All metrics of what was measured; heads weigh as in a run without survival."""

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.schemas.settings.train import AttentionName
+from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.drafters.contract import DrafterModel
 from specpipe.stages.drafters.eagle3.layer import Layer
 from specpipe.stages.drafters.parts.attention.layout import Layout
@@ -67,8 +68,8 @@ class Eagle3(DrafterModel):
         self.rotary = Rotary(shape)
         self.embedding = FrozenEmbedding(embed_tokens_VH, on_cpu=embedding_on_cpu)
 
-    def heads(self) -> list[Tensor]:
-        return [self.lm_head.weight]
+    def heads(self) -> Heads:
+        return Heads.shared(self.lm_head.weight)
 
     def features(self, aux_TLH: Tensor) -> Tensor:
         """h0 [T, H] from the auxiliary states."""

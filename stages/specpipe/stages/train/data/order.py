@@ -15,6 +15,14 @@ from specpipe.stages.train.data.packing import Batches, epoch_batches, pack
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedRead(Read):
+    """A read of training, or of an evaluation."""
+
+    step: int | None
+    """The step, from 1, that trains on it; None: an evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """The samples of one optimiser step, in packs that are walked one by one, and its place."""
 
@@ -50,9 +58,9 @@ def planned_reads(
     state: TrainState,
     reader: SampleReader,
     training: Sequence[SampleRef],
-    evaluation: Sequence[Read],
+    evaluation: Sequence[PlannedRead],
     share: slice,
-) -> Iterator[Read]:
+) -> Iterator[PlannedRead]:
     """What a rank reads after `state`, in order: its packs of each step, and the evaluations.
 
     `share` picks the rank's packs of a step; `evaluation` is the rank's part of one evaluation.
@@ -65,17 +73,19 @@ def planned_reads(
     steps = planned_steps(config, state, training)
     for number, step in enumerate(steps, start=state.step + 1):
         for refs in step.packs[share]:
-            yield Read(reader, refs, is_sparse)
+            yield PlannedRead(reader, refs, is_sparse, number)
         if evaluates_after(number, state.total_steps, config):
             yield from evaluation
 
 
 def evaluation_reads(
     reader: SampleReader, refs: Sequence[SampleRef], batch_tokens: int, num_ranks: int = 1
-) -> list[Read]:
+) -> list[PlannedRead]:
     """What one evaluation reads on all ranks, in the order of the dump."""
     is_sparse = reader.is_sparse(refs, num_ranks)
-    return [Read(reader, batch, is_sparse) for batch in pack(sorted(refs), batch_tokens)]
+    return [
+        PlannedRead(reader, batch, is_sparse, None) for batch in pack(sorted(refs), batch_tokens)
+    ]
 
 
 def eval_every(total_steps: int, config: TrainConfig) -> int:
