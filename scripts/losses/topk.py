@@ -20,7 +20,6 @@ from torch import Tensor
 
 from specpipe.schemas.records.metrics import EvalMetrics
 from specpipe.stages.acceptance.loss.head_loss import HeadLoss
-from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.acceptance.measure_sums import MeasureSums
