@@ -23,6 +23,7 @@ from torch import Tensor
 from specpipe.schemas.settings.train import AttentionName
 from specpipe.stages.drafters.parts.attention.kernel import AttentionKernel, attention_kernel
 from specpipe.stages.drafters.parts.attention.layout import Layout
+from specpipe.stages.drafters.parts.attention.piece import widened
 
 
 def chain_attention(
@@ -123,5 +124,4 @@ def _spread(x_NgE: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum over E of the product, in float32 (float64 for float64)."""
-    wide = torch.float64 if a.dtype == torch.float64 else torch.float32
-    return (a.to(wide) * b).sum(-1)
+    return (widened(a) * b).sum(-1)

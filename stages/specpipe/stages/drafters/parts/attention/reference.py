@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from specpipe.stages.drafters.parts.attention.layout import Layout, QuerySpan
+from specpipe.stages.drafters.parts.attention.piece import widened
 
 
 class ReferenceAttention:
@@ -16,7 +17,7 @@ class ReferenceAttention:
     def forward(
         self, q_NhE: Tensor, k_TgE: Tensor, v_TgE: Tensor, layout: Layout, window: int | None
     ) -> tuple[Tensor, Tensor]:
-        q_NhE, k_TgE, v_TgE = (_wide(x) for x in (q_NhE, k_TgE, v_TgE))
+        q_NhE, k_TgE, v_TgE = (widened(x) for x in (q_NhE, k_TgE, v_TgE))
         out_NhE = torch.zeros_like(q_NhE)
         lse_Nh = q_NhE.new_full(q_NhE.shape[:2], -torch.inf)
         for span in layout.spans:
@@ -38,8 +39,8 @@ class ReferenceAttention:
         layout: Layout,
         window: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        q_NhE, k_TgE, v_TgE = (_wide(x) for x in (q_NhE, k_TgE, v_TgE))
-        dout_NhE, out_NhE = _wide(dout_NhE), _wide(out_NhE)
+        q_NhE, k_TgE, v_TgE = (widened(x) for x in (q_NhE, k_TgE, v_TgE))
+        dout_NhE, out_NhE = widened(dout_NhE), widened(out_NhE)
         dq_NhE, dk_TgE, dv_TgE = (torch.zeros_like(x) for x in (q_NhE, k_TgE, v_TgE))
         num_heads, scale = q_NhE.shape[1], q_NhE.shape[-1] ** -0.5
         for span in layout.spans:
@@ -74,10 +75,6 @@ def _scores(q_nhE: Tensor, k_kgE: Tensor, span: QuerySpan, window: int | None) -
         hidden_nk |= ages_nk >= window
     out: Tensor = scores_hnk.masked_fill(hidden_nk, -torch.inf)
     return out
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _to_query_heads(x_kgE: Tensor, num_heads: int) -> Tensor:
