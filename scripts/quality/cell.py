@@ -5,11 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from scripts.bench.child import in_child
 from scripts.commands import specpipe
 from scripts.quality.judge import Judged, judge
+from specpipe.schemas.base import Frozen
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 RESULT_FILE = "result.json"
@@ -17,10 +16,8 @@ RESULT_FILE = "result.json"
 Settings = dict[str, Any]
 
 
-class Trained(BaseModel):
+class Trained(Frozen):
     """What a training left."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     settings: Settings
     """Those that were given; the others are the trainer's defaults."""

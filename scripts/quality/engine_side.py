@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from scripts.quality.judge import Mode, half_of
+from specpipe.schemas.base import Frozen
 from specpipe.schemas.settings.stages import DraftSampleMethod
 from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
@@ -17,10 +16,8 @@ MAX_TOKENS = 128
 MOST_PROMPTS = 120
 
 
-class ServedTau(BaseModel):
+class ServedTau(Frozen):
     """tau of whole rounds, by mode."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     tau: dict[Mode, float]
     num_prompts: int

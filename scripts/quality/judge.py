@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from specpipe.schemas.base import Frozen
 from specpipe.schemas.records.metrics import ReplayCurve
 from specpipe.stages.acceptance.replay import replay
 from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
@@ -33,10 +32,8 @@ MODES: dict[Mode, str] = {
 """How is decoded, and drafted; in words."""
 
 
-class Judged(BaseModel):
+class Judged(Frozen):
     """Replays by mode and half."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     curves: dict[Mode, dict[Half, ReplayCurve]]
 

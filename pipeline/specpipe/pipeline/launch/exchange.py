@@ -3,8 +3,8 @@
 import json
 from typing import Any, NoReturn
 
+from specpipe.schemas.base import Record
 from specpipe.schemas.errors import SpecpipeError
-from specpipe.schemas.records.dump import Record
 from specpipe.schemas.settings.stages import DumpConfig
 
 

@@ -8,10 +8,10 @@ from typing import TypeVar
 from pydantic import ValidationError as PydanticError
 
 from specpipe.pipeline.tune.clock import Clock
+from specpipe.schemas.base import Record
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.location import local_path
 from specpipe.schemas.records.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE
-from specpipe.schemas.records.dump import Record
 from specpipe.schemas.records.tune import (
     CLOCK_FILE,
     PLAN_FILE,

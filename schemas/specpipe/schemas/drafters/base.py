@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from specpipe.schemas.records.dump import Record
+from specpipe.schemas.base import Record
 from specpipe.schemas.settings.stages import Config
 
 

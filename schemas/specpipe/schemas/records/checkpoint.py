@@ -15,7 +15,11 @@ RUN/
 
 from pydantic import Field
 
-from specpipe.schemas.records.dump import Record, Sealed, TextOrigin
+from specpipe.schemas.base import Record
+from specpipe.schemas.records.dump import (
+    Sealed,
+    TextOrigin,
+)
 from specpipe.schemas.records.metrics import EvalMetrics
 
 MODEL_FILE = "model.safetensors"

@@ -8,8 +8,6 @@ import json
 from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveInt,
     SerializerFunctionWrapHandler,
@@ -17,6 +15,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+
+from specpipe.schemas.base import Record
 
 LOGITS_MODES = r"^(final|full|topk:[1-9][0-9]{0,5})$"
 
@@ -45,19 +45,6 @@ MOST_VOCAB = 2**24
 """Tokens of a vocabulary: of each there are statistics, which are kept whole."""
 
 MOST_LAYERS = 2**14
-
-
-class Record(BaseModel):
-    """Base of everything stored as JSON: frozen, and unknown fields are errors.
-
-    So are infinite numbers and those that are none: JSON has no way to write them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def to_json(self) -> bytes:
-        """As it is stored: UTF-8, indented, fields in the order of the class."""
-        return (self.model_dump_json(indent=1) + "\n").encode()
 
 
 class Sealed(Record):
@@ -158,7 +145,7 @@ class DumpIdentity(Record):
     """Dtype in which the target ran."""
     backend: Literal["hf", "vllm"] = "hf"
     """What ran the target: their states agree within rounding, not bit by bit."""
-    engine: dict[str, Any] = {}
+    engine: dict[str, Any] = Field(default_factory=dict)
     """Options of the engine that may change the states by more than rounding, by its own names."""
     shard_format: Literal["zarr", "parquet"] = "zarr"
     logits: str = Field("final", pattern=LOGITS_MODES)
@@ -171,7 +158,7 @@ class DumpIdentity(Record):
     input_sha256: str
     """Hash over the accepted samples, in order."""
     text: TextOrigin = TextOrigin()
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Variables of the chat template for all conversations; not written where there are none."""
 
     @model_serializer(mode="wrap")

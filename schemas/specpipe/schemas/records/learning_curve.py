@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from specpipe.schemas.records.dump import Record
+from specpipe.schemas.base import Record
 
 LEARNING_CURVE_FILE = "learning_curve.json"
 CURVE_FOLDER = "curve"

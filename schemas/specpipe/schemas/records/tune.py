@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from specpipe.schemas.records.dump import Record
+from specpipe.schemas.base import Record
 
 PLAN_FILE = "plan.json"
 CLOCK_FILE = "clock.json"

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictFloat,
     StrictInt,
     ValidationError,
 )
 
+from specpipe.schemas.base import Record
 from specpipe.schemas.errors import ConfigError
 
 Text = Annotated[str, Field(min_length=1)]
@@ -27,15 +26,11 @@ def _zero_for_null(seed: Any) -> Any:
     return 0 if seed is None else seed
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Loss(Strict):
+class Loss(Record):
     type: Literal["kl", "lk_alpha", "lk_hybrid"] = "kl"
 
 
-class Hyperparameters(Strict):
+class Hyperparameters(Record):
     """Hyperparameters of the spec-draft method; names and meaning are the API's."""
 
     batch_size: StrictInt = Field(32, ge=1, lt=_ENDLESS)
@@ -55,16 +50,16 @@ class Hyperparameters(Strict):
     loss: Loss = Loss()
 
 
-class SpecDraft(Strict):
+class SpecDraft(Record):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
-class Method(Strict):
+class Method(Record):
     type: Literal["spec-draft"]
     spec_draft: SpecDraft = SpecDraft()
 
 
-class SpecDraftJob(Strict):
+class SpecDraftJob(Record):
     """The request body of a spec-draft fine-tuning job."""
 
     model: Text

@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from specpipe.schemas.base import Record
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.records.dump import LOGITS_MODES, MOST_SHARD_TOKENS
 from specpipe.schemas.settings.chat_template import not_to_be_set
@@ -72,10 +73,10 @@ def _has_settings(field: FieldInfo) -> bool:
     return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+class Config(Record):
+    """Settings of a command; each field's docstring is the help of its flag."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -123,7 +124,7 @@ class InputConfig(Config):
     """How the assistant's tokens are found in a conversation: by the template's {% generation %}
     markers, or by rendering it with and without each turn. [default: markers where there are any]
     """
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Variables of the chat template, e.g. '{"enable_thinking": false}'; a row's own win."""
     context_length: int | None = Field(None, gt=1)
     """Truncate longer samples to this many tokens. [default: the target's maximum]"""
@@ -161,7 +162,7 @@ class DumpConfig(InputConfig):
     backend: Literal["auto", "hf", "vllm"] = "auto"
     """What runs the target; hf is transformers. [default: vLLM where it is installed and knows the
     target]"""
-    engine: dict[str, Any] = {}
+    engine: dict[str, Any] = Field(default_factory=dict)
     """An option of vLLM by its own name, e.g. tensor_parallel_size=2; may be given several times.
     """
     generate: GenerateConfig | None = None

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save
 from torch import Tensor
 
+from specpipe.schemas.base import Frozen
 from specpipe.schemas.drafters.base import DrafterShape, LayerShape
 from specpipe.schemas.records.artifact import CONFIG_FILE, MODEL_TENSORS_FILE
 
@@ -24,10 +24,8 @@ DRAFT_TOKENS = 3
 """Of an artifact that does not say how many tokens to draft."""
 
 
-class TargetFacts(BaseModel):
+class TargetFacts(Frozen):
     """What the artifact must agree with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     hidden_size: int

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from specpipe.schemas.base import Frozen
 from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.schemas.location import local_path
 from specpipe.schemas.records.artifact import (
@@ -36,10 +36,8 @@ from specpipe.stages.target.files.location import local_folder
 from specpipe.stages.validate import structure
 
 
-class ConvertResult(BaseModel):
+class ConvertResult(Frozen):
     """What `specpipe convert` reports."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     out: str

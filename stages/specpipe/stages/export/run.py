@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from pydantic import ValidationError as PydanticError
 from torch import Tensor
 
+from specpipe.schemas.base import Frozen
 from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.errors import (
     ConfigError,
@@ -59,10 +59,8 @@ Progress = Callable[[str], None]
 UNFINISHED = "this export has not finished; run it again"
 
 
-class ExportResult(BaseModel):
+class ExportResult(Frozen):
     """What `specpipe export` reports."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: str
     artifact: str

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from specpipe.schemas.base import Record
 from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.records.dump import Record
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.text.input.files import PROVENANCE_SUFFIX
 from specpipe.stages.untrusted.json_text import parse_object

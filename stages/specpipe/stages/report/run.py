@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from pydantic import BaseModel, ConfigDict
-
+from specpipe.schemas.base import Frozen
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.settings.stages import ReportConfig
 from specpipe.stages.drafters.scorer import TrainedDrafter
@@ -35,10 +34,8 @@ Progress = Callable[[str], None]
 """Told what is going on, a line at a time."""
 
 
-class ReportResult(BaseModel):
+class ReportResult(Frozen):
     """What `specpipe report` reports."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: str
     num_bytes: int

@@ -4,8 +4,14 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from specpipe.schemas.base import Record
 from specpipe.schemas.errors import IntegrityError
-from specpipe.schemas.records.dump import DumpHeader, DumpIndex, Record, ShardManifest, manifest_key
+from specpipe.schemas.records.dump import (
+    DumpHeader,
+    DumpIndex,
+    ShardManifest,
+    manifest_key,
+)
 from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
 
 R = TypeVar("R", bound=Record)

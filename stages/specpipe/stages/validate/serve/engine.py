@@ -18,8 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
+from specpipe.schemas.base import Frozen
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.schemas.extras import install_hint
 from specpipe.schemas.records.served import Counters, StepTime
@@ -37,11 +38,7 @@ from specpipe.stages.validate.serve.step_times import step_times
 LOG_TAIL = 4000
 
 
-class Exchange(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EngineRequest(Exchange):
+class EngineRequest(Frozen):
     """What the engine is to decode."""
 
     target: str
@@ -50,7 +47,7 @@ class EngineRequest(Exchange):
     """Folder of the drafter; None decodes without one."""
     method: str = ""
     """vLLM's name for the drafter's kind."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Further keys of `--speculative-config`."""
     num_draft_tokens: int = 0
     draft_sample_method: Literal["greedy", "probabilistic"] = "probabilistic"
@@ -59,9 +56,9 @@ class EngineRequest(Exchange):
     """Every prompt is continued by exactly this many tokens (the end of sequence is ignored)."""
     temperatures: list[float]
     """Each prompt is decoded once at each of these."""
-    draft_schedule: Schedule = []
+    draft_schedule: Schedule = Field(default_factory=list)
     """Of draft tokens by batch size; empty: `num_draft_tokens` for all."""
-    timed_batch_sizes: list[int] = []
+    timed_batch_sizes: list[int] = Field(default_factory=list)
     """Batch sizes at which decoding steps are timed afterwards; with a drafter, which then needs a
     schedule, for each number of draft tokens from 0 to `num_draft_tokens`."""
     seed: int
@@ -73,7 +70,7 @@ class EngineRequest(Exchange):
     """Repair the faults of vLLM's CPU build (target/vllm/repairs)."""
 
 
-class Decoded(Exchange):
+class Decoded(Frozen):
     """What all prompts became at one temperature."""
 
     temperature: float
@@ -84,7 +81,7 @@ class Decoded(Exchange):
     seconds: float
 
 
-class EngineResult(Exchange):
+class EngineResult(Frozen):
     decoded: list[Decoded]
     step_times: list[StepTime]
     vllm_version: str
