@@ -14,7 +14,7 @@ M measures.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -32,6 +32,7 @@ from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import Format, TargetFacts
 from specpipe.stages.samples.batch import Batch
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors
 
 
@@ -147,6 +148,13 @@ class Architecture(ABC, Generic[Shape]):
         draft_vocab_size: int,
     ) -> Shape:
         """The shape of a fresh drafter; raises ConfigError where the settings do not fit."""
+
+    def fitted_to_text(
+        self, shape: Shape, config: TrainConfig, statistics: Callable[[], VocabStatistics]
+    ) -> Shape:
+        """A fresh shape with what follows from the tokens of the text, as a mask token does;
+        raises ConfigError where the settings do not fit them."""
+        return shape
 
     def as_trained(self, shape: Shape) -> Shape:
         """A stored shape without values that training passes over."""

@@ -55,6 +55,7 @@ def begin(
     else:
         vocab = VocabMap(torch.arange(vocab_size), vocab_size)
     shape = kind.make_shape(config, target.config, aux_layers, vocab_size, vocab.size)
+    shape = kind.fitted_to_text(shape, config, statistics)
     torch.manual_seed(config.seed)
     model = _model(config, target, shape, vocab)
     kind.initialise(model, config, dump, target, vocab.target_ids_D)
