@@ -1,8 +1,9 @@
 """All tests run torch on one thread; any test may use the local S3 server; without vLLM its own are
-skipped."""
+skipped; the files that take longest come first."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,23 @@ __all__ = ["s3_root", "s3_server", "s3_session"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _longest_first(items)
+    if find_spec("vllm") is None:
+        _skip_engines(items)
+
+
+def _longest_first(items: list[pytest.Item]) -> None:
+    """Files with engines, then those with slow tests: a long file that began last would be waited
+    for by one process alone."""
+    weight: dict[Path, int] = {}
+    for item in items:
+        marks = [item.get_closest_marker(name) is not None for name in ("slow", "vllm")]
+        weight[item.path] = max(weight.get(item.path, 0), marks[0] + 2 * marks[1])
+    items.sort(key=lambda item: -weight[item.path])
+
+
+def _skip_engines(items: list[pytest.Item]) -> None:
     """Skip what needs an engine where none can be had, as beside PyPI's own build of torch."""
-    if find_spec("vllm") is not None:
-        return
     for item in items:
         if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed"))

@@ -1,8 +1,8 @@
 """Against a real vLLM: the engine is lossless, and accepts what the replay predicts.
 
-Engine starts take most of the time, so that the tests share them: one without a drafter and one
-for each number of draft tokens, in one export; and one more each where the CPU fault is left in
-and for the architecture's variants.
+Engine starts take most of the time, so that the tests share them: `served` has one without a
+drafter and one for each number of draft tokens, in one export. What is served with the settings
+of `SHARED` starts no other engine without a drafter (conftest.py).
 """
 
 import json
@@ -36,6 +36,12 @@ ALL_VARIANTS = bool(os.environ.get("SPECPIPE_ALL_VARIANTS"))
 """scripts/prove variants"""
 PROMPTS = 60
 PROMPT_TOKENS = 20
+SHARED: dict[str, Any] = {
+    "serve_prompts": PROMPTS,
+    "serve_max_tokens": 64,
+    "serve_batch_sizes": (1,),
+}
+"""With the prompts of `prompts_of_one_length`."""
 
 
 def held_out_rows() -> list[dict[str, Any]]:
@@ -67,10 +73,8 @@ def served(sample_trained: Trained, tmp_path_factory: pytest.TempPathFactory) ->
             out=str(out),
             validation=("structure", "replay", "serve"),
             serve_data=str(prompts),
-            serve_prompts=PROMPTS,
-            serve_max_tokens=64,
             serve_speculative_tokens=(3, 5),
-            serve_batch_sizes=(1,),
+            **SHARED,
         )
     )
     return out
@@ -82,7 +86,6 @@ def findings(out: Path) -> ServeFindings:
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
 def test_engine_is_lossless(served: Path) -> None:
     found = findings(served)
     assert found.num_prompts == PROMPTS
@@ -96,7 +99,6 @@ def test_engine_is_lossless(served: Path) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
 def test_replay_tells_the_truth(served: Path) -> None:
     found = findings(served)
     assert [measured.num_draft_tokens for measured in found.runs] == [3, 5]
@@ -113,7 +115,6 @@ def test_replay_tells_the_truth(served: Path) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
 def test_whole_rounds_are_almost_all_that_the_counters_count(served: Path) -> None:
     for measured in findings(served).runs:
         counters, greedy = measured.counters_greedy, measured.greedy
@@ -130,7 +131,6 @@ def test_whole_rounds_are_almost_all_that_the_counters_count(served: Path) -> No
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
 def test_steps_are_timed_for_each_number_of_draft_tokens(served: Path) -> None:
     timed = findings(served).step_times
     assert [(time.batch_size, time.num_draft_tokens) for time in timed] == [
@@ -180,7 +180,6 @@ def test_engine_that_follows_a_schedule(sample_trained: Trained, served: Path) -
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
 def test_a_finished_export_still_shows_what_was_measured(
     sample_trained: Trained, served: Path
 ) -> None:
@@ -191,7 +190,6 @@ def test_a_finished_export_still_shows_what_was_measured(
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
 def test_card_has_what_was_measured(served: Path) -> None:
     assert "measured in vLLM" in (served / "README.md").read_text(encoding="utf-8")
 
@@ -316,9 +314,8 @@ def test_a_converted_artifact_serves(sample_trained: Trained, tmp_path: Path) ->
             dump=str(sample_trained.dump),
             validation=("structure", "replay", "serve"),
             replay_samples=20,
-            serve_prompts=40,
-            serve_max_tokens=48,
-            serve_batch_sizes=(1,),
+            serve_data=str(prompts_of_one_length(tmp_path / "prompts.jsonl")),
+            **SHARED,
         )
     )
     assert "midlayer.hidden_norm.weight" in load_file(out / "model.safetensors")
