@@ -38,6 +38,11 @@ from tests.storage.tiny import (
     write_index,
 )
 
+ONE_OF_FORMATS = [
+    pytest.param(name, marks=() if name == "zarr" else pytest.mark.slow) for name in FORMATS
+]
+"""All, of which the fast tests take one."""
+
 
 def dump_in(format: str, path: Path) -> tuple[DumpIdentity, Folder]:
     # Several chunks of every array, but not many: each object is damaged, and the dump read again.
@@ -45,7 +50,7 @@ def dump_in(format: str, path: Path) -> tuple[DumpIdentity, Folder]:
     return identity, write_dump(str(path), identity, make_shards(identity))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ONE_OF_FORMATS)
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_every_object(format: str, kind: str, tmp_path: Path) -> None:
     _, folder = dump_in(format, tmp_path)
@@ -54,7 +59,7 @@ def test_every_object(format: str, kind: str, tmp_path: Path) -> None:
     assert_every_damage_shows(str(tmp_path), kind, keys)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ONE_OF_FORMATS)
 @pytest.mark.parametrize("other", ["another shard", "another attempt"])
 def test_every_object_replaced_by_that_of(other: str, format: str, tmp_path: Path) -> None:
     """The same samples with other states, or other samples: an object for every one there is."""

@@ -29,6 +29,7 @@ def _train(config_file: Path, moment: str) -> int:
     return subprocess.run(command, check=False, capture_output=True).returncode
 
 
+@pytest.mark.slow
 def test_killed_anywhere_the_run_ends_bit_for_bit_the_same(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:

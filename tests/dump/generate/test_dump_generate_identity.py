@@ -33,6 +33,7 @@ def rows() -> list[dict[str, Any]]:
     return [asked(text, "And twice that?") for text in questions(8)]
 
 
+@pytest.mark.slow
 def test_the_same_again_and_killed_at_any_write(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     config = generate_config(tmp_path, rows, generate=SAMPLED, shard_tokens=500)
     result = run(config)

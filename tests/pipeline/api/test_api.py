@@ -84,6 +84,7 @@ def downloaded(client: openai.OpenAI, job_id: str) -> dict[str, bytes]:
     return names
 
 
+@pytest.mark.slow
 def test_the_whole_flow_by_the_official_client(start: Start, api_target: Path) -> None:
     server = start()
 

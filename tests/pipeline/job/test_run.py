@@ -38,6 +38,7 @@ def check_whole(run: Job, out: Path, whole: Path) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_a_job_killed_again_and_again_leaves_the_files_of_a_whole_one(
     make_job: MakeJob, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_job_killed_again_and_again_leaves_the_files_of_a_whole_one(
     assert "another job" in error["error"]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_stopped_goes_on(make_job: MakeJob, tmp_path: Path) -> None:
     job, out = make_job(), tmp_path / "out"
     first = Job(job, out)

@@ -64,6 +64,7 @@ def compressed(path: Path, begin: bytes, repeated: bytes, num: int, end: bytes) 
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("begin", "repeated", "num_mib", "end", "words"),
     [
