@@ -91,7 +91,7 @@ def test_an_error_of_an_actor_is_the_commands(target: Path, tmp_path: Path) -> N
         write_lines(tmp_path / "data.jsonl", rows(9)),
         tmp_path / "dump",
         executor="ray",
-        workers=2,
+        workers=1,
     )
     command = Command(config, tmp_path / "command")
     assert command.wait() == 4, command.stderr
