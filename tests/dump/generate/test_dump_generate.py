@@ -56,6 +56,7 @@ def floats(bits: U16) -> torch.Tensor:
     return torch.from_numpy(bits).view(torch.bfloat16).float()
 
 
+@pytest.mark.slow
 def test_at_temperature_0_it_is_generating_first_and_dumping_after(
     tmp_path: Path, model: Any
 ) -> None:
@@ -149,6 +150,7 @@ def standard_errors_off(folder: Path, independent_B: torch.Tensor, **generate: A
     return float(difference_B.mean() / (difference_B.std() / len(difference_B) ** 0.5))
 
 
+@pytest.mark.slow
 def test_at_temperature_1_the_mean_log_probability_is_that_of_other_samples(
     tmp_path: Path, independent_B: torch.Tensor
 ) -> None:

@@ -59,6 +59,7 @@ def test_the_same_again_and_killed_at_any_write(tmp_path: Path, rows: list[dict[
         assert [key for key in expected if found[key] != expected[key]] == []
 
 
+@pytest.mark.slow
 def test_neither_order_nor_batch_matter(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     config = generate_config(tmp_path, rows, generate=SAMPLED)
     run(config)
@@ -79,6 +80,7 @@ def test_neither_order_nor_batch_matter(tmp_path: Path, rows: list[dict[str, Any
             assert np.allclose(states.logz_S, its_states.logz_S, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_texts(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     texts = []
     for seed in (0, 1):

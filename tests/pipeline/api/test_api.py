@@ -158,6 +158,7 @@ def test_what_is_downloaded_serves_in_vllm(start: Start, tmp_path: Path) -> None
     assert abs(measured.greedy.relative_difference) <= 0.01
 
 
+@pytest.mark.slow
 def test_jobs_queue_and_are_cancelled(start: Start, api_target: Path) -> None:
     client = start().client()
     file = client.files.create(file=training_data(), purpose="fine-tune")
@@ -180,6 +181,7 @@ def test_jobs_queue_and_are_cancelled(start: Start, api_target: Path) -> None:
     assert not client.files.list().data
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_says_why(start: Start, api_target: Path) -> None:
     client = start().client()
     bad = io.BytesIO(b'{"input_ids": [1, 2], "attention_mask": [1], "labels": [1, 2]}\n')
@@ -193,6 +195,7 @@ def test_a_job_that_fails_says_why(start: Start, api_target: Path) -> None:
     assert "attention_mask" in job.error.message
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_refused(start: Start, api_target: Path) -> None:
     server = start("--max-upload-mib", "1")
     client = server.client()

@@ -216,6 +216,7 @@ def test_null_is_as_good_as_nothing(client: TestClient) -> None:
     assert (answer.json()["seed"], answer.json()["suffix"]) == (0, None)
 
 
+@pytest.mark.slow
 def test_uploads_come_in_where_they_will_lie(start: Start, tmp_path: Path) -> None:
     """Not in /tmp, which may be small or memory."""
     server = start()

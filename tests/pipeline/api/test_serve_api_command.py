@@ -58,6 +58,7 @@ def test_further_settings_that_fail_every_job(tmp_path: Path, text: str, name: s
     assert name in str(error)
 
 
+@pytest.mark.slow
 def test_any_free_port_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "specpipe", "serve-api", "--data", "api", "--port", "0"]
     with subprocess.Popen(

@@ -230,10 +230,16 @@ BEFORE_ANY_STEP = ("token", "mask", "manifest", "head", "truncated", "emptied", 
 """What shows in the records, or in the sizes of objects, which every run looks at first."""
 
 
+CASES = [
+    pytest.param(format, kind, marks=() if format == "zarr" else pytest.mark.slow)
+    for format, kinds in OF_FORMAT.items()
+    for kind in kinds
+]
+"""All, of which the fast tests take one format."""
+
+
 @pytest.mark.parametrize("preverify", ["full", "metadata"])
-@pytest.mark.parametrize(
-    ("format", "kind"), [(format, kind) for format, kinds in OF_FORMAT.items() for kind in kinds]
-)
+@pytest.mark.parametrize(("format", "kind"), CASES)
 def test_no_damaged_sample_in_a_step(
     format: str, kind: str, preverify: str, make_sound: Callable[[str], Sound], tmp_path: Path
 ) -> None:
@@ -242,6 +248,7 @@ def test_no_damaged_sample_in_a_step(
     assert_is_refused(str(root), OF_FORMAT[format][kind], kind, preverify, sound, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preverify", ["full", "metadata"])
 @pytest.mark.parametrize(
     "kind", ["chunk flipped", "chunk truncated", "chunk removed", "other mask"]

@@ -64,6 +64,7 @@ def test_shares_are_trained_beside_the_run_and_told(
     assert json.loads(again.stdout.splitlines()[-1]) == told | {"did_nothing": True}
 
 
+@pytest.mark.slow
 def test_a_curve_that_is_stopped_goes_on_to_the_same_end(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
