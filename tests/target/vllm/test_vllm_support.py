@@ -11,6 +11,10 @@ import pytest
 from specpipe.stages.target.vllm.support.runnable import why_not
 
 
+class OfStates:
+    def set_aux_hidden_state_layers(self, layers: tuple[int, ...]) -> None: ...
+
+
 def test_a_model_that_vllm_cannot_load_here_is_not_said_to_give_no_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -25,7 +29,7 @@ def test_a_model_that_vllm_cannot_load_here_is_not_said_to_give_no_states(
     }
     stubs: dict[str, dict[str, Any]] = {
         "vllm.platforms": {"current_platform": SimpleNamespace(device_type="cpu")},
-        "vllm.model_executor.models.interfaces": {"supports_eagle3": lambda _model: False},
+        "vllm.model_executor.models.interfaces": {"OfStates": OfStates},
         "vllm.model_executor.models.registry": {
             "ModelRegistry": SimpleNamespace(models=models, get_supported_archs=models.keys)
         },

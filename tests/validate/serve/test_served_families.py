@@ -102,4 +102,6 @@ def test_a_target_that_vllm_lacks_is_served_with_the_plugin(
         figures = f"{tau.tau_measured:.4f} | {tau.tau_replayed:.4f}"
         difference = f"{100 * tau.relative_difference:+.2f} %"
         print(f"\n| {architecture} | {name} | {unchanged} | {figures} | {difference} |")
-    assert "SPECPIPE_VLLM_EAGLE3=1 vllm serve" in (out / "README.md").read_text(encoding="utf-8")
+    assert "SPECPIPE_VLLM_AUX_STATES=1 vllm serve" in (out / "README.md").read_text(
+        encoding="utf-8"
+    )

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from specpipe.pipeline.terminal.console import is_first_process, note
+from specpipe.schemas.drafters.registry import DEFAULT
 from specpipe.schemas.errors import SpecpipeError
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.schemas.settings.train import TrainConfig
@@ -11,14 +12,15 @@ if TYPE_CHECKING:
     from specpipe.stages.target.vllm.support.servable import Servable
 
 
-def say_served(architecture: str, *, required: bool) -> "Servable":
-    """Warn where vLLM does not serve drafters for this architecture, as this process has it.
+def say_served(target: str, *, required: bool, drafter: str = DEFAULT) -> "Servable":
+    """Warn where vLLM does not serve such drafters for a target, as this process has it.
 
-    Raises ConfigError where it is required to.
+    Both are architectures. Raises ConfigError where it is required to.
     """
+    from specpipe.stages.drafters.registry import architecture
     from specpipe.stages.target.vllm.support.servable import servable
 
-    found = servable(architecture)
+    found = servable(target, architecture(drafter).serving)
     if required:
         found.require()
     if not found.is_served and is_first_process():
@@ -46,4 +48,8 @@ def say_served_of_training(config: TrainConfig) -> None:
     except SpecpipeError:
         return  # The run itself says what is wrong with its dump, and in what order.
     if identity is not None:
-        say_served(identity.target.architecture, required=config.require_servable)
+        say_served(
+            identity.target.architecture,
+            required=config.require_servable,
+            drafter=config.drafter.kind,
+        )

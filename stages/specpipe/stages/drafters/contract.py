@@ -34,6 +34,7 @@ from specpipe.stages.samples.batch import Batch
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors
+from specpipe.stages.target.vllm.support.engine_needs import EngineNeeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +48,14 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class Serving(EngineNeeds):
     """How vLLM serves it."""
 
-    method: str
-    """`method` of `--speculative-config`."""
-    title: str
-    """The architecture's name in prose."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of `--speculative-config` that it needs."""
     samples_drafts: bool = True
     """Drafts can be drawn from the drafter's distribution; else they are greedy at every
     temperature."""
-    is_parallel: bool = False
-    """A round's drafts come from one pass."""
-    runs_on_cpu: bool = True
 
 
 class DrafterModel(nn.Module, ABC):

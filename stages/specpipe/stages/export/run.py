@@ -116,7 +116,7 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
     target = _served(config, checkpoint.state)
     served = check_served(
         target.architecture,
-        drafter_kind(checkpoint.shape).serving.method,
+        drafter_kind(checkpoint.shape).serving,
         config.validation,
         report,
         required=config.require_servable,

@@ -60,8 +60,8 @@ def run(
             lambda: prompts.from_dump(dump, evaluation(dump, None)[1]),
         )
         if config.serve_url is None:
-            method = recognised(read_files(str(folder))).serving.method
-            check_served(dump.identity.target.architecture, method, config.validation, report)
+            serving = recognised(read_files(str(folder))).serving
+            check_served(dump.identity.target.architecture, serving, config.validation, report)
     report("validation: structure")
     found = structure.check(folder, target_facts(dump))
     problems = [f"structure: {problem}" for problem in found.problems]

@@ -33,7 +33,7 @@ class Eagle3Architecture(Architecture[Eagle3Shape]):
     name = "eagle3"
     settings = Eagle3Settings
     shape = Eagle3Shape
-    serving = Serving(method="eagle3", title="EAGLE-3")
+    serving = Serving(method="eagle3", title="EAGLE-3", reads="aux_states")
     formats = MappingProxyType({format.name: format for format in _FORMATS})
 
     def make_shape(

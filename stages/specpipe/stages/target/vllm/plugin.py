@@ -1,7 +1,8 @@
 """vLLM's plugin hook, called in each of its processes; it acts only where it is asked to.
 
-`SPECPIPE_VLLM_CAPTURE=1` is set for the engines of a dump, `SPECPIPE_VLLM_EAGLE3` by whoever serves
-a drafter for a target that vLLM has no EAGLE-3 for (support/families.py).
+`SPECPIPE_VLLM_CAPTURE=1` is set for the engines of a dump, `SPECPIPE_VLLM_AUX_STATES` by whoever
+serves a drafter that reads auxiliary states of a target that vLLM gives none of
+(support/families.py), `SPECPIPE_VLLM_CPU_FIX=1` for our engines on a CPU (repairs/register.py).
 """
 
 import os
@@ -32,6 +33,6 @@ def register() -> None:
             TESTED["vllm"],
         )
         return
-    from specpipe.stages.target.vllm.support import aux_state_models as eagle3_models
+    from specpipe.stages.target.vllm.support import aux_state_models
 
-    eagle3_models.register(wanted)
+    aux_state_models.register(wanted)

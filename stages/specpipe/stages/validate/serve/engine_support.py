@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from specpipe.schemas.errors import ConfigError
+from specpipe.stages.target.vllm.support.engine_needs import EngineNeeds
 from specpipe.stages.target.vllm.support.families import ENVIRONMENT
 from specpipe.stages.target.vllm.support.servable import Servable, servable
 
 
 def check_served(
     architecture: str,
-    method: str,
+    needs: EngineNeeds,
     levels: Sequence[str],
     report: Callable[[str], None],
     *,
@@ -20,7 +21,7 @@ def check_served(
     Raises ConfigError where it is required to, and where level `serve` would start an engine in
     vain.
     """
-    found = servable(architecture, method)
+    found = servable(architecture, needs)
     if required:
         found.require()
     if "serve" in levels and found.how == "no":

@@ -63,10 +63,10 @@ def check(
     folder = local_folder(target, revision, with_code=config.trust_remote_code)
     model = load_config(folder, trust_remote_code=config.trust_remote_code)
     architecture = architecture_of(folder, trust_remote_code=config.trust_remote_code)
-    with_plugin = servable(architecture).how == "plugin"
     longest = max(map(len, prompts)) + config.serve_max_tokens
     shape = read_artifact(str(artifact)).shape
     kind = drafter_kind(shape)
+    with_plugin = servable(architecture, kind.serving).how == "plugin"
     largest = max(min(len(prompts), PARALLEL_PROMPTS), *config.serve_batch_sizes)
     cache_bytes = _cache_bytes(model, kind.num_layers(shape), largest, longest)
 

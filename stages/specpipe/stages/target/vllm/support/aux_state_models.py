@@ -1,4 +1,4 @@
-"""vLLM's own models, with its interface for auxiliary hidden states (`SupportsEagle3`) added.
+"""vLLM's own models, with its interface for auxiliary hidden states added.
 
 vLLM's models that have the interface collect, in the loop over their layers, what enters each of
 the layers that are asked for. The same statements are put into the `forward` of the others here, so
@@ -11,6 +11,10 @@ import textwrap
 from importlib import import_module
 from typing import Any
 
+from specpipe.stages.target.vllm.support.aux_interface import (
+    aux_states_interface,
+    gives_aux_states,
+)
 from specpipe.stages.target.vllm.support.families import FAMILIES, Family
 
 
@@ -30,17 +34,16 @@ def __getattr__(name: str) -> Any:
     """The class that `register` names, made when it is asked for."""
     if name not in FAMILIES:
         raise AttributeError(name)
-    from vllm.model_executor.models.interfaces import SupportsEagle3, supports_eagle3
     from vllm.model_executor.models.registry import _VLLM_MODELS
 
     family = FAMILIES[name]
     module = import_module(f"vllm.model_executor.models.{family.module}")
     own = getattr(module, _VLLM_MODELS[name][1])
-    if supports_eagle3(own):
+    if gives_aux_states(own):
         return own
     # The model makes its decoder by this name, in its module.
     setattr(module, family.decoder, _with_states(module, family))
-    made = type(own.__name__, (own, SupportsEagle3), {"__module__": __name__})
+    made = type(own.__name__, (own, aux_states_interface()), {"__module__": __name__})
     globals()[name] = made
     return made
 

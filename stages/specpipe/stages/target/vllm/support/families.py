@@ -43,5 +43,5 @@ DUMPED = frozenset(
 )
 """Those that a dump runs in vLLM. The others stay with transformers, in which their dumps began."""
 
-ENVIRONMENT = "SPECPIPE_VLLM_EAGLE3"
+ENVIRONMENT = "SPECPIPE_VLLM_AUX_STATES"
 """Asks the plugin for it: 1, or some of the architectures, with commas between."""

@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 
 _MODELS = "model_executor/models"
-_TABLES = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")
-"""Of vLLM's registry: those that a language model stands in."""
+_TARGETS = ("_TEXT_GENERATION_MODELS", "_MULTIMODAL_MODELS", "_TRANSFORMERS_SUPPORTED_MODELS")
+"""Of the tables of vLLM's registry: those that a language model stands in."""
+_DRAFTERS = ("_SPECULATIVE_DECODING_MODELS",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,15 @@ class ModelSource:
         self._package = package
         self._module = cache(self._read)
         self._registered = cache(self._read_registry)
+        self.interface_with = cache(self._find_interface)
 
     def architectures(self) -> list[str]:
         """Those of language models that vLLM registers."""
-        return sorted(self._registered())
+        return sorted(self._registered(_TARGETS))
+
+    def drafters(self) -> list[str]:
+        """Classes of drafters that vLLM registers."""
+        return sorted(self._registered(_DRAFTERS))
 
     def having(self, interface: str) -> set[str]:
         """Architectures whose class has the interface among its bases, on some platform."""
@@ -42,12 +48,19 @@ class ModelSource:
 
     def has(self, architecture: str, interface: str) -> bool:
         """Whether the class of a registered architecture has the interface."""
-        module, name = self._registered()[architecture]
+        module, name = self._registered(_TARGETS)[architecture]
         file = self._of_registry(module)
         return file is not None and self._has(file, name, interface, set())
 
-    def _read_registry(self) -> dict[str, tuple[str, str]]:
-        """Module and class by architecture."""
+    def _find_interface(self, method: str) -> str:
+        """The name of the interface that defines a method; raises KeyError where none does."""
+        for node in _parse(self._package / _MODELS / "interfaces.py").body:
+            if isinstance(node, ast.ClassDef) and method in _methods_of(node):
+                return node.name
+        raise KeyError(method)
+
+    def _read_registry(self, names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+        """Module and class by architecture, of some of the registry's tables."""
         registry = _parse(self._package / _MODELS / "registry.py")
         tables = {
             target.id: node.value
@@ -57,7 +70,7 @@ class ModelSource:
             if isinstance(target, ast.Name)
         }
         found: dict[str, tuple[str, str]] = {}
-        for name in _TABLES:
+        for name in names:
             found |= ast.literal_eval(tables[name])
         return found
 
@@ -102,6 +115,10 @@ class ModelSource:
 
 def _parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _methods_of(node: ast.ClassDef) -> list[str]:
+    return [one.name for one in node.body if isinstance(one, ast.FunctionDef)]
 
 
 def _file(folder: Path, parts: list[str]) -> Path | None:

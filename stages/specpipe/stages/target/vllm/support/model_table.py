@@ -8,13 +8,13 @@ import json
 from functools import cache
 from importlib.resources import files
 
+from specpipe.stages.target.vllm.support.aux_interface import SETTER
 from specpipe.stages.target.vllm.support.model_source import ModelSource
-
-INTERFACES = {"eagle3": "SupportsEagle3"}
-"""What a target's class must have in vLLM, by drafter method."""
+from specpipe.stages.target.vllm.support.mtp_layers import MTP_LAYERS
 
 Models = dict[str, tuple[str, ...]]
-"""Architectures by what drafter methods vLLM serves for them (words, blanks between)."""
+"""Architectures by what of theirs drafters can read in vLLM, beside the final state, which all of
+them give (values of `engine_needs.Reads`, blanks between)."""
 
 FILE = "models.json"
 
@@ -23,13 +23,18 @@ def models_of(source: ModelSource) -> Models:
     """The entry of a vLLM, read from its source."""
     found: dict[str, list[str]] = {}
     for architecture in source.architectures():
-        found.setdefault(" ".join(methods_of(source, architecture)), []).append(architecture)
-    return {methods: tuple(names) for methods, names in sorted(found.items())}
+        found.setdefault(" ".join(readable_of(source, architecture)), []).append(architecture)
+    return {readable: tuple(names) for readable, names in sorted(found.items())}
 
 
-def methods_of(source: ModelSource, architecture: str) -> list[str]:
-    """Drafter methods that a vLLM serves for a registered architecture, read from its source."""
-    return [name for name, interface in INTERFACES.items() if source.has(architecture, interface)]
+def readable_of(source: ModelSource, architecture: str) -> list[str]:
+    """What of a registered architecture drafters can read, from a vLLM's source."""
+    layer = MTP_LAYERS.get(architecture)
+    found = {
+        "aux_states": source.has(architecture, source.interface_with(SETTER)),
+        "mtp_layer": layer is not None and layer.drafter in source.drafters(),
+    }
+    return [name for name, has_it in found.items() if has_it]
 
 
 @cache
@@ -37,12 +42,12 @@ def model_table() -> dict[str, Models]:
     """The models by vLLM version (`0.32`), the oldest first."""
     text = files(__package__).joinpath(FILE).read_text(encoding="utf-8")
     return {
-        version: {methods: tuple(names) for methods, names in models.items()}
+        version: {readable: tuple(names) for readable, names in models.items()}
         for version, models in json.loads(text).items()
     }
 
 
-def methods_in(models: Models, architecture: str) -> list[str] | None:
-    """Drafter methods that are served for an architecture; None where vLLM does not have it."""
-    found = [methods.split() for methods, names in models.items() if architecture in names]
+def readable_in(models: Models, architecture: str) -> list[str] | None:
+    """What of an architecture drafters can read; None where vLLM does not have it."""
+    found = [readable.split() for readable, names in models.items() if architecture in names]
     return found[0] if found else None

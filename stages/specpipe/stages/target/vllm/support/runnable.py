@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from specpipe.schemas.tested import is_tested
 from specpipe.stages.target.files.identity import head_sizes, load_config, read_config
+from specpipe.stages.target.vllm.support.aux_interface import gives_aux_states
 from specpipe.stages.target.vllm.support.families import DUMPED
 from specpipe.stages.target.vllm.support.servable import installed_version
 
@@ -38,7 +39,6 @@ def why_not(folder: Path, device: str, *, trust_remote_code: bool = False) -> st
 
 
 def _without_states(architecture: str) -> str | None:
-    from vllm.model_executor.models.interfaces import supports_eagle3
     from vllm.model_executor.models.registry import ModelRegistry
 
     if architecture not in ModelRegistry.get_supported_archs():
@@ -47,7 +47,7 @@ def _without_states(architecture: str) -> str | None:
         model = ModelRegistry.models[architecture].load_model_cls()
     except Exception as error:  # whatever the model's file imports: torchvision, for wrappers
         return f"vLLM cannot load its {architecture} here ({type(error).__name__}: {error})"
-    if not supports_eagle3(model):
+    if not gives_aux_states(model):
         return f"vLLM gives no hidden states of {architecture}"
     return None
 

@@ -10,27 +10,33 @@ from typing import Any, Literal
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.tested import is_tested
+from specpipe.stages.target.vllm.support.engine_needs import EngineNeeds, Runner, runners
 from specpipe.stages.target.vllm.support.families import ENVIRONMENT, FAMILIES
 from specpipe.stages.target.vllm.support.model_source import ModelSource
-from specpipe.stages.target.vllm.support.model_table import methods_in, methods_of, model_table
+from specpipe.stages.target.vllm.support.model_table import model_table, readable_in, readable_of
 
-METHOD_NAMES = {"eagle3": "EAGLE-3"}
-BY_PLUGIN = ("eagle3",)
-"""Methods whose interface our plugin gives a target."""
+How = Literal["vllm", "transformers", "plugin", "no", "unknown"]
+"""By itself; by itself, through transformers; with our plugin; not at all; or it depends on code
+that comes with the target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Servable:
     """What a vLLM can do with a drafter for a target."""
 
-    method: str
+    needs: EngineNeeds
     architecture: str
     vllm: str
     """Its version: the installed one's, or the newest of the table."""
     is_installed: bool
-    how: Literal["vllm", "transformers", "plugin", "no", "unknown"]
-    """By itself; by itself, through transformers; with our plugin; not at all; or it depends on
-    code that comes with the target."""
+    how: How
+    runners: tuple[Runner, ...]
+    """vLLM's model runners that draft in this way."""
+
+    @property
+    def is_served_on_cpu(self) -> bool:
+        """Whether the runner that a CPU has is among them."""
+        return self.how != "no" and "V1" in self.runners
 
     @property
     def is_asked_of_plugin(self) -> bool:
@@ -49,7 +55,9 @@ class Servable:
     @property
     def in_words(self) -> str:
         """One line for a person."""
-        drafter = f"{METHOD_NAMES[self.method]} drafters for {self.architecture}"
+        drafter = f"{self.needs.title} drafters for {self.architecture}"
+        if self.how != "no" and not self.is_served_on_cpu:
+            drafter += " (on a GPU alone)"
         match self.how:
             case "vllm":
                 return f"{self.engine} serves {drafter}"
@@ -66,11 +74,12 @@ class Servable:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "method": self.method,
+            "method": self.needs.method,
             "vllm": self.vllm,
             "is_installed": self.is_installed,
             "how": self.how,
             "is_served": self.is_served,
+            "is_served_on_cpu": self.is_served_on_cpu,
         }
 
     def require(self) -> None:
@@ -83,19 +92,25 @@ class Servable:
         raise ConfigError(f"{self.in_words}; {remedy}")
 
 
-def servable(architecture: str, method: str = "eagle3") -> Servable:
+def servable(architecture: str, needs: EngineNeeds) -> Servable:
     """By the vLLM that is installed, else the newest in the table; imports and starts nothing."""
     installed = installed_version()
     vllm = installed or list(model_table())[-1]
-    methods = _methods(architecture, vllm, is_installed=installed is not None)
-    how: Literal["vllm", "transformers", "plugin", "no", "unknown"] = "no"
-    if methods is None:
-        how = _through_transformers(architecture)
-    elif method in methods:
-        how = "vllm"
-    elif method in BY_PLUGIN and architecture in FAMILIES and is_tested("vllm", vllm):
-        how = "plugin"
-    return Servable(method, architecture, vllm, installed is not None, how)
+    drafting = runners(needs, minor(vllm))
+    how = _how(architecture, needs, vllm, is_installed=installed is not None) if drafting else "no"
+    return Servable(needs, architecture, vllm, installed is not None, how, drafting)
+
+
+def _how(architecture: str, needs: EngineNeeds, vllm: str, *, is_installed: bool) -> How:
+    """Whether the target gives the drafter what it reads."""
+    readable = _readable(architecture, vllm, is_installed=is_installed)
+    if readable is None:
+        # A model that vLLM has not has no MTP layer there either.
+        return "no" if needs.reads == "mtp_layer" else _through_transformers(architecture)
+    if needs.reads == "final_state" or needs.reads in readable:
+        return "vllm"
+    is_ours = architecture in FAMILIES and is_tested("vllm", vllm)
+    return "plugin" if needs.reads == "aux_states" and is_ours else "no"
 
 
 def is_asked_for(architecture: str) -> bool:
@@ -120,21 +135,21 @@ def installed_version() -> str | None:
 
 
 @cache
-def _methods(architecture: str, vllm: str, *, is_installed: bool) -> list[str] | None:
-    """Drafter methods that a vLLM serves for an architecture; None where it does not have that."""
+def _readable(architecture: str, vllm: str, *, is_installed: bool) -> list[str] | None:
+    """What of a target drafters can read in a vLLM; None where it does not have that target."""
     found = find_spec("vllm") if is_installed else None
     if found is not None and found.submodule_search_locations:
         try:
             source = ModelSource(Path(found.submodule_search_locations[0]))
             registered = architecture in source.architectures()
-            return methods_of(source, architecture) if registered else None
+            return readable_of(source, architecture) if registered else None
         except (OSError, KeyError, ValueError, SyntaxError):
             pass  # A version whose registry is written otherwise: the nearest known one has to do.
     table = model_table()
-    return methods_in(table.get(minor(vllm)) or list(table.values())[-1], architecture)
+    return readable_in(table.get(minor(vllm)) or list(table.values())[-1], architecture)
 
 
-def _through_transformers(architecture: str) -> Literal["transformers", "no", "unknown"]:
+def _through_transformers(architecture: str) -> How:
     """vLLM runs models that it does not have itself through transformers, where all of them have
     the interfaces, if they let it put its attention in."""
     import transformers
