@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from specpipe.schemas.settings.train import LossName
 from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.samples.read_ahead import read_samples
 from specpipe.stages.samples.reader import SampleReader
@@ -34,11 +33,21 @@ def gradients(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("loss", ["lk_hybrid", "kl", "ce", "lk_alpha"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "lk_hybrid"},
+        {"loss": "kl"},
+        {"loss": "ce"},
+        {"loss": "lk_alpha"},
+        {"loss": "dspark", "head_weights": "dpace"},
+    ],
+    ids=str,
+)
 def test_eight_packs_of_one_sample_are_one_of_eight(
-    loss: LossName, dtype: torch.dtype, make_config: MakeConfig
+    settings: dict[str, str], dtype: torch.dtype, make_config: MakeConfig
 ) -> None:
-    config = make_config(loss=loss, max_grad_norm=1e9)
+    config = make_config(**settings, max_grad_norm=1e9)
     dump = Dump.open(config.dump)
     reader = SampleReader(dump, None)
     samples = list(read_samples(reader, reader.refs()[:8]))

@@ -18,6 +18,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"dtype": "bfloat16", "lambda_scope": "token"},
     {"head_weights": "survival", "loss": "lk_hybrid=0.6,ce=0.3,tv=0.1"},
     {"head_weights": "survival", "lambda_source": "exact", "logits": "topk:8"},
+    {"head_weights": "dpace", "loss": "dspark"},
 ]
 
 

@@ -89,6 +89,8 @@ def test_what_is_given_is_not_searched() -> None:
     assert {trial["batch_size"] for trial in by_samples} == {4, 8, 16}
     one_head = search_axes(recipe(num_heads=1), {"batch_tokens", *SWITCHES})
     assert list(trial_settings(one_head, 2, seed=0)[1]) == ["learning_rate"]
+    by_starts = search_axes(recipe(head_weights="dpace"), {"head_weights"})
+    assert not any("head_decay" in axis.names for axis in by_starts)
     anywhere = search_axes(recipe(serve_anywhere=True), {"serve_anywhere"})
     for trial in trial_settings(anywhere, 32, seed=0):
         TrainConfig.model_validate(recipe(serve_anywhere=True).model_dump() | trial)

@@ -44,6 +44,7 @@ REFUSED: dict[str, list[Any]] = {
     "num_heads": [*COUNT, 8],
     "head_decay": [*POSITIVE, 1.1],
     "head_weights": CHOICE,
+    "dpace_smoothing": [*POSITIVE, 1.1],
     "draft_vocab_size": OPTIONAL_COUNT,
     "draft_vocab_by": CHOICE,
     "draft_vocab_file": PLACE,
@@ -176,6 +177,7 @@ IDLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"lambda_scope": "token"}, {"loss": "lk_hybrid"}, "is for loss lk_hybrid"),
     ({"lambda_source": "exact"}, {"loss": "lk_hybrid"}, "is for loss lk_hybrid"),
     ({"lambda_source": "exact"}, {"lambda_scope": "head"}, "lambda_scope head"),
+    ({"dpace_smoothing": 0.5}, {"head_weights": "dpace"}, "is for head_weights dpace"),
     ({"num_epochs": 10}, {"max_steps": None}, "is for runs without max_steps"),
     ({"batch_tokens": 8192}, {"batch_size": None}, "is for steps without batch_size"),
     ({"held_out_fraction": 0.05}, {"eval_dump": None}, "is for runs without eval_dump"),
@@ -193,6 +195,7 @@ WITHOUT: dict[str, Any] = {
     "schedule": "cosine",
     "loss": "kl",
     "lambda_scope": "token",
+    "head_weights": "survival",
     "max_steps": 5,
     "batch_size": 8,
     "eval_dump": "e",
@@ -216,6 +219,13 @@ def test_a_flag_that_has_no_effect_is_refused(
     train_config(None, file | needed | flag)
     # A file may serve several runs.
     assert read(tmp_path, flag | {n: v for n, v in idle.items() if v}) is not None
+
+
+def test_decay_is_for_weights_of_heads() -> None:
+    flags = {"dump": "d", "out": "o", "head_decay": 0.7}
+    with pytest.raises(ConfigError, match="head_decay is for head_weights static and survival"):
+        train_config(None, flags | {"head_weights": "dpace"})
+    assert train_config(None, flags | {"head_weights": "survival"}).head_decay == 0.7
 
 
 def test_shard_is_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.acceptance.loss.measures import MEASURES
 from specpipe.stages.train.optim.objective import Measured, Objective
+from tests.acceptance.loss.loss_rows import rows_batch
 from tests.train.conftest import MakeConfig
 
 CPU = torch.device("cpu")
@@ -23,6 +25,7 @@ def test_losses_are_one_or_a_weighted_sum(make_config: MakeConfig) -> None:
         ("kl", {"kl": 1.0}),
         ("kl=0.5,tv=2", {"kl": 0.5, "tv": 2.0}),
         ({"ce": 0.1, "lk_alpha": 1}, {"ce": 0.1, "lk_alpha": 1.0}),
+        ("dspark", {"ce": 0.1, "tv": 1.8}),
     ):
         ours = objective(make_config, loss=given)
         assert ours.settings(NEVER).losses == losses
@@ -67,6 +70,33 @@ def test_heads_weigh_by_decay_or_by_survival(make_config: MakeConfig) -> None:
     survival_K = torch.tensor([1.0, 0.5, 0.1])
     expected_K = survival_K * static_K.sum() / survival_K.sum()
     torch.testing.assert_close(ours.settings(BEFORE).head_weights_K, expected_K)
+
+
+@pytest.mark.parametrize(("gamma", "decay"), [(7, 0.8669), (5, 0.8187), (4, 0.7788)])
+def test_an_exponential_by_slot_is_a_decay(
+    gamma: int, decay: float, make_config: MakeConfig
+) -> None:
+    """exp(-(k - 1) / gamma), as DFlash (by its block size) and DSpark (4) were trained."""
+    weights_K = objective(make_config, head_decay=decay).settings(NEVER).head_weights_K
+    slots_K = torch.arange(len(weights_K))
+    torch.testing.assert_close(weights_K, torch.exp(-slots_K / gamma), rtol=2e-4, atol=0)
+
+
+def test_starts_weigh_by_what_their_batch_measured(make_config: MakeConfig) -> None:
+    assert not objective(make_config, head_weights="survival").weighs_starts
+    ours = objective(make_config, head_weights="dpace", dpace_smoothing=0.25)
+    assert ours.weighs_starts
+    settings = ours.settings(BEFORE)
+    torch.testing.assert_close(settings.head_weights_K, torch.tensor([1.0, 0.8, 0.64]))
+    batch = rows_batch(torch.zeros(3, 4), [0, 1, 2], [[0], [1], [2]])
+    measures_MKN = torch.zeros(len(MEASURES), 3, 1)
+    measures_MKN[MEASURES.index("in_vocabulary")] = 1.0
+    weights_KN = ours.of_batch(settings, measures_MKN, batch).weights_KN
+    assert weights_KN is not None
+    assert weights_KN.squeeze(1).tolist() == [3.0, 2.0, 1.0]
+    in_doubt = ours.of_batch(settings, torch.zeros(len(MEASURES), 3, 1), batch).weights_KN
+    assert in_doubt is not None
+    assert in_doubt.squeeze(1).tolist() == [0.25 + 0.0625 + 0.015625, 0.0625 + 0.015625, 0.015625]
 
 
 def test_survival_is_averaged_over_steps() -> None:

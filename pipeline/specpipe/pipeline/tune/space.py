@@ -44,7 +44,7 @@ def search_axes(recipe: ResolvedTrainConfig, given: frozenset[str] | set[str]) -
         axes.append(_choices([_scaled(recipe, step, by) for by in STEP_SIZES]))
     if norms := recipe.drafter.search_choices():
         axes.append(_choices(_around(recipe, given, norms)))
-    if recipe.num_heads > 1:
+    if recipe.num_heads > 1 and recipe.head_weights != "dpace":
         axes.append(_choices(_around(recipe, given, _HEAD_CHOICES)))
     axes = [axis for axis in axes if axis.names]
     if not axes:

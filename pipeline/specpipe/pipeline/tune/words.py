@@ -34,7 +34,7 @@ def _switches(settings: Settings) -> str:
 
 
 def _heads(settings: Settings) -> str:
-    if settings.get("head_weights") == "survival":
-        return "survival"
+    if (weights := settings.get("head_weights", "static")) != "static":
+        return str(weights)
     decay = settings.get("head_decay")
     return "static" if decay is None else f"{decay:g}^k"

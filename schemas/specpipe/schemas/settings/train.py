@@ -13,6 +13,8 @@ PREFETCH_MIB = 4096
 """Most MiB of shards that a reader of a dump keeps in memory; one of an 8B target takes 1024."""
 
 LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
+MIXTURES: dict[str, dict[LossName, float]] = {"dspark": {"ce": 0.1, "tv": 1.8}}
+"""Published sums of losses, by name. DSpark's has 0.9 of the L1 distance, which is twice tv."""
 AttentionName = Literal["auto", "flash", "reference"]
 LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 PresetName = Literal["quick", "default", "best"]
@@ -22,7 +24,9 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def weighted_losses(value: Any) -> Any:
-    """A loss, or several as `kl=0.5,tv=0.5` or as a mapping; raises ValueError for others."""
+    """A loss, or several: `kl=0.5,tv=0.5`, a mapping, a mixture's name; else ValueError."""
+    if isinstance(value, str):
+        value = MIXTURES.get(value, value)
     if isinstance(value, str) and "=" in value:
         pairs = [part.partition("=") for part in value.split(",")]
         value = {name.strip(): weight.strip() for name, _, weight in pairs}
@@ -33,7 +37,8 @@ def weighted_losses(value: Any) -> Any:
     if unknown or not names:
         raise ValueError(
             f"{unknown[0] if unknown else 'nothing'!r} is not a loss: give one of"
-            f" {', '.join(get_args(LossName))}, or several with weights, as kl=0.5,tv=0.5"
+            f" {', '.join([*get_args(LossName), *MIXTURES])}, or several with weights, as"
+            " kl=0.5,tv=0.5"
         )
     return value
 
@@ -62,7 +67,8 @@ class TrainConfig(Config):
     loss: Annotated[LossName | dict[LossName, Weight], BeforeValidator(weighted_losses)] = (
         "lk_hybrid"
     )
-    """What is minimised: a loss, or several with weights; each is reported whatever is chosen."""
+    """What is minimised: a loss, or several with weights (dspark: as DSpark was trained); each is
+    reported whatever is chosen."""
     eta: float = Field(3.0, gt=0)
     """lk_hybrid: lambda = exp(-eta * mean alpha)."""
     lambda_scope: Literal["head", "token"] = "head"
@@ -73,8 +79,11 @@ class TrainConfig(Config):
     """K: draft tokens of a round in training."""
     head_decay: float = Field(0.8, gt=0, le=1)
     """Head k's loss weighs head_decay**(k-1)."""
-    head_weights: Literal["static", "survival"] = "static"
-    """survival: in proportion to how often a round comes as far as head k, as measured."""
+    head_weights: Literal["static", "survival", "dpace"] = "static"
+    """survival: in proportion to how often a round comes as far as head k, as measured; dpace: per
+    start, by what depends on the draft, measured by a pass of the loss before each."""
+    dpace_smoothing: float = Field(0.5, gt=0, le=1)
+    """dpace: a of (1 - a) q(token) + a, a draft's confidence."""
     draft_vocab_size: int | None = Field(None, gt=0)
     """D; default: 32,000, or the whole vocabulary where that is smaller."""
     draft_vocab_by: Literal["mass", "count"] = "mass"

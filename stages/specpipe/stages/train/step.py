@@ -80,7 +80,11 @@ def compute_gradients(
         losses_P = torch.zeros(num_packs, dtype=torch.float64, device=trainee.device)
         alpha_sums_K = torch.zeros_like(denominators.starts_K)
         for number, (batch, hidden_KNH) in enumerate(walk):
-            loss, measures_MKN = trainee.loss(hidden_KNH, batch, denominators, settings)
+            of_batch = settings
+            if trainee.objective.weighs_starts:
+                measures_MKN = trainee.measure(hidden_KNH, batch)
+                of_batch = trainee.objective.of_batch(settings, measures_MKN, batch)
+            loss, measures_MKN = trainee.loss(hidden_KNH, batch, denominators, of_batch)
             loss.backward()
             losses_P[trainee.ranks.rank + number * trainee.ranks.size] = loss.detach()
             alpha_sums_K += alpha_sums_of(measures_MKN, batch)

@@ -30,6 +30,11 @@ _COUNTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
         lambda c: _hybrid(c) and c.lambda_scope == "head",
         "loss lk_hybrid with lambda_scope head",
     ),
+    "head_decay": (
+        lambda c: c.head_weights != "dpace",
+        "head_weights static and survival",
+    ),
+    "dpace_smoothing": (lambda c: c.head_weights == "dpace", "head_weights dpace"),
     "num_epochs": (lambda c: c.max_steps is None, "runs without max_steps"),
     "batch_tokens": (lambda c: c.batch_size is None, "steps without batch_size"),
     "held_out_fraction": (lambda c: c.eval_dump is None, "runs without eval_dump"),

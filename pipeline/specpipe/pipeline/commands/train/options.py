@@ -15,7 +15,13 @@ from specpipe.pipeline.terminal.options import (
 )
 from specpipe.pipeline.terminal.settings import given, load_config
 from specpipe.schemas.settings.recipe import MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
-from specpipe.schemas.settings.train import AttentionName, LossName, PresetName, TrainConfig
+from specpipe.schemas.settings.train import (
+    MIXTURES,
+    AttentionName,
+    LossName,
+    PresetName,
+    TrainConfig,
+)
 
 SomeTrainConfig = TypeVar("SomeTrainConfig", bound=TrainConfig)
 
@@ -156,7 +162,8 @@ _OPTIONS = (
         _LOSS,
         "--loss",
         metavar="LOSS",
-        help=f"One of {', '.join(get_args(LossName))}, or several with weights, as kl=0.5,tv=0.5."
+        help=f"One of {', '.join([*get_args(LossName), *MIXTURES])}, or several with weights, as"
+        " kl=0.5,tv=0.5."
         "  [default: lk_hybrid]",
     ),
     GroupedOption(
@@ -181,8 +188,15 @@ _OPTIONS = (
     GroupedOption(
         _LOSS,
         "--head-weights",
-        type=click.Choice(["static", "survival"]),
-        help="0.8^(k-1), or how often a round comes so far.  [default: static]",
+        type=click.Choice(["static", "survival", "dpace"]),
+        help="0.8^(k-1); how often a round comes so far; or per start, by what depends on a draft."
+        "  [default: static]",
+    ),
+    GroupedOption(
+        _LOSS,
+        "--dpace-smoothing",
+        type=float,
+        help="dpace: a of (1 - a) q(token) + a.  [default: 0.5]",
     ),
     GroupedOption(
         _LOSS, "--num-heads", type=int, help="K, draft steps unrolled, 1 to 7.  [default: 3]"

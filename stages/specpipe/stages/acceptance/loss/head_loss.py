@@ -202,7 +202,7 @@ class _Differentiable(torch.autograd.Function):
         def add(rows: _Rows) -> None:
             k, starts = rows.k, rows.starts
             measures_MKN[:, k, starts], loss_R = walk.measured(rows, weights[k])
-            share_R = settings.head_weights_K[k] * batch.weights_N[starts]
+            share_R = settings.weights_of(k, starts) * batch.weights_N[starts]
             share_R = (share_R / denominators.starts_K[k]).to(loss.dtype)
             loss.add_(loss_R @ share_R)
             gradients.add(rows, share_R)

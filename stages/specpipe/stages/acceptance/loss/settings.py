@@ -1,6 +1,6 @@
 """What is minimised: a weighted sum of losses, over weighted heads.
 
-Legend: K heads, R rows.
+Legend: K heads, N starts, R rows.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,19 @@ class LossSettings:
     """The losses and their weights, each head's weight, and where lk_hybrid's lambda comes from.
 
     lambda is one number per head (`lambda_K`) or, where that is None, one per start:
-    exp(-eta * alpha) of the start itself, without gradient.
+    exp(-eta * alpha) of the start itself, without gradient. `weights_KN` weigh the starts of one
+    batch in place of its heads; the means are over the starts all the same, not over the weights.
     """
 
     losses: Mapping[LossName, float]
     head_weights_K: Tensor
     lambda_K: Tensor | None = None
     eta: float = 3.0
+    weights_KN: Tensor | None = None
+
+    def weights_of(self, k: int, starts: Tensor) -> Tensor:
+        """What starts of head k weigh, but for multiplicity; a scalar where all weigh the same."""
+        return self.head_weights_K[k] if self.weights_KN is None else self.weights_KN[k, starts]
 
     def of_head(self, k: int, denominators: Denominators) -> "RowWeights":
         """What head k's rows are weighted by, relative to a mean over all its valid starts."""

@@ -1,17 +1,19 @@
 """What a run minimises: from its configuration, and what the steps before measured, to the
 settings of a step's loss.
 
-Legend: K heads.
+Legend: K heads, N starts, M measures.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.acceptance.loss.dpace import dpace_weights
 from specpipe.stages.acceptance.loss.settings import LossSettings, hybrid_lambda
+from specpipe.stages.samples.batch import Batch
 
 SURVIVAL_MEMORY = 0.9
 """Share of the average survival that a step keeps: about the last ten steps count."""
@@ -63,12 +65,22 @@ class Objective:
             eta=self.config.eta,
         )
 
+    @property
+    def weighs_starts(self) -> bool:
+        """Whether a batch's settings follow from its measures, which a pass takes first."""
+        return self.config.head_weights == "dpace"
+
+    def of_batch(self, settings: LossSettings, measures_MKN: Tensor, batch: Batch) -> LossSettings:
+        """A step's settings with the weights of one batch's starts."""
+        weights_KN = dpace_weights(measures_MKN, batch, self.config.dpace_smoothing)
+        return replace(settings, weights_KN=weights_KN)
+
     def _head_weights(self, before: Measured) -> Tensor:
         """head_decay^(k-1), or in proportion to the survival that was measured, with their sum."""
         config = self.config
         heads_K = torch.arange(config.num_heads, dtype=torch.float32, device=self.device)
         weights_K = config.head_decay**heads_K
-        if config.head_weights == "static" or before.survival is None:
+        if config.head_weights != "survival" or before.survival is None:
             return weights_K
         survival_K = torch.tensor(before.survival, device=self.device)
         return survival_K * (weights_K.sum() / survival_K.sum().clamp(min=1e-30))
