@@ -323,7 +323,7 @@ def _eagle_1(tensors: Tensors) -> None:
         (lambda t, c: _eagle_1(t), "EAGLE-1, EAGLE-2 or HASS .* method eagle"),
         (lambda t, c: c["transformer_layer_config"].update(attention_bias=True), "has biases"),
         (lambda t, c: c.pop("norm_before_residual"), "does not say norm_before_residual"),
-        (lambda t, c: c.update(speculators_model_type="dflash"), "is no EAGLE-3 drafter"),
+        (lambda t, c: c.update(speculators_model_type="dflash"), "is no drafter that is known"),
         (lambda t, c: c.pop("speculators_config"), "does not say its target; give --target"),
         (
             lambda t, c: c.update(eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 2, 3]}),

@@ -249,7 +249,10 @@ def as_before(run_folder: Path) -> None:
     """Make config.json as it was written before there was a recipe: without its settings."""
     path = run_folder / "config.json"
     values = json.loads(path.read_text())
-    for name in ("preset", "serve_anywhere"):
+    # The drafter's settings stood beside the others.
+    drafter = values.pop("drafter")
+    values |= drafter | {"drafter": drafter["kind"]}
+    for name in ("preset", "serve_anywhere", "kind"):
         del values[name]
     path.write_text(json.dumps(values, indent=2))
 

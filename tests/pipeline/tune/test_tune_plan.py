@@ -65,7 +65,7 @@ def test_the_recipe_goes_on_always_and_what_diverged_never() -> None:
 def test_trials_stand_around_the_recipe_and_a_seed_decides_them() -> None:
     axes = search_axes(recipe(), frozenset())
     trials = trial_settings(axes, 32, seed=3)
-    own = recipe().model_dump()
+    own = recipe().flat()
     assert all(own[name] == value for name, value in trials[0].items())
     assert trials == trial_settings(axes, 32, seed=3) != trial_settings(axes, 32, seed=4)
     assert trials[:9] == trial_settings(axes, 9, seed=3)

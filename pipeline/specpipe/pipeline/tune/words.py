@@ -1,6 +1,6 @@
 """Settings of a trial as cells of a table."""
 
-from specpipe.schemas.drafters.registry import settings_fields
+from specpipe.schemas.drafters.registry import KINDS, settings_fields
 from specpipe.schemas.records.tune import Settings, TuneResult
 
 
@@ -29,8 +29,8 @@ def settings_cells(settings: Settings, result: TuneResult) -> list[str]:
 
 def _switches(settings: Settings) -> str:
     """Those that are on."""
-    on = [name for name in settings_fields() if settings.get(name) is True]
-    return " + ".join(name.replace("_", " ") for name in on) or "plain"
+    short = {name: word for kind in KINDS.values() for name, word in kind.settings.short_names.items()}
+    return "+".join(word for name, word in short.items() if settings.get(name)) or "none"
 
 
 def _heads(settings: Settings) -> str:

@@ -15,6 +15,9 @@ class DrafterSettings(Config):
     most_draft_tokens: ClassVar[int] = 7
     """The largest K (`num_heads`)."""
 
+    short_names: ClassVar[Mapping[str, str]] = {}
+    """Of its switches, in a narrow table."""
+
     kind: str
     """Name of the architecture."""
 

@@ -1,6 +1,7 @@
 """EAGLE-3 (arXiv 2503.01840): a chain drafter of one or more decoder layers."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +21,12 @@ _SEARCHED = (
 
 
 class Eagle3Settings(LayerSettings):
+    short_names: ClassVar[Mapping[str, str]] = {
+        "norm_before_residual": "residual",
+        "norm_before_fc": "fc",
+        "fc_norm": "each",
+        "norm_output": "output",
+    }
     kind: Literal["eagle3"] = "eagle3"
     layer_type: LayerType = "llama"
     """qwen3: queries and keys are normed per head."""

@@ -75,7 +75,7 @@ def drafter_settings(values: Mapping[str, Any]) -> DrafterSettings:
     """Settings from nested values; raises ValueError (pydantic's, too) where they are wrong."""
     name = values.get("kind", DEFAULT)
     if not isinstance(name, str):
-        raise ValueError(f"drafter: kind is {name!r}, which is no name")
+        raise ValueError(f"drafter: kind is {name!r}, which is no drafter's name")
     return kind_of(name).settings.model_validate({**values, "kind": name})
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.drafters.registry import shape_of_json
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError
 from specpipe.schemas.records.checkpoint import (
     BEST_FILE,
     CHECKPOINTS_FOLDER,
@@ -91,7 +91,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             state=state,
             files=files,
         )
-    except (PydanticError, KeyError) as error:
+    except (ValueError, KeyError) as error:
+        if isinstance(error, SpecpipeError):
+            raise
         raise IntegrityError(f"checkpoint {path} is damaged: {error}") from None
 
 
