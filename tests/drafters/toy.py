@@ -83,7 +83,8 @@ class ToyArchitecture(OwnArtifact[ToyShape]):
             nn.init.eye_(own)
 
     def choose_rows(self, config: Any, rows_KN: Rows, rng: Generator) -> Rows:
-        return rows_KN & (rng.random(rows_KN.shape[1]) < config.drafter.share)
+        kept_KN: Rows = rows_KN & (rng.random(rows_KN.shape[1]) < config.drafter.share)
+        return kept_KN
 
     def activation_numbers(self, shape: ToyShape, num_tokens: int, num_heads: int) -> int:
         return num_tokens * num_heads * shape.target_hidden_size

@@ -29,7 +29,9 @@ def settings_cells(settings: Settings, result: TuneResult) -> list[str]:
 
 def _switches(settings: Settings) -> str:
     """Those that are on."""
-    short = {name: word for kind in KINDS.values() for name, word in kind.settings.short_names.items()}
+    short = {
+        name: word for kind in KINDS.values() for name, word in kind.settings.short_names.items()
+    }
     return "+".join(word for name, word in short.items() if settings.get(name)) or "none"
 
 

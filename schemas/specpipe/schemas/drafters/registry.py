@@ -71,8 +71,12 @@ def shape_of_json(stored: bytes) -> DrafterShape:
     return kind.shape.model_validate_json(stored)
 
 
-def drafter_settings(values: Mapping[str, Any]) -> DrafterSettings:
+def drafter_settings(values: Any) -> DrafterSettings:
     """Settings from nested values; raises ValueError (pydantic's, too) where they are wrong."""
+    if isinstance(values, DrafterSettings):
+        return values
+    if not isinstance(values, Mapping):
+        raise ValueError("give a mapping of settings, or the name of an architecture")
     name = values.get("kind", DEFAULT)
     if not isinstance(name, str):
         raise ValueError(f"drafter: kind is {name!r}, which is no drafter's name")
@@ -101,4 +105,6 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{setting} is a setting of a drafter {' or '.join(known[setting])}, not of {name}"
             )
-    return rest | {"drafter": drafter_settings({**own, **beside})}
+    own = {**own, **beside}
+    # What stands in `drafter` is checked as a part of it, and an error says so.
+    return rest | {"drafter": own if isinstance(given, Mapping) else drafter_settings(own)}

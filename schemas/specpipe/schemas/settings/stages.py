@@ -83,6 +83,8 @@ class Config(Record):
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic takes true for 1; in a file it is a mistake."""
         field = cls.model_fields[str(info.field_name)]
+        if _has_settings(field) and isinstance(value, Mapping):
+            return value  # its own settings are asked one by one
         if _holds_bool(value) and not _takes_bool(field.annotation):
             instead = ": give its settings, or {} for the defaults" if _has_settings(field) else ""
             raise ValueError(f"true and false are no values of this setting{instead}")
@@ -287,8 +289,9 @@ class ExportConfig(ServeConfig):
     """Run directory (its best checkpoint, else the latest) or one checkpoint in it."""
     out: Location
     """Folder of the artifact."""
-    format: str = "speculators"
-    """Layout of the artifact; speculators: for vLLM. docs/export.md names each drafter's others."""
+    format: str | None = None
+    """Layout of the artifact: docs/export.md names each drafter's. [default: speculators, for vLLM,
+    where the drafter has it]"""
     with_embedding: bool = False
     """Write the target's embedding too, for engines that do not share it."""
     with_lm_head: bool = True

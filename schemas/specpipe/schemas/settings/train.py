@@ -61,7 +61,9 @@ class TrainConfig(Config):
     """Auxiliary layers that the drafter is given, of those that the dump holds; default: all."""
     out: Location
     """Run directory: checkpoints, metrics.jsonl, the resolved configuration."""
-    drafter: SerializeAsAny[DrafterSettings] = Field(default_factory=lambda: drafter_settings({}))
+    drafter: Annotated[SerializeAsAny[DrafterSettings], BeforeValidator(drafter_settings)] = Field(
+        default_factory=lambda: drafter_settings({})
+    )
     """The drafter: its architecture (`kind`) and that one's settings. These may also stand beside
     the others, as flags do, with `drafter` then the architecture's name."""
     loss: Annotated[LossName | dict[LossName, Weight], BeforeValidator(weighted_losses)] = (

@@ -37,7 +37,12 @@ from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.export.card import model_card
 from specpipe.stages.export.draft_tokens import LevelFindings, recommendation
 from specpipe.stages.export.out_folder import OutFolder
-from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    resolve_checkpoint,
+    stored_shape,
+)
 from specpipe.stages.runs.held_out import evaluation, run_settings, settings_for
 from specpipe.stages.runs.metric_rows import recorded_metrics
 from specpipe.stages.storage.dump import Dump
@@ -107,10 +112,13 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
         local_path(config.checkpoint, "a checkpoint is read from a local disk; copy it there")
     )
     state = _state(path)
+    shape = stored_shape(path)
+    formats = drafter_kind(shape).formats
+    config = config.model_copy(update={"format": config.format or next(iter(formats))})
     if validation := still_stands(out.path, config, state):
         return _result(config, out, path, state, validation, did_nothing=True)
     checkpoint = load_checkpoint(path)
-    format = _format(config, checkpoint.shape)
+    format = _format(config, shape)
     settings = run_settings(path)
     dump = _dump(config, settings, checkpoint)
     target = _served(config, checkpoint.state)
@@ -167,18 +175,18 @@ def _served(config: ExportConfig, state: TrainState) -> TargetReference:
 
 
 def _format(config: ExportConfig, shape: DrafterShape) -> Format[Any]:
-    formats = drafter_kind(shape).formats
-    if config.format not in formats:
+    formats, name = drafter_kind(shape).formats, config.format or ""
+    if name not in formats:
         raise ConfigError(
-            f"format {config.format} is not one of a drafter {shape.architecture}; give --format"
+            f"format {name} is not one of a drafter {shape.architecture}; give --format"
             f" {' or '.join(formats)}"
         )
-    if cannot := formats[config.format].inexpressible(shape):
+    if cannot := formats[name].inexpressible(shape):
         raise ConfigError(
             f"format {config.format} cannot hold this drafter: {'; '.join(cannot)}; give --format"
             " speculators"
         )
-    return formats[config.format]
+    return formats[name]
 
 
 def _tensors(config: ExportConfig, checkpoint: Checkpoint, dump: Dump) -> dict[str, Tensor]:

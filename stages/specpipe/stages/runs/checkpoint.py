@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError as PydanticError
 from torch import Tensor
 
 from specpipe.schemas.drafters.base import DrafterShape
@@ -95,6 +94,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if isinstance(error, SpecpipeError):
             raise
         raise IntegrityError(f"checkpoint {path} is damaged: {error}") from None
+
+
+def stored_shape(path: Path) -> DrafterShape:
+    """The shape of a checkpoint's drafter; raises IntegrityError where it is damaged."""
+    try:
+        return _shape(_read(path / DRAFTER_FILE))
+    except ValueError as error:
+        if isinstance(error, SpecpipeError):
+            raise
+        raise IntegrityError(f"{path / DRAFTER_FILE} is damaged: {error}") from None
 
 
 def _shape(stored: bytes) -> DrafterShape:

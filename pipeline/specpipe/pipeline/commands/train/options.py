@@ -14,6 +14,7 @@ from specpipe.pipeline.terminal.options import (
     with_options,
 )
 from specpipe.pipeline.terminal.settings import given, load_config
+from specpipe.schemas.drafters.registry import DEFAULT, KINDS
 from specpipe.schemas.settings.recipe import MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
 from specpipe.schemas.settings.train import (
     MIXTURES,
@@ -88,8 +89,9 @@ _OPTIONS = (
     GroupedOption(
         _DRAFTER,
         "--drafter",
-        type=click.Choice(["eagle3"]),
-        help="Architecture.  [default: eagle3]",
+        metavar="NAME",
+        help=f"Architecture: {', '.join(KINDS)}, or one of an installed package.  [default:"
+        f" {DEFAULT}]",
     ),
     GroupedOption(
         _DRAFTER,
