@@ -1,72 +1,21 @@
-"""A decoder layer of the drafter, in its first draft step and in the later ones.
+"""A decoder layer of EAGLE-3, in its first draft step and in the later ones.
 
-The first layer attends with [embedding; hidden]; further ones are ordinary decoder layers.
-
-Legend: T packed positions, N starts, X rows of either kind, H hidden size, h query heads,
-g key/value heads, E head size.
+Legend: N starts, H hidden size.
 """
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from specpipe.schemas.drafters.eagle3 import Eagle3Shape
-from specpipe.schemas.settings.train import AttentionName
 from specpipe.stages.drafters.parts.attention.chain import chain_attention
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.rotary import CosSin
-from specpipe.stages.drafters.parts.attention.self_attention import (
-    KeyValue,
-    Projections,
-    SelfAttention,
-)
-from specpipe.stages.drafters.parts.mlp import Mlp
-from specpipe.stages.drafters.parts.norm import RMSNorm
+from specpipe.stages.drafters.parts.attention.self_attention import KeyValue, Projections
+from specpipe.stages.drafters.parts.eagle_layer import EagleLayer
 
 
-class Layer(nn.Module):
-    """Attention over the step-1 keys and the own chain, then an MLP.
-
-    Both steps take the packed position of each row's token (`tokens`).
-    """
-
-    def __init__(self, shape: Eagle3Shape, *, is_first: bool, attention: AttentionName) -> None:
-        super().__init__()
-        H, eps = shape.hidden_size, shape.rms_norm_eps
-        self.is_first = is_first
-        self.attention: AttentionName = attention
-        self.window = shape.sliding_window
-        self.norm_before_residual = shape.norm_before_residual
-        self.input_layernorm = RMSNorm(H, eps)
-        if is_first:
-            self.hidden_norm = RMSNorm(H, eps)
-        self.self_attn = SelfAttention(shape, sees_token=is_first)
-        self.post_attention_layernorm = RMSNorm(H, eps)
-        self.mlp = Mlp(H, shape.intermediate_size)
-
-    def project_tokens(self, embedded_TH: Tensor) -> Projections:
-        """What every step of a batch shares."""
-        normed_TH = self.input_layernorm(embedded_TH) if self.is_first else None
-        return self.self_attn.project_tokens(normed_TH)
-
-    def first_step(
-        self,
-        hidden_TH: Tensor,
-        tokens_T: Tensor,
-        shared: Projections,
-        cos_sin_T: CosSin,
-        rows_X: Tensor | None,
-        layout: Layout,
-    ) -> tuple[Tensor, KeyValue]:
-        """Output [X, H] at the positions `rows_X` (None: all), and the keys and values of all."""
-        x, residual, tokens = *self._attention_input(hidden_TH), tokens_T
-        step_1 = self.self_attn.keys_values(x, shared, tokens, cos_sin_T)
-        if rows_X is not None:
-            cos, sin = cos_sin_T
-            x, residual, tokens = x[rows_X], residual[rows_X], tokens[rows_X]
-            cos_sin_T = cos[rows_X], sin[rows_X]
-        queries = self.self_attn.queries(x, shared, tokens, cos_sin_T)
-        return self._finish(queries, step_1, (), layout, residual), step_1
+class Layer(EagleLayer):
+    """In a later step, attention over the step-1 keys and the own chain."""
 
     def next_step(
         self,
@@ -79,29 +28,10 @@ class Layer(nn.Module):
         layout: Layout,
     ) -> tuple[Tensor, KeyValue]:
         """Output [N, H], and the step's key and value, which the chain gains."""
-        x_NH, residual_NH = self._attention_input(hidden_NH)
+        x_NH, residual_NH = self.attention_input(hidden_NH)
         own = self.self_attn.keys_values(x_NH, shared, tokens_N, cos_sin_N)
         queries_NhE = self.self_attn.queries(x_NH, shared, tokens_N, cos_sin_N)
-        return self._finish(queries_NhE, step_1, (*chain, own), layout, residual_NH), own
-
-    def _attention_input(self, hidden_XH: Tensor) -> tuple[Tensor, Tensor]:
-        """The hidden half of what is projected, and the residual."""
-        norm = self.hidden_norm if self.is_first else self.input_layernorm
-        normed_XH = norm(hidden_XH)
-        as_residual = self.is_first and self.norm_before_residual
-        return normed_XH, normed_XH if as_residual else hidden_XH
-
-    def _finish(
-        self,
-        queries_XhE: Tensor,
-        step_1: KeyValue,
-        chain: Sequence[KeyValue],
-        layout: Layout,
-        residual_XH: Tensor,
-    ) -> Tensor:
-        attended_XhE = chain_attention(
-            queries_XhE, *step_1, chain, layout, self.window, self.attention
+        attended_NhE = chain_attention(
+            queries_NhE, *step_1, (*chain, own), layout, self.window, self.attention
         )
-        hidden_XH = residual_XH + self.self_attn.o_proj(attended_XhE.flatten(1))
-        out: Tensor = hidden_XH + self.mlp(self.post_attention_layernorm(hidden_XH))
-        return out
+        return self.finish(attended_NhE, residual_NH), own

@@ -7,11 +7,8 @@ Legend: T tokens, N starts, F all auxiliary features, L aux layers, H hidden siz
 vocabulary, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.schemas.settings.train import AttentionName
@@ -20,12 +17,11 @@ from specpipe.stages.drafters.contract import DrafterModel
 from specpipe.stages.drafters.eagle3.layer import Layer
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.rotary import Rotary
-from specpipe.stages.drafters.parts.attention.self_attention import KeyValue, Projections
+from specpipe.stages.drafters.parts.attention.self_attention import KeyValue
 from specpipe.stages.drafters.parts.embedding import FrozenEmbedding
+from specpipe.stages.drafters.parts.first_step import first_step, runner
 from specpipe.stages.drafters.parts.norm import RMSNorm
 from specpipe.stages.samples.batch import Batch
-
-Stepped = tuple[Tensor, KeyValue]
 
 
 class Eagle3(DrafterModel):
@@ -60,7 +56,12 @@ class Eagle3(DrafterModel):
         if shape.projects_embedding:
             self.embed_proj = nn.Linear(shape.target_hidden_size, H, bias=False)
         self.layers = nn.ModuleList(
-            Layer(shape, is_first=number == 0, attention=attention)
+            Layer(
+                shape,
+                is_first=number == 0,
+                norm_before_residual=shape.norm_before_residual,
+                attention=attention,
+            )
             for number in range(shape.num_layers)
         )
         self.norm = RMSNorm(H, eps)
@@ -97,9 +98,11 @@ class Eagle3(DrafterModel):
         starts_N, last = batch.starts_N, batch.num_tokens - 1
         positions_N = batch.positions_T[starts_N]
         layout = Layout.of_starts(batch.spans)
+        run = runner(recompute=self.recompute)
         embedded_TH = self.embed(batch.input_ids_T)
         shared = [layer.project_tokens(embedded_TH) for layer in self._layers]
-        hidden_NH, step_1 = self._first_step(batch, shared, layout)
+        h0_TH = self.features(batch.aux_TLH)
+        hidden_NH, step_1 = first_step(batch, h0_TH, self._layers, shared, self.rotary, run)
         outputs = [self.norm(hidden_NH)]
         chains: list[list[KeyValue]] = [[] for _ in self.layers]
         for k in range(2, batch.num_heads + 1):
@@ -109,7 +112,7 @@ class Eagle3(DrafterModel):
             for layer, projections, keys, chain in zip(
                 self._layers, shared, step_1, chains, strict=True
             ):
-                hidden_NH, own = self._run(
+                hidden_NH, own = run(
                     layer.next_step,
                     hidden_NH,
                     tokens_N,
@@ -123,36 +126,6 @@ class Eagle3(DrafterModel):
             outputs.append(self.norm(hidden_NH))
         return torch.stack(outputs)
 
-    def _first_step(
-        self, batch: Batch, shared: Sequence[Projections], layout: Layout
-    ) -> tuple[Tensor, list[KeyValue]]:
-        """Output [N, H] at the starts, and the keys and values of every layer at every position.
-
-        The keys of a layer come from the outputs of the one before it: only the last may leave out
-        the positions that are no starts. Position i holds token x[i+1]; what the last position of
-        a sample holds is never seen, as no start reaches that far.
-        """
-        hidden = self.features(batch.aux_TLH)
-        tokens_T = torch.arange(1, batch.num_tokens + 1, device=hidden.device) % batch.num_tokens
-        cos_sin_T = self.rotary(batch.positions_T, hidden.dtype)
-        everywhere = Layout.of_positions(batch.spans)
-        last = len(shared) - 1
-        step_1: list[KeyValue] = []
-        for number, layer in enumerate(self._layers):
-            rows, seen = (batch.starts_N, layout) if number == last else (None, everywhere)
-            hidden, keys = self._run(
-                layer.first_step, hidden, tokens_T, shared[number], cos_sin_T, rows, seen
-            )
-            step_1.append(keys)
-        return hidden, step_1
-
     @property
     def _layers(self) -> list[Layer]:
         return [layer for layer in self.layers if isinstance(layer, Layer)]
-
-    def _run(self, step: Callable[..., Stepped], *inputs: object) -> Stepped:
-        if not (self.recompute and torch.is_grad_enabled()):
-            return step(*inputs)
-        # Nothing in a step is random.
-        out: Stepped = checkpoint(step, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return out

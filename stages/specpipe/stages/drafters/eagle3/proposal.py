@@ -12,86 +12,17 @@ Legend: T tokens, P positions with a next token, N starts, K steps, L aux layers
 A attention heads, E head size, C steps of a chain, D draft vocabulary, V vocabulary.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
-from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specpipe.schemas.records.artifact import (
-    CONFIG_FILE,
-    EMBEDDING,
-    LM_HEAD,
-    MODEL_TENSORS_FILE,
-)
-from specpipe.stages.drafters.parts.layer_config import layer_config
-from specpipe.stages.untrusted.files import read_file
-from specpipe.stages.untrusted.json_text import parse_object
-from specpipe.stages.untrusted.tensors import load_tensors
+from specpipe.stages.drafters.parts.plain_eagle import PlainEagle
 
 Keys = list[tuple[Tensor, Tensor]]
 """(key, value) of each step of a layer: of step 1 [P, A, E] at all positions, then [N, A, E]."""
 
 
-@dataclass(slots=True)
-class PlainDrafter:
-    """The exported drafter; `tensors` are the file's, in float32 unless asked for otherwise."""
-
-    config: dict[str, Any]
-    layer: dict[str, Any]
-    """Settings of its layers."""
-    tensors: dict[str, Tensor]
-    embedding_VH: Tensor
-    target_ids_D: Tensor
-
-    @classmethod
-    def load(
-        cls, folder: Path, embedding_VH: Tensor, lm_head: Callable[[], Tensor] | None = None
-    ) -> "PlainDrafter":
-        """`embedding_VH` and `lm_head` [V, H] are the target's, which the drafter takes where it
-        has none of its own."""
-        config = read_config(folder)
-        layer = dict(layer_config(config))
-        path = folder / MODEL_TENSORS_FILE
-        stored = {
-            name.replace("midlayer.", "layers.0."): tensor
-            for name, tensor in load_tensors(path, str(path)).items()
-        }
-        if LM_HEAD not in stored and lm_head is not None:
-            stored[LM_HEAD] = lm_head()
-        ids_D = torch.arange(config["draft_vocab_size"] or layer["vocab_size"])
-        if "d2t" in stored:
-            ids_D = ids_D + stored["d2t"]
-        tensors = {
-            name: tensor.float() for name, tensor in stored.items() if tensor.is_floating_point()
-        }
-        return cls(config, layer, tensors, tensors.get(EMBEDDING, embedding_VH), ids_D)
-
-    def double(self) -> "PlainDrafter":
-        """The same in float64."""
-        tensors = {name: tensor.double() for name, tensor in self.tensors.items()}
-        return replace(self, tensors=tensors)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.tensors["fc.weight"].dtype
-
-    @property
-    def aux_layers(self) -> tuple[int, ...]:
-        return tuple(self.config["eagle_aux_hidden_state_layer_ids"])
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.embedding_VH)
-
-    def logits(self, hidden_NH: Tensor, step: int = 1) -> Tensor:
-        """[N, D]; every step has the same head."""
-        return self._linear("lm_head", self._norm("norm", hidden_NH))
+class PlainDrafter(PlainEagle):
+    """The exported drafter."""
 
     @torch.no_grad()
     def hidden(
@@ -105,7 +36,7 @@ class PlainDrafter:
         seen: list[Keys] = [[] for _ in range(self.layer["num_hidden_layers"])]
         positions_P = torch.arange(end)
         output_PH = self._step(
-            tokens_T[1 : end + 1], self._features(aux_TLH[:end]), positions_P, positions_P, seen
+            tokens_T[1 : end + 1], self.features(aux_TLH[:end]), positions_P, positions_P, seen
         )
         starts_N = torch.arange(begin, end)
         outputs = [output_PH[begin:end]]
@@ -127,99 +58,15 @@ class PlainDrafter:
     ) -> Tensor:
         """All layers at these starts; each layer's keys join those that it has seen."""
         for number, keys in enumerate(seen):
-            inputs, residual_NH = self._attention_input(number, tokens_N, hidden_NH)
-            query, key, value = self._projected(number, inputs, positions_N)
+            inputs, residual_NH = self.attention_input(number, tokens_N, hidden_NH)
+            query, key, value = self.projected(number, inputs, positions_N)
             keys.append((key, value))
             mixed_NAE = _attend(query, starts_N, keys, self.layer.get("sliding_window"))
-            hidden_NH = self._after_attention(number, residual_NH, mixed_NAE)
+            hidden_NH = self.after_attention(number, residual_NH, mixed_NAE)
         return hidden_NH
 
-    def _features(self, aux_PLH: Tensor) -> Tensor:
-        """fc over the concatenated aux states, normed first where the config says so."""
-        aux_PLH = aux_PLH.to(self.dtype)
-        if self.config["fc_norm"]:
-            parts = [self._norm(f"fc_norm.{i}", aux_PLH[:, i]) for i in range(aux_PLH.shape[1])]
-            aux_PLH = torch.stack(parts, dim=1)
-        features = aux_PLH.flatten(1)
-        if self.config["norm_before_fc"]:
-            features = self._norm("input_norm", features)
-        return self._linear("fc", features)
-
     def _feedback(self, output_NH: Tensor) -> Tensor:
-        return self._norm("norm", output_NH) if self.config["norm_output"] else output_NH
-
-    def _attention_input(
-        self, number: int, tokens_N: Tensor, hidden_NH: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What is projected, and the residual. Only the first layer sees the token."""
-        if number > 0:
-            return self._norm(f"layers.{number}.input_layernorm", hidden_NH), hidden_NH
-        embedded = self._norm(
-            "layers.0.input_layernorm", self.embedding_VH[tokens_N].to(self.dtype)
-        )
-        normed = self._norm("layers.0.hidden_norm", hidden_NH)
-        residual = normed if self.config["norm_before_residual"] else hidden_NH
-        return torch.cat([embedded, normed], dim=-1), residual
-
-    def _projected(
-        self, number: int, inputs: Tensor, positions_N: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value [N, A, E] (grouped heads repeated), rope applied."""
-        heads, groups = self.layer["num_attention_heads"], self.layer["num_key_value_heads"]
-        name = f"layers.{number}.self_attn"
-        query, key, value = (
-            self._linear(f"{name}.{which}_proj", inputs).view(len(inputs), count, -1)
-            for which, count in (("q", heads), ("k", groups), ("v", groups))
-        )
-        if self.layer["model_type"] == "qwen3":
-            query, key = self._norm(f"{name}.q_norm", query), self._norm(f"{name}.k_norm", key)
-        cos, sin = self._rope(positions_N)
-        key, value = (
-            t.repeat_interleave(heads // groups, dim=1) for t in (_rotate(key, cos, sin), value)
-        )
-        return _rotate(query, cos, sin), key, value
-
-    def _rope(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        heads, size = self.layer["num_attention_heads"], self.layer["head_dim"]
-        config = LlamaConfig(
-            hidden_size=heads * size,
-            num_attention_heads=heads,
-            head_dim=size,
-            max_position_embeddings=self.layer["max_position_embeddings"],
-            rope_parameters=dict(self.layer["rope_parameters"]),
-        )
-        like = torch.zeros(1, dtype=self.dtype)
-        cos, sin = LlamaRotaryEmbedding(config)(like, positions_N[None])
-        return cos, sin
-
-    def _after_attention(self, number: int, residual_NH: Tensor, mixed_NAE: Tensor) -> Tensor:
-        name = f"layers.{number}"
-        residual = residual_NH + self._linear(f"{name}.self_attn.o_proj", mixed_NAE.flatten(1))
-        normed = self._norm(f"{name}.post_attention_layernorm", residual)
-        gate = ACT2FN[self.layer["hidden_act"]](self._linear(f"{name}.mlp.gate_proj", normed))
-        up = self._linear(f"{name}.mlp.up_proj", normed)
-        return residual + self._linear(f"{name}.mlp.down_proj", gate * up)
-
-    def _linear(self, name: str, inputs: Tensor) -> Tensor:
-        return inputs @ self.tensors[f"{name}.weight"].T
-
-    def _norm(self, name: str, inputs: Tensor) -> Tensor:
-        mean_square = inputs.pow(2).mean(-1, keepdim=True)
-        scaled = inputs * torch.rsqrt(mean_square + self.layer["rms_norm_eps"])
-        return scaled * self.tensors[f"{name}.weight"]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """An artifact's config.json. Raises IntegrityError where it is no JSON object."""
-    path = folder / CONFIG_FILE
-    return parse_object(read_file(path), str(path))
-
-
-def _rotate(vectors_NAE: Tensor, cos_1NE: Tensor, sin_1NE: Tensor) -> Tensor:
-    """Rotary embedding of halves, the layout of Llama checkpoints."""
-    first, second = vectors_NAE.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return vectors_NAE * cos_1NE[0, :, None] + turned * sin_1NE[0, :, None]
+        return self.norm("norm", output_NH) if self.config["norm_output"] else output_NH
 
 
 def _attend(query_NAE: Tensor, starts_N: Tensor, keys: Keys, window: int | None) -> Tensor:
