@@ -119,6 +119,7 @@ except NotImplementedError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_torchvision_that_is_missing_is_stood_in_for_in_child_processes_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
