@@ -80,9 +80,3 @@ def test_a_failed_validation_leaves_its_findings(here: Path) -> None:
     assert json.loads((here / "findings.json").read_text())["problems"] == [
         "structure: tensor d2t is missing"
     ]
-
-
-@pytest.mark.parametrize("command", ["convert", "validate", "export"])
-def test_help_fits_80_columns(command: str) -> None:
-    shown = CliRunner().invoke(specpipe, [command, "--help"], terminal_width=80).output
-    assert max(map(len, shown.splitlines())) <= 80

@@ -1,16 +1,20 @@
 """What flags and the file leave of each other, and what the help says of what is left open."""
 
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, Literal, cast, get_args
 
 import pytest
 from click.testing import CliRunner
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.pipeline.commands.train.options import train_config
+from specpipe.pipeline.commands.train.options import of_drafters, train_config
+from specpipe.schemas.drafters.base import LayerSettings
+from specpipe.schemas.drafters.registry import KINDS, settings_fields
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.recipe import BUDGETS
 from specpipe.schemas.settings.train import PresetName, TrainConfig
+from specpipe.schemas.settings.tune import TuneConfig
 
 
 def from_file(tmp_path: Path, text: str, **flags: object) -> TrainConfig:
@@ -54,4 +58,28 @@ def test_the_help_shows_every_budget(command: str) -> None:
 def test_every_setting_has_a_flag() -> None:
     from specpipe.pipeline.commands.train.command import train
 
-    assert TrainConfig.model_fields.keys() <= {parameter.name for parameter in train.params}
+    flags = {parameter.name for parameter in train.params}
+    assert TrainConfig.model_fields.keys() | settings_fields().keys() <= flags
+
+
+class ToySettings(LayerSettings):
+    kind: Literal["toy"] = "toy"
+    num_layers: int = 5
+    """Layers of a toy."""
+
+
+def test_flags_say_for_which_drafters_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = SimpleNamespace(settings=ToySettings)
+    monkeypatch.setitem(cast(dict[str, Any], KINDS), "toy", toy)
+    helps = [one.settings["help"] for one in of_drafters("--num-layers", "--fc-norm", "--head-dim")]
+    assert helps[0].startswith("eagle3: Decoder layers; ")
+    assert helps[0].endswith("  [default: 1] toy: Layers of a toy.  [default: 5]")
+    assert helps[1:] == [
+        "eagle3: RMSNorm on each auxiliary state.",
+        "Size of a head.  [default: the target's]",
+    ]
+
+
+def test_tune_has_no_flag_that_it_refuses() -> None:
+    flags = {parameter.name for parameter in specpipe.commands["tune"].params}
+    assert TuneConfig.model_fields.keys() - flags == {"learning_curve"}

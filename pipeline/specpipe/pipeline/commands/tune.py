@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specpipe.pipeline.commands.engine_support import say_served_of_training
-from specpipe.pipeline.commands.train.options import config_of, train_options
+from specpipe.pipeline.commands.train.options import MODELS, TRAIN, config_of
 from specpipe.pipeline.commands.train.progress import TrainProgress
 from specpipe.pipeline.commands.train.recipe_help import recipe_help
 from specpipe.pipeline.launch.provenance import write_provenance
 from specpipe.pipeline.terminal.console import note, quiet_libraries, show, show_columns
+from specpipe.pipeline.terminal.flags import flags_of
 from specpipe.pipeline.terminal.options import (
     GroupedCommand,
-    GroupedOption,
     config_option,
     json_option,
     with_options,
@@ -27,21 +27,7 @@ from specpipe.stages.process.interrupt import stops_early
 if TYPE_CHECKING:
     from specpipe.schemas.records.tune import TuneResult
 
-_SEARCH = "The search"
-
-_OPTIONS = (
-    GroupedOption(
-        _SEARCH,
-        "--budget",
-        help="What it may take: 30m, 2h, 90s, or steps of the recipe's size, as 2000steps."
-        "  [default: 30m]",
-    ),
-    GroupedOption(_SEARCH, "--max-trials", type=int, help="Most settings tried.  [default: 32]"),
-)
-
-
-def _options(function: Any) -> Any:
-    return with_options(_OPTIONS)(train_options(function))
+_OPTIONS = flags_of((TuneConfig, *MODELS), {"The search": ("--budget", "--max-trials"), **TRAIN})
 
 
 @click.command(
@@ -50,7 +36,7 @@ def _options(function: Any) -> Any:
     epilog=recipe_help(),
 )
 @config_option
-@_options
+@with_options(_OPTIONS)
 @json_option
 def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Search the settings of training that depend on the data most: learning rate, size of a step,

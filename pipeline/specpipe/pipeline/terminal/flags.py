@@ -29,8 +29,8 @@ class Flag:
     @property
     def setting(self) -> str:
         """Name of the setting: the last name if that is one, else that of the first flag."""
-        last = self.names[-1]
-        return last if last.isidentifier() else _setting_name(self.names[0])
+        first, last = self.names[0].partition("/")[0], self.names[-1]
+        return last if last.isidentifier() else first.lstrip("-").replace("-", "_")
 
 
 def flag(*names: str, **settings: Any) -> Flag:
@@ -54,15 +54,11 @@ def flags_of(
 
 def _option(models: Models, heading: str, one: Flag) -> click.Option:
     field = next(m.model_fields[one.setting] for m in models if one.setting in m.model_fields)
-    settings = {"default": None, "help": _help(field), **_of_type(field.annotation), **one.settings}
-    return GroupedOption(heading, *one.names, **settings)
+    said = {"default": None, "help": help_of(field), **_of_type(field.annotation)}
+    return GroupedOption(heading, *one.names, **{**said, **one.settings})
 
 
-def _setting_name(name: str) -> str:
-    return name.partition("/")[0].lstrip("-").replace("-", "_")
-
-
-def _help(field: FieldInfo) -> str:
+def help_of(field: FieldInfo) -> str:
     """The docstring, with the default where it does not say itself what happens by default."""
     text = " ".join((field.description or "").split())
     shown = _shown(field.default)

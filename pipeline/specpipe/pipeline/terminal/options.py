@@ -63,16 +63,6 @@ def json_option(function: Function) -> Function:
     )(function)
 
 
-def comma_integers(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
-    """`2,16,29` as a tuple of integers."""
-    if value is None:
-        return None
-    try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of whole numbers, as 1,8") from None
-
-
 def comma_words(_context: click.Context, _option: click.Parameter, value: str | None) -> Any:
     """`structure,replay` as a tuple of words."""
     return None if value is None else tuple(part.strip() for part in value.split(","))

@@ -101,17 +101,17 @@ class LayerSettings(DrafterSettings):
     num_layers: int = Field(1, ge=1, le=8)
     """Decoder layers."""
     sliding_window: int | None = Field(None, gt=0)
-    """Most positions that a query sees, its own included; default: all before it."""
+    """Most positions that a query sees, its own included. [default: all before it]"""
     num_attention_heads: int | None = Field(None, gt=0, le=2**10)
-    """Query heads; default: the target's, or as many as hidden_size holds."""
+    """Query heads. [default: the target's, or as many as --hidden-size holds]"""
     num_key_value_heads: int | None = Field(None, gt=0, le=2**10)
-    """Key and value heads; default: the target's, or the most that divide the query heads."""
+    """Key and value heads. [default: the target's, or the most that divide the query heads]"""
     head_dim: int | None = Field(None, gt=0, le=2**10)
-    """Size of a head; default: the target's."""
+    """Size of a head. [default: the target's]"""
     rope_theta: float | None = Field(None, gt=0)
-    """Base of the rotary embedding; default: the target's."""
+    """Base of the rotary embedding. [default: the target's]"""
     intermediate_size: int | None = Field(None, gt=0, le=2**20)
-    """Width of the drafter's MLP; default: the target's, scaled with hidden_size."""
+    """Width of the MLP. [default: the target's, scaled with --hidden-size]"""
 
     def num_heads_problem(self, num_heads: int) -> str | None:
         if self.sliding_window is not None and self.sliding_window < num_heads:

@@ -29,21 +29,24 @@ class Eagle3Settings(LayerSettings):
     }
     kind: Literal["eagle3"] = "eagle3"
     layer_type: LayerType = "llama"
-    """qwen3: queries and keys are normed per head."""
+    """qwen3 norms queries and keys, per head."""
     num_layers: int = Field(1, ge=1, le=8)
     """Decoder layers; the first takes [embedding; hidden], further ones the hidden state alone."""
     hidden_size: int | None = Field(None, gt=0, le=2**16)
-    """Width of the drafter; default: the target's. Another one learns a projected embedding."""
+    """Width of the drafter; another one than the target's learns a projected embedding. [default:
+    the target's]"""
     norm_before_residual: bool = True
-    """Add the residual after the hidden norm instead of before it."""
+    """Take the normed hidden state as the residual."""
     norm_before_fc: bool = True
-    """RMSNorm on the concatenated auxiliary states; off where fc_norm is on."""
+    """RMSNorm on the concatenated auxiliary states; off where --fc-norm is on."""
     fc_norm: bool = False
     """RMSNorm on each auxiliary state."""
     norm_output: bool = False
-    """Feed the normed output to the next draft step: of use without norm_before_residual alone."""
+    """Feed the normed output to the next draft step; of use with --no-norm-before-residual alone.
+    """
     serve_anywhere: bool = False
-    """Plain EAGLE-3, which every engine and version serves: none of the norms above is on."""
+    """Plain EAGLE-3, without the norms that SGLang, TensorRT-LLM and older vLLM do not know; for
+    the first two then specpipe export --format eagle3."""
 
     @classmethod
     def default_layers(cls, num_layers: int) -> tuple[int, ...]:

@@ -51,16 +51,19 @@ class TrainConfig(Config):
     """
 
     preset: PresetName = "default"
-    """Budget of the recipe: how many steps and passes the settings that are left open come to."""
+    """Budget of the recipe: how many steps and passes the settings that are left open come to; see
+    below."""
 
     dump: Location
-    """Root of the dump, an fsspec URL."""
+    """Root of the dump: a path or an fsspec URL."""
     mix: dict[Location, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Further dumps of the same target: passes over each to one pass over `dump`, by URL."""
+    """A further dump of the same target, and the passes over it to one over --dump; may be given
+    several times."""
     layers: tuple[int, ...] | None = Field(None, min_length=1)
-    """Auxiliary layers that the drafter is given, of those that the dump holds; default: all."""
+    """Auxiliary layers, of those of the dump; no others are read. [default: the drafter's usual
+    ones, or all]"""
     out: Location
-    """Run directory: checkpoints, metrics.jsonl, the resolved configuration."""
+    """Run directory, on a local disk: checkpoints, metrics.jsonl, the resolved configuration."""
     drafter: Annotated[SerializeAsAny[DrafterSettings], BeforeValidator(drafter_settings)] = Field(
         default_factory=lambda: drafter_settings({})
     )
@@ -69,116 +72,117 @@ class TrainConfig(Config):
     loss: Annotated[LossName | dict[LossName, Weight], BeforeValidator(weighted_losses)] = (
         "lk_hybrid"
     )
-    """What is minimised: a loss, or several with weights (dspark: as DSpark was trained); each is
-    reported whatever is chosen."""
+    """What is minimised: a loss, or several with weights, as kl=0.5,tv=0.5 (dspark: as DSpark was
+    trained); each is reported whatever is chosen."""
     eta: float = Field(3.0, gt=0)
-    """lk_hybrid: lambda = exp(-eta * mean alpha)."""
+    """lk_hybrid: how fast KL's weight decays with alpha: lambda = exp(-eta * mean alpha)."""
     lambda_scope: Literal["head", "token"] = "head"
-    """lk_hybrid: one lambda per head, of the whole batch, or one per token, of its own alpha."""
+    """lk_hybrid: one lambda for a head's tokens, or each token its own."""
     lambda_source: Literal["exact", "previous_step"] = "previous_step"
-    """lk_hybrid: alpha of the last step, or of the same batch (one more pass over it)."""
+    """lk_hybrid: alpha of the last step, or of this step's batch, which is then passed twice."""
     num_heads: int = Field(3, ge=1)
-    """K: draft tokens of a round in training."""
+    """K: draft tokens of a round in training; most drafters allow 1 to 7."""
     head_decay: float = Field(0.8, gt=0, le=1)
-    """Head k's loss weighs head_decay**(k-1)."""
+    """Weight of draft step k in the loss: this^(k-1)."""
     head_weights: Literal["static", "survival", "dpace"] = "static"
-    """survival: in proportion to how often a round comes as far as head k, as measured; dpace: per
-    start, by what depends on the draft, measured by a pass of the loss before each."""
+    """Weights of the draft steps. static: by --head-decay; survival: by how often a round comes so
+    far; dpace: per start, by what depends on the draft, measured by a pass of the loss before each.
+    """
     dpace_smoothing: float = Field(0.5, gt=0, le=1)
     """dpace: a of (1 - a) q(token) + a, a draft's confidence."""
     draft_vocab_size: int | None = Field(None, gt=0)
-    """D; default: 32,000, or the whole vocabulary where that is smaller."""
+    """Draft vocabulary size, D. [default: 32000, or the whole vocabulary if smaller]"""
     draft_vocab_by: Literal["mass", "count"] = "mass"
     """Choose the draft vocabulary by the verifier's summed probability, or by token counts."""
     draft_vocab_file: Location | None = None
     """A ready draft vocabulary: safetensors with d2t (and t2d), or .npy with d2t, t2d or ids."""
     init_from: Location | None = None
-    """Folder of an artifact (config.json, model.safetensors) to go on from, vocabulary and all."""
+    """Folder of an artifact to go on from, vocabulary and all."""
     warm_start: Location | None = None
-    """The target's checkpoint: the first weights come from its last layer, where they fit."""
+    """The target's checkpoint: begin with its last layer's weights where they fit."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate; default: by the optimiser and the drafter's width."""
+    """Peak learning rate. [default: by the optimiser and the data; see below]"""
     optimizer: Literal["adamw", "muon"] = "muon"
-    """muon: Muon for the matrices of fc and of the layers, AdamW for the lm_head and the norms."""
+    """muon: Muon for the matrices; lm_head and norms keep AdamW."""
     muon_learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of Muon's matrices; default: learning_rate."""
+    """Peak learning rate of Muon's matrices. [default: as --learning-rate]"""
     muon_momentum: Beta = 0.95
     """Muon's (Nesterov) momentum."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay, of both optimisers."""
     adam_betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """AdamW's exponential decay rates."""
+    """AdamW's betas."""
     warmup_ratio: float | None = Field(None, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises; default: by the number of steps."""
+    """Share of the steps that are warm-up. [default: by the number of steps]"""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    """How the learning rate goes on after its rise; wsd: it stays, and falls at the end."""
+    """Learning rate after warm-up; wsd: constant, then decay."""
     wsd_decay: float = Field(0.2, gt=0, le=1)
-    """wsd: share of the steps over which the learning rate falls."""
+    """wsd: share of the steps that are decay."""
     max_grad_norm: float = Field(0.5, gt=0)
     """Gradients are scaled down to this global norm."""
     num_epochs: int | None = Field(None, gt=0)
-    """Passes over the dump (over those of `mix`, as many times their weight); default: by the
-    size of the data."""
+    """Passes over the dump, and as many times its weight over each of --mix. [default: by the data;
+    see below]"""
     max_steps: int | None = Field(None, gt=0)
-    """Optimiser steps, over as many epochs as it takes; overrides num_epochs."""
+    """Optimiser steps, over as many epochs as it takes; overrides --num-epochs."""
     batch_tokens: int | None = Field(None, gt=0)
-    """Token budget of one optimiser step (whole samples are packed into it); default: by the size
-    of the data."""
+    """Token budget of a step, into which whole samples are packed. [default: by the data]"""
     batch_size: int | None = Field(None, gt=0)
-    """Samples of one optimiser step, instead of batch_tokens."""
+    """Samples of a step, instead of --batch-tokens."""
     pack_tokens: int | None = Field(None, gt=0)
-    """Token budget of one forward and backward pass; default: the whole step in one."""
+    """Token budget of one forward and backward pass. [default: the whole step, unless it is large;
+    see below]"""
     shard: bool = False
-    """Shard weights and optimiser over the ranks of torchrun (FSDP2), instead of a copy on each."""
+    """Shard weights and optimiser over torchrun's processes (FSDP2), instead of a copy on each."""
     context_length: int | None = Field(None, gt=1)
-    """Longer samples are cut here."""
+    """Truncate longer samples to this many tokens."""
     loss_chunk_mib: int = Field(32, gt=0)
-    """Size of one [rows, draft vocabulary] chunk of the loss."""
+    """MiB of one chunk of the loss's logits."""
     data_fraction: float = Field(1.0, gt=0, le=1)
-    """Share of the prompts that are not held out to train on; a larger share holds a smaller."""
+    """Train on this share of the prompts that are not held out; a larger share holds a smaller."""
     learning_curve: bool = False
-    """Also train on an eighth, a quarter and a half of the data, and say what more would bring."""
+    """Train on 1/8, 1/4 and 1/2 of the data too, and say what more would bring."""
     held_out_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the prompts held out for evaluation (none when eval_dump is given)."""
+    """Share of the prompts held out for evaluation."""
     eval_dump: Location | None = None
-    """Evaluate on all of this dump instead of a held-out share."""
+    """Evaluate on all of this dump instead of held-out prompts."""
     eval_every: int | None = Field(None, gt=0)
-    """Steps between evaluations; default: a tenth of the run."""
+    """Steps between evaluations. [default: a tenth of the run]"""
     eval_tokens: int | None = Field(None, gt=0)
-    """Most tokens of one evaluation during training; default: by the preset."""
+    """Most tokens of one evaluation during training. [default: by preset]"""
     checkpoint_every: int | None = Field(None, gt=0)
-    """Steps between checkpoints; default: as eval_every, at most 500."""
+    """Steps between checkpoints. [default: as --eval-every, at most 500]"""
     keep_checkpoints: int = Field(2, ge=1)
-    """Latest checkpoints that are kept, besides the best."""
+    """Number of latest checkpoints kept, in addition to the best."""
     preverify: Literal["auto", "full", "metadata"] = "auto"
-    """Read the whole dump before the first step (auto: when it is under 16 GiB)."""
+    """Read the whole dump before the first step. [default: auto: if under 16 GiB]"""
     prefetch_mib: int = Field(PREFETCH_MIB, ge=0)
-    """Most MiB of shards in memory, read ahead of their use; where four shards do not fit, samples
-    are read one by one. 0: read when it is needed."""
+    """Most MiB of shards to read ahead; where four shards do not fit, samples are read one by one.
+    0: none are read ahead."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast with float32 master weights."""
     attention: AttentionName = "auto"
-    """Kernel of the attention; `reference` is plain and slow, for debugging."""
+    """Attention kernel; reference is slow, for debugging."""
     activation_checkpointing: bool = False
-    """Keep only the inputs of each layer and step for the backward pass; compute the rest again."""
+    """Recompute activations: less memory, more compute."""
     embedding_on_cpu: bool = False
     """Keep the target's embedding in the host's memory; only a batch's rows go to the device."""
     device: str = "auto"
-    """`cpu`, `cuda`, ...; `auto`: the GPU if there is one."""
+    """cpu, cuda, ... [default: a GPU if there is one]"""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Initial weights and order of the samples."""
+    """Seed of the first weights and of the order of the samples."""
     log: Annotated[tuple[LoggerName, ...], BeforeValidator(several)] = ()
-    """Where metrics are sent to, besides metrics.jsonl; each needs its package."""
+    """Where metrics are sent to besides metrics.jsonl; each needs its package."""
     log_project: str = Field("specpipe", min_length=1)
-    """Project (for MLflow: experiment) that the run stands in."""
+    """Project (for MLflow: experiment) of the loggers."""
     log_name: str | None = Field(None, min_length=1)
-    """Name of the run; default: that of the run directory."""
+    """Name of the run in the loggers. [default: that of --out]"""
     early_stop: int | None = Field(None, ge=1)
-    """Evaluations in a row without a better tau after which training ends."""
+    """End after this many evaluations in a row without a better tau. [default: never]"""
     time_limit: float | None = Field(None, gt=0)
-    """Seconds after which a checkpoint is saved and the run leaves with exit code 5."""
+    """Seconds; then save a checkpoint and leave with exit code 5."""
     require_servable: bool = False
-    """Refuse a dump for whose target vLLM does not serve drafters, before the first step."""
+    """Exit code 2 where vLLM serves no drafters for the target. [default: a warning]"""
 
     @field_validator("log")
     @classmethod

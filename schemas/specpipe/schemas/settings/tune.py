@@ -31,8 +31,7 @@ class TuneConfig(TrainConfig):
     """
 
     budget: Annotated[str, BeforeValidator(_budget)] = "30m"
-    """What the search may take: a time (30m, 2h, 90s), or optimiser steps of the recipe's size
-    (2000steps)."""
+    """What the search may take: 30m, 2h, 90s, or steps of the recipe's size, as 2000steps."""
     max_trials: int = Field(32, ge=2, le=1000)
     """Most settings that are tried, the recipe's among them."""
 

@@ -15,7 +15,7 @@ from specpipe.pipeline.commands.train.learning_curve import (
     tau_of_run,
     train_shares,
 )
-from specpipe.pipeline.commands.train.options import train_config, train_options
+from specpipe.pipeline.commands.train.options import EVALUATION, MODELS, TRAIN, train_config
 from specpipe.pipeline.commands.train.progress import TrainProgress
 from specpipe.pipeline.commands.train.recipe_help import recipe_help
 from specpipe.pipeline.launch.provenance import write_provenance
@@ -26,7 +26,13 @@ from specpipe.pipeline.terminal.console import (
     show,
     show_columns,
 )
-from specpipe.pipeline.terminal.options import GroupedCommand, config_option, json_option
+from specpipe.pipeline.terminal.flags import flags_of
+from specpipe.pipeline.terminal.options import (
+    GroupedCommand,
+    config_option,
+    json_option,
+    with_options,
+)
 from specpipe.pipeline.terminal.progress import progress
 from specpipe.schemas.records.checkpoint import TrainResult
 from specpipe.schemas.records.metrics import EvalMetrics
@@ -35,6 +41,8 @@ from specpipe.schemas.settings.train import TrainConfig
 
 _ESTIMATE = " *"
 
+_OPTIONS = flags_of(MODELS, TRAIN | {EVALUATION: (*TRAIN[EVALUATION], "--learning-curve")})
+
 
 @click.command(
     cls=GroupedCommand,
@@ -42,10 +50,10 @@ _ESTIMATE = " *"
     epilog=recipe_help(),
 )
 @config_option
-@train_options
+@with_options(_OPTIONS)
 @json_option
 def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
-    """Train an EAGLE-3 drafter from a dump. The target is never loaded.
+    """Train a drafter from a dump. The target is never loaded.
 
     \b
       specpipe train --dump runs/dump --out runs/drafter --preset quick

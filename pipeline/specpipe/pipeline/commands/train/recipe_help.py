@@ -1,6 +1,6 @@
 """What the help says of the recipe."""
 
-from specpipe.schemas.settings.recipe import BUDGETS
+from specpipe.schemas.settings.recipe import BUDGETS, MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
 
 
 def recipe_help() -> str:
@@ -11,6 +11,11 @@ def recipe_help() -> str:
             f"at most {budget.most_steps:,}" if budget.most_steps else f"{budget.steps:,} or more"
         )
         lines.append(f"  --preset {name:9}{most} steps, in up to {budget.most_epochs} epochs")
-    lines.append("Little data has fewer steps than that, even in so many epochs. The line")
-    lines.append('"recipe:" (and specpipe plan) says what came out.')
+    lines += [
+        "Little data has fewer steps than that, even in so many epochs. The line",
+        '"recipe:" (and specpipe plan) says what came out.',
+        f"  --learning-rate  {MUON_RATE:g}, less for steps under {MUON_RATE_TOKENS:,} tokens;",
+        "                   with --optimizer adamw about 1/width",
+        f"  --pack-tokens    at most {PASS_TOKENS:,} of a step whose size is left open",
+    ]
     return "\n".join(lines)
