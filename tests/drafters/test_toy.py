@@ -36,16 +36,17 @@ def done(ended: Ended) -> Ended:
     return ended
 
 
+@pytest.mark.slow
 def test_a_toy_goes_through_dump_train_resume_ranks_export_replay_and_report(
     site: Path, tmp_path: Path
 ) -> None:
     dump = write_dump(tmp_path, layers=(4,))
     whole, run, two = (tmp_path / name for name in ("whole", "run", "two"))
     flags: list[str | Path] = ["--dump", dump, "--device", "cpu"]
-    flags += ["--drafter", "toy", "--num-heads", "2", "--draft-vocab-size", "64"]
+    flags += ["--drafter", "toy", "--num-heads", "2"]
     flags += ["--batch-tokens", "300", "--pack-tokens", "150", "--held-out-fraction", "0.2"]
     flags += ["--eval-every", "4", "--checkpoint-every", "2", "--learning-rate", "0.0005"]
-    steps: list[str | Path] = ["--max-steps", "8", *flags]
+    steps: list[str | Path] = ["--draft-vocab-size", "64", "--max-steps", "8", *flags]
     done(specpipe("train", "--out", whole, *steps))
     stopped = specpipe("train", "--out", run, *steps, "--time-limit", "0.001")
     assert stopped.returncode == 5
@@ -75,7 +76,7 @@ def test_a_toy_goes_through_dump_train_resume_ranks_export_replay_and_report(
     assert set(written) == {"maps.0.weight", "maps.1.weight", "d2t", "t2d"}
     done(specpipe("validate", out, "--dump", dump))
     further = tmp_path / "further"
-    done(specpipe("train", "--out", further, "--init-from", out, *steps[2:-2], "--max-steps", "1"))
+    done(specpipe("train", "--out", further, "--init-from", out, *flags, "--max-steps", "1"))
     page = tmp_path / "report.html"
     done(specpipe("report", "--run", whole, "--artifact", out, "--out", page))
     assert "toy" in page.read_text()

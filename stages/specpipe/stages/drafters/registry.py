@@ -10,6 +10,7 @@ from specpipe.stages.drafters.artifact import ArtifactFiles
 from specpipe.stages.drafters.contract import Architecture
 
 _FOLDERS = ("eagle3",)
+"""The first one also recognises what says little of itself: it is asked last."""
 
 AnyArchitecture = Architecture[Any]
 
@@ -34,7 +35,7 @@ def drafter_kind(shape: DrafterShape) -> AnyArchitecture:
 
 def recognised(files: ArtifactFiles) -> AnyArchitecture:
     """The architecture of an artifact; raises ConfigError where it is of none that is known."""
-    for name in names():
+    for name in reversed(names()):
         if architecture(name).recognises(files):
             return architecture(name)
     raise ConfigError(
