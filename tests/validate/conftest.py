@@ -56,7 +56,7 @@ def sample_trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A drafter for the sample target, trained just enough to have drafts accepted."""
     root = tmp_path_factory.mktemp("sample")
     target = SAMPLE_DATA / "target"
-    for name, num_samples in (("train", 160), ("held_out", 110)):
+    for name, num_samples in (("train", 160), ("held_out", 60)):
         text = (SAMPLE_DATA / name / "generated.jsonl").read_text(encoding="utf-8")
         data = root / f"{name}.jsonl"
         data.write_text("\n".join(text.splitlines()[:num_samples]) + "\n", encoding="utf-8")

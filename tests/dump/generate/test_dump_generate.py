@@ -157,6 +157,7 @@ def test_at_temperature_1_the_mean_log_probability_is_that_of_other_samples(
     assert abs(standard_errors_off(tmp_path, independent_B, temperature=1.0)) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"temperature": 0.8}, {"temperature": 1.0, "top_p": 0.9}])
 def test_that_the_mean_shows_other_settings(
     tmp_path: Path, independent_B: torch.Tensor, settings: dict[str, float]

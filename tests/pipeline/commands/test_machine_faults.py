@@ -18,6 +18,7 @@ from specpipe.schemas.printable import printable
 from tests.train.conftest import save_target, write_data
 
 
+@pytest.mark.slow
 def test_rights_that_are_missing_are_told_in_one_line(tmp_path: Path) -> None:
     """Each of these ended in a traceback, or in the advice to remove the file."""
     closed = tmp_path / "closed"
