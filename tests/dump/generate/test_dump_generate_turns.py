@@ -67,6 +67,7 @@ def counts_of(config: Any) -> dict[str, int]:
     return {name: number for name, number in result.generation.items() if number}
 
 
+@pytest.mark.slow
 def test_turns_are_fed_back(
     tmp_path: Path, tokenizer: Any, write: Callable[[list[int], int], list[int]]
 ) -> None:

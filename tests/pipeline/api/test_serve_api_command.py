@@ -91,6 +91,7 @@ def test_the_folder_may_be_named_otherwise_and_move(
     assert Path(found.path).read_text() == "rows"
 
 
+@pytest.mark.slow
 def test_a_header_without_end_is_refused(start: Start) -> None:
     """Before any token is seen: whoever sends one must not fill the memory."""
     server = start()

@@ -94,6 +94,7 @@ def rename(store: JobDatabase, old: str, new: str) -> None:
     database.close()
 
 
+@pytest.mark.slow
 def test_the_queue_outlives_its_database(
     store: JobDatabase, add_job: AddJob, run: QueueWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
