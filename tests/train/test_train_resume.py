@@ -84,6 +84,7 @@ def test_sigterm_while_the_dump_is_verified(
     run(config)
 
 
+@pytest.mark.slow
 def test_sigterm_within_an_evaluation_which_is_made_when_the_run_goes_on(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_time_limit_within_evaluations_lets_every_run_get_further(
     same_run(Path(whole.out), Path(limited.out))
 
 
+@pytest.mark.slow
 def test_time_limit_saves_and_asks_to_be_run_again(make_config: MakeConfig) -> None:
     config = make_config(time_limit=1e-6)
     for step in range(1, 12):

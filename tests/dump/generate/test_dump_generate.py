@@ -165,6 +165,7 @@ def test_that_the_mean_shows_other_settings(
     assert standard_errors_off(tmp_path, independent_B, **settings) > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("top_p", "exact"), [(1.0, True), (0.9, False)])
 def test_it_verifies_and_trains_and_the_replay_knows_whether_it_is_exact(
     tmp_path: Path, top_p: float, exact: bool

@@ -103,6 +103,7 @@ def test_turns_are_fed_back(
     assert counts["num_new_tokens"] == sum(len(answer(s)) for s in samples(config.out))
 
 
+@pytest.mark.slow
 def test_the_plan_holds_prompts_and_the_shards_begin_with_them(tmp_path: Path) -> None:
     rows = [asked(text, SECOND) for text in questions(6)]
     config = generate_config(tmp_path, rows, generate=GREEDY, shard_tokens=700)
