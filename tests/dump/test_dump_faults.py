@@ -63,6 +63,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "DEFAULT_POLICY", policy)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_store_that_fails_a_tenth_of_its_requests(
     alone: DumpConfig, s3_server: S3Server, s3_root: str
@@ -86,6 +87,7 @@ def test_a_store_that_fails_a_tenth_of_its_requests(
     check_same(config, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_store_that_dies_for_good_and_comes_back(
     alone: DumpConfig, s3_server: S3Server, s3_root: str
