@@ -175,6 +175,9 @@ def _set_environment(*, captures: bool) -> None:
         }
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # A process that is killed leaves its shared memory behind: of the 60 s that the engine has for
+    # ending (backend.py), its workers get these.
+    os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "20")
     # On a CPU, each engine would tell of its NUMA nodes.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # GNU OpenMP's spinning threads starve each other where cores are shared: measured 5x slower.
