@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError as PydanticError
 from transformers import AutoModelForCausalLM
 
+from specpipe.schemas.drafters.registry import KINDS
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.dump import plan_key
 from specpipe.schemas.settings.stages import DumpConfig
@@ -203,6 +205,19 @@ def test_text_of_the_targets_own_says_so(
     assert (text.kind, text.temperature) == ("generated", 0.7)
 
 
+def test_a_dump_for_drafters_stores_what_all_of_them_read(
+    make_config: MakeConfig, write_rows: WriteRows, make_rows: MakeRows
+) -> None:
+    data = write_rows(make_rows(2))
+    usual = KINDS["eagle3"].settings.default_layers(5)
+    run(make_config(data, out="memory://usual"))
+    run(make_config(data, out="memory://for", for_drafters=("eagle3",)))
+    for root in ("memory://usual", "memory://for"):
+        assert Dump.open(root).identity.layers == usual
+    with pytest.raises(PydanticError, match="one of --layers and --for"):
+        make_config(data, layers=(1, 3), for_drafters=("eagle3",))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -210,6 +225,7 @@ def test_text_of_the_targets_own_says_so(
         ({"layers": (2, 6)}, "within 1..5"),
         ({"layers": (3, 2)}, "must ascend"),
         ({"layers": (2, 2)}, "must ascend"),
+        ({"for_drafters": ("eagle9",)}, "'eagle9' is no drafter: give one of eagle3"),
         ({"context_length": 129}, "beyond the target's maximum of 128"),
         ({"logits": "topk:261"}, "topk:261: the target's vocabulary has 260 tokens"),
         ({"target": "/no/such/folder"}, "no such folder"),

@@ -183,6 +183,8 @@ class DumpConfig(InputConfig):
     layers: tuple[int, ...] | None = None
     """Auxiliary layers, e.g. 2,16,29: id k is what enters decoder layer k. [default: 2, n//2, n-3]
     """
+    for_drafters: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
+    """Store the layers that these drafters read (train --drafter), instead of --layers."""
     text_temperature: float | None = Field(None, ge=0)
     """Say that this target wrote the given answers, at this temperature (0: greedy): the replay is
     exact only then."""
@@ -225,6 +227,12 @@ class DumpConfig(InputConfig):
     def _one_kind_of_text(self) -> "DumpConfig":
         if self.generate is not None and self.text_temperature is not None:
             raise ValueError("text_temperature is for text that is given, not generated")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_choose_layers(self) -> "DumpConfig":
+        if self.layers is not None and self.for_drafters:
+            raise ValueError("layers excludes for_drafters: give one of --layers and --for")
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from specpipe.schemas.drafters.registry import drafter_settings
+from specpipe.schemas.drafters.registry import DEFAULT, kind_of
 from specpipe.schemas.errors import ConfigError, IntegrityError, StoreError
 from specpipe.schemas.records.dump import DumpIdentity, TextOrigin, chunk_tokens
 from specpipe.schemas.records.sample import Sample
@@ -104,7 +104,7 @@ def plan_of(
         choose_device(config.device)
     trust = config.trust_remote_code
     model = load_config(target_folder, trust_remote_code=trust).get_text_config(decoder=True)
-    layers = _layers(config.layers, model.num_hidden_layers)
+    layers = _layers(config, model.num_hidden_layers)
     _check_logits(config.logits, model.vocab_size)
     context_length = context_length_of(
         config.context_length,
@@ -189,9 +189,14 @@ def _backend(
     return "hf" if config.backend == "auto" else config.backend
 
 
-def _layers(given: tuple[int, ...] | None, num_layers: int) -> tuple[int, ...]:
+def _layers(config: DumpConfig, num_layers: int) -> tuple[int, ...]:
+    """The given ones, or all that the drafters read that the dump is for."""
     try:
-        layers = drafter_settings({}).default_layers(num_layers) if given is None else given
+        layers = config.layers
+        if layers is None:
+            wanted = [kind_of(name).settings for name in config.for_drafters or (DEFAULT,)]
+            read = {layer for one in wanted for layer in one.default_layers(num_layers)}
+            layers = tuple(sorted(read)) or (num_layers,)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if list(layers) != sorted({k for k in layers if 1 <= k <= num_layers}) or not layers:

@@ -100,7 +100,12 @@ class Trainee:
             self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"
         ):
             hidden_KNH: Tensor = self.model(batch)
-        return hidden_KNH.to(next(self.model.parameters()).dtype)
+        return hidden_KNH.to(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of what is trained."""
+        return next(p.dtype for p in self.model.parameters() if p.requires_grad)
 
     def clip_gradients(self) -> Tensor:
         """Sum the gradients over the ranks, scale them down to the greatest norm; their norm."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.pipeline.terminal.flags import flag, flags_of
-from specpipe.pipeline.terminal.options import json_object, named_values
+from specpipe.pipeline.terminal.options import comma_words, json_object, named_values
 from specpipe.pipeline.terminal.settings import load_config, read_settings
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.stages import DumpConfig, GenerateConfig
@@ -33,6 +33,7 @@ dump_options = flags_of(
             "--format",
             flag("--logits", metavar="final|topk:N|full"),
             "--layers",
+            flag("--for", "for_drafters", metavar="NAME,...", multiple=False, callback=comma_words),
             "--states",
             "--compression",
             "--shard-tokens",
