@@ -1,6 +1,7 @@
 """The command line's contract: exit codes, --json, configuration with flags on top."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_help_fits_80_columns(command: str | None) -> None:
     shown = CliRunner().invoke(cli.specpipe, arguments, terminal_width=80)
     assert shown.exit_code == 0
     assert [line for line in shown.output.splitlines() if len(line) > 80] == []
+    assert re.findall(r"--\w[\w-]*-$", shown.output, re.MULTILINE) == []
 
 
 def test_a_process_ends_with_the_exit_code() -> None:

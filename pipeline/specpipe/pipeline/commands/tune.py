@@ -46,11 +46,12 @@ def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
       specpipe tune  --dump runs/dump --out runs/tuned --budget 30m
       specpipe train --config runs/tuned/train.yaml --out runs/drafter
 
-    Takes every flag and file of specpipe train. What is given is kept, the rest of the four is
-    searched around the recipe, which is trial 0, by successive halving: many short runs, the best
-    third three times as long, and so on. Runs are compared by the replayed tau on one half of the
-    held-out prompts; the winner is measured on the other half, and if it is not better there,
-    the recipe is kept. OUT gets train.yaml, tune.json, and tune.html, a page with pictures.
+    Takes every flag of specpipe train but --learning-curve, and its files. What is given is kept,
+    the rest of the four is searched around the recipe, which is trial 0, by successive halving:
+    many short runs, the best third three times as long, and so on. Runs are compared by the
+    replayed tau on one half of the held-out prompts; the winner is measured on the other half, and
+    if it is not better there, the recipe is kept. OUT gets train.yaml, tune.json, and tune.html, a
+    page with pictures.
 
     Killed at any moment, the same command goes on to the same result; SIGTERM and --time-limit save
     and exit with code 5. A budget in time is planned by a few measured steps, counts over all runs,

@@ -115,6 +115,4 @@ def _word(kind: Any) -> str:
         return ",".join(
             "..." if part is Ellipsis else _word(*_kinds(part)) for part in get_args(kind)
         )
-    if get_origin(kind) is dict:
-        return "NAME=VALUE,..."
     return {int: "INTEGER", float: "FLOAT"}.get(kind, "TEXT")

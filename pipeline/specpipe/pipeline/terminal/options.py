@@ -11,6 +11,7 @@ from specpipe.schemas.errors import ConfigError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _OTHERS = "Other options"
+_UNBROKEN = "\N{NON-BREAKING HYPHEN}"
 
 
 class GroupedOption(click.Option):
@@ -32,8 +33,11 @@ class GroupedCommand(click.Command):
                 sections.setdefault(getattr(parameter, "group", _OTHERS), []).append(record)
         # --config and --json come first in a command's parameters and last in its help.
         for heading in sorted(sections, key=lambda heading: heading == _OTHERS):
+            # click breaks lines at hyphens, so at those of a flag's name too.
+            rows = [(name, text.replace("-", _UNBROKEN)) for name, text in sections[heading]]
             with formatter.section(heading):
-                formatter.write_dl(sections[heading], col_max=26)
+                formatter.write_dl(rows, col_max=26)
+        formatter.buffer = [text.replace(_UNBROKEN, "-") for text in formatter.buffer]
 
 
 def with_options(options: Sequence[click.Option]) -> Callable[[Function], Function]:
