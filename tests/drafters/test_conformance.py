@@ -1,0 +1,147 @@
+"""What every architecture must do: one suite over the registry, through the command line.
+
+An architecture that needs another target than a tiny Llama says so in `TARGETS`.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from specpipe.schemas.drafters.registry import KINDS, shape_of_json
+from specpipe.stages.drafters.registry import architecture
+from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from tests.pipeline.in_process import Ended, specpipe
+from tests.train.conftest import read_metrics, save_target, write_data
+
+_SHARED = ("lm_head", "embed_tokens")
+
+TARGETS: dict[str, Callable[[Path], Path]] = {}
+"""By architecture: makes a target in a folder."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    name: str
+    dump: Path
+    whole: Path
+    """A run without a stop."""
+    resumed: Path
+    """The same, stopped again and again."""
+    artifact: Path
+    flags: list[str]
+
+
+def done(ended: Ended) -> Ended:
+    assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    name: str = request.param
+    root = tmp_path_factory.mktemp(name)
+    made = TARGETS.get(name, lambda folder: save_target(folder, seed=0))(root / "target")
+    data = write_data(root / "data.jsonl", 60, seed=0)
+    dump, whole, resumed, artifact = (root / part for part in ("dump", "whole", "resumed", "out"))
+    done(specpipe("dump", "--target", made, "--data", data, "--out", dump, "--for", name,
+                  "--backend", "hf", "--device", "cpu", "--shard-tokens", "400"))  # fmt: skip
+    flags = f"--dump {dump} --device cpu --drafter {name} --num-heads 3 --batch-tokens 300".split()
+    flags += "--pack-tokens 150 --held-out-fraction 0.2".split()  # noqa: SIM905
+    flags += "--eval-every 4 --checkpoint-every 2".split()  # noqa: SIM905
+    steps = ["--max-steps", "6", *flags]
+    done(specpipe("train", "--out", whole, *steps))
+    ended = specpipe("train", "--out", resumed, *steps, "--time-limit", "0.001")
+    for _ in range(2):
+        assert ended.returncode == 5, ended.stderr
+        ended = specpipe("train", "--out", resumed, *steps, "--time-limit", "0.001")
+    done(specpipe("train", "--out", resumed, *steps))
+    done(specpipe("export", "--checkpoint", whole, "--out", artifact))
+    return Trained(name, dump, whole, resumed, artifact, flags)
+
+
+def test_a_resumed_run_is_the_whole_one(trained: Trained) -> None:
+    assert read_metrics(trained.resumed) == read_metrics(trained.whole)
+    one, other = (
+        load_file(resolve_checkpoint(run) / "model.safetensors")
+        for run in (trained.whole, trained.resumed)
+    )
+    assert one.keys() == other.keys()
+    assert all(weight.equal(other[name]) for name, weight in one.items())
+
+
+def test_its_shape_comes_back_from_a_checkpoint(trained: Trained) -> None:
+    shape = load_checkpoint(resolve_checkpoint(trained.whole)).shape
+    assert shape.architecture == trained.name
+    assert shape_of_json(shape.model_dump_json().encode()) == shape
+
+
+def test_trainer_and_proposal_are_one_drafter(trained: Trained) -> None:
+    validation = json.loads((trained.artifact / "validation.json").read_text())
+    assert validation["passed"]
+    agreement = validation["replay"]["agreement"]
+    assert agreement["num_starts"] > 100
+    assert agreement["problem"] is None
+    again = done(specpipe("validate", trained.artifact, "--dump", trained.dump, "--json"))
+    assert again.last_json["replay"]["agreement"]["num_starts"] > 100
+
+
+def test_an_artifact_goes_there_and_back_in_every_format(trained: Trained, tmp_path: Path) -> None:
+    formats = architecture(trained.name).formats
+    first = next(iter(formats))
+    for format in formats:
+        other, back = tmp_path / format, tmp_path / f"{format}-back"
+        converted = specpipe("convert", trained.artifact, "--out", other, "--format", format)
+        if converted.returncode == 2 and "cannot hold" in converted.stderr:
+            continue
+        done(converted)
+        done(specpipe("convert", other, "--out", back, "--format", first))
+        for file in ("model.safetensors", "config.json"):
+            written = trained.artifact / "checkpoint" / file
+            assert (back / file).read_bytes() == written.read_bytes(), (format, file)
+
+
+def test_an_artifact_with_a_tensor_too_many_or_too_few_is_refused(
+    trained: Trained, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    for change in ("more", "less"):
+        folder = tmp_path / change
+        folder.mkdir()
+        config = (trained.artifact / "checkpoint" / "config.json").read_bytes()
+        (folder / "config.json").write_bytes(config)
+        tensors = load_file(trained.artifact / "checkpoint" / "model.safetensors")
+        # An engine takes the target's embedding and head where an artifact has none.
+        name = next(
+            n for n in sorted(tensors) if n.endswith("weight") and not n.startswith(_SHARED)
+        )
+        if change == "more":
+            tensors["something.weight"] = tensors[name].clone()
+        else:
+            del tensors[name]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        ended = specpipe("validate", folder, "--dump", trained.dump)
+        assert ended.returncode in (2, 4), ended.stderr
+        assert ("something" if change == "more" else name.split(".")[-2]) in ended.stderr
+
+
+def test_a_run_begins_from_an_artifact(trained: Trained, tmp_path: Path) -> None:
+    flags = [*trained.flags, "--init-from", str(trained.artifact), "--max-steps", "1"]
+    done(specpipe("train", "--out", tmp_path / "run", *flags))
+    first = read_metrics(tmp_path / "run")[0]["eval"]
+    ends = [row["eval"] for row in read_metrics(trained.whole) if "eval" in row]
+    best = max(row["replay_temperature_1"]["tau"][-1] for row in ends)
+    assert first["replay_temperature_1"]["tau"][-1] == pytest.approx(best, abs=0.02)
+
+
+def test_plan_and_report_know_it(trained: Trained, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done(specpipe("report", "--run", trained.whole, "--artifact", trained.artifact, "--out", page))
+    assert trained.name in page.read_text()
