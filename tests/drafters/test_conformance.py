@@ -23,6 +23,10 @@ TARGETS: dict[str, Callable[[Path], Path]] = {}
 """By architecture: makes a target in a folder."""
 
 
+def _usual_target(folder: Path) -> Path:
+    return save_target(folder, seed=0)
+
+
 @dataclass(frozen=True)
 class Trained:
     name: str
@@ -47,7 +51,7 @@ pytestmark = pytest.mark.slow
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     name: str = request.param
     root = tmp_path_factory.mktemp(name)
-    made = TARGETS.get(name, lambda folder: save_target(folder, seed=0))(root / "target")
+    made = TARGETS.get(name, _usual_target)(root / "target")
     data = write_data(root / "data.jsonl", 60, seed=0)
     dump, whole, resumed, artifact = (root / part for part in ("dump", "whole", "resumed", "out"))
     done(specpipe("dump", "--target", made, "--data", data, "--out", dump, "--for", name,
