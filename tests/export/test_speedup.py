@@ -69,6 +69,7 @@ def test_no_schedule_where_one_number_does(step_costs: dict[int, float]) -> None
     assert found.most_draft_tokens == found.draft_tokens
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 @settings(deadline=None)
 @given(st.dictionaries(st.integers(1, 300), st.floats(0, 1), min_size=1))

@@ -124,6 +124,7 @@ def test_a_target_lends_the_keys_that_the_rope_type_has(name: str) -> None:
     assert rope_problems(rope) == []
 
 
+@pytest.mark.slow
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", TARGETS)
