@@ -144,10 +144,10 @@ def test_what_is_downloaded_serves_in_vllm(start: Start, tmp_path: Path) -> None
             dump=str(next((tmp_path / "api").rglob("dump.json")).parent),
             validation=("structure", "replay", "serve"),
             replay_samples=20,
-            serve_data=str(SAMPLE_DATA / "held_out" / "conversations.jsonl"),
             serve_prompts=20,
             serve_max_tokens=32,
             serve_speculative_tokens=(2,),
+            serve_batch_sizes=(1,),
         )
     )
     assert found.serve is not None
