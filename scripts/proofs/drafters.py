@@ -83,7 +83,7 @@ def _greedy_spans(
     reader = SampleReader(dump, None, layers=checkpoint.shape.aux_layers)
     for sample in read_samples(reader, reader.refs()):
         measured = trained.measured(sample)
-        sums.add(measured.batch, measured.measures_MKN)
+        sums.add(measured.batch, measured.measures_MKN, measured.fewer)
         spans.add(plain, replay_check.text_of(sample), NUM_HEADS)
     return spans.greedy, [span for span in sums.greedy_spans if span.num_tokens >= 2]
 

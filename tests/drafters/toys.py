@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from specpipe.schemas.drafters.base import LayerShape
 from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.drafters.eagle3.model import Eagle3
@@ -59,7 +60,7 @@ def shape_of(draft_vocab_size: int = V, **changes: object) -> Eagle3Shape:
 class ExactRotary(nn.Module):
     """The drafter's rope tables in float64 (transformers computes them in float32)."""
 
-    def __init__(self, shape: Eagle3Shape) -> None:
+    def __init__(self, shape: LayerShape) -> None:
         super().__init__()
         self.theta, self.head_dim = shape.rope_parameters["rope_theta"], shape.head_dim
 

@@ -30,7 +30,7 @@ def _spans(material: Material, run: Path) -> list[ReplaySpan]:
     sums = MeasureSums(checkpoint.num_heads, keep_spans=True)
     for sample in read_samples(material.eval_reader, material.held_back):
         measured = drafter.measured(sample)
-        sums.add(measured.batch, measured.measures_MKN)
+        sums.add(measured.batch, measured.measures_MKN, measured.fewer)
     is_greedy = material.evaluated_on.text.is_greedy
     return sums.greedy_spans if is_greedy else sums.sampled_spans
 

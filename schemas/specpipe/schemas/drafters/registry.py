@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, cast
 
 from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
+from specpipe.schemas.drafters.dflash import DFlashSettings, DFlashShape
 from specpipe.schemas.drafters.eagle3 import Eagle3Settings, Eagle3Shape
 
 GROUP = "specpipe.drafters"
@@ -34,6 +35,7 @@ class _Own:
 DEFAULT = "eagle3"
 KINDS: Mapping[str, Kind] = {
     "eagle3": _Own(Eagle3Settings, Eagle3Shape),
+    "dflash": _Own(DFlashSettings, DFlashShape),
 }
 
 

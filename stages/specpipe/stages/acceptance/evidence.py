@@ -74,7 +74,7 @@ def _log_mean(spans: Sequence[ReplaySpan], factor_N: Array) -> float:
     num_starts = max((span.num_tokens for span in spans), default=0)
     exactly_BRN = np.zeros((len(spans), num_starts, K + 1))
     for exactly_RN, span in zip(exactly_BRN, spans, strict=True):
-        at_least = np.cumprod(span.accept_RK[:, :K].astype(np.float64), axis=1)
+        at_least = np.cumprod(span.drafting(K).astype(np.float64), axis=1)
         rows = len(at_least)
         exactly_RN[:rows, 0] = 1.0
         exactly_RN[:rows, 1:] = at_least

@@ -9,6 +9,7 @@ Only starts that a decode can really have (x[i+1] supervised) count.
 Legend: K heads, N starts, M measures.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,8 +52,12 @@ class MeasureSums:
     def __post_init__(self) -> None:
         self.sums = torch.zeros(sum(_ROWS.values()) * self.num_heads + 2, dtype=torch.float64)
 
-    def add(self, batch: Batch, measures_MKN: Tensor) -> None:
-        """Add the measures [M, K, N] of one batch; does not wait for the device."""
+    def add(self, batch: Batch, measures_MKN: Tensor, fewer: Sequence[Tensor] = ()) -> None:
+        """Add the measures [M, K, N] of one batch; does not wait for the device.
+
+        `fewer` are those of passes with 1 .. K-1 heads, where what a head drafts depends on that;
+        they count in the replay alone.
+        """
         measures_MKN = measures_MKN.double()
         by_name = dict(zip(MEASURES, measures_MKN, strict=True))
         valid_KN = ((batch.rows_KN >= 0) & batch.emitted_N) * batch.weights_N.double()
@@ -77,7 +82,7 @@ class MeasureSums:
         parts = [measured_MK.flatten(), hybrid_K, counts_K, *survival, *accepted, text]
         self.sums = self.sums.to(measures_MKN.device) + torch.cat(parts)
         if self.keep_spans:
-            self._keep_spans(batch, by_name["accept"], by_name["greedy_text"])
+            self._keep_spans(batch, [*fewer, measures_MKN])
 
     def _rows(self, name: str) -> Array:
         """Rows of the sums, [rows, K]."""
@@ -92,21 +97,22 @@ class MeasureSums:
         counts_K: Array = self._rows("counts")[0]
         return counts_K
 
-    def _keep_spans(self, batch: Batch, sampled_KN: Tensor, greedy_KN: Tensor) -> None:
+    def _keep_spans(self, batch: Batch, passes: Sequence[Tensor]) -> None:
+        """`passes` are measures [M, k, N] of passes with k heads, the last with all."""
         emitted_N, weights_N = batch.emitted_N.cpu().numpy(), batch.weights_N.cpu().numpy()
-        sampled_NK, greedy_NK = sampled_KN.T.cpu().numpy(), greedy_KN.T.cpu().numpy()
+        sampled, greedy = (
+            [measures[MEASURES.index(name)].double().T.cpu().numpy() for measures in passes]
+            for name in ("accept", "greedy_text")
+        )
         at, samples = 0, dict[int, int]()
         for span in batch.spans:
             number = samples.setdefault(span.sample, self.num_samples + len(samples))
             end = at + span.num_starts
             begin = at + int(not emitted_N[at])  # the start before the first real one
-            for spans, accept_NK in (
-                (self.sampled_spans, sampled_NK),
-                (self.greedy_spans, greedy_NK),
-            ):
-                spans.append(
-                    ReplaySpan(accept_NK[begin:end], end - begin + 1, number, float(weights_N[at]))
-                )
+            length, weight = end - begin + 1, float(weights_N[at])
+            for spans, accepts in ((self.sampled_spans, sampled), (self.greedy_spans, greedy)):
+                *fewer, accept_RK = (accept_Nk[begin:end] for accept_Nk in accepts)
+                spans.append(ReplaySpan(accept_RK, length, number, weight, tuple(fewer)))
             at = end
         self.num_samples += len(samples)
 

@@ -40,6 +40,15 @@ class ReplaySpan:
     """Spans of one sample share this number; the confidence interval is over samples."""
     weight: float = 1.0
     """Multiplicity of the sample."""
+    fewer: tuple[npt.NDArray[np.floating], ...] = ()
+    """w of rounds with 1, 2, ..., K-1 drafts, [R, 1], [R, 2], ..., where these are others than the
+    first ones of K; empty: they are the same."""
+
+    def drafting(self, num_draft_tokens: int) -> npt.NDArray[np.floating]:
+        """w [R, k] of rounds with so many drafts."""
+        if num_draft_tokens <= len(self.fewer):
+            return self.fewer[num_draft_tokens - 1]
+        return self.accept_RK[:, :num_draft_tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ def expected_rounds(spans: Sequence[ReplaySpan], num_draft_tokens: int) -> Round
     num_starts = max((span.num_tokens for span in spans), default=0)
     accept_BRK = np.zeros((len(spans), num_starts, K))
     for accept_RK, span in zip(accept_BRK, spans, strict=True):
-        accept_RK[: len(span.accept_RK)] = span.accept_RK[:, :K]
+        accept_RK[: len(span.accept_RK)] = span.drafting(K)
     # A round at start r drafts the tokens r+1 .. r+K and adds a bonus token: r+K must exist.
     whole_B = np.array([span.num_tokens - K for span in spans])
     survive_BRK = np.cumprod(accept_BRK, axis=2)

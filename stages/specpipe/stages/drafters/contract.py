@@ -195,9 +195,10 @@ class Architecture(ABC, Generic[Shape]):
     samples_starts: bool = False
     """Whether `choose_rows` leaves any out."""
 
-    depends_on_num_heads: bool = False
-    """Whether what step k drafts depends on how many steps there are: it is then evaluated once
-    for each number of draft tokens."""
+    def depends_on_num_heads(self, shape: Shape) -> bool:
+        """Whether what step k drafts depends on how many steps there are: it is then evaluated once
+        for each number of draft tokens."""
+        return False
 
     @abstractmethod
     def activation_numbers(self, shape: Shape, num_tokens: int, num_heads: int) -> int:

@@ -55,6 +55,8 @@ class ScoredSample:
     batch: Batch
     hidden_KNH: Tensor
     measures_MKN: Tensor
+    fewer: list[Tensor]
+    """Measures of passes with 1 .. K-1 heads, where what a head drafts depends on that."""
 
 
 class TrainedDrafter:
@@ -62,6 +64,7 @@ class TrainedDrafter:
 
     def __init__(self, drafter: Weights, dump: Dump) -> None:
         self.num_heads = drafter.num_heads
+        self._depends = drafter_kind(drafter.shape).depends_on_num_heads(drafter.shape)
         self._dump = dump
         self._layers = drafter.shape.aux_layers
         if not set(self._layers) <= set(dump.identity.layers):
@@ -95,8 +98,12 @@ class TrainedDrafter:
         """A sample that holds the drafter's layers, and no others."""
         batch = make_batch([sample], self.num_heads)
         hidden_KNH = self.hidden(batch)
-        measures_MKN = self._head_loss.measures(hidden_KNH, self._model.heads(), batch)
-        return ScoredSample(batch, hidden_KNH, measures_MKN)
+        parts = [batch.with_heads(k) for k in range(1, self.num_heads)] if self._depends else []
+        fewer = [self._measures(self.hidden(part), part) for part in parts]
+        return ScoredSample(batch, hidden_KNH, self._measures(hidden_KNH, batch), fewer)
+
+    def _measures(self, hidden_KNH: Tensor, batch: Batch) -> Tensor:
+        return self._head_loss.measures(hidden_KNH, self._model.heads(), batch)
 
     @torch.no_grad()
     def hidden(self, batch: Batch) -> Tensor:

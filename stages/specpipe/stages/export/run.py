@@ -18,7 +18,12 @@ from specpipe.schemas.errors import (
     ValidationError,
 )
 from specpipe.schemas.location import local_path, without_credentials
-from specpipe.schemas.records.artifact import CONFIG_FILE, MODEL_TENSORS_FILE, VALIDATION_FILE
+from specpipe.schemas.records.artifact import (
+    CONFIG_FILE,
+    LM_HEAD,
+    MODEL_TENSORS_FILE,
+    VALIDATION_FILE,
+)
 from specpipe.schemas.records.checkpoint import (
     STATE_FILE,
     TargetReference,
@@ -147,7 +152,7 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
             target=target.name,
             target_architecture=target.architecture,
             speculative_tokens=draft_tokens,
-            has_lm_head=config.with_lm_head,
+            has_lm_head=LM_HEAD in tensors,
         )
         out.write_artifact(format, format.config(drafter), tensors)
         findings, problems = _validate(

@@ -112,6 +112,10 @@ class Batch:
     def num_heads(self) -> int:
         return len(self.rows_KN)
 
+    def with_heads(self, num_heads: int) -> "Batch":
+        """The same with the first heads alone."""
+        return replace(self, rows_KN=self.rows_KN[:num_heads])
+
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""
         values = {name: getattr(self, name) for name in self.__slots__}

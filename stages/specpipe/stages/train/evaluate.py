@@ -1,7 +1,7 @@
 """Evaluation on held-out samples: every metric and the replay, whatever the loss."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ def evaluate(
             with ranks.together() as agreed, enough_memory("in an evaluation"):
                 batch = next(moved, None)
                 if batch is not None:
-                    sums.add(batch, trainee.measure(trainee.hidden(batch), batch))
+                    measures_MKN = trainee.measure(trainee.hidden(batch), batch)
+                    sums.add(batch, measures_MKN, trainee.measures_of_fewer(batch))
                 if not is_last or (is_mine and batch is None):
                     agreed.reason = should_stop()
             if agreed.reason is not None:
@@ -61,16 +62,24 @@ _Arrays = dict[str, np.ndarray]
 def _arrays(sums: MeasureSums) -> _Arrays:
     """The sums of one rank and the spans that the replay needs."""
     spans = sums.sampled_spans
-    none = np.zeros((0, sums.num_heads))
     return {
         "sums": sums.sums.cpu().numpy(),
         "num_samples": np.array([sums.num_samples]),
         "num_tokens": np.array([span.num_tokens for span in spans], dtype=np.int64),
         "sample": np.array([span.sample for span in spans], dtype=np.int64),
         "weight": np.array([span.weight for span in spans], dtype=np.float64),
-        "sampled": np.concatenate([none, *(span.accept_RK for span in spans)]),
-        "greedy": np.concatenate([none, *(span.accept_RK for span in sums.greedy_spans)]),
+        "sampled": _columns(spans, sums.num_heads),
+        "greedy": _columns(sums.greedy_spans, sums.num_heads),
     }
+
+
+def _columns(spans: Sequence[ReplaySpan], num_heads: int) -> np.ndarray:
+    """w of all spans, of passes with fewer heads first: float [starts, X]."""
+    if not spans:
+        return np.zeros((0, num_heads))
+    rows = (np.concatenate([*span.fewer, span.accept_RK], axis=1) for span in spans)
+    # safetensors writes an array's memory as it lies.
+    return np.ascontiguousarray(np.concatenate(list(rows)))
 
 
 def _merged(parts: list[_Arrays], num_heads: int) -> MeasureSums:
@@ -81,12 +90,15 @@ def _merged(parts: list[_Arrays], num_heads: int) -> MeasureSums:
         lengths = part["num_tokens"] - 1
         for name, spans in (("sampled", merged.sampled_spans), ("greedy", merged.greedy_spans)):
             accepts = np.split(part[name], np.cumsum(lengths)[:-1]) if len(lengths) else []
-            spans += [
-                ReplaySpan(accept_RK, int(n), merged.num_samples + int(sample), float(weight))
-                for accept_RK, n, sample, weight in zip(
-                    accepts, part["num_tokens"], part["sample"], part["weight"], strict=True
-                )
-            ]
+            for columns_RX, n, sample, weight in zip(
+                accepts, part["num_tokens"], part["sample"], part["weight"], strict=True
+            ):
+                # Passes with 1, 2, ... heads stand before that with all, where there are any.
+                is_one = columns_RX.shape[1] == num_heads
+                cuts = np.cumsum(np.arange(1, 1 if is_one else num_heads))
+                *fewer, accept_RK = np.split(columns_RX, cuts, axis=1)
+                number = merged.num_samples + int(sample)
+                spans.append(ReplaySpan(accept_RK, int(n), number, float(weight), tuple(fewer)))
         merged.num_samples += int(part["num_samples"][0])
     return merged
 

@@ -18,6 +18,7 @@ from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.acceptance.measure_sums import MeasureSums
 from specpipe.stages.drafters.contract import DrafterModel
+from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.drafters.start import begin, of_checkpoint
 from specpipe.stages.process.device import choose_device
 from specpipe.stages.samples.batch import Batch
@@ -118,6 +119,13 @@ class Trainee:
     def measure(self, hidden_KNH: Tensor, batch: Batch) -> Tensor:
         """Measures [M, K, N] without gradient."""
         return self.head_loss.measures(hidden_KNH, self.heads, batch)
+
+    def measures_of_fewer(self, batch: Batch) -> list[Tensor]:
+        """Measures of passes with 1 .. K-1 heads, where what a head drafts depends on that."""
+        if not drafter_kind(self.shape).depends_on_num_heads(self.shape):
+            return []
+        parts = (batch.with_heads(k) for k in range(1, batch.num_heads))
+        return [self.measure(self.hidden(part), part) for part in parts]
 
     @property
     def objective(self) -> Objective:

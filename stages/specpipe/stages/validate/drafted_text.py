@@ -50,21 +50,28 @@ class TextSpans:
     """Greedy drafting in an engine, whose arithmetic in bfloat16 may break near-ties otherwise."""
     num_texts: int = 0
 
-    def add(self, drafter: Proposal, text: TargetText, num_steps: int) -> list[Tensor]:
-        """Draft along every span of the text with `num_steps` draft tokens.
+    def add(
+        self, drafter: Proposal, text: TargetText, num_steps: int, *, each_number: bool = False
+    ) -> list[Tensor]:
+        """Draft along every span of the text with `num_steps` draft tokens; with `each_number` also
+        with 1, 2, ... of them, where these are other drafts.
 
         Returns the outputs [K, R, H] of each span that has a start.
         """
         outputs = []
+        numbers = range(1 if each_number else num_steps, num_steps + 1)
         for begin, end in text.drafted_spans:
-            hidden_KRH = drafter.hidden(
-                text.input_ids_T, text.aux_TLH, begin - 1, end - 2, num_steps
-            )
-            accept = _accept(drafter, text, begin, end, hidden_KRH)
+            passes = []
+            for number in numbers:
+                hidden_KRH = drafter.hidden(
+                    text.input_ids_T, text.aux_TLH, begin - 1, end - 2, number
+                )
+                passes.append(_accept(drafter, text, begin, end, hidden_KRH))
             every = (self.sampled, self.greedy, self.greedy_chance)
-            for spans, accept_RK in zip(every, accept, strict=True):
+            for spans, of_passes in zip(every, zip(*passes, strict=True), strict=True):
+                *fewer, accept_RK = (accept.numpy() for accept in of_passes)
                 spans.append(
-                    ReplaySpan(accept_RK.numpy(), end - begin, self.num_texts, text.weight)
+                    ReplaySpan(accept_RK, end - begin, self.num_texts, text.weight, tuple(fewer))
                 )
             outputs.append(hidden_KRH)
         self.num_texts += 1

@@ -86,7 +86,9 @@ def compare(
     """The artifact's files beside the trainer's code: on the same weights, and, where there is a
     checkpoint, on those before they were rounded."""
     target = StoredTarget(dump.target_file)
-    plain = drafter_kind(exported.shape).proposal(exported.path, target)
+    kind = drafter_kind(exported.shape)
+    plain = kind.proposal(exported.path, target)
+    each_number = kind.depends_on_num_heads(exported.shape)
     layers = exported.shape.aux_layers
     if plain.aux_layers != layers:
         asks, took = list(plain.aux_layers), list(layers)
@@ -99,9 +101,9 @@ def compare(
     comparison = Comparison(plain, same)
     for sample in read_samples(SampleReader(dump, context_length, layers=layers), refs):
         measured = trained.measured(sample)
-        sums.add(measured.batch, measured.measures_MKN)
+        sums.add(measured.batch, measured.measures_MKN, measured.fewer)
         text = text_of(sample)
-        outputs = spans.add(plain, text, num_heads)
+        outputs = spans.add(plain, text, num_heads, each_number=each_number)
         hidden_KNH = measured.hidden_KNH if trained is same else same.hidden(measured.batch)
         comparison.add(text, outputs, measured.batch, hidden_KNH)
     curves = _curves(spans.sampled, spans.greedy, num_heads, dump.identity.text)

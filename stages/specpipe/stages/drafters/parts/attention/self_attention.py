@@ -60,15 +60,17 @@ class SelfAttention(nn.Module):
         add_q, add_k, add_v = (nn.functional.linear(embedded_TH, w) for w in (of_q, of_k, of_v))
         return Projections((q, k, v), (add_q, add_k, add_v))
 
-    def queries(self, x_XH: Tensor, of: Projections, rows_X: Tensor, cos_sin: CosSin) -> Tensor:
-        """[X, h, E] with rope; `rows_X` are the tokens' packed positions."""
+    def queries(
+        self, x_XH: Tensor, of: Projections, rows_X: Tensor | None, cos_sin: CosSin
+    ) -> Tensor:
+        """[X, h, E] with rope; `rows_X` are the packed positions of the tokens that it sees."""
         queries_XhE = self._heads(_projected(x_XH, of, 0, rows_X))
         if self.has_norms:
             queries_XhE = self.q_norm(queries_XhE).to(queries_XhE.dtype)
         return rotate(queries_XhE, cos_sin)
 
     def keys_values(
-        self, x_XH: Tensor, of: Projections, rows_X: Tensor, cos_sin: CosSin
+        self, x_XH: Tensor, of: Projections, rows_X: Tensor | None, cos_sin: CosSin
     ) -> KeyValue:
         """Each [X, g, E], keys with rope."""
         keys_XgE = self._heads(_projected(x_XH, of, 1, rows_X))
@@ -80,8 +82,8 @@ class SelfAttention(nn.Module):
         return x.view(len(x), x.shape[-1] // self.head_dim, self.head_dim)
 
 
-def _projected(x_XH: Tensor, of: Projections, which: int, rows_X: Tensor) -> Tensor:
+def _projected(x_XH: Tensor, of: Projections, which: int, rows_X: Tensor | None) -> Tensor:
     weight = of.weights[which]
-    if of.additions is None:
+    if of.additions is None or rows_X is None:
         return nn.functional.linear(x_XH, weight)
     return torch.addmm(of.additions[which][rows_X], x_XH, weight.T)

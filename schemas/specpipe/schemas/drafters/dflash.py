@@ -1,0 +1,15 @@
+"""DFlash: a block of mask tokens behind the last token, filled in one pass."""
+
+from typing import Literal
+
+from specpipe.schemas.drafters.block import BlockSettings, BlockShape
+
+
+class DFlashSettings(BlockSettings):
+    kind: Literal["dflash"] = "dflash"
+
+
+class DFlashShape(BlockShape):
+    """Slot 0 of a block is the last token, which drafts nothing."""
+
+    architecture: Literal["dflash"] = "dflash"

@@ -1,0 +1,1 @@
+"""DFlash: a block of mask tokens behind the last token, filled in one pass."""

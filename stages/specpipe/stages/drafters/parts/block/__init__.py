@@ -1,0 +1,1 @@
+"""Drafters that fill a block of mask tokens in one pass."""
