@@ -27,7 +27,7 @@ from specpipe.pipeline.commands.upkeep.verify import verify
 from specpipe.pipeline.machine_faults import machine_fault
 from specpipe.pipeline.terminal.console import fail, json_error, note
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
-from specpipe.stages.process.command_parent import end_with_the_parent
+from specpipe.stages.process.parent import end_with_the_parent
 
 # vLLM's processes import this module before vLLM. What vLLM says until it has set its logging up
 # (that Triton has no CPU backend, in each process) would be written bare.

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from specpipe.pipeline.launch.exchange import Job, error_record, raise_reported
+from specpipe.pipeline.launch.exchange import Job
 from specpipe.pipeline.launch.executor import executor_of
 from specpipe.pipeline.launch.local import Crew
 from specpipe.pipeline.launch.shard_queue import MOST_LOSSES, ShardQueue
-from specpipe.schemas.errors import ConfigError, IdentityError, StoreError, UnfinishedError
+from specpipe.schemas.errors import ConfigError, UnfinishedError
 from specpipe.schemas.settings.stages import DumpConfig
 from tests.dump.commands import Command
 from tests.dump.conftest import rows, save_target, small_config, write_lines
@@ -61,16 +61,6 @@ def test_workers_that_die_at_once_end_in_an_error(tmp_path: Path) -> None:
         Crew(Job(config=config, stamp=""), [environment, environment]) as crew,
     ):
         crew.work(queue)
-
-
-def test_errors_travel_as_they_are() -> None:
-    for error in (IdentityError("of another dump"), StoreError("no answer")):
-        with pytest.raises(type(error), match=str(error)) as caught:
-            raise_reported("worker 1", error_record(error))
-        assert caught.value.exit_code == error.exit_code
-    with pytest.raises(RuntimeError, match="worker 1 failed: KeyError: 'x'") as unforeseen:
-        raise_reported("worker 1", error_record(KeyError("x")))
-    assert type(unforeseen.value) is RuntimeError
 
 
 def test_memory_is_no_place_for_several_processes() -> None:

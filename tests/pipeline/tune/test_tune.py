@@ -21,7 +21,7 @@ from specpipe.pipeline.tune.search import tune
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 from specpipe.schemas.records.tune import TunePlan, TuneResult
 from specpipe.schemas.settings.tune import TuneConfig
-from specpipe.stages.process.interrupt import stops_early
+from specpipe.stages.process.stop import stops_early
 from tests.pipeline.tune.tune_killed import LEAST_STEPS
 
 KILLED = Path(__file__).with_name("tune_killed.py")

@@ -12,7 +12,7 @@ from scripts.bench.counting_disk import CountingDisk
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import ConfigError, IdentityError
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.process.stop_question import StopQuestion
+from specpipe.stages.process.stop import StopQuestion
 from specpipe.stages.runs.checkpoint import load_checkpoint
 from specpipe.stages.samples.read_ahead import read_samples
 from specpipe.stages.samples.reader import SampleReader

@@ -18,7 +18,7 @@ from specpipe.pipeline.job.status import job_report
 from specpipe.pipeline.terminal.console import note
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 from specpipe.schemas.records.job_state import METRICS_FILE, REPORT_FILE, JobReport
-from specpipe.stages.process.command_parent import with_this_parent
+from specpipe.stages.process.parent import with_this_parent
 
 _LOOK_SECONDS = 0.5
 _RETRY_SECONDS = 5.0

@@ -15,7 +15,7 @@ from specpipe.pipeline.terminal.options import (
 )
 from specpipe.pipeline.terminal.settings import load_config
 from specpipe.schemas.settings.stages import ReportConfig
-from specpipe.stages.process.interrupt import stops_early
+from specpipe.stages.process.stop import stops_early
 
 _OPTIONS = flags_of(
     (ReportConfig,),

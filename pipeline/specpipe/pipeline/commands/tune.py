@@ -22,7 +22,7 @@ from specpipe.pipeline.terminal.options import (
 from specpipe.pipeline.terminal.progress import progress
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.tune import TuneConfig
-from specpipe.stages.process.interrupt import stops_early
+from specpipe.stages.process.stop import stops_early
 
 if TYPE_CHECKING:
     from specpipe.schemas.records.tune import TuneResult

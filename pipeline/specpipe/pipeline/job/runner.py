@@ -5,10 +5,8 @@ A stage that is done does nothing when it runs again, so that whatever was kille
 
 import hashlib
 import signal
-import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 
 from specpipe.pipeline.job.folder import JobFolder, update_stage
 from specpipe.pipeline.job.settings import JobSettings
@@ -16,6 +14,7 @@ from specpipe.pipeline.job.stage_process import StageOutcome, StageProcess, is_u
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 from specpipe.schemas.records.job_metrics import job_metrics
 from specpipe.schemas.records.job_state import REPORT_FILE, STAGES, JobError, JobState, StageName
+from specpipe.stages.process.stop import stop_question
 from specpipe.stages.runs.metric_rows import metric_rows
 
 
@@ -59,16 +58,9 @@ class JobRunner:
             state = self._folder.begin(self._settings.job, self._settings.sha256)
             if state.status == "succeeded" and self._stands(state):
                 return False
-            timer = self._start_timer()
-            before = signal.signal(signal.SIGTERM, self._on_signal)
-            interrupt = signal.signal(signal.SIGINT, self._on_signal)
-            try:
+            signals = (signal.SIGTERM, signal.SIGINT)
+            with stop_question(self._time_limit, act=self._stop, signals=signals):
                 self._run_stages(state, lock)
-            finally:
-                signal.signal(signal.SIGTERM, before)
-                signal.signal(signal.SIGINT, interrupt)
-                if timer is not None:
-                    timer.cancel()
         return True
 
     def _run_stages(self, state: JobState, lock: int) -> None:
@@ -126,17 +118,6 @@ class JobRunner:
             )  # fmt: skip
         processes = self._processes if name == "train" else 1
         return StageProcess([name], self._settings.config(name), lock, processes)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._stop(f"asked to stop ({signal.Signals(number).name})")
-
-    def _start_timer(self) -> threading.Timer | None:
-        if self._time_limit is None:
-            return None
-        timer = threading.Timer(self._time_limit, self._stop, ["the time limit is reached"])
-        timer.daemon = True
-        timer.start()
-        return timer
 
     def _stop(self, why: str) -> None:
         self._stopped = why

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specpipe.schemas.errors import UnfinishedError
-from specpipe.stages.process.command_parent import with_this_parent
+from specpipe.stages.process.parent import with_this_parent
 
 
 @dataclass(frozen=True, slots=True)

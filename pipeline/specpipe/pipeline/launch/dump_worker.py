@@ -3,25 +3,26 @@
 Standard input gives lines of JSON: the job, then {"shard": N} one by one, then {"stop": true}.
 Standard output answers: {"tokens": n} and {"doing": ...} on the way, {"finished": N} behind each
 shard, and {"error": ..., "kind": ...} before the process ends where something is wrong. The
-process ends when its input does, which is when the command is gone, however it went.
+process ends with the command, however that went.
 """
 
 import json
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from specpipe.pipeline.launch.exchange import Job, as_line, error_record
+from specpipe.pipeline.launch.exchange import Job, as_line
+from specpipe.pipeline.machine_faults import machine_fault
 from specpipe.pipeline.terminal.console import note, quiet_libraries
 from specpipe.schemas.errors import EngineLostError, SpecpipeError, UnfinishedError
 from specpipe.stages.process.activity import watched
+from specpipe.stages.process.errors import error_record
+from specpipe.stages.process.parent import end_with_the_parent
 
 if TYPE_CHECKING:
     from specpipe.stages.dump.worker import Worker
@@ -62,8 +63,7 @@ def main() -> None:
     os.dup2(2, 1)
     # An interrupt closes the engine on its way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    lines: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    end_with_the_parent(_let_go)
 
     def answer(**record: Any) -> None:
         # Where nobody listens any more, the input has ended too.
@@ -72,9 +72,9 @@ def main() -> None:
 
     maker = None
     try:
-        maker = ShardMaker(lines.get().decode())
+        maker = ShardMaker(sys.stdin.readline())
         with watched(lambda what: answer(doing=what)):
-            while "shard" in (order := json.loads(lines.get())):
+            while "shard" in (order := json.loads(sys.stdin.readline() or "{}")):
                 shard_id = order["shard"]
                 maker.make(shard_id, lambda num_tokens: answer(tokens=num_tokens))
                 answer(finished=shard_id)
@@ -87,7 +87,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except Exception as error:
         note(traceback.format_exc())
-        answer(**error_record(error))
+        answer(**error_record(machine_fault(error) or error))
         sys.exit(SpecpipeError.exit_code)
     finally:
         # It is on its way out already.
@@ -96,19 +96,12 @@ def main() -> None:
             maker.close()
 
 
-def _read(lines: "SimpleQueue[bytes]") -> None:
-    """Pass the input on while the worker works, so that its end is noticed at any time."""
-    # Unbuffered: a buffer's lock would be held by this thread while Python ends.
-    with open(0, "rb", buffering=0, closefd=False) as commands:
-        for line in commands:
-            lines.put(line)
-            if "stop" in json.loads(line):
-                return
+def _let_go() -> None:
+    """The command is gone: close the engine, and end what is left of it with this process."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
     with suppress(ProcessLookupError):
         os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(UnfinishedError.exit_code)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from typing import Any, Self
 
 from specpipe.pipeline.launch.devices import engine_environments, gpus_per_engine, visible_gpus
 from specpipe.pipeline.launch.dump_worker import GRACE_SECONDS
-from specpipe.pipeline.launch.exchange import Job, as_line, raise_reported
+from specpipe.pipeline.launch.exchange import Job, as_line
 from specpipe.pipeline.launch.shard_queue import ShardQueue
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump_plan.prepared import Prepared
 from specpipe.stages.process.activity import doing
+from specpipe.stages.process.errors import error_of
+from specpipe.stages.process.parent import with_this_parent
 
 _LOOK_SECONDS = 1.0
 """How often dead workers are looked for whose output somebody else holds open."""
@@ -62,7 +64,7 @@ class WorkerProcess:
             [sys.executable, "-m", "specpipe.pipeline.launch.dump_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=with_this_parent(environment),
             # An interrupt of the terminal is ours to pass on; and its engine's own processes can
             # be ended with it.
             start_new_session=True,
@@ -178,7 +180,7 @@ class Crew:
             return
         for answer in answers:
             if "error" in answer:
-                raise_reported(worker.name, answer)
+                raise error_of(answer, worker.name)
             if "doing" in answer:
                 doing(answer["doing"])
             elif "finished" in answer:

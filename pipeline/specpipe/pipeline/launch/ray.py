@@ -17,13 +17,15 @@ from typing import Any
 
 from specpipe.pipeline.launch.devices import gpus_per_engine
 from specpipe.pipeline.launch.dump_worker import GRACE_SECONDS, ShardMaker
-from specpipe.pipeline.launch.exchange import Job, error_record, raise_reported
+from specpipe.pipeline.launch.exchange import Job
 from specpipe.pipeline.launch.shard_queue import ShardQueue
+from specpipe.pipeline.machine_faults import machine_fault
 from specpipe.pipeline.terminal.console import note
 from specpipe.schemas.errors import ConfigError, EngineLostError, SpecpipeError, StoreError
 from specpipe.schemas.extras import install_hint
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump_plan.prepared import Prepared
+from specpipe.stages.process.errors import error_of, error_record
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Of a cluster that is started here: only short strings go through it. Ray takes no less."""
@@ -77,7 +79,7 @@ class Engine:
             return json.dumps(error_record(error))
         except Exception as error:
             note(traceback.format_exc())
-            return json.dumps(error_record(error))
+            return json.dumps(error_record(machine_fault(error) or error))
         return "{}"
 
     def close(self) -> None:
@@ -150,7 +152,7 @@ class _Crew:
             self._hire(name)
             return False
         if "error" in answer:
-            raise_reported(name, answer)
+            raise error_of(answer, name)
         if shard_id is not None:
             queue.report(shard_id, num_tokens(shard_id))
             queue.finish(shard_id)

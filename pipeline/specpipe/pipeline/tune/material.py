@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
-from specpipe.stages.process.stop_question import StopQuestion
+from specpipe.stages.process.stop import StopQuestion
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.samples.selection import evaluated, limit_tokens
 from specpipe.stages.train.data.dumps import TrainingDumps, located

@@ -10,7 +10,7 @@ from specpipe.schemas.errors import DivergedError, SpecpipeError, StoreError, Un
 from specpipe.schemas.records.checkpoint import TrainState
 from specpipe.schemas.records.dump import TextOrigin
 from specpipe.schemas.records.metrics import EvalMetrics, scalars
-from specpipe.stages.process.stop_question import StopQuestion
+from specpipe.stages.process.stop import StopQuestion
 from specpipe.stages.runs.checkpoint import latest_checkpoint
 from specpipe.stages.runs.folder import RunFolder
 from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch

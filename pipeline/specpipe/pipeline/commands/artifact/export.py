@@ -18,7 +18,7 @@ from specpipe.pipeline.terminal.options import (
 from specpipe.pipeline.terminal.settings import load_config
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.speedup import in_words
-from specpipe.stages.process.interrupt import stops_early
+from specpipe.stages.process.stop import stops_early
 
 if TYPE_CHECKING:
     from specpipe.stages.export.run import ExportResult

@@ -10,7 +10,7 @@ from specpipe.pipeline.terminal.flags import flag, flags_of
 from specpipe.pipeline.terminal.options import GroupedCommand, json_option, with_options
 from specpipe.pipeline.terminal.settings import load_config
 from specpipe.schemas.settings.stages import ValidateConfig
-from specpipe.stages.process.interrupt import stops_early
+from specpipe.stages.process.stop import stops_early
 
 _OPTIONS = flags_of(
     (ValidateConfig,),

@@ -22,7 +22,7 @@ from specpipe.pipeline.terminal.options import (
 from specpipe.pipeline.terminal.progress import progress
 from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.settings.stages import DumpConfig
-from specpipe.stages.process.interrupt import stops_early
+from specpipe.stages.process.stop import stops_early
 
 
 @click.command(cls=GroupedCommand, short_help="Run the target once and write its states to a dump.")

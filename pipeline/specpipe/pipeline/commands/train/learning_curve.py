@@ -9,7 +9,7 @@ from specpipe.schemas.errors import InputError
 from specpipe.schemas.records.checkpoint import TrainResult
 from specpipe.schemas.records.learning_curve import LearningCurve
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.process.interrupt import stops_early
+from specpipe.stages.process.stop import stops_early
 
 if TYPE_CHECKING:
     from specpipe.stages.runs.tau_rows import TauAt, TauByTokens

@@ -8,7 +8,7 @@ from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, 
 from specpipe.schemas.records.checkpoint import TrainResult
 from specpipe.schemas.records.dump import TextOrigin, canonical_sha256
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.process.stop_question import StopQuestion
+from specpipe.stages.process.stop import StopQuestion
 from specpipe.stages.runs.checkpoint import Checkpoint
 from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump

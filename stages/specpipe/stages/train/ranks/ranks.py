@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from specpipe.schemas import errors
 from specpipe.schemas.errors import ConfigError, SpecpipeError, UnfinishedError
 from specpipe.stages.process.device import choose_device
+from specpipe.stages.process.errors import error_of, error_record
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients are summed in pieces of this size."""
@@ -131,10 +131,13 @@ class Ranks:
             dist.all_reduce(flags, group=self.patient)
         if flags[0].any():
             owner = int(flags[0].nonzero()[0])
-            told = self._tell(json.dumps([type(error).__name__, str(error)]).encode(), owner)
+            record = {} if error is None else error_record(error)
+            told = self._tell(json.dumps(record).encode(), owner)
             if error is not None and owner == self.rank:
                 raise error
-            raise _alike(*json.loads(told)) from error
+            alike = error_of(json.loads(told), "another process")
+            alike.already_reported = True
+            raise alike from error
         if flags[1].any():
             return self._tell((reason or "").encode(), int(flags[1].nonzero()[0])).decode()
         return None
@@ -230,15 +233,6 @@ def _buckets(parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[Tensor]]
             bucket, num_bytes = [], 0
     if bucket:
         yield bucket
-
-
-def _alike(kind: str, text: str) -> SpecpipeError:
-    """The error of another rank, which says it."""
-    known = getattr(errors, kind, SpecpipeError)
-    is_ours = isinstance(known, type) and issubclass(known, SpecpipeError)
-    error = known(text) if is_ours else SpecpipeError(f"another process failed: {kind}: {text}")
-    error.already_reported = True
-    return error
 
 
 def _tensor(data: bytes) -> Tensor:

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -25,6 +24,7 @@ from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.schemas.extras import install_hint
 from specpipe.schemas.records.served import Counters, StepTime
 from specpipe.schemas.speedup import Schedule
+from specpipe.stages.process.parent import end_with_the_parent, with_this_parent
 from specpipe.stages.target.version_warning import VLLM, warn_untested
 from specpipe.stages.target.vllm.repairs.register import ENVIRONMENT
 from specpipe.stages.target.vllm.repairs.register import made as repairs_made
@@ -124,13 +124,12 @@ def _run_child(request: EngineRequest, folder: Path) -> EngineResult:
     (folder / "request.json").write_text(request.model_dump_json(), encoding="utf-8")
     with (
         (folder / "log").open("wb") as log,
-        # Nothing is written to its stdin: the pipe's end tells the child that we are gone.
         subprocess.Popen(
             [sys.executable, "-m", "specpipe.stages.validate.serve.engine", str(folder)],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(request),
+            env=with_this_parent(_environment(request)),
         ) as child,
     ):
         code = child.wait()
@@ -241,19 +240,8 @@ def _decode(llm: Any, request: EngineRequest, temperature: float) -> Decoded:
     )
 
 
-def _end_with_parent() -> None:
-    """End this process when stdin does, which is when the parent is gone, however it went."""
-
-    def watch() -> None:
-        while os.read(0, 4096):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main(arguments: Sequence[str]) -> None:
-    _end_with_parent()
+    end_with_the_parent()
     folder = Path(arguments[0])
     text = (folder / "request.json").read_text(encoding="utf-8")
     result = _serve(EngineRequest.model_validate(json.loads(text)))
