@@ -3,7 +3,6 @@
 A stage that is done does nothing when it runs again, so that whatever was killed is run again.
 """
 
-import hashlib
 import signal
 import time
 from collections.abc import Callable
@@ -12,10 +11,12 @@ from specpipe.pipeline.job.folder import JobFolder, update_stage
 from specpipe.pipeline.job.settings import JobSettings
 from specpipe.pipeline.job.stage_process import StageOutcome, StageProcess, is_unfinished
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
+from specpipe.schemas.records.artifact import ARTIFACT_FOLDER
 from specpipe.schemas.records.job_metrics import job_metrics
 from specpipe.schemas.records.job_state import REPORT_FILE, STAGES, JobError, JobState, StageName
 from specpipe.stages.process.stop import stop_question
 from specpipe.stages.runs.metric_rows import metric_rows
+from specpipe.stages.validate.record import artifact_sha256
 
 
 class StageFailedError(SpecpipeError):
@@ -69,7 +70,9 @@ class JobRunner:
             state = self._run_stage(state, name, lock)
         self._write_metrics()
         self._folder.write_state(
-            state.model_copy(update={"status": "succeeded", "artifact_sha256": self._sha256()})
+            state.model_copy(
+                update={"status": "succeeded", "artifact_sha256": self._artifact_sha256()}
+            )
         )
 
     def _run_stage(self, state: JobState, name: StageName, lock: int) -> JobState:
@@ -129,12 +132,7 @@ class JobRunner:
         self._folder.write_metrics([line.model_dump_json() for line in rows])
 
     def _stands(self, state: JobState) -> bool:
-        return self._sha256() == state.artifact_sha256
+        return self._artifact_sha256() == state.artifact_sha256
 
-    def _sha256(self) -> dict[str, str]:
-        """Of the artifact's files that exist."""
-        return {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in self._folder.artifact
-            if path.exists()
-        }
+    def _artifact_sha256(self) -> dict[str, str]:
+        return artifact_sha256(self._folder.path / ARTIFACT_FOLDER)

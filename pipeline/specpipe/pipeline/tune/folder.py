@@ -9,7 +9,7 @@ from pydantic import ValidationError as PydanticError
 
 from specpipe.pipeline.tune.clock import Clock
 from specpipe.schemas.base import Record
-from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
+from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.schemas.location import local_path
 from specpipe.schemas.records.checkpoint import CHECKPOINTS_FOLDER, CONFIG_FILE
 from specpipe.schemas.records.tune import (
@@ -25,7 +25,7 @@ from specpipe.schemas.records.tune import (
 )
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
-from specpipe.stages.runs.folder import MAY_CHANGE
+from specpipe.stages.runs.folder import check_same
 from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.storage.store.lock import locked
 from specpipe.stages.untrusted.files import read_file
@@ -73,17 +73,7 @@ class TuneFolder:
         now = config.without_credentials().flat("json")
         # A setting that is newer than the plan counts where it is given.
         known = plan.config.keys() | config.flat_fields_set
-        differing = [
-            name
-            for name in now
-            if name in known - MAY_CHANGE and plan.config.get(name) != now[name]
-        ]
-        if differing:
-            changes = ", ".join(f"{n}: {plan.config.get(n)!r} -> {now[n]!r}" for n in differing)
-            raise IdentityError(
-                f"{self.path} holds a search with other settings ({changes}); use another --out,"
-                " or the same settings to continue it"
-            )
+        check_same(f"{self.path} holds a search", plan.config, now, known)
         return plan
 
     def score(self, trial: int, rung: int) -> TrialScore | None:

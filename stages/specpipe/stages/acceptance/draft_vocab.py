@@ -53,18 +53,19 @@ class VocabMap:
         if (d2t.dtype, t2d.dtype, d2t.ndim, t2d.ndim) != (torch.int64, torch.bool, 1, 1):
             raise IntegrityError("d2t is no list of integers, or t2d no list of booleans")
         target_ids_D = d2t + torch.arange(len(d2t))
-        if len(target_ids_D) and not (
-            int(target_ids_D.min()) >= 0
-            and int(target_ids_D.max()) < len(t2d)
-            and bool((target_ids_D.diff() > 0).all())
-        ):
+        if bool(((target_ids_D < 0) | (target_ids_D >= len(t2d))).any()):
             raise IntegrityError(
-                "d2t does not hold ascending target ids inside the vocabulary "
-                "(it must hold offsets: target id minus draft id)"
+                f"d2t leads outside the vocabulary of {len(t2d)}: it must hold offsets (target id"
+                " minus draft id), not target ids"
             )
+        if not bool((target_ids_D.diff() > 0).all()):
+            raise IntegrityError("d2t does not hold ascending target ids (d2t[i] + i)")
         vocab = cls(target_ids_D, len(t2d))
-        if not torch.equal(vocab.t2d, t2d):
-            raise IntegrityError("d2t and t2d do not describe the same draft vocabulary")
+        if num_other := int((vocab.t2d != t2d).sum()):
+            raise IntegrityError(
+                "d2t and t2d do not describe the same draft vocabulary:"
+                f" {num_other} tokens are in one map only"
+            )
         return vocab
 
 

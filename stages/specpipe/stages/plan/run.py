@@ -1,7 +1,6 @@
 """`specpipe plan`: what a dump holds and takes, before anything is spent. Nothing is written."""
 
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from specpipe.stages.plan.dump_size import DumpSize, TargetFiles, dump_sizes
 from specpipe.stages.plan.training_memory import TrainerMemory, trainer_memory
 from specpipe.stages.storage.records import parse_index
 from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.target.files.fetched import fetched
 from specpipe.stages.target.files.identity import load_config
 from specpipe.stages.target.files.location import CONFIG_FILE, local_folder, tokenizer_files
 from specpipe.stages.target.files.quantised import missing_package
@@ -147,10 +147,8 @@ def estimate_dump(url: str) -> Estimate:
         memory = trainer_memory(source, identity, recipe.config, trust_remote_code=False)
     else:
         target = TargetFiles(len(sizes), sum(sizes.values()))
-        with tempfile.TemporaryDirectory() as local:
-            config = folder.read(f"{TARGET_FOLDER}/{CONFIG_FILE}")
-            (Path(local) / CONFIG_FILE).write_bytes(config)
-            memory = trainer_memory(Path(local), identity, recipe.config, trust_remote_code=False)
+        with fetched(folder.child(TARGET_FOLDER).read, [CONFIG_FILE]) as local:
+            memory = trainer_memory(local, identity, recipe.config, trust_remote_code=False)
     return _estimate(identity, plan, rejections, target, (recipe, memory))
 
 

@@ -1,6 +1,7 @@
 """The folder of a training run: its lock, its configuration, its metrics."""
 
 import json
+from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -63,15 +64,7 @@ class RunFolder:
         begun = self.read_config()
         before, now = begun.flat(), config.without_credentials().flat()
         known = begun.flat_fields_set | (now.keys() - {"preset"})
-        differing = [
-            f for f in now if f in _set_of(config) & known - MAY_CHANGE and now[f] != before.get(f)
-        ]
-        if differing:
-            changes = ", ".join(f"{f}: {before.get(f)!r} -> {now[f]!r}" for f in differing)
-            raise IdentityError(
-                f"{self.path} holds a run with other settings ({changes});"
-                " use another --out, or the same settings to continue it"
-            )
+        check_same(f"{self.path} holds a run", before, now, _set_of(config) & known)
 
     def begun(self) -> bytes:
         """The settings that the run here began with, as JSON; nothing where none is here."""
@@ -105,6 +98,24 @@ class RunFolder:
                 file.write(_as_line(row))
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_same(
+    what: str, before: Mapping[str, Any], now: Mapping[str, Any], compared: Set[str]
+) -> None:
+    """Raise IdentityError, beginning with `what`, where one of the `compared` settings that a
+    resume may not change is another one now."""
+    names = [name for name in now if name in compared - MAY_CHANGE]
+    changes = ", ".join(
+        f"{name}: {before.get(name)!r} -> {now[name]!r}"
+        for name in names
+        if now[name] != before.get(name)
+    )
+    if changes:
+        raise IdentityError(
+            f"{what} with other settings ({changes}); use another --out, or the same settings to"
+            " continue it"
+        )
 
 
 def continued(config: TrainConfig, begun: bytes) -> TrainConfig:

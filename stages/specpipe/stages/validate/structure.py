@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.drafters.base import DrafterShape
-from specpipe.schemas.errors import SpecpipeError
+from specpipe.schemas.errors import IntegrityError, SpecpipeError
 from specpipe.schemas.records.artifact import CONFIG_FILE, EMBEDDING, LM_HEAD, MODEL_TENSORS_FILE
 from specpipe.schemas.records.validation import StructureFindings
+from specpipe.stages.acceptance.draft_vocab import VocabMap
 from specpipe.stages.drafters.artifact import ArtifactFiles, other_weights
 from specpipe.stages.drafters.artifact_format import Format, TargetFacts
 from specpipe.stages.drafters.reading import format_of
@@ -136,25 +137,8 @@ def tensor_problems(
         elif kind == "float" and not bool(torch.isfinite(tensor).all()):
             problems.append(f"tensor {name} holds NaN or infinity")
     if sound and "d2t" in tensors and "t2d" in tensors:
-        problems += _vocabulary(tensors["d2t"], tensors["t2d"])
+        try:
+            VocabMap.from_tensors(tensors)
+        except IntegrityError as error:
+            problems.append(str(error))
     return problems
-
-
-def _vocabulary(d2t_D: Tensor, t2d_V: Tensor) -> list[str]:
-    """d2t holds offsets (target id minus draft id) that ascend, and t2d marks the same tokens."""
-    target_ids_D = d2t_D + torch.arange(len(d2t_D))
-    if int(target_ids_D.min()) < 0 or int(target_ids_D.max()) >= len(t2d_V):
-        return [
-            f"d2t leads outside the vocabulary of {len(t2d_V)}: it must hold offsets (target id"
-            " minus draft id), not target ids"
-        ]
-    if not bool((target_ids_D.diff() > 0).all()):
-        return ["d2t: target ids (d2t[i] + i) must ascend without repetition"]
-    marked = torch.zeros_like(t2d_V)
-    marked[target_ids_D] = True
-    if not torch.equal(marked, t2d_V):
-        return [
-            f"d2t and t2d disagree: {int((marked != t2d_V).sum())} tokens are in one map only"
-            " (does d2t hold offsets, target id minus draft id?)"
-        ]
-    return []

@@ -102,6 +102,14 @@ def head_sizes(config: PreTrainedConfig) -> list[int]:
     return sorted(set(given))
 
 
+def cached_numbers(config: PreTrainedConfig, num_layers: int) -> int:
+    """Numbers of a token's keys and values in so many layers; of heads of several widths, the
+    widest."""
+    model = config.get_text_config(decoder=True)
+    heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
+    return int(2 * num_layers * heads * max(head_sizes(config)))
+
+
 def weights_sha256(folder: Path) -> str:
     """Hash over name, dtype, shape and bytes of every tensor, however they are split into files."""
     tensors = sorted(

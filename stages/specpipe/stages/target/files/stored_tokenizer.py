@@ -1,13 +1,11 @@
 """The target's tokenizer, from a dump."""
 
-import tempfile
-from pathlib import Path
-
 from transformers import PreTrainedTokenizerBase
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.dump import TARGET_FOLDER
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.files.fetched import fetched
 from specpipe.stages.target.files.location import CONFIG_FILE, TEKKEN_FILE, TOKENIZER_FILES
 from specpipe.stages.target.files.tokenizer import load_tokenizer
 
@@ -18,10 +16,8 @@ def stored_tokenizer(dump: Dump) -> PreTrainedTokenizerBase | None:
     names = [name for name in target.list() if name in (*TOKENIZER_FILES, TEKKEN_FILE)]
     if not names:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        for name in [*names, CONFIG_FILE]:
-            (Path(folder) / name).write_bytes(dump.target_file(name))
+    with fetched(dump.target_file, [*names, CONFIG_FILE]) as folder:
         try:
-            return load_tokenizer(Path(folder), what="the dump's target")
+            return load_tokenizer(folder, what="the dump's target")
         except ConfigError:
             return None

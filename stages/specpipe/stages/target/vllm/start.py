@@ -8,7 +8,7 @@ import torch
 from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.schemas.records.dump import DumpIdentity
 from specpipe.schemas.settings.stages import DumpConfig
-from specpipe.stages.target.files.identity import head_sizes, load_config, read_config
+from specpipe.stages.target.files.identity import cached_numbers, load_config, read_config
 from specpipe.stages.target.files.location import local_folder
 from specpipe.stages.target.vllm.arena import ArenaAddress
 from specpipe.stages.target.vllm.plugin import CAPTURE
@@ -140,9 +140,7 @@ def _cache_bytes(
         local_folder(config.target, config.revision, with_code=config.trust_remote_code),
         trust_remote_code=config.trust_remote_code,
     )
-    model = whole.get_text_config(decoder=True)
-    kv_heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
-    numbers = 2 * identity.target.num_layers * kv_heads * max(head_sizes(whole))
+    numbers = cached_numbers(whole, identity.target.num_layers)
     numbers += len(captured) * identity.target.hidden_size
     itemsize = getattr(torch, identity.compute_dtype).itemsize
     tokens = max(2 * config.batch_tokens, longest + 1)

@@ -17,7 +17,7 @@ from specpipe.stages.acceptance.replay import expected_rounds
 from specpipe.stages.drafters.contract import Proposal
 from specpipe.stages.drafters.reading import read_artifact
 from specpipe.stages.drafters.registry import drafter_kind
-from specpipe.stages.target.files.identity import architecture_of, load_config
+from specpipe.stages.target.files.identity import architecture_of, cached_numbers, load_config
 from specpipe.stages.target.files.location import local_folder
 from specpipe.stages.target.vllm.support.servable import servable
 from specpipe.stages.validate.drafted_text import text_spans
@@ -140,12 +140,8 @@ def _cache_bytes(
 
     An engine left to itself takes most of the machine's memory.
     """
-    text = model.get_text_config(decoder=True)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    per_token: int = (
-        2 * (text.num_hidden_layers + drafter_layers) * heads * head_dim * BYTES_PER_VALUE
-    )
+    num_layers = model.get_text_config(decoder=True).num_hidden_layers + drafter_layers
+    per_token = cached_numbers(model, num_layers) * BYTES_PER_VALUE
     # Blocks are filled in part only, and drafts need room beyond the text.
     return max(LEAST_CACHE_BYTES, num_prompts * (num_tokens + SPARE_TOKENS) * per_token)
 
