@@ -18,11 +18,9 @@ from pathlib import Path
 import pytest
 
 from specpipe.schemas.errors import ConfigError, UnfinishedError
-from specpipe.schemas.records.checkpoint import LoggerRecord
 from specpipe.schemas.records.metrics import scalars
 from specpipe.schemas.settings.train import LoggerName, TrainConfig
 from specpipe.stages.train.loggers.opening import open_loggers
-from specpipe.stages.train.loggers.records import read_records
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig, read_metrics
@@ -82,7 +80,7 @@ def test_a_run_that_is_stopped_twice_is_one_run_without_gaps(
     same_history(history(name, folder), expected(folder))
 
 
-def test_a_run_that_is_killed_reports_no_step_twice(
+def test_a_run_that_is_killed_is_reported_again_from_its_checkpoint(
     name: str, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config(
@@ -100,30 +98,10 @@ def test_a_run_that_is_killed_reports_no_step_twice(
     reported, wanted = history(name, folder), expected(folder)
     for key in wanted:
         steps = [step for step, _ in reported[key]]
-        assert len(set(steps)) == len(steps), (key, steps)
+        if name == "tensorboard":
+            assert len(set(steps)) == len(steps), (key, steps)
         # What waited to be sent when the process died may be missing; all that came after is not.
         assert {step for step, _ in wanted[key]} - set(steps) <= {3, 4, 5}, (key, steps)
-
-
-def test_an_evaluation_that_is_made_again_is_reported_once(
-    name: str, make_config: MakeConfig
-) -> None:
-    # An evaluation of several batches, in which the time limit falls.
-    config = make_config(log=name, log_project="tests", pack_tokens=110, max_steps=3, eval_every=2)
-
-    def die_after_evaluation(_step: int, _total: int, figures: dict[str, float]) -> None:
-        if "tau" in figures:
-            raise ZeroDivisionError
-
-    for _ in range(2):
-        with pytest.raises(UnfinishedError):
-            run(config.model_copy(update={"time_limit": 1e-6}))
-    with pytest.raises(ZeroDivisionError):
-        run(config, progress=die_after_evaluation)
-    run(config)
-    folder = Path(config.out)
-    assert [row["step"] for row in read_metrics(folder)] == [0, 1, 2, 2, 3, 3]
-    same_history(history(name, folder), expected(folder))
 
 
 def test_no_secret_reaches_a_logger(name: str, tmp_path: Path) -> None:
@@ -139,7 +117,7 @@ def test_no_secret_reaches_a_logger(name: str, tmp_path: Path) -> None:
         "from specpipe.stages.train.loggers.reports import Reports;"
         "config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_text());"
         "reports = Reports();\n"
-        "with open_loggers(config, Path(config.out), -1, {}, reports):\n"
+        "with open_loggers(config, Path(config.out), -1, reports):\n"
         "    reports.add({'step': 1, 'draft_loss': 1.5})"
     )
     secret = "https://me:hunter2@host/x"
@@ -210,28 +188,17 @@ def wandb_services() -> list[int]:
     return found
 
 
-def test_a_logger_left_out_for_a_while_gets_what_comes_after(
+def test_loggers_that_are_left_out_are_not_forgotten(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    pytest.importorskip("wandb")
-    folder = tmp_path / "run"
-    folder.mkdir()
-
-    def write_rows(steps: range) -> None:
-        rows = [json.dumps({"step": step, "draft_loss": 1.0}) for step in steps]
-        (folder / "metrics.jsonl").write_text("\n".join(rows))
-
-    opened = LoggerRecord(run_id="x", step=2, evaluation=0)
-    (folder / "loggers.json").write_text(json.dumps({"wandb": opened.model_dump()}))
-    write_rows(range(1, 8))
-    records = read_records(folder)
-    assert (records["wandb"].step, records["wandb"].evaluation) == (7, 0)
-    config = make_config(out=str(folder), log=())
-    with open_loggers(config, folder, 5, records, Reports()):
-        write_rows(range(1, 21))
-    # Nobody reported to W&B up to step 20: it stands where it stood.
-    assert read_records(folder)["wandb"].step == 7
-    assert read_records(folder)["wandb"].run_id == "x"
+    """loggers.json of an earlier version, too."""
+    pytest.importorskip("tensorboard")
+    (tmp_path / "loggers.json").write_text('{"wandb": {"run_id": "x", "step": 2}, "mlflow": "y"}')
+    config = make_config(out=str(tmp_path), log="tensorboard")
+    with open_loggers(config, tmp_path, 5, Reports()):
+        pass
+    known = json.loads((tmp_path / "loggers.json").read_text())
+    assert known == {"wandb": "x", "mlflow": "y", "tensorboard": "tensorboard"}
 
 
 def test_every_logger_has_its_module_and_its_extra() -> None:

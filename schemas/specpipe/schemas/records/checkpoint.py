@@ -10,7 +10,7 @@ RUN/
     step-...-unevaluated/  the same, before the evaluation at this step
   result.json            the TrainResult, once the run is complete
   latest, best           names of checkpoints
-  loggers.json           a LoggerRecord for each logger that the run has reported to
+  loggers.json           what each logger that the run has reported to calls it
 """
 
 from pydantic import Field
@@ -80,23 +80,6 @@ class TrainState(Sealed):
     """Seconds of it in which training waited for data."""
     files_sha256: dict[str, str]
     """sha256 of every other file of the checkpoint."""
-
-
-class LoggerRecord(Record):
-    """What a logger calls a run, and how far the run has been reported to it."""
-
-    run_id: str
-    step: int = -1
-    """The last step that it has a row of."""
-    evaluation: int = -1
-    """The last step that it has an evaluation of."""
-    is_open: bool = True
-    """Whether it is, or was at the last run's end, being reported to."""
-
-    def up_to(self, step: int) -> "LoggerRecord":
-        """Without what was reported of later steps."""
-        seen = {"step": min(self.step, step), "evaluation": min(self.evaluation, step)}
-        return self.model_copy(update=seen)
 
 
 class RunRecipe(Record):

@@ -3,6 +3,7 @@
 Legend: V target vocabulary, D draft vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,7 +48,7 @@ class VocabMap:
         return {"d2t": self.d2t, "t2d": self.t2d}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "VocabMap":
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "VocabMap":
         """From d2t and t2d; raises IntegrityError where they are not one consistent map."""
         d2t, t2d = tensors["d2t"], tensors["t2d"]
         if (d2t.dtype, t2d.dtype, d2t.ndim, t2d.ndim) != (torch.int64, torch.bool, 1, 1):

@@ -32,7 +32,6 @@ from specpipe.stages.train.data.dumps import (
     located,
 )
 from specpipe.stages.train.loggers.opening import check_loggers, open_loggers
-from specpipe.stages.train.loggers.records import read_records
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.loop import Loop, Progress
 from specpipe.stages.train.memory import enough_memory
@@ -82,7 +81,6 @@ def run(
         checkpoint_path = Path(latest.decode()) if latest else None
         reports = Reports()
         with ranks.together(), enough_memory("as the drafter is made"):
-            records = read_records(folder.path)
             loop, recipe = _prepare(
                 config, folder, checkpoint_path, ranks, reports, should_stop, progress
             )
@@ -91,7 +89,7 @@ def run(
                 folder.write_config(located(recipe.config))
                 folder.cut_metrics(loop.state)
                 step = -1 if checkpoint_path is None else loop.state.step
-                held.enter_context(open_loggers(recipe.config, folder.path, step, records, reports))
+                held.enter_context(open_loggers(recipe.config, folder.path, step, reports))
         if tell is not None:
             tell(recipe)
         result = _result(recipe, folder, loop.run())

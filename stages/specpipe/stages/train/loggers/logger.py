@@ -17,7 +17,8 @@ class Session:
     settings: Mapping[str, Any]
     """The resolved configuration, without credentials."""
     step: int
-    """Optimiser steps that stand; what comes is of later steps (-1: not even an evaluation)."""
+    """Optimiser steps that stand; what comes is of later steps (-1: not even an evaluation), of
+    which a run that was killed may have reported some already."""
     run_id: str | None
     """What the logger called this run when it was opened before."""
 
@@ -27,8 +28,6 @@ class Logger(Protocol):
 
     run_id: str
     """What the service calls the run, to continue it by."""
-    takes_back: bool
-    """Whether opening withdrew what had been reported of steps after `Session.step`."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Report values of a step; steps come in order, and a step may come twice."""

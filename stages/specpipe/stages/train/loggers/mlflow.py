@@ -13,8 +13,6 @@ from specpipe.stages.train.loggers.logger import Session
 class Mlflow:
     """A run of the experiment that is called as the project."""
 
-    takes_back = False
-
     def __init__(self, session: Session) -> None:
         # The client and not the fluent interface, which records the command line by itself.
         self._client = MlflowClient()

@@ -1,18 +1,22 @@
 """Opening the loggers that a run asks for, before its first step."""
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated, Any
 
-from specpipe.schemas.errors import ConfigError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.schemas.extras import install_hint
-from specpipe.schemas.records.checkpoint import LoggerRecord
+from specpipe.schemas.records.checkpoint import LOGGERS_FILE
 from specpipe.schemas.settings.train import LoggerName, TrainConfig
+from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.train.loggers.logger import Logger, Session
-from specpipe.stages.train.loggers.records import Records, write_records
 from specpipe.stages.train.loggers.reports import Reports
+from specpipe.stages.untrusted.files import read_file
 
 _CLASSES: dict[LoggerName, str] = {
     "tensorboard": "TensorBoard",
@@ -20,6 +24,14 @@ _CLASSES: dict[LoggerName, str] = {
     "trackio": "Trackio",
     "mlflow": "Mlflow",
 }
+
+
+def _run_id(record: Any) -> Any:
+    """Earlier versions wrote an object beside it."""
+    return record.get("run_id") if isinstance(record, dict) else record
+
+
+_RUN_IDS = TypeAdapter(dict[str, Annotated[str, BeforeValidator(_run_id)]])
 
 
 def check_loggers(names: Iterable[LoggerName]) -> None:
@@ -33,32 +45,40 @@ def check_loggers(names: Iterable[LoggerName]) -> None:
 
 
 @contextmanager
-def open_loggers(
-    config: TrainConfig, folder: Path, step: int, records: Records, reports: Reports
-) -> Iterator[None]:
+def open_loggers(config: TrainConfig, folder: Path, step: int, reports: Reports) -> Iterator[None]:
     """Let `reports` go to the loggers of `config.log`, each on its old run where there is one.
 
     `step` is the one that training goes on from (-1: from the beginning). Raises ConfigError where
     a logger refuses to open. Leaving by an error leaves the run unfinished for them, too.
     """
     finished = False
-    names: dict[str, str] = {}
+    run_ids = _read_run_ids(folder)
     try:
         for name in config.log:
-            record = records.get(name)
-            logger = _opened(name, config, folder, step, record)
-            reports.to(name, logger, record, step)
-            names[name] = logger.run_id
-        if records or names:
-            write_records(folder, _now_open(records, names))
+            logger = _opened(name, config, folder, step, run_ids.get(name))
+            reports.to(name, logger)
+            run_ids[name] = logger.run_id
+        if config.log:
+            write_file(folder / LOGGERS_FILE, _RUN_IDS.dump_json(run_ids, indent=2))
         yield
         finished = True
     finally:
         reports.close(finished=finished)
 
 
+def _read_run_ids(folder: Path) -> dict[str, str]:
+    """What each logger calls the run, also those that are left out now."""
+    path = folder / LOGGERS_FILE
+    if not path.exists():
+        return {}
+    try:
+        return _RUN_IDS.validate_json(read_file(path))
+    except ValidationError as error:
+        raise IntegrityError(f"{path} is damaged ({error}); remove it to report anew") from None
+
+
 def _opened(
-    name: LoggerName, config: TrainConfig, folder: Path, step: int, record: LoggerRecord | None
+    name: LoggerName, config: TrainConfig, folder: Path, step: int, run_id: str | None
 ) -> Logger:
     session = Session(
         folder=folder,
@@ -66,7 +86,7 @@ def _opened(
         name=config.log_name or folder.resolve().name,
         settings=config.without_credentials().model_dump(mode="json"),
         step=step,
-        run_id=None if record is None else record.run_id,
+        run_id=run_id,
     )
     try:
         module = importlib.import_module(f"specpipe.stages.train.loggers.{name}")
@@ -77,15 +97,3 @@ def _opened(
             f" {name} out of --log"
         ) from error
     return logger
-
-
-def _now_open(records: Records, names: Mapping[str, str]) -> Records:
-    """The records of a run that reports to the loggers of `names`, which call it so."""
-    before = {name: r.model_copy(update={"is_open": False}) for name, r in records.items()}
-    now = {
-        name: before.get(name, LoggerRecord(run_id=run_id)).model_copy(
-            update={"run_id": run_id, "is_open": True}
-        )
-        for name, run_id in names.items()
-    }
-    return before | now

@@ -13,8 +13,6 @@ FLUSH_SECONDS = 15
 class TensorBoard:
     """Scalars by step. What was written of steps that are repeated is withdrawn by a mark."""
 
-    takes_back = True
-
     def __init__(self, session: Session) -> None:
         self.run_id = FOLDER
         self._writer = SummaryWriter(

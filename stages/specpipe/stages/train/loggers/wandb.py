@@ -10,8 +10,6 @@ from specpipe.stages.train.loggers.logger import Session
 class WeightsAndBiases:
     """One row per report, over the field `step`: a step and its evaluation are two rows."""
 
-    takes_back = False
-
     def __init__(self, session: Session) -> None:
         # The command line, the code and the environment stay out: they may hold a secret.
         settings = wandb.Settings(
