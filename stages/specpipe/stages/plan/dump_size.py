@@ -7,7 +7,7 @@ figures, and taken for alike in the others.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -221,17 +221,8 @@ def _stored(
     stored, offset, row_offset = [], 0, 0
     for sample in samples:
         crcs = random.integers(2**32, size=len(arrays)).tolist()
-        fields: dict[str, Any] = {
-            name: getattr(sample, name) for name in PlannedSample.__dataclass_fields__
-        }
-        stored.append(
-            StoredSample(
-                **fields,
-                offset=offset,
-                row_offset=row_offset,
-                crc32c=dict(zip(arrays, crcs, strict=True)),
-            )
-        )
+        crc32c = dict(zip(arrays, crcs, strict=True))
+        stored.append(StoredSample.at(sample, offset, row_offset, crc32c))
         offset += sample.size
         row_offset += sample.most_rows
     return stored

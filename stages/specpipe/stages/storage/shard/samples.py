@@ -5,7 +5,7 @@ Legend: T tokens, V vocabulary.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -65,16 +65,7 @@ class PlannedSample:
 
     @classmethod
     def of(cls, sample: Sample) -> "PlannedSample":
-        return cls(
-            sample_id=sample.sample_id,
-            prompt_id=sample.prompt_id,
-            multiplicity=sample.multiplicity,
-            source=sample.source,
-            input_ids=sample.input_ids,
-            loss_mask=sample.loss_mask,
-            metadata=sample.metadata,
-            max_new_tokens=sample.max_new_tokens,
-        )
+        return cls(sample.sample_id, sample.prompt_id, **_values(sample, Sample))
 
     @property
     def num_tokens(self) -> int:
@@ -107,6 +98,18 @@ class StoredSample(PlannedSample):
     crc32c: dict[str, int] = field(default_factory=dict)
     """Of its rows of each array, as they are stored but for compression."""
 
+    @classmethod
+    def at(
+        cls, sample: PlannedSample, offset: int, row_offset: int, crc32c: dict[str, int]
+    ) -> "StoredSample":
+        places: dict[str, Any] = {"offset": offset, "row_offset": row_offset, "crc32c": crc32c}
+        return cls(**_values(sample, PlannedSample), **places)
+
+
+def _values(sample: Sample | PlannedSample, kind: type[Sample | PlannedSample]) -> dict[str, Any]:
+    """The fields that a sample has as one of this kind."""
+    return {field.name: getattr(sample, field.name) for field in fields(kind)}
+
 
 def plan_to_parquet(samples: Sequence[PlannedSample]) -> bytes:
     return _to_parquet([_planned_row(sample) for sample in samples], _PLANNED)
@@ -114,7 +117,7 @@ def plan_to_parquet(samples: Sequence[PlannedSample]) -> bytes:
 
 def plan_from_parquet(data: bytes, where: str) -> list[PlannedSample]:
     """Raises IntegrityError, naming `where`, if the data is no plan."""
-    return [PlannedSample(**_fields(row)) for row in _rows(data, _PLANNED, _bounds(None), where)]
+    return [_planned(row) for row in _rows(data, _PLANNED, _bounds(None), where)]
 
 
 def samples_to_parquet(samples: Sequence[StoredSample], arrays: Sequence[str]) -> bytes:
@@ -146,12 +149,8 @@ def samples_from_parquet(
             raise IntegrityError(
                 f"{where}: sample {row['sample_id']} does not begin where the one before it ends"
             )
-        sample = StoredSample(
-            **_fields(row),
-            offset=offset,
-            row_offset=row_offset,
-            crc32c={array: row[_crc_column(array)] for array in arrays},
-        )
+        crcs = {array: row[_crc_column(array)] for array in arrays}
+        sample = StoredSample.at(_planned(row), offset, row_offset, crcs)
         if row["num_rows"] != sample.num_rows:
             raise IntegrityError(
                 f"{where}: sample {sample.sample_id} has {row['num_rows']} verifier rows but its "
@@ -240,17 +239,11 @@ def _crc_column(array: str) -> str:
 
 
 def _planned_row(sample: PlannedSample) -> dict[str, Any]:
-    return {
-        "sample_id": sample.sample_id,
-        "prompt_id": sample.prompt_id,
-        "multiplicity": sample.multiplicity,
+    return _values(sample, PlannedSample) | {
         "num_tokens": sample.num_tokens,
         "source_file": sample.source.file,
         "source_line": sample.source.line,
-        "input_ids": sample.input_ids,
-        "loss_mask": sample.loss_mask,
         "metadata": json.dumps(sample.metadata, sort_keys=True, ensure_ascii=False),
-        "max_new_tokens": sample.max_new_tokens,
     }
 
 
@@ -299,14 +292,6 @@ def _check(row: dict[str, Any], where: str) -> None:
     row["metadata"] = parse_object(row["metadata"], f"{sample}: its metadata")
 
 
-def _fields(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "sample_id": row["sample_id"],
-        "prompt_id": row["prompt_id"],
-        "multiplicity": row["multiplicity"],
-        "source": Source(row["source_file"], row["source_line"]),
-        "input_ids": row["input_ids"],
-        "loss_mask": row["loss_mask"],
-        "metadata": row["metadata"],
-        "max_new_tokens": row["max_new_tokens"],
-    }
+def _planned(row: dict[str, Any]) -> PlannedSample:
+    given = {field.name: row[field.name] for field in fields(PlannedSample) if field.name in row}
+    return PlannedSample(source=Source(row["source_file"], row["source_line"]), **given)

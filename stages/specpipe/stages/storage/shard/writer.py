@@ -100,21 +100,7 @@ class ShardWriter:
         for at, layer in enumerate(self._identity.layers):
             columns[aux_array(layer)] = aux_TLH[:, at]
         crcs = {name: array.append(columns[name]) for name, array in self._arrays.items()}
-        self._samples.append(
-            StoredSample(
-                sample_id=sample.sample_id,
-                prompt_id=sample.prompt_id,
-                multiplicity=sample.multiplicity,
-                source=sample.source,
-                input_ids=sample.input_ids,
-                loss_mask=sample.loss_mask,
-                metadata=sample.metadata,
-                max_new_tokens=sample.max_new_tokens,
-                offset=self._num_tokens,
-                row_offset=self._num_rows,
-                crc32c=crcs,
-            )
-        )
+        self._samples.append(StoredSample.at(sample, self._num_tokens, self._num_rows, crcs))
         self._num_tokens += sample.num_tokens
         self._num_rows += sample.num_rows
 
