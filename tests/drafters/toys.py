@@ -89,7 +89,12 @@ def bf16(x: Tensor) -> "np.ndarray[Any, np.dtype[np.uint16]]":
 
 
 def random_sample(
-    loss_mask: Sequence[int], lm_head_VH: Tensor, seed: int, weight: float = 1.0
+    loss_mask: Sequence[int],
+    lm_head_VH: Tensor,
+    seed: int,
+    weight: float = 1.0,
+    *,
+    num_aux: int = L,
 ) -> DrafterSample:
     """Random states; log Z, log-probabilities and argmax are the verifier's on all of V."""
     generator = torch.Generator().manual_seed(seed)
@@ -103,7 +108,7 @@ def random_sample(
         input_ids=input_ids.to(torch.int32).numpy(),
         loss_mask=np.array(loss_mask, dtype=np.uint8),
         states=SampleStates(
-            aux_TLH=bf16(torch.randn(T, L, H, generator=generator)),
+            aux_TLH=bf16(torch.randn(T, num_aux, H, generator=generator)),
             final_SH=bf16(final_SH),
             logz_S=torch.logsumexp(logits_SV, dim=-1).float().numpy(),
             token_logprob_S=logprobs_SV.gather(1, next_S[:, None])[:, 0].float().numpy(),

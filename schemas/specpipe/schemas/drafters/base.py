@@ -14,6 +14,8 @@ class DrafterSettings(Config):
 
     most_draft_tokens: ClassVar[int] = 7
     """The largest K (`num_heads`)."""
+    of_training: ClassVar[frozenset[str]] = frozenset()
+    """Settings of its training alone, which an artifact to go on from does not decide."""
 
     short_names: ClassVar[Mapping[str, str]] = {}
     """Of its switches, in a narrow table."""

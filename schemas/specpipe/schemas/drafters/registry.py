@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
 from specpipe.schemas.drafters.dflash import DFlashSettings, DFlashShape
 from specpipe.schemas.drafters.eagle3 import Eagle3Settings, Eagle3Shape
+from specpipe.schemas.drafters.peagle import PeagleSettings, PeagleShape
 
 GROUP = "specpipe.drafters"
 
@@ -36,6 +37,7 @@ DEFAULT = "eagle3"
 KINDS: Mapping[str, Kind] = {
     "eagle3": _Own(Eagle3Settings, Eagle3Shape),
     "dflash": _Own(DFlashSettings, DFlashShape),
+    "peagle": _Own(PeagleSettings, PeagleShape),
 }
 
 

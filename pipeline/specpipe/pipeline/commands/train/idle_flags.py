@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 
-from specpipe.schemas.drafters.registry import settings_fields
+from specpipe.schemas.drafters.registry import KINDS, settings_fields
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.train import TrainConfig
 
@@ -43,7 +43,8 @@ _COUNTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "shard": (lambda _: "WORLD_SIZE" in os.environ, "the processes of torchrun"),
     **{
         name: (_fresh, "drafters without init_from, whose artifact decides it")
-        for name in settings_fields()
+        for name, kinds in settings_fields().items()
+        if not any(name in KINDS[kind].settings.of_training for kind in kinds)
     },
     "draft_vocab_by": (
         lambda c: _fresh(c) and c.draft_vocab_file is None,

@@ -11,7 +11,7 @@ from specpipe.stages.drafters.parts.attention.chain import chain_attention
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.rotary import CosSin
 from specpipe.stages.drafters.parts.attention.self_attention import KeyValue, Projections
-from specpipe.stages.drafters.parts.eagle_layer import EagleLayer
+from specpipe.stages.drafters.parts.eagle.layer import EagleLayer
 
 
 class Layer(EagleLayer):

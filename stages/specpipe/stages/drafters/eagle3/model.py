@@ -18,8 +18,8 @@ from specpipe.stages.drafters.eagle3.layer import Layer
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.rotary import Rotary
 from specpipe.stages.drafters.parts.attention.self_attention import KeyValue
+from specpipe.stages.drafters.parts.eagle.first_step import first_step, runner
 from specpipe.stages.drafters.parts.embedding import FrozenEmbedding
-from specpipe.stages.drafters.parts.first_step import first_step, runner
 from specpipe.stages.drafters.parts.norm import RMSNorm
 from specpipe.stages.samples.batch import Batch
 

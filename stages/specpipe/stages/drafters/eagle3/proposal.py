@@ -15,7 +15,7 @@ A attention heads, E head size, C steps of a chain, D draft vocabulary, V vocabu
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafters.parts.plain_eagle import PlainEagle
+from specpipe.stages.drafters.parts.eagle.plain import PlainEagle
 
 Keys = list[tuple[Tensor, Tensor]]
 """(key, value) of each step of a layer: of step 1 [P, A, E] at all positions, then [N, A, E]."""

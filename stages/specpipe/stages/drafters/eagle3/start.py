@@ -8,7 +8,7 @@ from torch import Tensor
 
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.eagle3.model import Eagle3
-from specpipe.stages.drafters.eagle3.warm_start import warm_start
+from specpipe.stages.drafters.parts.eagle.warm_start import warm_start
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.target_tensors import StoredTarget
 
@@ -29,4 +29,4 @@ def initialise(
             model.norm.weight.copy_(target.final_scale_H)
         model.lm_head.weight.copy_(rows_DH.float())
     if config.warm_start is not None:
-        warm_start(model, config.warm_start, dump)
+        warm_start(model, model.shape, config.warm_start, dump)

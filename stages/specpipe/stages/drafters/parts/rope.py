@@ -105,6 +105,13 @@ def rope_problems(rope: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The rope as engines before transformers 5 read it, beside `rope_theta`."""
+    if rope.get("rope_type", "default") == "default":
+        return None
+    return {key: value for key, value in rope.items() if key != "rope_theta"}
+
+
 def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and 0 < value < float("inf")
 

@@ -4,7 +4,10 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.records.artifact import EMBEDDING
 from specpipe.stages.drafters.artifact import Artifact
+
+_OWN_EMBEDDING = "its embedding is its own, and drafters are trained here on the target's"
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -28,11 +31,12 @@ def weight_problems(weights: dict[str, Tensor], model: torch.nn.Module) -> list[
     """What is missing, unknown, not finite or of another shape than the model's parameters."""
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     missing = sorted(set(expected) - set(weights))
-    unknown = sorted(set(weights) - set(expected))
+    unknown = sorted(set(weights) - set(expected) - {EMBEDDING})
     odd = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
     return [
         *([f"it lacks {', '.join(missing)}"] if missing else []),
         *([f"nothing is known of {', '.join(unknown)}"] if unknown else []),
+        *([_OWN_EMBEDDING] if EMBEDDING in set(weights) - set(expected) else []),
         *([f"NaN or infinity in {', '.join(odd)}"] if odd else []),
         *(
             f"{name} is {list(weights[name].shape)} instead of {list(expected[name])}"

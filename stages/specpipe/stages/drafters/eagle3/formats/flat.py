@@ -24,6 +24,7 @@ from specpipe.stages.drafters.eagle3.layout import (
     drafter_settings,
 )
 from specpipe.stages.drafters.parts.layer_config import LAYER_IDS
+from specpipe.stages.drafters.parts.rope import rope_scaling
 from specpipe.stages.drafters.parts.speculators_config import is_speculators
 
 EVERY_ENGINE = "LlamaForCausalLMEagle3"
@@ -132,10 +133,3 @@ def architecture(shape: Eagle3Shape) -> str:
         and not any(getattr(shape, switch) for switch in SWITCHES)
     )
     return EVERY_ENGINE if plain else ONLY_VLLM.get(shape.layer_type, shape.layer_type)
-
-
-def rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The rope as engines before transformers 5 read it, beside `rope_theta`."""
-    if rope.get("rope_type", "default") == "default":
-        return None
-    return {key: value for key, value in rope.items() if key != "rope_theta"}

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.rotary import Rotary
 from specpipe.stages.drafters.parts.attention.self_attention import KeyValue, Projections
-from specpipe.stages.drafters.parts.eagle_layer import EagleLayer
+from specpipe.stages.drafters.parts.eagle.layer import EagleLayer
 from specpipe.stages.samples.batch import Batch
 
 Run = Callable[..., Any]

@@ -1,8 +1,8 @@
 """First weights from the target's own last layers, read without loading the target.
 
-The drafter's layers become the target's last ones, with the first taking the embedding with weight
-0; fc hands on the highest auxiliary state; the final norm is the target's. What a drafter then
-says is what the target would, were its last layers to follow the auxiliary layer at once.
+The drafter's layers become the target's last ones; the first takes the embedding with weight 0. fc
+hands on the highest auxiliary state, and the final norm is the target's. What a drafter then says
+is what the target would, were its last layers to follow the auxiliary layer at once.
 
 Legend: T target's hidden size, H hidden size.
 """
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from specpipe.schemas.drafters.base import LayerShape
 from specpipe.schemas.errors import ConfigError, IdentityError
-from specpipe.stages.drafters.eagle3.model import Eagle3
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.files.identity import read_config
 from specpipe.stages.target.files.location import local_folder, weight_files
@@ -28,7 +28,7 @@ FINAL_NORM = "model.norm.weight"
 
 
 @torch.no_grad()
-def warm_start(model: Eagle3, target: str, dump: Dump) -> None:
+def warm_start(model: nn.Module, shape: LayerShape, target: str, dump: Dump) -> None:
     """Replace the weights of fc, layers and norm; the rest of the model stays.
 
     `target` is the checkpoint (a folder, or a hub id) of the dump's target. Raises ConfigError
@@ -42,7 +42,6 @@ def warm_start(model: Eagle3, target: str, dump: Dump) -> None:
             f"warm start from {target}: its layers are of type {config.get('model_type')!r}, the"
             f" drafter's are as those of {', '.join(sorted(MODEL_TYPES))}"
         )
-    shape = model.shape
     if config["model_type"] == "qwen3" and shape.layer_type != "qwen3":
         raise ConfigError(
             f"warm start from {target}: its queries and keys are normed; give --layer-type qwen3"

@@ -1,0 +1,1 @@
+"""Shared by drafters whose first layer attends with [embedding; hidden]: layer, first weights."""

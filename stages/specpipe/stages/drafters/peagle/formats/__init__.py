@@ -1,0 +1,1 @@
+"""The formats of P-EAGLE artifacts on disk."""

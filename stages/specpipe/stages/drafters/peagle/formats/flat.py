@@ -1,0 +1,86 @@
+"""The `peagle` format: EAGLE-3's flat config with the mask token as `ptd_token_id`, as the drafters
+of the paper's authors are published; vLLM alone reads it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from specpipe.schemas.drafters.peagle import PeagleShape
+from specpipe.schemas.records.artifact import CONFIG_FILE
+from specpipe.stages.drafters.artifact_format import (
+    Drafter,
+    Format,
+    TargetFacts,
+    layer_settings,
+    missing_and_unknown,
+)
+from specpipe.stages.drafters.parts.rope import rope_scaling
+from specpipe.stages.drafters.parts.speculators_config import is_speculators
+from specpipe.stages.drafters.peagle.layout import FLAT_KEYS, drafter_settings
+
+ARCHITECTURES = {"llama": "LlamaForCausalLMEagle3", "qwen3": "Eagle3Qwen3ForCausalLM"}
+"""The class of vLLM that loads it, by the kind of its layers."""
+
+
+class FlatFormat(Format[PeagleShape]):
+    name = "peagle"
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        return not is_speculators(config)
+
+    def inexpressible(self, shape: PeagleShape) -> list[str]:
+        window = shape.sliding_window
+        return [] if window is None else [f"a sliding window of {window} (no engine reads it here)"]
+
+    def config(self, drafter: Drafter[PeagleShape]) -> dict[str, Any]:
+        shape, rope = drafter.shape, drafter.shape.rope_parameters
+        return {
+            "architectures": [ARCHITECTURES[shape.layer_type]],
+            **layer_settings(shape),
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": rope_scaling(rope),
+            **drafter_settings(drafter),
+            "ptd_token_id": shape.mask_token,
+            "specpipe": {
+                "target": drafter.target,
+                "target_architecture": drafter.target_architecture,
+                "speculative_tokens": drafter.speculative_tokens,
+            },
+        }
+
+    def stored_name(self, name: str) -> str:
+        return name
+
+    def key_problems(self, config: Mapping[str, Any]) -> list[str]:
+        return missing_and_unknown(CONFIG_FILE, config, FLAT_KEYS, FLAT_KEYS)
+
+    def problems(
+        self,
+        config: Mapping[str, Any],
+        shape: PeagleShape,
+        target: TargetFacts,
+        has_lm_head: bool,
+    ) -> list[str]:
+        expected = [
+            ("architectures", config["architectures"], [ARCHITECTURES.get(shape.layer_type)]),
+            ("rope_theta", config["rope_theta"], shape.rope_parameters.get("rope_theta")),
+            ("rope_scaling", config["rope_scaling"], rope_scaling(shape.rope_parameters)),
+        ]
+        problems = [
+            f"{name} is {value!r}, but must be {right!r}"
+            for name, value, right in expected
+            if value != right
+        ]
+        problems += [f"the format cannot hold {what}" for what in self.inexpressible(shape)]
+        said = self.drafter(config)
+        if said is None:
+            problems.append("specpipe lacks the target or the number of draft tokens")
+        elif said[1] != target.architecture:
+            problems.append(f"target_architecture {said[1]!r} is not {target.architecture!r}")
+        return problems
+
+    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
+        try:
+            said = config["specpipe"]
+            return said["target"], said["target_architecture"], said["speculative_tokens"]
+        except (KeyError, TypeError):
+            return None
