@@ -34,6 +34,10 @@ class Given:
     embedding_VH: torch.Tensor
     lm_head_VH: torch.Tensor
 
+    @property
+    def final_norm_H(self) -> torch.Tensor:
+        return torch.ones(self.lm_head_VH.shape[1])
+
 
 def shape_of(draft_vocab_size: int = V, **changes: object) -> Eagle3Shape:
     """A tiny drafter: 4 query heads on 2 key/value heads, and a small theta so that rope bites."""

@@ -15,6 +15,7 @@ from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
 from specpipe.schemas.drafters.dflash import DFlashSettings, DFlashShape
 from specpipe.schemas.drafters.eagle3 import Eagle3Settings, Eagle3Shape
 from specpipe.schemas.drafters.peagle import PeagleSettings, PeagleShape
+from specpipe.schemas.drafters.mtp import MtpSettings, MtpShape
 
 GROUP = "specpipe.drafters"
 
@@ -38,6 +39,7 @@ KINDS: Mapping[str, Kind] = {
     "eagle3": _Own(Eagle3Settings, Eagle3Shape),
     "dflash": _Own(DFlashSettings, DFlashShape),
     "peagle": _Own(PeagleSettings, PeagleShape),
+    "mtp": _Own(MtpSettings, MtpShape),
 }
 
 

@@ -28,6 +28,8 @@ REJECTED_FILE = "rejected.jsonl"
 TARGET_FOLDER = "target"
 HEAD_FILE = "head.json"
 HEAD_WEIGHTS_FILE = "head.safetensors"
+MTP_FILE = "mtp.json"
+MTP_WEIGHTS_FILE = "mtp.safetensors"
 AUX_SCALES_FILE = "aux_scales.safetensors"
 """int8 states only: the scale of each channel of each auxiliary layer."""
 
@@ -217,6 +219,20 @@ class HeadRecord(Record):
     """Name of the output layer inside the architecture."""
     lm_head: Literal["lm_head.weight", "embed_tokens.weight"]
     """The tensor that holds the lm_head; the embedding's where the two are tied."""
+
+
+class MtpRecord(Record):
+    """`target/mtp.json`: what `mtp.safetensors` holds of the target's own MTP layer.
+
+    Dumps of targets of other families do not have it, nor do those of earlier versions.
+    """
+
+    format_version: Literal[1] = 1
+    family: str
+    num_layers: int
+    """MTP layers in the target's checkpoint, of which the first is stored; 0: it has none."""
+    tensors: tuple[str, ...]
+    """Names of the stored tensors, those of the checkpoint; without any there is no file."""
 
 
 class ObjectEntry(Record):

@@ -18,6 +18,7 @@ from specpipe.stages.storage.committed import committed_shard
 from specpipe.stages.storage.shard.samples import PlannedSample
 from specpipe.stages.storage.store.objects import put_object
 from specpipe.stages.target.files.location import CONFIG_FILE, tokenizer_files
+from specpipe.stages.target.head.mtp_layer import save_mtp
 from specpipe.stages.target.head.verifier_head import VerifierHead
 from specpipe.stages.target.open_backend import open_backend
 from specpipe.stages.target.proof import ProofSample, prove, prove_generation
@@ -120,6 +121,7 @@ class Worker:
         for path in [source / CONFIG_FILE, *tokenizer_files(source)]:
             put_object(target, path.name, path.read_bytes())
         self._backend.save_head(target)
+        save_mtp(source, target)
         head = VerifierHead.load(target.read, self._backend.device)
         vocab_size = prepared.identity.target.vocab_size
         if len(head.lm_head_VH) != vocab_size:

@@ -22,6 +22,18 @@ class RMSNorm(nn.Module):
         return out
 
 
+class ZeroCentredNorm(RMSNorm):
+    """x / rms(x) * (1 + weight), with a weight that begins at 0."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__(size, eps)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = _Normed.apply(x, 1 + self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return out
+
+
 class _Normed(torch.autograd.Function):
     """Keeps its input as it came, and one number a row."""
 

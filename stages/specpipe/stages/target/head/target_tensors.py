@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from specpipe.stages.target.head.verifier_head import (
     Read,
+    final_norm,
     final_scale,
     load_embedding,
     load_lm_head,
@@ -30,6 +31,10 @@ class TargetTensors(Protocol):
 
     @property
     def lm_head_VH(self) -> Tensor: ...
+
+    @property
+    def final_norm_H(self) -> Tensor:
+        """The weight of the final norm as it acts, in float32."""
 
 
 class StoredTarget:
@@ -56,6 +61,11 @@ class StoredTarget:
         return load_norm(self.read)
 
     @cached_property
+    def final_norm_H(self) -> Tensor:
+        """As it acts."""
+        return final_norm(self.read)
+
+    @cached_property
     def final_scale_H(self) -> Tensor:
         """See `final_scale`."""
         return final_scale(self.read)
@@ -75,3 +85,7 @@ class NoTensors:
     @property
     def lm_head_VH(self) -> Tensor:
         return self.embedding_VH
+
+    @property
+    def final_norm_H(self) -> Tensor:
+        return torch.empty(self.hidden_size, device="meta")

@@ -167,7 +167,6 @@ def load_norm(read: Read) -> Tensor:
     return _stored(_tensors(read), "norm.weight")
 
 
-@torch.no_grad()
 def final_scale(read: Read) -> Tensor:
     """What the target multiplies its normed final state by on the way to its logits: float32 [H].
 
@@ -175,14 +174,25 @@ def final_scale(read: Read) -> Tensor:
     on a state of root mean square 1 that is multiplied by it are the target's logits (before a
     soft-cap).
     """
+    return final_norm(read) * (_record(read).logit_scale or 1.0)
+
+
+def final_norm(read: Read) -> Tensor:
+    """The weight of the final norm as it acts (Gemma's is 1 + w): float32 [H]."""
     head = VerifierHead.load(read, torch.device("cpu"), rows=torch.zeros(1, dtype=torch.int64))
-    weight = next(head.norm.parameters(), torch.ones(()))
+    return acting_weight(head.norm, head.lm_head_VH.shape[1])
+
+
+@torch.no_grad()
+def acting_weight(norm: nn.Module, width: int) -> Tensor:
+    """What a norm multiplies a state of root mean square 1 by: float32 [H]."""
+    weight = next(norm.parameters(), torch.ones(()))
     # Mean 0 and root mean square 1, so that every kind of norm leaves it as it is; half the
     # difference of both signs is free of a bias.
-    state_H = torch.ones(head.lm_head_VH.shape[1], dtype=weight.dtype)
+    state_H = torch.ones(width, dtype=weight.dtype, device=weight.device)
     state_H[1::2] = -1
-    out_H: Tensor = (head.norm(state_H) - head.norm(-state_H)) / 2 * state_H
-    return out_H.float() * (_record(read).logit_scale or 1.0)
+    out_H: Tensor = (norm(state_H) - norm(-state_H)) / 2 * state_H
+    return out_H.float()
 
 
 def longest_text(read: Read) -> int | None:

@@ -16,7 +16,12 @@ from specpipe.schemas.records.sample import Ids
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.acceptance.evidence import chance, slopes
 from specpipe.stages.storage.store.folder import Folder
-from specpipe.stages.target.head.verifier_head import VerifierHead, load_embedding, save_head
+from specpipe.stages.target.head.verifier_head import (
+    VerifierHead,
+    acting_weight,
+    load_embedding,
+    save_head,
+)
 from specpipe.stages.target.hf.backend import HfBackend
 from specpipe.stages.validate.drafted_text import TargetText, bf16_steps
 from specpipe.stages.validate.serve.near_ties import near_tie_steps
@@ -114,6 +119,10 @@ class TargetCapture:
     def lm_head_VH(self) -> Tensor:
         """The target's, for a drafter that has none of its own."""
         return self._head.lm_head_VH.cpu()
+
+    @property
+    def final_norm_H(self) -> Tensor:
+        return acting_weight(self._head.norm, self.lm_head_VH.shape[1]).cpu()
 
     def capture(
         self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
