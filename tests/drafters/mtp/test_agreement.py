@@ -1,5 +1,6 @@
 """The drafter that is trained, its plain second implementation, and finite differences."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,6 @@ def batch_of(masks: list[list[int]], num_heads: int) -> Batch:
     samples = [random_sample(mask, torch.randn(23, 12), seed) for seed, mask in enumerate(masks)]
     batch = make_batch(samples, num_heads)
     states = torch.randn(batch.num_tokens, 1, H).bfloat16()
-    from dataclasses import replace
-
     return replace(batch, aux_TLH=states)
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 
-
-
 @dataclass(frozen=True, slots=True)
 class MtpFamily:
     """`{n}` in a name is the number of the target's layers."""

@@ -28,7 +28,7 @@ class MtpArchitecture(Architecture[MtpShape]):
     name = "mtp"
     settings = MtpSettings
     shape = MtpShape
-    serving = Serving(method="mtp", title="MTP")
+    serving = Serving(method="mtp", title="MTP", reads="mtp_layer")
     formats = MappingProxyType({format.name: format for format in _FORMATS})
     has_draft_vocab = False
 

@@ -50,9 +50,7 @@ class Mtp(DrafterModel):
         if "norm" in self.family.modules:
             self.norm = rms_norm(H, eps, adds_one=adds_one)
         self.eps = eps
-        self.embedding = FrozenEmbedding(
-            target.embedding_VH, on_cpu=runtime.embedding_on_cpu
-        )
+        self.embedding = FrozenEmbedding(target.embedding_VH, on_cpu=runtime.embedding_on_cpu)
         self.register_buffer("lm_head_VH", target.lm_head_VH, persistent=False)
         self.register_buffer("final_norm_H", target.final_norm_H, persistent=False)
         spread = getattr(config, "initializer_range", None) or _SPREAD

@@ -56,7 +56,9 @@ class PlainLayer:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         of = self.settings
         size = getattr(of, "head_dim", None) or of.hidden_size // of.num_attention_heads
-        query = self._linear("self_attn.q_proj", normed_NH).unflatten(1, (of.num_attention_heads, -1))
+        query = self._linear("self_attn.q_proj", normed_NH).unflatten(
+            1, (of.num_attention_heads, -1)
+        )
         gate = None
         if self.adds_one:
             gate, query = query[..., size:].flatten(1), query[..., :size]
@@ -109,7 +111,9 @@ class PlainLayer:
             scale *= by * by
         return float(scale)
 
-    def _angles(self, positions_N: Tensor, turned: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _angles(
+        self, positions_N: Tensor, turned: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """cos and sin, each [N, 1, R]."""
         rope = dict(self.settings.rope_parameters)
         for key in ("partial_rotary_factor", "mrope_section", "mrope_interleaved"):
@@ -158,7 +162,9 @@ class PlainLayer:
         return (kept_NX * of.routed_scaling_factor).to(normed_NH.dtype)
 
     def _gated(self, name: str, normed_NH: Tensor) -> Tensor:
-        gate = ACT2FN[self.settings.hidden_act](self._linear(f"{name}.gate_proj", normed_NH))
+        gate: Tensor = ACT2FN[self.settings.hidden_act](
+            self._linear(f"{name}.gate_proj", normed_NH)
+        )
         return self._linear(f"{name}.down_proj", gate * self._linear(f"{name}.up_proj", normed_NH))
 
     def _linear(self, name: str, inputs: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ It reads the artifact's two files and the target's embedding, final norm and lm_
 code with the drafter that is trained (model.py).
 
 At start i the target has consumed x[0..i] and emitted x[i+1]. Step k takes token x[i+k] and the
-output of step k-1 (step 1: the target's last state at position i) at rope position i+k-1, attends to
-all step-1 keys of positions <= i and to its own start's keys of steps 2..k, and predicts x[i+k+1].
+output of step k-1 (step 1: the target's last state at position i) at rope position i+k-1, attends
+to all step-1 keys of positions <= i and to its own start's keys of steps 2..k, and predicts
+x[i+k+1].
 
 Legend: T tokens, P positions with a next token, N starts, K steps, L layers (1), H hidden size,
 V vocabulary.

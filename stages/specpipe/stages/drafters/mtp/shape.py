@@ -59,9 +59,7 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
 
 def with_one_layer(family: MtpFamily, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with one MTP layer, which then drafts every step in every engine."""
-    out = {
-        key: value for key, value in config.items() if key not in (*_VOLATILE, OWN_KEY)
-    }
+    out = {key: value for key, value in config.items() if key not in (*_VOLATILE, OWN_KEY)}
     if text_settings(config) is not config:
         out["text_config"] = {**out["text_config"], family.count_key: 1}
         if family.count_key in out:

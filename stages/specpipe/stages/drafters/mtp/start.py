@@ -26,7 +26,7 @@ def initialise(model: Mtp, config: TrainConfig, dump: Dump, target: StoredTarget
     try:
         record, stored = load_mtp(target.read)
     except IntegrityError as error:
-        if f"does not list target/" not in str(error):
+        if "does not list target/" not in str(error):
             raise
         raise ConfigError(
             f"{dump.folder.url} holds no MTP layer of its target: it was made by a version of"

@@ -211,5 +211,5 @@ def _with_own_norms(layer: nn.Module, *, adds_one: bool) -> None:
         if type(module).__name__.endswith("RMSNorm"):
             eps = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
             assert isinstance(eps, float)
-            own = rms_norm(len(module.weight), eps, adds_one=adds_one)  # type: ignore[arg-type]
+            own = rms_norm(len(module.weight), eps, adds_one=adds_one)
             layer.set_submodule(name, own)

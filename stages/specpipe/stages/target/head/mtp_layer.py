@@ -75,13 +75,11 @@ def load_mtp(read: Read) -> tuple[MtpRecord, dict[str, Tensor]]:
     return record, tensors
 
 
-def _own(
-    source: Path, family: MtpFamily, config: Mapping[str, Any]
-) -> Iterator[tuple[Any, str]]:
+def _own(source: Path, family: MtpFamily, config: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
     """The tensors of the first MTP layer, each as an open file and a name in it."""
     num_layers = text_settings(config)["num_hidden_layers"]
     for path in weight_files(source):
         with opened_tensors(path, f"target {source}: {path.name}") as file:
-            for name in file.keys():
+            for name in sorted(file.keys()):
                 if our_name(family, name, num_layers) is not None:
                     yield file, name
