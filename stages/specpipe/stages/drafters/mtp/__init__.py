@@ -1,1 +1,1 @@
-"""MTP: the layer of the target's own that predicts further tokens, unrolled over draft steps."""
+"""MTP: the target's own layer for further tokens, trained on, and proven by a plain one."""

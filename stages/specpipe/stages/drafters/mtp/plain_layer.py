@@ -159,7 +159,8 @@ class PlainLayer:
         kept_NX = scores_NX * best_NX
         if of.norm_topk_prob:
             kept_NX = kept_NX / (kept_NX.sum(-1, keepdim=True) + 1e-20)
-        return (kept_NX * of.routed_scaling_factor).to(normed_NH.dtype)
+        scaled_NX: Tensor = kept_NX * of.routed_scaling_factor
+        return scaled_NX.to(normed_NH.dtype)
 
     def _gated(self, name: str, normed_NH: Tensor) -> Tensor:
         gate: Tensor = ACT2FN[self.settings.hidden_act](
