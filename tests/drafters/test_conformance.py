@@ -6,6 +6,7 @@ An architecture that needs another target than a tiny Llama says so in `TARGETS`
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from safetensors.torch import load_file
 from specpipe.schemas.drafters.registry import KINDS, shape_of_json
 from specpipe.stages.drafters.registry import architecture
 from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from tests.drafters.mtp.targets import save_target as mtp_target
 from tests.pipeline.in_process import Ended, specpipe
 from tests.train.conftest import read_metrics, save_target, write_data
 
 _SHARED = ("lm_head", "embed_tokens")
 
-TARGETS: dict[str, Callable[[Path], Path]] = {}
+TARGETS: dict[str, Callable[[Path], Path]] = {"mtp": partial(mtp_target, family="mimo")}
 """By architecture: makes a target in a folder."""
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.base import Frozen
+from specpipe.schemas.drafters.base import LayerShape
 from specpipe.schemas.errors import ConfigError, StoreError
 from specpipe.schemas.location import local_path
 from specpipe.schemas.records.artifact import (
@@ -166,7 +167,9 @@ def _dtype(source: Artifact) -> torch.dtype:
 def _tensors(source: Artifact) -> dict[str, Tensor]:
     """Every tensor, the map as d2t and t2d; raises ConfigError where one is missing, unknown or
     broken."""
-    layer, where = layer_config(source.config), f"artifact {source.folder}"
+    where = f"artifact {source.folder}"
+    # Any other drafter's config is the target's, of which these do not say anything of the drafter.
+    layer = layer_config(source.config) if isinstance(source.shape, LayerShape) else {}
     biased = [key for key in ("attention_bias", "mlp_bias", "bias") if layer.get(key)]
     if biased:
         raise ConfigError(f"{where} has biases ({', '.join(biased)}), which no format here has")

@@ -94,6 +94,7 @@ TRAIN: dict[str, tuple[str | Flag, ...]] = {
             "--anchors",
             "--mask-token",
             "--own-lm-head/--no-own-lm-head",
+            "--fresh-layer",
             "--serve-anywhere",
             "--depth-ratio",
             "--depth-floor",

@@ -25,8 +25,7 @@ def recognises(files: ArtifactFiles) -> bool:
 
 
 def read(files: ArtifactFiles, target: OfTarget | None) -> Artifact:
-    """Raises ConfigError where it is none for this target. Of a whole checkpoint, the MTP layer is
-    read."""
+    """Raises ConfigError where it is none for this target."""
     with foreign_call(f"artifact {files.folder}: {CONFIG_FILE}", ConfigError):
         shape = shape_of_config(files.config)
     sizes = shape.vocab_size, shape.target_hidden_size
