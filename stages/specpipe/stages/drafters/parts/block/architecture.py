@@ -46,6 +46,7 @@ class _OtherEmbedding:
 
     embedding_VH: Tensor
     lm_head_VH: Tensor
+    final_norm_H: Tensor
 
 
 class BlockArchitecture(Architecture[Shape]):
@@ -205,7 +206,7 @@ class BlockArchitecture(Architecture[Shape]):
         own = dict(weights)
         own_VH = own.pop(EMBEDDING, None)
         if own_VH is not None:
-            target = _OtherEmbedding(own_VH, target.lm_head_VH)
+            target = _OtherEmbedding(own_VH, target.lm_head_VH, target.final_norm_H)
         model = self.build(shape, target, target_ids_D, Runtime())
         model.load_state_dict(own)
         return model
