@@ -14,8 +14,8 @@ from typing import Any, Protocol, cast
 from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
 from specpipe.schemas.drafters.dflash import DFlashSettings, DFlashShape
 from specpipe.schemas.drafters.eagle3 import Eagle3Settings, Eagle3Shape
-from specpipe.schemas.drafters.peagle import PeagleSettings, PeagleShape
 from specpipe.schemas.drafters.mtp import MtpSettings, MtpShape
+from specpipe.schemas.drafters.peagle import PeagleSettings, PeagleShape
 
 GROUP = "specpipe.drafters"
 
