@@ -16,6 +16,7 @@ COMMON = ("middle byte flipped", "removed")
 _OTHER_ARRAYS = re.compile(r"/(final|logz|token_logprob|argmax)/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["zarr", "parquet"])
 def test_each_kind_of_object(format: str, s3_root: str) -> None:
     identity = make_identity(chunk_tokens=64, **FORMATS[format])

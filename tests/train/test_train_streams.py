@@ -130,6 +130,7 @@ def stalled() -> Iterator[threading.Event]:
     event.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_step", [0, 4, 5])
 def test_sigterm_while_the_store_does_not_answer(
     at_step: int,
@@ -170,6 +171,7 @@ def test_sigterm_while_the_store_does_not_answer(
     same_run(Path(whole.out), Path(config.out))
 
 
+@pytest.mark.slow
 def test_the_process_ends_while_the_store_does_not_answer(
     s3_dump: str, s3_server: S3Server, stalled: threading.Event, tmp_path: Path
 ) -> None:

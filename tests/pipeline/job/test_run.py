@@ -115,6 +115,7 @@ def test_a_job_that_is_stopped_goes_on(make_job: MakeJob, tmp_path: Path) -> Non
     assert report["stages"]["dump"]["attempts"] == 3
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_named_with_its_own_exit_code(
     make_job: MakeJob, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_two_runs_do_not_share_a_folder(make_job: MakeJob, tmp_path: Path) -> No
     assert "another `specpipe run`" in error["error"]
 
 
+@pytest.mark.slow
 def test_secrets_of_urls_are_written_nowhere(make_job: MakeJob, tmp_path: Path) -> None:
     url = "http://reader:hidden-word@127.0.0.1:9/rows.jsonl?token=hidden-word"
     code, _, _ = Job(make_job(training_file=url), tmp_path / "out").result()
@@ -153,6 +155,7 @@ def test_secrets_of_urls_are_written_nowhere(make_job: MakeJob, tmp_path: Path) 
         assert path.is_dir() or b"hidden-word" not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_a_state_that_is_damaged_may_be_removed(make_job: MakeJob, tmp_path: Path) -> None:
     job, out = make_job(), tmp_path / "out"
     assert Job(job, out, "--time-limit", "0").result()[0] == 5

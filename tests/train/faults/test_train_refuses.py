@@ -348,6 +348,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
         resolve_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoints_before(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(checkpoint_every=1)
     first = config.model_copy(update={"time_limit": 1e-6})

@@ -80,6 +80,7 @@ def test_a_run_that_is_stopped_twice_is_one_run_without_gaps(
     same_history(history(name, folder), expected(folder))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_reported_again_from_its_checkpoint(
     name: str, make_config: MakeConfig, tmp_path: Path
 ) -> None:
