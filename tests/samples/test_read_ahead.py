@@ -29,11 +29,11 @@ from tests.storage.tiny import make_identity, make_pair, write_dump
 NUM_SHARDS = 9
 
 
-@pytest.fixture(scope="module")
 def count(_: Read, samples: list[DrafterSample]) -> int:
     return len(samples)
 
 
+@pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dump of shards of different sizes, the fourth the largest by far."""
     identity = make_identity()
