@@ -72,17 +72,22 @@ class Recommendation(Frozen):
         return max([self.draft_tokens, *(number for _, _, number in self.schedule)])
 
 
-def fitted_cost(batch_size: int, relative_rounds: Mapping[int, float]) -> Cost:
+def fitted_cost(
+    batch_size: int, relative_rounds: Mapping[int, float], *, is_parallel: bool = False
+) -> Cost:
     """The cost from timed rounds, in target steps, by number of draft tokens.
 
-    Least squares over numbers of at least one; of one number alone the overhead is taken as the
-    target step itself. A cost below nothing, which noise can give, is nothing. 0, if it is given,
+    Least squares over numbers of at least one. Of one number alone the overhead is taken as the
+    target step itself; of a parallel drafter, whose round is one pass whatever the number, as the
+    whole round. A cost below nothing, which noise can give, is nothing. 0, if it is given,
     is `idle`.
     """
     idle = relative_rounds.get(0, 1.0)
     counts = sorted(n for n in relative_rounds if n > 0)
     values = [relative_rounds[n] for n in counts]
-    if len(counts) == 1:
+    if len(counts) == 1 and is_parallel:
+        slope, overhead = 0.0, values[0]
+    elif len(counts) == 1:
         slope, overhead = max(0.0, (values[0] - 1.0) / counts[0]), 1.0
     else:
         mean_n, mean = sum(counts) / len(counts), sum(values) / len(values)

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
+from specpipe.pipeline.trials.opened import Opened, train_settings
+from specpipe.pipeline.trials.trial import TrialRun
 from specpipe.schemas.errors import InputError
-from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
-from specpipe.stages.process.stop import StopQuestion
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.samples.selection import evaluated, limit_tokens
-from specpipe.stages.train.data.dumps import TrainingDumps, located
-from specpipe.stages.train.recipe import recipe_of
-from specpipe.stages.train.run import training_samples
+from specpipe.stages.train.data.dumps import TrainingDumps
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +31,19 @@ class Material:
     @classmethod
     def open(cls, config: TuneConfig) -> "Material":
         """Raises what opening dumps raises, and InputError for too few held-out prompts."""
-        settings = located(train_settings(config))
-        never = StopQuestion(None)
-        dumps = TrainingDumps.open(settings, settings.preverify, never)
-        evaluated_on = dumps.evaluated_on(settings, settings.preverify, never)
-        reader, eval_reader = dumps.reader(settings), evaluated_on.reader(settings)
-        training, _ = training_samples(settings, reader, eval_reader)
-        recipe = recipe_of(settings, training, dumps.dump.identity.target.hidden_size)
+        opened = Opened.of(train_settings(config))
+        recipe, eval_reader = opened.recipe, opened.eval_reader
         chosen_by, held_back = halves(evaluated(eval_reader, recipe.config))
         for half in (chosen_by, held_back):
-            if not eval_reader.has_span(half, settings.num_heads + 1):
+            if not eval_reader.has_span(half, config.num_heads + 1):
                 raise InputError(
                     f"{len(chosen_by) + len(held_back)} held-out samples are too few to compare"
                     " trials on one half of their prompts and to measure the best on the other;"
                     " give an --eval-dump, or a larger --held-out-fraction"
                 )
         return cls(
-            dumps=dumps,
-            evaluated_on=evaluated_on,
+            dumps=opened.dumps,
+            evaluated_on=opened.evaluated_on,
             recipe=recipe.config,
             full_steps=recipe.num_steps,
             told=recipe.in_words(),
@@ -63,11 +57,9 @@ class Material:
         """With so many `eval_tokens` a run evaluates on exactly the half that is chosen by."""
         return sum(ref.num_tokens for ref in self.chosen_by)
 
-
-def train_settings(config: TuneConfig) -> TrainConfig:
-    """What a search's configuration says of training; only what is given counts as given."""
-    names = config.model_fields_set & TrainConfig.model_fields.keys()
-    return TrainConfig.model_validate({name: getattr(config, name) for name in names})
+    @property
+    def trial_run(self) -> TrialRun:
+        return TrialRun(self.recipe, self.eval_tokens)
 
 
 def halves(refs: list[SampleRef]) -> tuple[list[SampleRef], list[SampleRef]]:

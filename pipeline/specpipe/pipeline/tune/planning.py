@@ -2,13 +2,12 @@
 
 from datetime import timedelta
 
-from specpipe.pipeline.tune.clock import Clock
+from specpipe.pipeline.trials.clock import Clock
+from specpipe.pipeline.trials.probe import Measured, measure
 from specpipe.pipeline.tune.folder import TuneFolder
 from specpipe.pipeline.tune.halving import least_budget, planned_rungs
 from specpipe.pipeline.tune.material import Material
-from specpipe.pipeline.tune.probe import Measured, measure
 from specpipe.pipeline.tune.space import search_axes, trial_settings
-from specpipe.pipeline.tune.trial import TrialRun
 from specpipe.schemas.errors import ConfigError, IdentityError, UnfinishedError
 from specpipe.schemas.records.tune import TunePlan
 from specpipe.schemas.settings.tune import TuneConfig
@@ -68,7 +67,7 @@ def _measured(
     left = config.budget_seconds - clock.seconds
     try:
         if left > 0:
-            return measure(TrialRun.of(material), folder.probe, left, progress)
+            return measure(material.trial_run, folder.probe, left, progress)
     except UnfinishedError:
         if clock.seconds < config.budget_seconds:
             raise

@@ -8,15 +8,15 @@ is done ends where it then is.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from specpipe.pipeline.tune.clock import Clock
+from specpipe.pipeline.trials.clock import Clock
 from specpipe.pipeline.tune.folder import TuneFolder
 from specpipe.pipeline.tune.halving import going_on, total_steps
 from specpipe.pipeline.tune.judge import held_back
 from specpipe.pipeline.tune.material import Material
 from specpipe.pipeline.tune.page import tune_page
 from specpipe.pipeline.tune.planning import check_same_dumps, made_plan
+from specpipe.pipeline.tune.score import train_trial
 from specpipe.pipeline.tune.settings_file import kept_settings, settings_file
-from specpipe.pipeline.tune.trial import TrialRun
 from specpipe.schemas.errors import ConfigError, DivergedError, UnfinishedError
 from specpipe.schemas.records.tune import (
     PAGE_FILE,
@@ -153,15 +153,17 @@ class Search:
     def _train(self, trial: int, at: int, time_limit: float | None) -> TrialScore:
         rung, rungs = self.plan.rungs[at], self.plan.rungs
         what = f"rung {at + 1} of {len(rungs)}, trial {trial}"
-        run = TrialRun.of(self.material)
-        config = run.config(self.plan.trials[trial], rung.steps, self.folder.run(trial, at))
+        config = self.material.trial_run.config(
+            self.plan.trials[trial], rung.steps, self.folder.run(trial, at)
+        )
 
         def told(step: int, total: int, figures: dict[str, float]) -> None:
             done = self._done + rung.steps * step // total
             self.progress(done, total_steps(rungs), what, figures)
             self.clock.tick()
 
-        score = run.train(config.model_copy(update={"time_limit": time_limit}), told)
+        config = config.model_copy(update={"time_limit": time_limit})
+        score = train_trial(config, told, is_greedy=self.material.evaluated_on.text.is_greedy)
         self.folder.write_score(trial, at, score)
         came_to = f"tau {score.tau:.3f}" if score.tau else "diverged"
         self.say(f"{what}: {came_to} after {score.steps:,} steps")

@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 from specpipe.schemas.base import Record
 
 PLAN_FILE = "plan.json"
-CLOCK_FILE = "clock.json"
 RESULT_FILE = "tune.json"
 PAGE_FILE = "tune.html"
 SCORE_FILE = "score.json"

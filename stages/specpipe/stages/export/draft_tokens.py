@@ -6,6 +6,7 @@ from specpipe.schemas.records.served import ServeFindings
 from specpipe.schemas.records.validation import ReplayFindings, StructureFindings
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.speedup import Cost, Recommendation, fitted_cost, recommend, speedup
+from specpipe.schemas.step_costs import plain_seconds, relative_rounds
 
 CURVE = "replay_temperature_1"
 
@@ -54,15 +55,8 @@ def _measured(serve: ServeFindings, batch_size: int) -> tuple[Cost, dict[int, fl
 
     The latter where the engine's tau was measured: it does not depend on the batch size.
     """
-    seconds = {
-        time.num_draft_tokens: time.seconds_per_step
-        for time in serve.step_times
-        if time.batch_size == batch_size
-    }
-    # A drafter that only follows costs something: an engine without one that seems slower was timed
-    # while the machine was.
-    plain = min(seconds.pop(None), seconds[0])
-    rounds = {n: of_round / plain for n, of_round in seconds.items() if n is not None}
+    plain = plain_seconds(serve.step_times, batch_size)
+    rounds = relative_rounds(serve.step_times, batch_size, plain)
     speed = {
         run.num_draft_tokens: run.temperature_1.tau_measured / rounds[run.num_draft_tokens]
         for run in serve.runs

@@ -68,7 +68,7 @@ def check(
     kind = drafter_kind(shape)
     with_plugin = servable(architecture, kind.serving).how == "plugin"
     largest = max(min(len(prompts), PARALLEL_PROMPTS), *config.serve_batch_sizes)
-    cache_bytes = _cache_bytes(model, kind.num_layers(shape), largest, longest)
+    cache_bytes = cache_bytes_of(model, kind.num_layers(shape), largest, longest)
 
     def engine(num_draft_tokens: int, *, is_timed: bool) -> EngineResult:
         always = [(1, 1, num_draft_tokens)]
@@ -133,7 +133,7 @@ def check(
     )
 
 
-def _cache_bytes(
+def cache_bytes_of(
     model: PreTrainedConfig, drafter_layers: int, num_prompts: int, num_tokens: int
 ) -> int:
     """Room for the keys and values of so many prompts at once, the drafter's layers included.

@@ -1,15 +1,12 @@
-"""One trial at one rung: an ordinary training run, and what it came to."""
+"""A trial: an ordinary training run of some steps, with some settings in place of the recipe's."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.pipeline.tune.material import Material
-from specpipe.schemas.errors import DivergedError
-from specpipe.schemas.records.tune import Settings, TrialScore
+from specpipe.schemas.records.tune import Settings
 from specpipe.schemas.settings.train import ResolvedTrainConfig
-from specpipe.stages.train.loop import MOST_STEPS_AT_RISK, Progress
-from specpipe.stages.train.run import run
+from specpipe.stages.train.loop import MOST_STEPS_AT_RISK
 
 _CHECKPOINTS = 3
 
@@ -20,13 +17,6 @@ class TrialRun:
 
     recipe: ResolvedTrainConfig
     eval_tokens: int
-    is_greedy: bool
-    """Whether tau is that of greedy decoding, as the text is."""
-
-    @classmethod
-    def of(cls, material: Material) -> "TrialRun":
-        text = material.evaluated_on.text
-        return cls(material.recipe, material.eval_tokens, text.is_greedy)
 
     def config(self, settings: Settings, steps: int, out: Path) -> ResolvedTrainConfig:
         """`steps` are of the recipe's size: with larger ones a trial takes fewer."""
@@ -60,17 +50,3 @@ class TrialRun:
         if self.recipe.pack_tokens is not None or self.recipe.batch_size is not None:
             return self.recipe.pack_tokens
         return self.recipe.batch_tokens
-
-    def train(self, config: ResolvedTrainConfig, progress: Progress) -> TrialScore:
-        """Train, or go on; a run that diverges counts as tau 0. Raises what training raises."""
-        try:
-            result = run(config, progress=progress)
-        except DivergedError:
-            return TrialScore(steps=config.max_steps or 0, tau=0.0, tau_low=0.0, tau_high=0.0)
-        curve = result.best.replay(is_greedy=self.is_greedy)
-        return TrialScore(
-            steps=result.steps,
-            tau=curve.tau[-1],
-            tau_low=curve.tau_low[-1],
-            tau_high=curve.tau_high[-1],
-        )

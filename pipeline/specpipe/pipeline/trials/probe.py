@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.pipeline.tune.trial import TrialRun
+from specpipe.pipeline.trials.trial import TrialRun
 from specpipe.stages.runs.metric_rows import metric_rows
 from specpipe.stages.train.loop import Progress
 from specpipe.stages.train.run import run
@@ -21,7 +21,7 @@ class Measured:
     """What a run takes besides its steps: its start and its evaluations."""
 
 
-def measure(trial: TrialRun, folder: Path, time_limit: float, progress: Progress) -> Measured:
+def measure(trial: TrialRun, folder: Path, time_limit: float | None, progress: Progress) -> Measured:
     """Train the recipe for a few steps. Raises UnfinishedError where the time is too short."""
     began = time.monotonic()
     config = trial.config({}, _STEPS, folder).model_copy(update={"time_limit": time_limit})

@@ -1,0 +1,72 @@
+"""The folder of a search: its lock, its clock, and records that are read back checked."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError as PydanticError
+
+from specpipe.pipeline.trials.clock import Clock
+from specpipe.schemas.base import Record
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.location import local_path
+from specpipe.schemas.records.checkpoint import CONFIG_FILE
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.runs.folder import check_same
+from specpipe.stages.storage.store.local_disk import write_file
+from specpipe.stages.storage.store.lock import locked
+from specpipe.stages.untrusted.files import read_file
+
+CLOCK_FILE = "clock.json"
+"""Seconds that the search has taken so far, over all its runs."""
+
+R = TypeVar("R", bound=Record)
+
+
+class SearchFolder:
+    """One search's folder on a local disk."""
+
+    command: str
+    """What works in it."""
+
+    def __init__(self, out: str) -> None:
+        what = f"what {self.command} finds is written to a local disk"
+        self.path = local_path(out, what).expanduser()
+
+    def locked(self) -> AbstractContextManager[object]:
+        """Hold the folder; raises ConfigError where another search has it, or another output."""
+        if (self.path / CONFIG_FILE).exists():
+            raise ConfigError(
+                f"{self.path} holds a training run; give {self.command} another --out"
+            )
+        return locked(self.path, f"another {self.command} works in this folder")
+
+    def clock(self) -> Clock:
+        return Clock(self.path / CLOCK_FILE)
+
+    def write(self, name: str, data: bytes) -> None:
+        write_file(self.path / name, data)
+
+    def read(self, record: type[R], name: str) -> R | None:
+        """None where there is no file; raises IntegrityError for a damaged one."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return record.model_validate_json(read_file(path))
+        except PydanticError as error:
+            raise damaged(path, error) from None
+
+    def check_same_settings(self, before: dict[str, Any], config: TrainConfig) -> None:
+        """Raise IdentityError where the search that is here began with other settings."""
+        now = config.without_credentials().flat("json")
+        # A setting that is newer than the plan counts where it is given.
+        known = before.keys() | config.flat_fields_set
+        check_same(f"{self.path} holds a search", before, now, known)
+
+
+def damaged(path: Path, error: PydanticError) -> IntegrityError:
+    return IntegrityError(
+        f"{path} is damaged ({error.errors()[0]['msg']}); give another --out, or remove it:"
+        " runs that are complete are not trained twice"
+    )
