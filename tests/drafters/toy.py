@@ -5,7 +5,7 @@ state as an input, sampled starts, a frozen head per step, and a further term of
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -24,6 +24,7 @@ ENTRY_POINT = "[specpipe.drafters]\ntoy = tests.drafters.toy:ARCHITECTURE\n"
 
 
 class ToySettings(DrafterSettings):
+    most_draft_tokens: ClassVar[int] = K
     kind: Literal["toy"] = "toy"
     share: float = 0.5
     """Of the starts that a step trains on."""

@@ -13,6 +13,7 @@ import click
 from specpipe.pipeline.commands.artifact.convert import convert
 from specpipe.pipeline.commands.artifact.export import export
 from specpipe.pipeline.commands.artifact.validate import validate
+from specpipe.pipeline.commands.choose import choose
 from specpipe.pipeline.commands.dump.command import dump
 from specpipe.pipeline.commands.plan import plan
 from specpipe.pipeline.commands.prepare import prepare
@@ -72,6 +73,7 @@ for command in (
     prepare,
     plan,
     dump,
+    choose,
     train,
     tune,
     export,

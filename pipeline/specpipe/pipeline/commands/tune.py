@@ -8,7 +8,7 @@ import click
 
 from specpipe.pipeline.commands.engine_support import say_served_of_training
 from specpipe.pipeline.commands.train.options import MODELS, TRAIN, config_of
-from specpipe.pipeline.commands.train.progress import TrainProgress
+from specpipe.pipeline.commands.train.progress import TrialFigures
 from specpipe.pipeline.commands.train.recipe_help import recipe_help
 from specpipe.pipeline.launch.provenance import write_provenance
 from specpipe.pipeline.terminal.console import note, quiet_libraries, show, show_columns
@@ -71,7 +71,7 @@ def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
 
         say_served_of_training(config)
         with progress("tune", "steps") as report:
-            figures = _Figures(report)
+            figures = TrialFigures(report)
             result = search(config, progress=figures, say=lambda line: note(f"tune: {line}"))
     folder = TuneFolder(config.out)
     if not result.did_nothing:
@@ -84,20 +84,6 @@ def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         "seconds": folder.clock().seconds,
     }
     show("Search", _rows(config, result, folder.clock().seconds), values, as_json=as_json)
-
-
-class _Figures:
-    """Shows how far the search is, and how the run goes that is trained now."""
-
-    def __init__(self, report: Any) -> None:
-        self._report, self._what = report, ""
-        self._run = TrainProgress(lambda *_: None)
-
-    def __call__(self, done: int, total: int, what: str, figures: dict[str, float]) -> None:
-        if what != self._what:
-            self._what, self._run = what, TrainProgress(lambda *_: None)
-        self._run(0, 0, figures)
-        self._report(done, total, f"{what}  {self._run.text()}")
 
 
 def _show_trials(result: "TuneResult") -> None:

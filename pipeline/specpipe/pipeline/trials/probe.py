@@ -21,7 +21,9 @@ class Measured:
     """What a run takes besides its steps: its start and its evaluations."""
 
 
-def measure(trial: TrialRun, folder: Path, time_limit: float | None, progress: Progress) -> Measured:
+def measure(
+    trial: TrialRun, folder: Path, time_limit: float | None, progress: Progress
+) -> Measured:
     """Train the recipe for a few steps. Raises UnfinishedError where the time is too short."""
     began = time.monotonic()
     config = trial.config({}, _STEPS, folder).model_copy(update={"time_limit": time_limit})

@@ -36,7 +36,7 @@ class TrialRun:
             "pack_tokens": self.pack_tokens,
             "log_name": None if name is None else f"{name}-{out.name}",
         }
-        return ResolvedTrainConfig.model_validate(self.recipe.flat() | settings | changes)
+        return ResolvedTrainConfig.model_validate(self.recipe.model_dump() | settings | changes)
 
     def steps(self, settings: Settings, steps: int) -> int:
         """Steps on as many tokens as `steps` of the recipe's size have."""

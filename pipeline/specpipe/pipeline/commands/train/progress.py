@@ -44,3 +44,17 @@ class TrainProgress:
 
 def _thousands(number: float) -> str:
     return f"{number / 1000:.1f}k" if number >= 10_000 else f"{number:,.0f}"
+
+
+class TrialFigures:
+    """Shows how far the search is, and how the run goes that is trained now."""
+
+    def __init__(self, report: Callable[[int, int, str], None]) -> None:
+        self._report, self._what = report, ""
+        self._run = TrainProgress(lambda *_: None)
+
+    def __call__(self, done: int, total: int, what: str, figures: dict[str, float]) -> None:
+        if what != self._what:
+            self._what, self._run = what, TrainProgress(lambda *_: None)
+        self._run(0, 0, figures)
+        self._report(done, total, f"{what}  {self._run.text()}")

@@ -1,0 +1,1 @@
+"""`specpipe choose`: which architecture suits a dump and an engine; by ordinary runs."""

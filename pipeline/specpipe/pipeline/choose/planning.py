@@ -1,0 +1,95 @@
+"""The plan of a comparison: everyone is trained by the same number of steps, on the same tokens."""
+
+import math
+from datetime import timedelta
+
+from specpipe.pipeline.choose.candidates import Candidate, check_some
+from specpipe.pipeline.choose.folder import ChooseFolder
+from specpipe.pipeline.choose.timing import Say, Timing
+from specpipe.pipeline.trials.clock import Clock
+from specpipe.pipeline.trials.probe import Measured, measure
+from specpipe.pipeline.tune.halving import LEAST_STEPS
+from specpipe.schemas.errors import ConfigError, DivergedError, IdentityError
+from specpipe.schemas.records.choose import ChoosePlan
+from specpipe.schemas.settings.choose import ChooseConfig
+from specpipe.stages.train.loop import Progress
+
+_PLANNED_SHARE = 0.85
+"""Of the time that is left; the rest is for steps that take longer than those of the probe."""
+
+
+def made_plan(
+    config: ChooseConfig,
+    given: tuple[list[Candidate], dict[str, str]],
+    folder: ChooseFolder,
+    clock: Clock,
+    told: tuple[Progress, Say],
+) -> ChoosePlan:
+    """Train everyone for a few steps, time the engine with what came of it, and divide what is left
+    of the budget. Raises ConfigError where it is too small."""
+    progress, say = told
+    found, left_out = given
+    measured: dict[str, Measured] = {}
+    for candidate in found:
+        say(f"measuring a step of {candidate.name}")
+        try:
+            name = candidate.name
+            measured[name] = measure(candidate.trial, folder.probe(name), None, progress)
+        except (ConfigError, DivergedError) as error:
+            left_out = left_out | {candidate.name: str(error)}
+        clock.save()
+    found = [candidate for candidate in found if candidate.name in measured]
+    check_some(found, left_out)
+    no_speed = {} if config.step_times is not None else Timing(config, folder, say).run(found)
+    clock.save()
+    full_steps = min(candidate.opened.recipe.num_steps for candidate in found)
+    opened = found[0].opened
+    return ChoosePlan(
+        config=config.without_credentials().flat("json"),
+        steps=planned_steps(config, full_steps, list(measured.values()), clock.seconds),
+        full_steps=full_steps,
+        recipes={
+            one.name: one.recipe.without_credentials().model_dump(mode="json") for one in found
+        },
+        left_out=left_out,
+        no_speed=no_speed,
+        dump_fingerprint=opened.dumps.fingerprint,
+        eval_dump_fingerprint=opened.evaluated_on.fingerprint,
+    )
+
+
+def planned_steps(
+    config: ChooseConfig, full_steps: int, measured: list[Measured], seconds: float
+) -> int:
+    """Of every training; `seconds` of the budget are gone."""
+    least = min(LEAST_STEPS, full_steps)
+    if config.budget_steps is not None:
+        steps = math.floor(config.budget_steps / len(measured))
+        needed = f"{least * len(measured)}steps"
+    else:
+        assert config.budget_seconds is not None
+        per_step = sum(one.seconds_per_step for one in measured)
+        per_run = sum(one.seconds_per_run for one in measured)
+        left = _PLANNED_SHARE * (config.budget_seconds - seconds) - per_run
+        steps = math.floor(left / per_step)
+        most = seconds + (per_run + least * per_step) / _PLANNED_SHARE
+        needed = f"{math.ceil(most / 60)}m"
+    if steps < least:
+        raise ConfigError(
+            f"the budget of {config.budget} is too small to train {len(measured)} drafters, each"
+            f" for {least} steps at least"
+            + (f" ({timedelta(seconds=round(seconds))} are gone)" if seconds > 1 else "")
+            + f"; give --budget {needed} or more, or fewer --drafters"
+        )
+    return min(steps, full_steps)
+
+
+def check_same_dumps(plan: ChoosePlan, candidate: Candidate) -> None:
+    """Raise IdentityError where the comparison began on other dumps."""
+    opened = candidate.opened
+    now = opened.dumps.fingerprint, opened.evaluated_on.fingerprint
+    if now != (plan.dump_fingerprint, plan.eval_dump_fingerprint):
+        raise IdentityError(
+            "the comparison began on another dump, or on another one to evaluate on; use another"
+            " --out for these"
+        )

@@ -1,0 +1,164 @@
+"""A whole comparison on a tiny dump, with EAGLE-3 and the toy."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specpipe.pipeline.choose.compare import choose
+from specpipe.schemas.errors import UnfinishedError
+from specpipe.schemas.records.choose import ChooseResult, StepTimes
+from specpipe.schemas.records.served import StepTime
+from specpipe.schemas.settings.choose import ChooseConfig
+from specpipe.stages.process.stop import stops_early
+from tests.pipeline.in_process import Ended, specpipe
+from tests.train.conftest import MakeDump
+
+STEPS = 6
+
+
+def step_times(**seconds: Callable[[int], float]) -> StepTimes:
+    """Of an engine whose step takes 1 s without drafter; `seconds` is of a round, by drafter."""
+
+    def of(number: int | None, value: float) -> list[StepTime]:
+        return [
+            StepTime(batch_size=size, num_draft_tokens=number, seconds_per_step=value)
+            for size in (1, 8)
+        ]
+
+    return StepTimes(
+        target="target",
+        vllm_version="0.32.0",
+        without_drafter=of(None, 1.0),
+        drafters={
+            name: [time for n in range(4) for time in of(n, round_of(n) if n else 1.0)]
+            for name, round_of in seconds.items()
+        },
+    )
+
+
+def arguments(dump: Path, out: Path, *more: str | Path) -> list[str | Path]:
+    settings = "--device cpu --draft-vocab-size 64 --optimizer adamw --batch-tokens 300"
+    settings += f" --max-steps {STEPS} --held-out-fraction 0.3 --num-heads 3"
+    return ["choose", "--dump", dump, "--out", out, *settings.split(), *more]
+
+
+def done(ended: Ended) -> ChooseResult:
+    assert ended.returncode == 0, ended.stderr
+    values = ended.last_json
+    return ChooseResult.model_validate({k: values[k] for k in ChooseResult.model_fields})
+
+
+@pytest.fixture(scope="module")
+def both(make_dump: MakeDump) -> Path:
+    """A dump that EAGLE-3 and the toy read."""
+    return make_dump(layers=(1, 2, 3, 4))
+
+
+def test_choose_compares_by_given_step_times_and_recommends_the_faster_one(
+    site: Path, both: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "times.json"
+    file.write_bytes(step_times(eagle3=lambda n: 1 + n, toy=lambda _: 1.01).to_json())
+    out = tmp_path / "choice"
+    flags = arguments(both, out, "--budget", f"{2 * STEPS}steps", "--drafters", "eagle3,toy")
+    ended = specpipe(*flags, "--step-times", file, "--json")
+    result = done(ended)
+    assert result.recommended == "toy"
+    assert [one.drafter for one in result.compared] == ["toy", "eagle3"]
+    toy, eagle = result.compared
+    assert len(eagle.tau) == 3
+    # It has no more.
+    assert len(toy.tau) == 2
+    assert toy.speedups[0].expected == pytest.approx([tau / 1.01 for tau in toy.tau])
+    assert eagle.speedups[1].expected == pytest.approx(
+        [tau / (1 + n) for n, tau in enumerate(eagle.tau, start=1)]
+    )
+    assert all(low <= tau <= high for one in result.compared for low, tau, high in
+               zip(one.tau_low, one.tau, one.tau_high, strict=True))  # fmt: skip
+    assert "Toy: " in result.reasons[0]
+    assert "comes next" in result.reasons[1]
+    assert "toy *" in ended.stderr
+    assert (out / "runs" / "eagle3" / "best").exists()
+    page = (out / "choose.html").read_text("utf-8")
+    for words in ("tau by draft tokens", "speed-up at batch size 8", "comes next"):
+        assert words in page
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"}
+    again = specpipe(*flags, "--step-times", file)
+    assert "nothing to do" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    other = specpipe(*flags, "--step-times", file, "--seed", "1")
+    assert other.returncode == 2
+    assert "seed: 0 -> 1" in other.stderr
+
+
+def test_without_an_engine_tau_alone_is_compared_and_none_is_recommended(
+    dump: Path, site: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "choice"
+    ended = specpipe(*arguments(dump, out, "--budget", "1h", "--no-engine", "--json"))
+    result = done(ended)
+    assert result.recommended is None
+    assert [one.drafter for one in result.compared if one.speedups] == []
+    assert "speeds are not known" in result.reasons[0]
+    assert "--no-engine" in result.compared[0].no_speed
+    # The dump holds no final state, which the toy takes.
+    assert "dump --for toy" in result.left_out["toy"]
+    assert "toy is left out" in ended.stderr
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["steps"] == STEPS
+
+
+def test_stopped_anywhere_it_goes_on_to_the_same_result(
+    site: Path, both: Path, tmp_path: Path
+) -> None:
+    def config(name: str) -> ChooseConfig:
+        settings: dict[str, Any] = {
+            "dump": str(both), "out": str(tmp_path / name), "device": "cpu", "num_heads": 2,
+            "draft_vocab_size": 64, "optimizer": "adamw", "batch_tokens": 300,
+            "max_steps": STEPS, "held_out_fraction": 0.3, "budget": f"{2 * STEPS}steps",
+            "drafters": "eagle3,toy", "engine": False,
+        }  # fmt: skip
+        return ChooseConfig.model_validate(settings)
+
+    def run(name: str, stop_at: int | None = None) -> None:
+        calls = []
+
+        def told(*_: Any) -> None:
+            calls.append(1)
+            if len(calls) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with stops_early():
+            choose(config(name), progress=told, say=lambda _: None)
+
+    run("whole")
+    for moment in (3, 12, 8):
+        with pytest.raises(UnfinishedError, match="SIGTERM"):
+            run("stopped", moment)
+    run("stopped")
+    whole, stopped = (tmp_path / name / "choose.json" for name in ("whole", "stopped"))
+    assert whole.read_bytes() == stopped.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--budget", "1steps"], "give --budget 6steps or more"),
+        (["--drafters", "eagle9"], "'eagle9' is no drafter"),
+        (["--step-times", "none.json"], "none.json"),
+    ],
+)
+def test_what_cannot_be_compared_says_what_would_do(
+    dump: Path, tmp_path: Path, more: list[str], words: str
+) -> None:
+    out = tmp_path / "choice"
+    ended = specpipe(*arguments(dump, out, "--drafters", "eagle3", "--no-engine", *more))
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert not (out / "plan.json").exists()
