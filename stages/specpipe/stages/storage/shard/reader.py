@@ -17,6 +17,7 @@ from specpipe.schemas.records.dump import (
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpIdentity,
+    ObjectEntry,
     ShardManifest,
 )
 from specpipe.stages.process.reading_threads import ReadingThreads
@@ -29,7 +30,7 @@ from specpipe.stages.storage.shard.buffer_pool import BufferPool
 from specpipe.stages.storage.shard.int8_states import Quantiser
 from specpipe.stages.storage.shard.listing import listed_arrays, shard_entries
 from specpipe.stages.storage.shard.samples import StoredSample, check_samples, samples_from_parquet
-from specpipe.stages.storage.shard.scales import read_scales
+from specpipe.stages.storage.shard.scales import AuxScales, read_scales
 from specpipe.stages.storage.shard.states import SampleStates
 from specpipe.stages.storage.store.crc import concat_crc32c
 from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
@@ -69,6 +70,9 @@ class ShardReader:
         self._codec = chunk_codec(identity)
         self._entries = shard_entries(manifest)
         self._arrays = listed_arrays(identity, self._codec, manifest, self._where)
+        self.arrays = [*self._arrays.values()]
+        self.metadata = self._codec.metadata(self._arrays)
+        """The objects that describe the arrays to other readers, as they must be."""
         self._layers = identity.layers if layers is None else tuple(layers)
         unread = {aux_array(layer) for layer in identity.layers if layer not in self._layers}
         self._wide = [
@@ -83,6 +87,37 @@ class ShardReader:
         return VocabStatistics.from_parquet(
             self._read(VOCAB_FILE), self._identity.target.vocab_size, f"{self._where}/{VOCAB_FILE}"
         )
+
+    def scales(self) -> AuxScales:
+        """Those that the shard's int8 states were written with."""
+        scales = read_scales(self._folder, self._identity)
+        if scales.crc32c != self._manifest.aux_scales_crc32c:
+            raise IntegrityError(
+                f"{self._folder.where(AUX_SCALES_FILE)} is not the one that {self._where} was "
+                f"written with; {HOW_TO_REPAIR}"
+            )
+        return scales
+
+    def chunks(self, array: ArrayLayout) -> list[ObjectEntry]:
+        """The objects of an array, in order."""
+        names = (self._codec.chunk_name(array, index) for index in range(array.num_chunks))
+        return [self._entries[name] for name in names]
+
+    def check(self, array: ArrayLayout, samples: Sequence[StoredSample]) -> ArrayCheck:
+        """What takes the chunks of an array in order; without samples, of no sample's own crc."""
+        return ArrayCheck(array, self.chunks(array), sample_spans(array, samples))
+
+    def read_chunk(
+        self,
+        array: ArrayLayout,
+        index: int,
+        ends: Sequence[int],
+        place: npt.NDArray[Any] | None = None,
+    ) -> ReadChunk:
+        """A chunk to its place, if there is one; `ends` are those of `ArrayCheck.ends`."""
+        scan = self._scan(array, ends, place)
+        entry = self._entries[self._codec.chunk_name(array, index)]
+        return read_chunk(self._folder, self._codec, array, entry, scan)
 
     def read_all(self, pool: BufferPool | None = None) -> SampleStates:
         """The states of all samples, concatenated; every chunk and every sample checked.
@@ -128,13 +163,7 @@ class ShardReader:
 
     @cached_property
     def _quantiser(self) -> Quantiser:
-        scales = read_scales(self._folder, self._identity)
-        if scales.crc32c != self._manifest.aux_scales_crc32c:
-            raise IntegrityError(
-                f"{self._folder.where(AUX_SCALES_FILE)} is not the one that {self._where} was "
-                f"written with; {HOW_TO_REPAIR}"
-            )
-        return Quantiser(scales.channel_LH[self._at_layers])
+        return Quantiser(self.scales().channel_LH[self._at_layers])
 
     @property
     def _at_layers(self) -> list[int]:
@@ -172,7 +201,7 @@ class ShardReader:
         self, arrays: Sequence[ArrayLayout], samples: list[StoredSample], places: Columns
     ) -> None:
         """Whole arrays to their places, their chunks read in parallel and checked in order."""
-        checks = {array.name: self._check(array, samples) for array in arrays}
+        checks = {array.name: self.check(array, samples) for array in arrays}
         threads = ReadingThreads(_PARALLEL_READS, "specpipe-chunk")
         try:
             reads = {
@@ -196,19 +225,18 @@ class ShardReader:
     ) -> list[Future[ReadChunk]]:
         return [
             threads.submit(
-                self._read_chunk,
+                self.read_chunk,
                 array,
                 index,
-                self._scan(array, check.ends(index), place[index * array.chunk_rows :]),
+                check.ends(index),
+                place[index * array.chunk_rows :],
             )
             for index in range(array.num_chunks)
         ]
 
-    def _read_chunk(self, array: ArrayLayout, index: int, scan: RowScan) -> ReadChunk:
-        entry = self._entries[self._codec.chunk_name(array, index)]
-        return read_chunk(self._folder, self._codec, array, entry, scan)
-
-    def _scan(self, array: ArrayLayout, ends: Sequence[int], place: npt.NDArray[Any]) -> RowScan:
+    def _scan(
+        self, array: ArrayLayout, ends: Sequence[int], place: npt.NDArray[Any] | None
+    ) -> RowScan:
         return RowScan(array, ends, self._identity.target.vocab_size, place)
 
     def _read_rows(self, array: ArrayLayout, sample: StoredSample, place: npt.NDArray[Any]) -> None:
@@ -226,7 +254,7 @@ class ShardReader:
                 rows = np.empty(
                     (array.bytes_in(index) // array.row_bytes, *array.row_shape), array.dtype
                 )
-                self._read_chunk(array, index, self._scan(array, [rows.nbytes], rows))
+                self.read_chunk(array, index, [rows.nbytes], rows)
                 scan.take_all(rows.reshape(-1).view(np.uint8)[at : at + size].data)
             crc = concat_crc32c(crc, scan.crcs[0], size)
             problem = problem or scan.problem
@@ -241,8 +269,3 @@ class ShardReader:
                 f"{self._folder.url}: {array.name} of sample {span.sample_id} (in {keys}) "
                 f"{problem}; {HOW_TO_REPAIR}"
             )
-
-    def _check(self, array: ArrayLayout, samples: list[StoredSample]) -> ArrayCheck:
-        names = (self._codec.chunk_name(array, index) for index in range(array.num_chunks))
-        entries = [self._entries[name] for name in names]
-        return ArrayCheck(array, entries, sample_spans(array, samples))

@@ -1,6 +1,7 @@
 """Read one committed shard whole, and check it against its manifest, its plan and itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,77 +11,67 @@ from specpipe.schemas.records.dump import (
     SAMPLES_FILE,
     VOCAB_FILE,
     DumpIdentity,
-    ObjectEntry,
     ShardManifest,
     manifest_key,
     plan_key,
 )
-from specpipe.stages.storage.chunks.arrays import ArrayLayout, array_names
-from specpipe.stages.storage.chunks.codec import chunk_codec
-from specpipe.stages.storage.chunks.read import read_chunk
-from specpipe.stages.storage.chunks.row_scan import RowScan
+from specpipe.stages.storage.chunks.arrays import ArrayLayout
 from specpipe.stages.storage.chunks.zarr_format import describes_the_same
-from specpipe.stages.storage.shard.array_check import ArrayCheck, sample_spans
-from specpipe.stages.storage.shard.listing import listed_arrays, shard_entries
+from specpipe.stages.storage.shard.reader import ShardReader
 from specpipe.stages.storage.shard.samples import (
     StoredSample,
     check_plan,
-    check_samples,
     plan_from_parquet,
-    samples_from_parquet,
     supervised_counts,
 )
-from specpipe.stages.storage.shard.scales import read_scales
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.upkeep.verify.findings import Findings
+
+Read = TypeVar("Read")
 
 
 def check_shard(
     findings: Findings, identity: DumpIdentity, manifest: ShardManifest
 ) -> VocabStatistics | None:
     """Note all that is wrong with a shard; returns its vocabulary statistics if they are sound."""
-    folder, codec = findings.folder, chunk_codec(identity)
     try:
-        arrays = listed_arrays(identity, codec, manifest, folder.where(manifest.folder))
+        reader = ShardReader(findings.folder, identity, manifest)
     except IntegrityError as error:
         findings.note(manifest_key(manifest.shard_id), error)
         for entry in manifest.objects:
             findings.check_object(entry)
         return None
-    entries = shard_entries(manifest)
-    chunks = {
-        name: [entries[codec.chunk_name(array, i)] for i in range(array.num_chunks)]
-        for name, array in arrays.items()
-    }
-    in_arrays = {entry.key for listed in chunks.values() for entry in listed}
+    in_arrays = {entry.key for array in reader.arrays for entry in reader.chunks(array)}
     for entry in manifest.objects:
         if entry.key not in in_arrays:
             findings.check_object(entry)
-    _check_metadata(findings, codec.metadata(arrays), manifest)
+    _check_metadata(findings, reader.metadata, manifest)
     if manifest.aux_scales_crc32c is not None:
-        _check_scales(findings, identity, manifest)
-    samples = _check_samples(findings, identity, manifest)
-    for name, array in arrays.items():
-        spans = sample_spans(array, samples)
-        check = ArrayCheck(array, chunks[name], spans)
-        _check_array(findings, identity, array, chunks[name], check)
-    return _check_vocab(findings, identity, manifest, samples)
+        _sound(findings, AUX_SCALES_FILE, reader.scales)
+    samples = _check_samples(findings, reader, manifest)
+    for array in reader.arrays:
+        _check_array(findings, reader, array, samples)
+    return _check_vocab(findings, reader, manifest, samples)
+
+
+def _sound(findings: Findings, key: str, read: Callable[[], Read]) -> Read | None:
+    """What is read; None where the object is damaged, which is noted."""
+    try:
+        return read() if findings.is_sound(key) else None
+    except IntegrityError as error:
+        findings.note(key, error)
+        return None
 
 
 def _check_array(
-    findings: Findings,
-    identity: DumpIdentity,
-    array: ArrayLayout,
-    chunks: Sequence[ObjectEntry],
-    check: ArrayCheck,
+    findings: Findings, reader: ShardReader, array: ArrayLayout, samples: Sequence[StoredSample]
 ) -> None:
-    codec, vocab_size = chunk_codec(identity), identity.target.vocab_size
-    for index, entry in enumerate(chunks):
+    check = reader.check(array, samples)
+    for index, entry in enumerate(reader.chunks(array)):
         chunk = None
         if findings.check_size(entry):
-            scan = RowScan(array, check.ends(index), vocab_size)
             try:
-                chunk = read_chunk(findings.folder, codec, array, entry, scan)
+                chunk = reader.read_chunk(array, index, check.ends(index))
             except IntegrityError as error:
                 findings.note(entry.key, error)
             findings.advance(entry.size)
@@ -98,65 +89,38 @@ def _check_metadata(
             findings.note(key, "does not describe the array that the manifest lists")
 
 
-def _check_scales(findings: Findings, identity: DumpIdentity, manifest: ShardManifest) -> None:
-    try:
-        scales = read_scales(findings.folder, identity)
-    except IntegrityError as error:
-        findings.note(AUX_SCALES_FILE, error)
-        return
-    if scales.crc32c != manifest.aux_scales_crc32c:
-        findings.note(AUX_SCALES_FILE, f"is not the one that {manifest.folder} was written with")
-
-
 def _check_samples(
-    findings: Findings, identity: DumpIdentity, manifest: ShardManifest
+    findings: Findings, reader: ShardReader, manifest: ShardManifest
 ) -> list[StoredSample]:
     """The shard's samples; none if they cannot be trusted."""
-    folder, key = findings.folder, f"{manifest.folder}/{SAMPLES_FILE}"
-    if not findings.is_sound(key):
+    key = f"{manifest.folder}/{SAMPLES_FILE}"
+    samples = _sound(findings, key, reader.samples)
+    if samples is None:
         return []
-    try:
-        data, names = folder.read_small(key), array_names(identity)
-        samples = samples_from_parquet(data, names, folder.where(key), manifest)
-        check_samples(samples, identity, manifest, folder.where(key))
-    except IntegrityError as error:
-        findings.note(key, error)
-        return []
-    plan = plan_key(manifest.shard_id)
+    plan, folder = plan_key(manifest.shard_id), findings.folder
     if plan not in findings.sizes:
         findings.note(plan, "is missing")
-    elif findings.is_sound(plan):
-        try:
-            planned = plan_from_parquet(folder.read_small(plan), folder.where(plan))
-        except IntegrityError as error:
-            findings.note(plan, error)
-            return samples
-        try:
-            check_plan(samples, planned, folder.where(key))
-        except IntegrityError as error:
-            findings.note(key, error)
+    planned = _sound(
+        findings, plan, lambda: plan_from_parquet(folder.read_small(plan), folder.where(plan))
+    )
+    if planned is not None:
+        _sound(findings, key, lambda: check_plan(samples, planned, folder.where(key)))
     return samples
 
 
 def _check_vocab(
     findings: Findings,
-    identity: DumpIdentity,
+    reader: ShardReader,
     manifest: ShardManifest,
     samples: Sequence[StoredSample],
 ) -> VocabStatistics | None:
-    folder, key = findings.folder, f"{manifest.folder}/{VOCAB_FILE}"
-    if not findings.is_sound(key):
-        return None
-    try:
-        vocab = VocabStatistics.from_parquet(
-            folder.read_small(key), identity.target.vocab_size, folder.where(key)
-        )
-    except IntegrityError as error:
-        findings.note(key, error)
+    key = f"{manifest.folder}/{VOCAB_FILE}"
+    vocab = _sound(findings, key, reader.vocab)
+    if vocab is None:
         return None
     # Of text that the target wrote, no hash is known: a token or a mask that changed shows here.
     if samples and findings.is_sound(f"{manifest.folder}/{SAMPLES_FILE}"):
-        count_V = supervised_counts(samples, identity.target.vocab_size)
+        count_V = supervised_counts(samples, len(vocab.count_V))
         if not np.array_equal(vocab.count_V, count_V):
             findings.note(key, f"does not count the supervised tokens of {SAMPLES_FILE}")
     return vocab
