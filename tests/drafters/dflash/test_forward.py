@@ -15,35 +15,23 @@ from specpipe.stages.drafters.contract import Runtime
 from specpipe.stages.drafters.dflash.architecture import ARCHITECTURE
 from specpipe.stages.drafters.parts.block import model as model_file
 from specpipe.stages.drafters.parts.block.model import BlockDrafter
-from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
-from specpipe.stages.storage.shard.states import SampleStates
-from tests.drafters.toys import ExactRotary, Given
-
-H, V, D, T, K = 16, 40, 30, 17, 4
-BEGIN = 5  # first supervised token
+from specpipe.stages.samples.batch import Batch, make_batch
+from tests.drafters.blocks import (
+    SHAPE,
+    D,
+    H,
+    K,
+    V,
+    model_of,
+    sample_of,
+    target_of,
+    weights_of,
+)
+from tests.drafters.toys import ExactRotary
 
 
 def make_shape(**changes: Any) -> DFlashShape:
-    base = DFlashShape(
-        num_layers=2,
-        hidden_size=H,
-        target_hidden_size=H,
-        intermediate_size=20,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
-        max_position_embeddings=64,
-        vocab_size=V,
-        draft_vocab_size=V,
-        aux_layers=(1, 2, 4),
-        causal=False,
-        block_size=K + 1,
-        mask_token=3,
-        own_lm_head=False,
-    )
-    return base.model_copy(update=changes)
+    return DFlashShape(**SHAPE).model_copy(update=changes)
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -58,49 +46,12 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-def target_of(generator: torch.Generator) -> Given:
-    embedding_VH, head_VH = (
-        torch.randn(V, H, generator=generator).bfloat16().float() for _ in range(2)
-    )
-    return Given(embedding_VH, head_VH)
-
-
-def weights_of(shape: DFlashShape, generator: torch.Generator) -> dict[str, Tensor]:
-    """Values that bfloat16 holds, so that the file loses nothing."""
-    expected = ARCHITECTURE.expected_tensors(shape, embedding=False, lm_head=shape.own_lm_head)
-    return {
-        name: (0.5 * torch.randn(size, generator=generator)).bfloat16().float()
-        for name, (size, kind) in expected.items()
-        if kind == "float"
-    }
-
-
-def sample_of(shape: DFlashShape, generator: torch.Generator) -> DrafterSample:
-    aux_TLH = torch.randn(T, shape.num_aux, H, generator=generator).bfloat16()
-    zeros_S = np.zeros(T - BEGIN, dtype=np.float32)
-    states = SampleStates(
-        aux_TLH=aux_TLH.view(torch.uint16).numpy(),
-        final_SH=np.zeros((T - BEGIN, H), dtype=np.uint16),
-        logz_S=zeros_S,
-        token_logprob_S=zeros_S,
-        argmax_S=zeros_S.astype(np.int32),
-    )
-    ids_T = torch.randint(0, V, (T,), generator=generator).int().numpy()
-    return DrafterSample(ids_T, (np.arange(T) >= BEGIN).astype(np.uint8), states)
-
-
-def trained(shape: DFlashShape, weights: dict[str, Tensor], target: Given, ids_D: Tensor) -> Any:
-    model = ARCHITECTURE.build(shape, target, ids_D, Runtime())
-    model.load_state_dict(weights)
-    return model
-
-
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_plain_drafter_equals_the_trained_one(changes: dict[str, Any], tmp_path: Path) -> None:
     """In float64, for every format, from files."""
     shape = make_shape(**changes)
     generator = torch.Generator().manual_seed(0)
-    target, weights = target_of(generator), weights_of(shape, generator)
+    target, weights = target_of(generator), weights_of(ARCHITECTURE, shape, generator)
     size = shape.draft_vocab_size
     ids_D = torch.randperm(V, generator=generator)[:size].sort().values
     vocab = {"d2t": ids_D - torch.arange(size), "t2d": torch.isin(torch.arange(V), ids_D)}
@@ -109,8 +60,8 @@ def test_plain_drafter_equals_the_trained_one(changes: dict[str, Any], tmp_path:
     assert "embed_tokens.weight" not in tensors
     sample = sample_of(shape, generator)
     batch = make_batch([sample], K)
-    model = trained(shape, weights, target, ids_D).double()
-    model.rotary = ExactRotary(shape)
+    model = model_of(ARCHITECTURE, shape, weights, target, ids_D).double()
+    model.rotary = ExactRotary(shape)  # type: ignore[assignment]
     with torch.no_grad():
         hidden_KNH = model(batch)
         head_DH = model.heads().of(0)[0]
@@ -138,7 +89,13 @@ def test_the_number_of_slots_counts_where_a_block_is_not_causal() -> None:
     for causal in (False, True):
         shape = make_shape(causal=causal)
         generator = torch.Generator().manual_seed(1)
-        model = trained(shape, weights_of(shape, generator), target_of(generator), torch.arange(V))
+        model = model_of(
+            ARCHITECTURE,
+            shape,
+            weights_of(ARCHITECTURE, shape, generator),
+            target_of(generator),
+            torch.arange(V),
+        )
         batch = make_batch([sample_of(shape, generator)], K)
         with torch.no_grad():
             many, few = model(batch)[:2], model(batch.with_heads(2))
@@ -149,7 +106,13 @@ def test_the_number_of_slots_counts_where_a_block_is_not_causal() -> None:
 def test_starts_in_parts_are_computed_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = make_shape(sliding_window=6)
     generator = torch.Generator().manual_seed(2)
-    model = trained(shape, weights_of(shape, generator), target_of(generator), torch.arange(V))
+    model = model_of(
+        ARCHITECTURE,
+        shape,
+        weights_of(ARCHITECTURE, shape, generator),
+        target_of(generator),
+        torch.arange(V),
+    )
     batch = make_batch([sample_of(shape, generator) for _ in range(3)], K)
     together = model(batch)
     monkeypatch.setattr(model_file, "ROWS", 3 * (K + 1))
@@ -173,7 +136,7 @@ def test_gradients_are_those_of_finite_differences(changes: dict[str, Any]) -> N
     target = target_of(generator)
     model = ARCHITECTURE.build(shape, target, torch.arange(V), runtime).double()
     model.rotary = ExactRotary(shape)  # type: ignore[assignment]
-    model.load_state_dict(weights_of(shape, generator))
+    model.load_state_dict(weights_of(ARCHITECTURE, shape, generator))
     batch = make_batch([sample_of(shape, generator)], K)
     weights_KNH = torch.randn(K, len(batch.starts_N), H, generator=generator, dtype=torch.float64)
     _sum(model, batch, weights_KNH).backward()
@@ -194,7 +157,13 @@ def test_gradients_are_those_of_finite_differences(changes: dict[str, Any]) -> N
 def test_no_gradient_is_made_of_what_is_the_targets() -> None:
     shape = make_shape()
     generator = torch.Generator().manual_seed(4)
-    model = trained(shape, weights_of(shape, generator), target_of(generator), torch.arange(V))
+    model = model_of(
+        ARCHITECTURE,
+        shape,
+        weights_of(ARCHITECTURE, shape, generator),
+        target_of(generator),
+        torch.arange(V),
+    )
     (head,) = model.heads().blocks
     assert not head.requires_grad
     assert not {"lm_head.weight", "embed_tokens.weight", "head_DH"} & set(model.state_dict())

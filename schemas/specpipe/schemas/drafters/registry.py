@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
 from specpipe.schemas.drafters.dflash import DFlashSettings, DFlashShape
+from specpipe.schemas.drafters.dspark import DSparkSettings, DSparkShape
 from specpipe.schemas.drafters.eagle3 import Eagle3Settings, Eagle3Shape
 from specpipe.schemas.drafters.mtp import MtpSettings, MtpShape
 from specpipe.schemas.drafters.peagle import PeagleSettings, PeagleShape
@@ -38,6 +39,7 @@ DEFAULT = "eagle3"
 KINDS: Mapping[str, Kind] = {
     "eagle3": _Own(Eagle3Settings, Eagle3Shape),
     "dflash": _Own(DFlashSettings, DFlashShape),
+    "dspark": _Own(DSparkSettings, DSparkShape),
     "peagle": _Own(PeagleSettings, PeagleShape),
     "mtp": _Own(MtpSettings, MtpShape),
 }

@@ -95,6 +95,8 @@ TRAIN: dict[str, tuple[str | Flag, ...]] = {
             "--mask-token",
             "--own-lm-head/--no-own-lm-head",
             "--fresh-layer",
+            "--markov-rank",
+            "--confidence/--no-confidence",
             "--serve-anywhere",
             "--depth-ratio",
             "--depth-floor",

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.target.vllm.support.engine_needs import EngineNeeds
 from specpipe.stages.target.vllm.support.families import ENVIRONMENT
@@ -26,6 +28,11 @@ def check_served(
         found.require()
     if "serve" in levels and found.how == "no":
         raise ConfigError(f"{found.in_words}: leave serve out of --validation (docs/targets.md)")
+    if "serve" in levels and not found.is_served_on_cpu and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{found.in_words}, and there is no GPU here: leave serve out of --validation, or run"
+            " it where there is one"
+        )
     if not found.is_served:
         report(f"warning: {found.in_words}")
     return found

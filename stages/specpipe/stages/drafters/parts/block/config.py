@@ -108,6 +108,6 @@ def kind_problems(config: Mapping[str, Any], shape: BlockShape) -> list[str]:
             )
     if not 0 <= shape.mask_token < shape.vocab_size:
         problems.append(f"mask_token_id {shape.mask_token} is not in 0..{shape.vocab_size - 1}")
-    if shape.block_size < 2:
-        problems.append(f"block_size is {shape.block_size}: a block has two slots at least")
+    if shape.block_size < 1:
+        problems.append(f"block_size is {shape.block_size}, not positive")
     return problems

@@ -34,6 +34,7 @@ from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.tensors import load_tensors
 
+Angles = tuple[Tensor, Tensor]
 Plain = TypeVar("Plain", bound="PlainBlocks")
 
 
@@ -91,13 +92,14 @@ class PlainBlocks:
         ids_NB = torch.full((len(starts_N), num_slots), mask_token_of(self.config))
         ids_NB[:, 0] = input_ids_T[begin + 1 : end + 1]
         hidden = self.embedding_VH[ids_NB].to(dtype)
-        positions_NB = starts_N[:, None] + 1 + torch.arange(num_slots)
+        of_context = self._angles(torch.arange(end), dtype)
+        of_block = self._angles(starts_N[:, None] + 1 + torch.arange(num_slots), dtype)
         for number in range(self.layer["num_hidden_layers"]):
             name = f"layers.{number}.self_attn"
             normed = self._norm(f"layers.{number}.input_layernorm", hidden)
-            context = self._keys(name, context_PH, torch.arange(end))
-            query = self._turned(name, "q", normed, positions_NB)
-            own = self._keys(name, normed, positions_NB)
+            context = self._keys(name, context_PH, of_context)
+            query = self._turned(name, "q", normed, of_block)
+            own = self._keys(name, normed, of_block)
             mixed = self._attend(query, context, own, starts_N)
             hidden = hidden + self._linear(f"{name}.o_proj", mixed.flatten(2))
             hidden = hidden + self._mlp(number, hidden)
@@ -132,25 +134,25 @@ class PlainBlocks:
             "nbac,ncae->nbae", of_own, own[1]
         )
 
-    def _keys(self, name: str, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys(self, name: str, inputs: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
         """Keys and values [..., A, E], the grouped ones repeated."""
         groups = self.layer["num_key_value_heads"]
         value = self._linear(f"{name}.v_proj", inputs).unflatten(-1, (groups, -1))
-        key = self._turned(name, "k", inputs, positions)
+        key = self._turned(name, "k", inputs, angles)
         repeats = self.layer["num_attention_heads"] // groups
         return key.repeat_interleave(repeats, dim=-2), value.repeat_interleave(repeats, dim=-2)
 
-    def _turned(self, name: str, which: str, inputs: Tensor, positions: Tensor) -> Tensor:
+    def _turned(self, name: str, which: str, inputs: Tensor, angles: Angles) -> Tensor:
         """Queries or keys [..., heads, E], normed per head, with rope."""
         projected = self._linear(f"{name}.{which}_proj", inputs)
         heads = projected.unflatten(-1, (-1, self.layer["head_dim"]))
         normed = self._norm(f"{name}.{which}_norm", heads)
-        cos, sin = self._angles(positions.flatten(), normed.dtype)
-        cos, sin = (x.view(*positions.shape, 1, -1) for x in (cos, sin))
+        cos, sin = angles
         first, second = normed.chunk(2, dim=-1)
         return normed * cos + torch.cat([-second, first], dim=-1) * sin
 
-    def _angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _angles(self, positions: Tensor, dtype: torch.dtype) -> Angles:
+        """cos and sin, for all heads alike: [..., 1, E]."""
         config = Qwen3Config(
             hidden_size=self.layer["num_attention_heads"] * self.layer["head_dim"],
             num_attention_heads=self.layer["num_attention_heads"],
@@ -158,8 +160,9 @@ class PlainBlocks:
             max_position_embeddings=self.layer["max_position_embeddings"],
             rope_parameters=dict(self.layer["rope_parameters"]),
         )
-        cos, sin = Qwen3RotaryEmbedding(config)(torch.zeros(1, dtype=dtype), positions[None])
-        return cos[0], sin[0]
+        places = positions.flatten()[None]
+        cos, sin = Qwen3RotaryEmbedding(config)(torch.zeros(1, dtype=dtype), places)
+        return cos.view(*positions.shape, 1, -1), sin.view(*positions.shape, 1, -1)
 
     def _mlp(self, number: int, hidden: Tensor) -> Tensor:
         name = f"layers.{number}"

@@ -1,0 +1,1 @@
+"""The formats of DSpark artifacts on disk."""

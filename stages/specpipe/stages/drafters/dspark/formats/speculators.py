@@ -1,0 +1,60 @@
+"""The `speculators` format of a DSpark drafter, which vLLM loads directly (from 0.27.1 on)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from specpipe.schemas.drafters.dspark import DSparkShape
+from specpipe.stages.drafters.artifact_format import Drafter, Format, TargetFacts
+from specpipe.stages.drafters.dspark.config import HEAD_KEYS, head_problems, head_settings
+from specpipe.stages.drafters.parts.block.config import NON_CAUSAL
+from specpipe.stages.drafters.parts.block.speculators import (
+    block_keys,
+    block_settings,
+    key_problems,
+)
+from specpipe.stages.drafters.parts.speculators_config import (
+    is_speculators,
+    speculators_problems,
+    stated,
+)
+
+
+class Speculators(Format[DSparkShape]):
+    name = "speculators"
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        return is_speculators(config)
+
+    def inexpressible(self, shape: DSparkShape) -> list[str]:
+        return []
+
+    def config(self, drafter: Drafter[DSparkShape]) -> dict[str, Any]:
+        """vLLM passes over `sliding_window_non_causal` here; speculators reads it."""
+        return {
+            "architectures": ["DSparkSpeculator"],
+            **block_settings("dspark", drafter),
+            **head_settings(drafter.shape),
+            NON_CAUSAL: not drafter.shape.causal,
+        }
+
+    def stored_name(self, name: str) -> str:
+        return name
+
+    def key_problems(self, config: Mapping[str, Any]) -> list[str]:
+        return key_problems(config, block_keys() | HEAD_KEYS | {NON_CAUSAL})
+
+    def problems(
+        self,
+        config: Mapping[str, Any],
+        shape: DSparkShape,
+        target: TargetFacts,
+        has_lm_head: bool,
+    ) -> list[str]:
+        problems = speculators_problems(config, "dspark", target)
+        problems += head_problems(config, shape, target)
+        if config[NON_CAUSAL] is not (not shape.causal):
+            problems.append(f"{NON_CAUSAL} is {config[NON_CAUSAL]!r}, against dflash_config")
+        return problems
+
+    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
+        return stated(config)
