@@ -4,6 +4,7 @@ import json
 import shlex
 from typing import Any
 
+from specpipe.schemas.drafters.registry import DEFAULT, drafter_settings
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.records.dump import ShardManifest
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
@@ -202,14 +203,16 @@ def environment_section(sources: Sources) -> Section:
 
 def _settings(settings: ResolvedTrainConfig) -> tuple[list[Row], list[Row]]:
     changed, everything = [], []
-    plain = {"dump": settings.dump, "out": settings.out, "drafter": settings.drafter.kind}
-    defaults = TrainConfig.model_validate(plain).flat("json")
+    fields, values = TrainConfig.model_fields, settings.flat()
+    defaults = {name: of.get_default(call_default_factory=True) for name, of in fields.items()}
+    defaults |= drafter_settings({"kind": settings.drafter.kind}).model_dump()
+    defaults["drafter"] = DEFAULT
     resolved = ResolvedTrainConfig.model_fields
     for name, value in settings.flat("json").items():
         row = (name, value if isinstance(value, str) else json.dumps(value))
         everything.append(row)
         is_open = defaults[name] is None and name in resolved and resolved[name].is_required()
-        if name in ("dump", "out") or (not is_open and value != defaults[name]):
+        if name in ("dump", "out") or (not is_open and values[name] != defaults[name]):
             changed.append(row)
     return changed, everything
 
