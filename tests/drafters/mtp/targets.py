@@ -114,6 +114,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     },
 }
 
+TARGETS["deepseek_dense"] = TARGETS["deepseek_v3"] | {"first_k_dense_replace": LAYERS + 1}
+
 
 def save_target(folder: Path, family: str, *, seed: int = 0, with_mtp: bool = True) -> Path:
     """A target in float32, norms moved at random, whose MTP layer is random too."""

@@ -79,3 +79,70 @@ def test_the_files_say_what_the_trained_one_does(family: str, tmp_path: Path) ->
 def ours_of(model: Mtp, batch: Batch) -> Tensor:
     out: Tensor = model(batch)
     return out
+
+
+@pytest.mark.parametrize("family", ["mimo", "ernie4_5_moe", "qwen3_5", "deepseek_dense"])
+def test_gradients_are_those_of_finite_differences(family: str) -> None:
+    model = trained(family, Target()).double()
+    batch = batch_of(MASKS, 3)
+    torch.manual_seed(11)
+    weights_KNH = torch.randn(3, len(batch.starts_N), H, dtype=torch.float64)
+    weights_KNH *= (batch.rows_KN >= 0)[..., None]
+
+    def value() -> Tensor:
+        out: Tensor = (model(batch) * weights_KNH).sum()
+        return out
+
+    value().backward()
+    step = 1e-5
+    for name, parameter in model.named_parameters():
+        if name.endswith("mlp.gate.weight"):  # its scores are float32 by the family's class
+            continue
+        assert parameter.grad is not None, name
+        direction = torch.randn_like(parameter)
+        with torch.no_grad():
+            parameter += step * direction
+            above = value()
+            parameter -= 2 * step * direction
+            below = value()
+            parameter += step * direction
+        slope = float((above - below) / (2 * step))
+        along = float((parameter.grad * direction).sum())
+        assert along == pytest.approx(slope, rel=2e-3, abs=2e-3), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_position_has_a_zero_embedding_where_the_engine_has(family: str) -> None:
+    """T18: row 0 is token x[1]."""
+    target = Target()
+    batch = batch_of([MASKS[0]], 3)
+    ids_T = torch.arange(len(MASKS[0])) + 3
+    batch = replace(batch, input_ids_T=ids_T)
+    before = ours_of(trained(family, target), batch)
+    target.embedding_VH[ids_T[1]] += 1
+    after = ours_of(trained(family, target), batch)
+    is_kept = family.startswith("qwen3")
+    assert torch.equal(before, after) is not is_kept
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_targets_state_is_normed_where_the_engine_feeds_it_so(family: str) -> None:
+    """T8: the weight of the target's final norm matters, but for MiMo."""
+    target = Target()
+    batch = batch_of(MASKS, 3)
+    before = ours_of(trained(family, target), batch)
+    target.final_norm_H = target.final_norm_H.flip(0)
+    after = ours_of(trained(family, target), batch)
+    assert torch.equal(before, after) is (family == "mimo")
+
+
+def test_recomputing_changes_nothing() -> None:
+    target, batch = Target(), batch_of(MASKS, 3)
+    grads = []
+    for recompute in (False, True):
+        shape = shape_of("glm4_moe")
+        model = Mtp(shape, target, Runtime(recompute=recompute))
+        model.load_state_dict(model_weights(shape, mtp_tensors("glm4_moe", 0), "here"))
+        model(batch).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

@@ -337,7 +337,8 @@ class ConvertConfig(Config):
     out: Location
     """Folder that the engine loads."""
     format: str
-    """Layout to write; speculators: for vLLM. docs/export.md names each drafter's others."""
+    """Layout to write; speculators: for vLLM; stitched: a copy of the target with its MTP layer
+    replaced. docs/export.md names each drafter's others."""
     target: Location | None = None
     """Target (its config is read). [default: as SRC says]"""
     revision: str | None = None

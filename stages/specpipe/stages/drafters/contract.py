@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
+from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.train import AttentionName, TrainConfig
 from specpipe.stages.acceptance.loss.denominators import Denominators
 from specpipe.stages.acceptance.loss.heads import Heads
@@ -262,6 +263,14 @@ class Architecture(ABC, Generic[Shape]):
     def needed_engine(self, shape: Shape) -> str | None:
         """The engine that serves the drafter as it was trained, and why; None where any does."""
         return None
+
+    def stitch(self, artifact: Artifact, target: Path, out: Path) -> None:
+        """A copy of the folder `target` at `out` with the artifact's tensors in its checkpoint;
+        raises ConfigError where they do not belong there."""
+        raise ConfigError(
+            f"a drafter {self.name} is no part of its target's checkpoint; give --format"
+            f" {' or '.join(self.formats)}"
+        )
 
     # Proof
 

@@ -4,6 +4,7 @@ Nothing is computed: every tensor is written as it was read, under another name,
 missing or unknown is an error.
 """
 
+import filecmp
 import os
 import shutil
 from collections.abc import Callable
@@ -34,7 +35,11 @@ from specpipe.stages.drafters.registry import AnyArchitecture, drafter_kind, rec
 from specpipe.stages.storage.store.local_disk import check_no_file
 from specpipe.stages.target.files.identity import load_config, target_identity
 from specpipe.stages.target.files.location import local_folder
+from specpipe.stages.untrusted.tensors import load_tensors
 from specpipe.stages.validate import structure
+
+STITCHED = "stitched"
+"""The format that is a whole target, its drafter in it."""
 
 
 class ConvertResult(Frozen):
@@ -77,6 +82,8 @@ def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None)
             f"{source.folder}: its rope's {', '.join(source.rope_left_out)} are left out: a drafter"
             " is trained without them, and engines may build another rope from them"
         )
+    if config.format == STITCHED:
+        return _stitched(config, source, out)
     format = kind.formats.get(config.format)
     if format is None:
         raise ConfigError(
@@ -115,6 +122,63 @@ def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None)
         num_tensors=len(tensors),
         num_bytes=sum((out / name).stat().st_size for name in (MODEL_TENSORS_FILE, CONFIG_FILE)),
         did_nothing=is_there,
+    )
+
+
+def _stitched(config: ConvertConfig, source: Artifact, out: Path) -> ConvertResult:
+    """A copy of the target's checkpoint with the artifact's tensors in it."""
+    if config.target is None:
+        raise ConfigError(f"format {STITCHED} is a copy of the target's checkpoint; give --target")
+    kind, tensors = drafter_kind(source.shape), _tensors(source)
+    target = local_folder(config.target, config.revision)
+    check_no_file(out.parent)
+    temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        kind.stitch(source, target, temporary)
+        is_there = out.is_dir() and any(out.iterdir())
+        if is_there and not _same_files(temporary, out):
+            raise ConfigError(f"{out} already holds something else; give another --out")
+        if not is_there:
+            shutil.rmtree(out, ignore_errors=True)
+            temporary.rename(out)
+    except OSError as error:
+        raise StoreError(f"cannot write {out}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return ConvertResult(
+        source=str(source.folder),
+        out=str(out),
+        source_format=format_of(kind, source.config).name,
+        format=STITCHED,
+        target=config.target,
+        aux_layers=source.shape.aux_layers,
+        layers_assumed=False,
+        vocab_size=source.shape.vocab_size,
+        draft_vocab_size=source.shape.draft_vocab_size,
+        has_embedding=True,
+        has_lm_head=True,
+        num_tensors=len(tensors),
+        num_bytes=sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        did_nothing=is_there,
+    )
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    there = {path.relative_to(other) for path in other.rglob("*") if path.is_file()}
+    return names == there - {Path(PROVENANCE_FILE)} and all(
+        filecmp.cmp(one / name, other / name, shallow=False)
+        or (name.suffix == ".safetensors" and _same_tensors(one / name, other / name))
+        for name in names
+    )
+
+
+def _same_tensors(one: Path, other: Path) -> bool:
+    """The library writes a file's metadata in any order."""
+    before, after = load_tensors(one, str(one)), load_tensors(other, str(other))
+    return before.keys() == after.keys() and all(
+        torch.equal(tensor, after[name]) for name, tensor in before.items()
     )
 
 

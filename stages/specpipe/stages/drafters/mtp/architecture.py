@@ -18,6 +18,7 @@ from specpipe.stages.drafters.mtp.model import Mtp
 from specpipe.stages.drafters.mtp.proposal import PlainMtp
 from specpipe.stages.drafters.mtp.shape import drafter_shape, shape_of_config
 from specpipe.stages.drafters.mtp.start import initialise
+from specpipe.stages.drafters.mtp.stitch import stitch
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors
 
@@ -117,6 +118,9 @@ class MtpArchitecture(Architecture[MtpShape]):
 
     def num_layers(self, shape: MtpShape) -> int:
         return 1
+
+    def stitch(self, artifact: Artifact, target: Path, out: Path) -> None:
+        stitch(artifact, target, out)
 
     def proposal(self, folder: Path, target: TargetTensors) -> PlainMtp:
         return PlainMtp.load(folder, target)

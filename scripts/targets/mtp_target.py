@@ -1,0 +1,51 @@
+"""The sample target as a target of a family that has MTP layers: the same function, other names.
+
+A Llama is a Qwen2 whose biases are 0, which MiMo's checkpoints are; and a GLM-4-MoE all of whose
+layers are dense, turn whole heads and norm neither queries nor keys. Its MTP layer, which is not in
+the checkpoint, is then a mixture of experts.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+SAMPLE = Path(__file__).parents[2] / "sample_data" / "target"
+
+
+def mtp_target(folder: Path, family: str, source: Path = SAMPLE) -> Path:
+    """Write it, the tokenizer included; `family` is `mimo` or `glm4_moe`."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    tensors = load_file(source / "model.safetensors")
+    layers = config["num_hidden_layers"]
+    config["num_nextn_predict_layers"] = 1
+    if family == "mimo":
+        config |= {"model_type": "qwen2", "architectures": ["MiMoForCausalLM"]}
+        for layer in range(layers):
+            for name in ("q_proj", "k_proj", "v_proj"):
+                at = f"model.layers.{layer}.self_attn.{name}"
+                rows = len(tensors[f"{at}.weight"])
+                tensors[f"{at}.bias"] = torch.zeros(rows, dtype=torch.bfloat16)
+    else:
+        rope = {**config["rope_parameters"], "partial_rotary_factor": 1.0}
+        config |= {
+            "model_type": "glm4_moe",
+            "architectures": ["Glm4MoeForCausalLM"],
+            "rope_parameters": rope,
+            "first_k_dense_replace": layers,
+            "use_qk_norm": False,
+            "attention_bias": False,
+            "moe_intermediate_size": config["intermediate_size"] // 4,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
