@@ -101,11 +101,11 @@ def test_gradients_are_those_of_finite_differences(family: str) -> None:
         assert parameter.grad is not None, name
         direction = torch.randn_like(parameter)
         with torch.no_grad():
-            parameter += step * direction
+            parameter.add_(step * direction)
             above = value()
-            parameter -= 2 * step * direction
+            parameter.sub_(2 * step * direction)
             below = value()
-            parameter += step * direction
+            parameter.add_(step * direction)
         slope = float((above - below) / (2 * step))
         along = float((parameter.grad * direction).sum())
         assert along == pytest.approx(slope, rel=2e-3, abs=2e-3), name
