@@ -34,13 +34,23 @@ def code_material(name: str, folder: Path) -> Material:
     return Material(name, folder / "target", folder / "train.jsonl", folder / "held_out.jsonl")
 
 
-def make_dumps(out: Path, material: Material, answers: int, texts: Sequence[Text]) -> None:
-    """Dump these texts of a target to OUT/dump-NAME-TEXT; `answers` to each training prompt."""
+def make_dumps(
+    out: Path,
+    material: Material,
+    answers: int,
+    texts: Sequence[Text],
+    drafters: Sequence[str] = (),
+) -> None:
+    """Dump these texts of a target to OUT/dump-NAME-TEXT; `answers` to each training prompt.
+
+    `drafters` are those whose layers are stored; default: EAGLE-3's.
+    """
+    stored = ("--for", ",".join(drafters)) if drafters else ()
     data = {"train": material.train, "held_out": material.held_out, "greedy": material.held_out}
     for text in texts:
         more = ("--samples-per-prompt", answers) if text == "train" else ()
         specpipe(
             out / "dumps.log", "dump", "--generate", "--target", material.target,
             "--data", data[text], "--out", out / f"dump-{material.name}-{text}",
-            "--max-tokens", 128, "--temperature", 0 if text == "greedy" else 1, *more,
+            "--max-tokens", 128, "--temperature", 0 if text == "greedy" else 1, *more, *stored,
         )  # fmt: skip
