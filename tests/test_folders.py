@@ -1,6 +1,7 @@
 """Each folder is small, and explained in one line: in its __init__ and in docs/development.md."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +33,17 @@ def test_no_folder_holds_more_than_a_dozen_files() -> None:
     for folder in folders():
         files = [f for f in folder.glob("*.py") if f.name != "__init__.py"]
         assert len(files) <= MOST_FILES, folder
+
+
+def test_the_places_that_the_page_sends_to_are_there() -> None:
+    """`a/b.py` in "To change X, go to Y" is below one of the source roots, or the repository."""
+    table = PAGE.partition("## To change X")[2].partition("## Attention")[0]
+    bases = [
+        ROOT,
+        ROOT / "stages/specpipe/stages",
+        *(ROOT / name / "specpipe" for name in ("schemas", "pipeline")),
+    ]
+    paths = re.findall(r"`([\w.-]+/[\w./-]*)`", table)
+    assert len(paths) > 50
+    for path in paths:
+        assert any((base / path).exists() for base in bases), f"docs/development.md: no {path}"
