@@ -1,25 +1,5 @@
-"""A real engine without a drafter says the same again: who asks it the same shares its answer."""
+"""Tests of engines share what one without a drafter says."""
 
-from collections.abc import Iterator
+from tests.served import one_engine_without_a_drafter
 
-import pytest
-
-from specpipe.stages.validate.serve import run as serve
-from specpipe.stages.validate.serve.engine import EngineRequest, EngineResult, decode
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_engine_without_a_drafter() -> Iterator[None]:
-    answers: dict[str, EngineResult] = {}
-
-    def decode_once(request: EngineRequest) -> EngineResult:
-        if request.artifact is not None:
-            return decode(request)
-        key = request.model_dump_json()
-        if key not in answers:
-            answers[key] = decode(request)
-        return answers[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "decode", decode_once)
-        yield
+__all__ = ["one_engine_without_a_drafter"]
