@@ -41,6 +41,12 @@ Size = click.IntRange(min=1)
 @click.option(
     "--work", type=click.Path(path_type=Path), help="Folder for files; default: a temporary one."
 )
+@click.option(
+    "--drafter",
+    type=click.Choice(["eagle3", "peagle"]),
+    default="eagle3",
+    help="a, b: what both train.",
+)
 @click.option("--heads", type=Size, multiple=True, default=(3, 7), help="K; may be repeated.")
 @click.option("--threads", type=Size, multiple=True, default=(1, 2), help="May be repeated.")
 @click.option("--hidden", type=Size, default=256, help="a-d: H of the target and the drafter.")
@@ -81,11 +87,12 @@ def _run(parts: list[str], folder: Path, python: str | None, options: dict[str, 
     if {*parts} & {*"abd"}:
         shape = _shape(options["hidden"], options["vocab"])
         setup = Setup(folder / "small", shape, heads[0], pack, threads[0], shape.vocab)
+        drafting = setup.at(drafter=options["drafter"])
         make(setup.root, shape, texts, theirs=python is not None)
         if "a" in parts:
-            train_speed.bench(setup, heads, threads, python, steps, repeats)
+            train_speed.bench(drafting, heads, threads, python, steps, repeats)
         if "b" in parts:
-            train_memory.bench(setup, heads, (pack // 2, pack), python)
+            train_memory.bench(drafting, heads, (pack // 2, pack), python)
         if "d" in parts:
             train_profile.bench(setup, heads, threads, steps, repeats)
     if "c" in parts:

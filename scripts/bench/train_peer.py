@@ -68,7 +68,7 @@ class _Steps(logging.Handler):
 
 def _arguments(values: dict[str, Any], root: Path, on_gpu: bool) -> list[str]:
     options: dict[str, Any] = {
-        "speculator-type": "eagle3",
+        "speculator-type": values["drafter"],
         "verifier-name-or-path": values["target"],
         "data-path": root / "data",
         "mask-token-id": 0,
@@ -86,8 +86,7 @@ def _arguments(values: dict[str, Any], root: Path, on_gpu: bool) -> list[str]:
         "hidden-states-dtype": "bfloat16" if on_gpu else "float32",
         "optimizer": "adamw",
         "lr": 1e-4,
-        "ttt-steps": values["num_heads"],
-        "ttt-step-loss-decay": values["head_decay"],
+        **_steps(values),
         "draft-vocab-size": values["draft_vocab"],
         "seed": 0,
     }
@@ -95,6 +94,14 @@ def _arguments(values: dict[str, Any], root: Path, on_gpu: bool) -> list[str]:
         del options["draft-vocab-size"]
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return ["train", *flags, "--target-layer-ids", *map(str, values["aux"])]
+
+
+def _steps(values: dict[str, Any]) -> dict[str, Any]:
+    """How many tokens are drafted, in its words for the drafter."""
+    if values["drafter"] == "peagle":
+        # Ours takes as many of each text, and theirs of each pack.
+        return {"num-depths": values["num_heads"], "max-anchors": values["pack_tokens"]}
+    return {"ttt-steps": values["num_heads"], "ttt-step-loss-decay": values["head_decay"]}
 
 
 def write_dataset(rows: Path, data: Path) -> None:

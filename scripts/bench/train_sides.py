@@ -27,6 +27,7 @@ class Setup:
     pack_tokens: int
     threads: int
     draft_vocab: int
+    drafter: str = "eagle3"
 
     def at(self, **changes: Any) -> "Setup":
         return replace(self, **changes)
@@ -38,6 +39,7 @@ def config_of(setup: Setup, loss: str, **settings: Any) -> TrainConfig:
         dump=str(setup.root / "dump"),
         eval_dump=str(setup.root / "eval"),
         out=str(Path(mkdtemp(dir=setup.root, prefix="run-")) / "run"),
+        drafter=setup.drafter,
         loss=loss,
         num_heads=setup.num_heads,
         draft_vocab_size=setup.draft_vocab,
@@ -71,6 +73,7 @@ def theirs(setup: Setup, python: str, workers: int = 0) -> Paced:
         "head_decay": TrainConfig.model_fields["head_decay"].default,
         "draft_vocab": None if whole else setup.draft_vocab,
         "workers": workers,
+        "drafter": setup.drafter,
     }
     return Paced(python, "scripts.bench.train_peer", values, _threads(setup))
 
