@@ -116,10 +116,12 @@ def speedup(
     )
 
 
-def recommend(speedups: Sequence[Speedup], how: str) -> Recommendation:
+def recommend(
+    speedups: Sequence[Speedup], how: str, *, follows_schedule: bool = True
+) -> Recommendation:
     """The best number for the first batch size; at least one, as an artifact cannot ask for none.
 
-    `how` says where the costs come from.
+    `how` says where the costs come from. Only a drafter that follows a schedule is given one.
     """
     first = speedups[0]
     size = first.cost.batch_size
@@ -129,7 +131,7 @@ def recommend(speedups: Sequence[Speedup], how: str) -> Recommendation:
         draft_tokens=first.expected.index(largest) + 1,
         because=f"{times}, {how}" if first.pays else _none_pays(first, times, how),
         speedups=list(speedups),
-        schedule=_schedule(speedups),
+        schedule=_schedule(speedups) if follows_schedule else [],
     )
 
 

@@ -6,6 +6,7 @@ from specpipe.schemas.records.choose import Compared, StepTimes
 from specpipe.schemas.records.served import StepTime
 from specpipe.schemas.speedup import Recommendation, Speedup, fitted_cost, recommend, speedup
 from specpipe.schemas.step_costs import plain_seconds, relative_rounds
+from specpipe.stages.drafters.registry import architecture
 
 
 def batch_sizes(times: StepTimes | None) -> list[int]:
@@ -47,7 +48,8 @@ def recommendation(
     """Of the first of them; None where its speed is not known."""
     if not sizes or order[0].best(sizes[0]) is None:
         return None
-    return recommend(order[0].speedups, f"by {times_of}")
+    follows = architecture(order[0].drafter).serving.follows_schedule
+    return recommend(order[0].speedups, f"by {times_of}", follows_schedule=follows)
 
 
 def reasons(

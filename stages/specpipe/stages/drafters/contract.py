@@ -57,6 +57,8 @@ class Serving(EngineNeeds):
     samples_drafts: bool = True
     """Drafts can be drawn from the drafter's distribution; else they are greedy at every
     temperature."""
+    follows_schedule: bool = True
+    """An engine can change the number of draft tokens while it runs, as by batch size."""
 
 
 class DrafterModel(nn.Module, ABC):

@@ -7,6 +7,7 @@ from specpipe.schemas.records.validation import ReplayFindings, StructureFinding
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.speedup import Cost, Recommendation, fitted_cost, recommend, speedup
 from specpipe.schemas.step_costs import plain_seconds, relative_rounds
+from specpipe.stages.drafters.contract import Serving
 
 CURVE = "replay_temperature_1"
 
@@ -24,7 +25,9 @@ class LevelFindings:
         return {level: one for level, one in found if one is not None}
 
 
-def recommendation(config: ExportConfig, num_heads: int, findings: LevelFindings) -> Recommendation:
+def recommendation(
+    config: ExportConfig, num_heads: int, findings: LevelFindings, serving: Serving
+) -> Recommendation:
     """What is given, else what costs recommend, else the number of draft steps that were trained.
 
     Costs are those that `serve` has timed, or `step_cost`.
@@ -40,17 +43,26 @@ def recommendation(config: ExportConfig, num_heads: int, findings: LevelFindings
         speedups = [
             speedup(curve.tau, cost, measured)
             for size in config.serve_batch_sizes
-            for cost, measured in [_measured(serve, size)]
+            for cost, measured in [_measured(serve, size, is_parallel=serving.is_parallel)]
         ]
-        return recommend(speedups, f"by step times in vLLM {serve.vllm_version}")
+        return recommend(
+            speedups,
+            f"by step times in vLLM {serve.vllm_version}",
+            follows_schedule=serving.follows_schedule,
+        )
     if config.step_cost is not None:
         cost = Cost(batch_size=1, step_cost=config.step_cost, overhead=1.0)
+        if serving.is_parallel:
+            # One pass, whatever the number.
+            cost = Cost(batch_size=1, step_cost=0.0, overhead=1.0 + config.step_cost)
         return recommend([speedup(curve.tau, cost)], f"with a step cost of {config.step_cost:g}")
     because = "the number of draft steps that were trained; step times were not measured"
     return Recommendation(draft_tokens=num_heads, because=because)
 
 
-def _measured(serve: ServeFindings, batch_size: int) -> tuple[Cost, dict[int, float]]:
+def _measured(
+    serve: ServeFindings, batch_size: int, *, is_parallel: bool
+) -> tuple[Cost, dict[int, float]]:
     """The cost of rounds at a batch size, and the speed-up by number of draft tokens.
 
     The latter where the engine's tau was measured: it does not depend on the batch size.
@@ -62,4 +74,4 @@ def _measured(serve: ServeFindings, batch_size: int) -> tuple[Cost, dict[int, fl
         for run in serve.runs
         if run.temperature_1 is not None
     }
-    return fitted_cost(batch_size, rounds), speed
+    return fitted_cost(batch_size, rounds, is_parallel=is_parallel), speed

@@ -158,7 +158,9 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
         findings, problems = _validate(
             config, out.artifact, checkpoint, dump, settings, target.name, chosen, report
         )
-        advice = recommendation(config, checkpoint.state.num_heads, findings)
+        advice = recommendation(
+            config, checkpoint.state.num_heads, findings, drafter_kind(checkpoint.shape).serving
+        )
         if advice.draft_tokens != draft_tokens:
             drafter = replace(drafter, speculative_tokens=advice.draft_tokens)
             out.write_artifact(format, format.config(drafter), tensors)

@@ -53,6 +53,8 @@ class PeagleArchitecture(Architecture[PeagleShape]):
         is_parallel=True,
         # An engine that is not told so loads it as an EAGLE-3 drafter, with a warning alone.
         options=MappingProxyType({"parallel_drafting": True}),
+        # vLLM 0.32 takes its K rows of each round for those of the number that it was told.
+        follows_schedule=False,
     )
     formats = MappingProxyType({format.name: format for format in _FORMATS})
     samples_starts = True

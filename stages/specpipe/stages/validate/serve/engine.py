@@ -59,8 +59,8 @@ class EngineRequest(Frozen):
     draft_schedule: Schedule = Field(default_factory=list)
     """Of draft tokens by batch size; empty: `num_draft_tokens` for all."""
     timed_batch_sizes: list[int] = Field(default_factory=list)
-    """Batch sizes at which decoding steps are timed afterwards; with a drafter, which then needs a
-    schedule, for each number of draft tokens from 0 to `num_draft_tokens`."""
+    """Batch sizes at which decoding steps are timed afterwards; with a drafter that has a schedule,
+    for each number of draft tokens from 0 to `num_draft_tokens`."""
     seed: int
     kv_cache_bytes: int = 256 * 2**20
     trust_remote_code: bool = False
@@ -205,12 +205,21 @@ def _serve(request: EngineRequest) -> EngineResult:
             request.prompts,
             request.max_tokens,
             request.timed_batch_sizes,
-            request.num_draft_tokens,
+            _timed_counts(request),
         ),
         vllm_version=vllm.__version__,
         cpu_fix_applied=bool(repairs_made()),
         start_seconds=started - start,
     )
+
+
+def _timed_counts(request: EngineRequest) -> Sequence[int | None]:
+    """Numbers of draft tokens that the engine can be timed with."""
+    if request.artifact is None:
+        return [None]
+    if not request.draft_schedule:
+        return [request.num_draft_tokens]
+    return range(request.num_draft_tokens + 1)
 
 
 def _decode(llm: Any, request: EngineRequest, temperature: float) -> Decoded:

@@ -22,7 +22,8 @@ def engine_times(
     config: ServeConfig,
 ) -> EngineTimes:
     """Time steps at each of the batch sizes: with the drafter for 0 to the largest number of draft
-    tokens, or without one. Raises as `decode` does."""
+    tokens (or for that one alone, if it follows no schedule), or without one. Raises as `decode`
+    does."""
     folder = local_folder(target, revision, with_code=config.trust_remote_code)
     model = load_config(folder, trust_remote_code=config.trust_remote_code)
     longest = max(map(len, prompts)) + config.serve_max_tokens
@@ -53,7 +54,7 @@ def engine_times(
                 "draft_sample_method": (
                     "probabilistic" if kind.serving.samples_drafts else "greedy"
                 ),
-                "draft_schedule": [(1, 1, most)],
+                "draft_schedule": [(1, 1, most)] if kind.serving.follows_schedule else [],
                 "kv_cache_bytes": cache_bytes_of(model, layers, largest, longest),
                 "with_plugin": servable(architecture, kind.serving).how == "plugin",
             }

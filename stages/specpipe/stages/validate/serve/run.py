@@ -71,7 +71,7 @@ def check(
     cache_bytes = cache_bytes_of(model, kind.num_layers(shape), largest, longest)
 
     def engine(num_draft_tokens: int, *, is_timed: bool) -> EngineResult:
-        always = [(1, 1, num_draft_tokens)]
+        has_schedule = is_timed and num_draft_tokens > 0 and kind.serving.follows_schedule
         return decode(
             EngineRequest(
                 target=target,
@@ -83,7 +83,7 @@ def check(
                 prompts=[list(prompt) for prompt in prompts],
                 max_tokens=config.serve_max_tokens,
                 temperatures=[0.0, 1.0],
-                draft_schedule=always if is_timed and num_draft_tokens else [],
+                draft_schedule=[(1, 1, num_draft_tokens)] if has_schedule else [],
                 timed_batch_sizes=list(config.serve_batch_sizes) if is_timed else [],
                 seed=config.seed,
                 kv_cache_bytes=cache_bytes,
@@ -109,8 +109,9 @@ def check(
     most = max(config.serve_speculative_tokens)
     for num_draft_tokens in config.serve_speculative_tokens:
         report(f"vLLM decodes with {num_draft_tokens} draft tokens")
-        # The largest can draft fewer too.
-        engines[num_draft_tokens] = engine(num_draft_tokens, is_timed=num_draft_tokens == most)
+        # The largest can draft fewer too, where it follows a schedule.
+        is_timed = num_draft_tokens == most or not kind.serving.follows_schedule
+        engines[num_draft_tokens] = engine(num_draft_tokens, is_timed=is_timed)
     report("replaying the texts that vLLM wrote")
     loaded = capture()
     drafter = kind.proposal(artifact, loaded)
@@ -127,7 +128,7 @@ def check(
         max_tokens=config.serve_max_tokens,
         seconds_without_drafter_greedy=plain.decoded[0].seconds,
         seconds_without_drafter_temperature_1=plain.decoded[1].seconds,
-        step_times=[*plain.step_times, *engines[most].step_times],
+        step_times=[time for one in (plain, *engines.values()) for time in one.step_times],
         runs=runs,
         problems=problems,
     )

@@ -21,23 +21,22 @@ def step_times(
     prompts: Sequence[Sequence[int]],
     num_tokens: int,
     batch_sizes: Sequence[int],
-    most_draft_tokens: int,
+    counts: Sequence[int | None],
 ) -> list[StepTime]:
-    """Decode batches of each size at temperature 1, with 0 to `most_draft_tokens` draft tokens.
+    """Decode batches of each size at temperature 1, with each of these numbers of draft tokens.
 
-    Where that is 0 the engine has no drafter; any other must have been started with a schedule of
-    draft tokens, which is overwritten. Prompts are taken again where they are few. The numbers take
+    None: the engine has no drafter. Several: it must have been started with a schedule of draft
+    tokens, which is overwritten; one is the engine's own. Prompts are taken again where they are few. The numbers take
     turns of a few steps within a running batch, so that a machine that is slow for a while is slow
     for all of them; what else it does only adds to a step, so that the lower quartile counts.
     Raises ValidationError where vLLM drafts other numbers of tokens than it was told.
     """
-    counts: Sequence[int | None] = range(most_draft_tokens + 1) if most_draft_tokens else [None]
     batches = _Batches(llm, prompts, num_tokens)
     found = []
     for size in batch_sizes:
         seconds: dict[int | None, list[float]] = {number: [] for number in counts}
         for number in [*counts] * _ROUNDS:
-            if number is not None:
+            if number is not None and len(counts) > 1:
                 _draft(llm, number)
             seconds[number] += batches.steps(size, number)
         batches.end()
