@@ -24,7 +24,8 @@ def bench(
 ) -> None:
     heading("a. Tokens per second")
     note(
-        f"Drafter {setup.drafter}. Target: {setup.shape.describe()}; D = {setup.draft_vocab:,}. Packs of"
+        f"Drafter {setup.drafter}. Target: {setup.shape.describe()}; D = {setup.draft_vocab:,}."
+        " Packs of"
         f" {setup.pack_tokens:,} tokens, the same texts and states for both sides, half of the"
         " tokens supervised; float32, AdamW, batches of one pack. A step is all that the side's own"
         " training loop does from one step to the next: data, step, metrics. theirs:"

@@ -26,9 +26,10 @@ def step_times(
     """Decode batches of each size at temperature 1, with each of these numbers of draft tokens.
 
     None: the engine has no drafter. Several: it must have been started with a schedule of draft
-    tokens, which is overwritten; one is the engine's own. Prompts are taken again where they are few. The numbers take
-    turns of a few steps within a running batch, so that a machine that is slow for a while is slow
-    for all of them; what else it does only adds to a step, so that the lower quartile counts.
+    tokens, which is overwritten; one is the engine's own. Prompts are taken again where they are
+    few. The numbers take turns of a few steps within a running batch, so that a machine that is
+    slow for a while is slow for all of them; what else it does only adds to a step, so that the
+    lower quartile counts.
     Raises ValidationError where vLLM drafts other numbers of tokens than it was told.
     """
     batches = _Batches(llm, prompts, num_tokens)
