@@ -28,14 +28,14 @@ def trained_layer(folder: Path, family: str, *, steps: int) -> tuple[Path, Path]
     flags: list[str | Path] = ["--target", target, "--data", some, "--out", dump]
     done(specpipe("dump", *flags, "--for", "mtp", "--backend", "hf"))
     flags = ["--dump", dump, "--out", run, "--drafter", "mtp", "--num-heads", "3"]
-    flags += ["--max-steps", str(steps), "--batch-tokens", "2048", "--learning-rate", "1e-3"]
+    flags += ["--max-steps", str(steps), "--batch-tokens", "2048", "--learning-rate", "3e-3"]
     flags += ["--eval-every", str(steps), "--held-out-fraction", "0.2"]
     done(specpipe("train", *flags))
     return target, run
 
 
 def test_the_engine_accepts_what_the_replay_says(tmp_path: Path) -> None:
-    _, run = trained_layer(tmp_path, "mimo", steps=30)
+    _, run = trained_layer(tmp_path, "mimo", steps=60)
     out = tmp_path / "artifact"
     flags: list[str | Path] = ["--checkpoint", run, "--out", out]
     flags += ["--validate", "structure,replay,serve", "--serve-prompts", "24"]

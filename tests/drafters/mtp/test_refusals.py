@@ -11,6 +11,7 @@ from specpipe.stages.drafters.artifact_format import Drafter, TargetFacts
 from specpipe.stages.drafters.mtp.architecture import ARCHITECTURE
 from specpipe.stages.drafters.mtp.shape import shape_of_config
 from specpipe.stages.dump import worker
+from specpipe.stages.target.head.mtp_layer import mtp_bytes
 from specpipe.stages.validate import structure
 from tests.drafters.mtp.targets import LAYERS, TARGETS, VOCAB
 from tests.drafters.mtp.test_cli import FLAGS, done, dump_of
@@ -116,3 +117,11 @@ def test_layers_other_than_the_last_are_refused() -> None:
     shape = shape_of_config(TARGETS["mimo"])
     with pytest.raises(ConfigError, match="give --layers 3"):
         check_layers(shape, (1, 3))
+
+
+def test_plan_counts_what_the_dump_stores_of_the_layer(tmp_path: Path) -> None:
+    dump = dump_of(tmp_path, "glm4_moe")
+    written = (dump / "target" / "mtp.safetensors").stat().st_size
+    num_files, num_bytes = mtp_bytes(tmp_path / "target")
+    assert num_files == 2
+    assert 0.9 * written < num_bytes < written

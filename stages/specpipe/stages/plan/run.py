@@ -33,6 +33,7 @@ from specpipe.stages.target.files.identity import load_config
 from specpipe.stages.target.files.location import CONFIG_FILE, local_folder, tokenizer_files
 from specpipe.stages.target.files.quantised import missing_package
 from specpipe.stages.target.head.head_model import head_numbers
+from specpipe.stages.target.head.mtp_layer import mtp_bytes
 from specpipe.stages.target.version_warning import VLLM, warn_untested
 from specpipe.stages.text.rejected import (
     Rejection,
@@ -242,4 +243,6 @@ def _target_to_come(
     copied = [folder / CONFIG_FILE, *tokenizer_files(folder)]
     itemsize = getattr(torch, identity.compute_dtype).itemsize
     head = head_numbers(folder, trust_remote_code=trust_remote_code) * itemsize + _HEAD_OVERHEAD
-    return TargetFiles(len(copied) + 2, sum(path.stat().st_size for path in copied) + head)
+    num_mtp, mtp = mtp_bytes(folder)
+    num_files = len(copied) + 2 + num_mtp
+    return TargetFiles(num_files, sum(path.stat().st_size for path in copied) + head + mtp)

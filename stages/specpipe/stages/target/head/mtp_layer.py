@@ -45,12 +45,15 @@ def save_mtp(source: Path, folder: Folder) -> None:
 
 
 def mtp_bytes(source: Path) -> tuple[int, int]:
-    """Files that `save_mtp` writes of a target whose weights are on this disk, and their bytes."""
+    """Files that `save_mtp` writes, and about how many bytes; without weights on this disk, none
+    are counted for them."""
     config = read_config(source)
     family = family_of(config)
     if family is None:
         return 0, 0
     num_bytes = 0
+    if not any(source.glob("*.safetensors")):
+        return 1, 0
     for file, name in _own(source, family, config):
         part = file.get_slice(name)
         num_bytes += _ITEMSIZES.get(part.get_dtype(), 4) * torch.Size(part.get_shape()).numel()
