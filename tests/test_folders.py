@@ -37,7 +37,7 @@ def test_no_folder_holds_more_than_a_dozen_files() -> None:
 
 def test_the_places_that_the_page_sends_to_are_there() -> None:
     """`a/b.py` in "To change X, go to Y" is below one of the source roots, or the repository."""
-    table = PAGE.partition("## To change X")[2].partition("## Attention")[0]
+    table = PAGE.partition("## To change X")[2].partition("\n## ")[0]
     bases = [
         ROOT,
         ROOT / "stages/specpipe/stages",
