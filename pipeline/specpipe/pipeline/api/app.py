@@ -26,7 +26,7 @@ from specpipe.pipeline.api.objects import (
 from specpipe.pipeline.api.queue_worker import RESULTS, QueueWorker
 from specpipe.pipeline.terminal.console import note
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.settings.job import parse_job, told_problems
+from specpipe.schemas.settings.job import parse_job, problems_in_a_line
 
 PURPOSES = ("fine-tune",)
 MOST_FILES = 10_000
@@ -187,7 +187,7 @@ def _http_error(_request: Request, error: Exception) -> JSONResponse:
 
 def _validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    message = told_problems([(e["loc"][1:], e["msg"]) for e in error.errors()])
+    message = problems_in_a_line([(e["loc"][1:], e["msg"]) for e in error.errors()])
     return JSONResponse(error_object(message), status_code=400)
 
 

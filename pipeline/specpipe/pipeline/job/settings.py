@@ -38,8 +38,8 @@ class JobSettings:
     @property
     def sha256(self) -> str:
         """Of everything that decides what the job makes; secrets in URLs do not."""
-        told = json.dumps([self.job.model_dump(mode="json"), self.extra], sort_keys=True)
-        return hashlib.sha256(without_credentials(told).encode()).hexdigest()
+        text = json.dumps([self.job.model_dump(mode="json"), self.extra], sort_keys=True)
+        return hashlib.sha256(without_credentials(text).encode()).hexdigest()
 
     def config(self, stage: StageName) -> dict[str, Any]:
         """The configuration that the stage's command reads."""

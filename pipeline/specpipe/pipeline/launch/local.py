@@ -158,9 +158,9 @@ class Crew:
             self._hire(index)
         while not queue.is_done:
             self._hand_out(queue)
-            said = {key.data for key, _ in self._selector.select(_LOOK_SECONDS)}
+            readable = {key.data for key, _ in self._selector.select(_LOOK_SECONDS)}
             for worker in list(self._workers):
-                if worker in said or worker.has_ended():
+                if worker in readable or worker.has_ended():
                     self._listen(worker, queue)
 
     def _hire(self, index: int) -> None:

@@ -54,8 +54,8 @@ def flags_of(
 
 def _option(models: Models, heading: str, one: Flag) -> click.Option:
     field = next(m.model_fields[one.setting] for m in models if one.setting in m.model_fields)
-    said = {"default": None, "help": help_of(field), **_of_type(field.annotation)}
-    return GroupedOption(heading, *one.names, **{**said, **one.settings})
+    options = {"default": None, "help": help_of(field), **_of_type(field.annotation)}
+    return GroupedOption(heading, *one.names, **{**options, **one.settings})
 
 
 def help_of(field: FieldInfo) -> str:

@@ -22,8 +22,7 @@ class Material:
     """The settings of a run without a search."""
     full_steps: int
     """Of that run."""
-    told: str
-    """What the recipe is, in words."""
+    recipe_in_words: str
     eval_reader: SampleReader
     chosen_by: list[SampleRef]
     held_back: list[SampleRef]
@@ -46,7 +45,7 @@ class Material:
             evaluated_on=opened.evaluated_on,
             recipe=recipe.config,
             full_steps=recipe.num_steps,
-            told=recipe.in_words(),
+            recipe_in_words=recipe.in_words(),
             eval_reader=eval_reader,
             chosen_by=chosen_by,
             held_back=held_back,

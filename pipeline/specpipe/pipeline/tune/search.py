@@ -52,7 +52,7 @@ def tune(config: TuneConfig, *, progress: TuneProgress, say: Say) -> TuneResult:
         clock = folder.clock()
         material = Material.open(config)
         if plan is None:
-            say(f"recipe: {material.told}")
+            say(f"recipe: {material.recipe_in_words}")
 
             def probed(step: int, total: int, figures: dict[str, float]) -> None:
                 progress(step, total, "measuring a step", figures)
@@ -157,13 +157,13 @@ class Search:
             self.plan.trials[trial], rung.steps, self.folder.run(trial, at)
         )
 
-        def told(step: int, total: int, figures: dict[str, float]) -> None:
+        def show_step(step: int, total: int, figures: dict[str, float]) -> None:
             done = self._done + rung.steps * step // total
             self.progress(done, total_steps(rungs), what, figures)
             self.clock.tick()
 
         config = config.model_copy(update={"time_limit": time_limit})
-        score = train_trial(config, told, is_greedy=self.material.evaluated_on.text.is_greedy)
+        score = train_trial(config, show_step, is_greedy=self.material.evaluated_on.text.is_greedy)
         self.folder.write_score(trial, at, score)
         came_to = f"tau {score.tau:.3f}" if score.tau else "diverged"
         self.say(f"{what}: {came_to} after {score.steps:,} steps")

@@ -105,17 +105,17 @@ def parse_job(body: Any) -> SpecDraftJob:
         return SpecDraftJob.model_validate(body)
     except ValidationError as error:
         problems = [(e["loc"], e["msg"]) for e in error.errors(include_url=False)]
-        raise ConfigError(f"the job is not valid: {told_problems(problems)}") from None
+        raise ConfigError(f"the job is not valid: {problems_in_a_line(problems)}") from None
 
 
-def told_problems(problems: Sequence[tuple[Sequence[int | str], str]]) -> str:
+def problems_in_a_line(problems: Sequence[tuple[Sequence[int | str], str]]) -> str:
     """Fields and what is wrong with each, in one line: the first ten, and how many more.
 
     A field's name is cut: the names of unknown fields are the client's own.
     """
-    told = [
+    lines = [
         f"{'.'.join(map(str, field))[:_LONGEST_NAME]}: {why}" for field, why in problems[:_MOST]
     ]
-    if more := len(problems) - len(told):
-        told.append(f"and {more} more")
-    return "; ".join(told)
+    if more := len(problems) - len(lines):
+        lines.append(f"and {more} more")
+    return "; ".join(lines)

@@ -61,10 +61,10 @@ class OwnFormat(Format[DrafterShape]):
         target: TargetFacts,
         has_lm_head: bool,
     ) -> list[str]:
-        said = config["target_architecture"]
-        if said == target.architecture:
+        architecture = config["target_architecture"]
+        if architecture == target.architecture:
             return []
-        return [f"target_architecture {said!r} is not {target.architecture!r}"]
+        return [f"target_architecture {architecture!r} is not {target.architecture!r}"]
 
     def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
         return config["target"], config["target_architecture"], config["speculative_tokens"]

@@ -206,8 +206,8 @@ def _drafter(
 ) -> Drafter[Any]:
     """What the new config says; raises ConfigError where nobody says which target it is for."""
     kind = drafter_kind(source.shape)
-    said = format_of(kind, source.config).drafter(source.config)
-    name, architecture, tokens = said or ("", "", 0)
+    declared = format_of(kind, source.config).drafter(source.config)
+    name, architecture, tokens = declared or ("", "", 0)
     if target is not None:
         name, architecture = target.name, target.architecture
     if not name or not architecture:

@@ -36,15 +36,15 @@ class Tokenizer(Protocol):
 def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     """The text that each token adds; empty for one whose character a later token finishes."""
     texts = []
-    # [begin, done) has been told already, and is decoded again so that spaces come out right.
+    # The tokens [begin, done) have their texts; they are decoded again for the spaces between.
     begin = done = 0
     for end in range(1, len(ids) + 1):
-        told = tokenizer.decode(list(ids[begin:done]), skip_special_tokens=False)
+        before = tokenizer.decode(list(ids[begin:done]), skip_special_tokens=False)
         both = tokenizer.decode(list(ids[begin:end]), skip_special_tokens=False)
         if both.endswith(_UNFINISHED) and end - done < 4 and end < len(ids):
             texts.append("")
             continue
-        texts.append(both[len(told) :])
+        texts.append(both[len(before) :])
         begin, done = done, end
     return texts
 

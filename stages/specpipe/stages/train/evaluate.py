@@ -52,8 +52,8 @@ def evaluate(
     metrics = trainee.eval_metrics(sums, text)
     # One rank's last bit must not decide differently from another's which checkpoint is best.
     # Not as pydantic's JSON, which has no numbers that are not finite.
-    told = ranks.of_first(lambda: json.dumps(metrics.model_dump()).encode())
-    return EvalMetrics.model_validate(json.loads(told))
+    encoded = ranks.of_first(lambda: json.dumps(metrics.model_dump()).encode())
+    return EvalMetrics.model_validate(json.loads(encoded))
 
 
 _Arrays = dict[str, np.ndarray]

@@ -108,8 +108,8 @@ def _replay(config: ValidateConfig, folder: Path, dump: Dump) -> ReplayFindings:
     files = read_files(str(folder))
     kind = recognised(files)
     artifact = kind.read(files, known)
-    said = format_of(kind, artifact.config).drafter(artifact.config)
-    num_heads = config.speculative_tokens or (said[2] if said else DRAFT_TOKENS)
+    declared = format_of(kind, artifact.config).drafter(artifact.config)
+    num_heads = config.speculative_tokens or (declared[2] if declared else DRAFT_TOKENS)
     exported = artifact_weights(artifact, StoredTarget(dump.target_file), num_heads)
     return replay_check.compare(exported, None, dump, reader.context_length, refs)
 

@@ -98,11 +98,11 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     show_evaluation(result.untrained, result.best)
     show_tau_by_tokens(over_training)
     show_curve(curve)
-    told = result.model_dump(mode="json") | {
+    record = result.model_dump(mode="json") | {
         "over_training": [asdict(one) for one in over_training.evaluations],
         "learning_curve": None if curve is None else curve.model_dump(mode="json"),
     }
-    show("Training", [*_rows(result), *curve_rows(curve)], told, as_json=as_json)
+    show("Training", [*_rows(result), *curve_rows(curve)], record, as_json=as_json)
 
 
 def _tell(recipe: Recipe) -> None:

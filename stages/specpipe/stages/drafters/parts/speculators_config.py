@@ -83,10 +83,10 @@ def speculators_problems(config: Mapping[str, Any], kind: str, target: TargetFac
     if named != kind:
         problems.append(f"speculators_model_type is {named!r}, but must be {kind!r}")
     try:
-        said = stated(config)
-        if said is None:
+        declared = stated(config)
+        if declared is None:
             return [*problems, "speculators_config lacks the verifier or the proposal method"]
-        name, architecture, tokens = said
+        name, architecture, tokens = declared
         if not (isinstance(tokens, int) and tokens > 0):
             problems.append("speculative_tokens must be a positive number")
         if not name:

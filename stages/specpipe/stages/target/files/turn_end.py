@@ -20,8 +20,8 @@ def end_token_ids(folder: Path, tokenizer: Any | None) -> frozenset[int]:
     for name in (CONFIG_FILE, "generation_config.json"):
         path = folder / name
         if path.is_file():
-            said = parse_config(read_file(path, ConfigError), str(path), ConfigError)
-            ids = said.get("eos_token_id")
+            values = parse_config(read_file(path, ConfigError), str(path), ConfigError)
+            ids = values.get("eos_token_id")
             found += ids if isinstance(ids, list) else [ids]
     return frozenset(token_id for token_id in found if isinstance(token_id, int))
 

@@ -101,8 +101,8 @@ class StatesConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return self.request_finished_all_groups(request, (block_ids,))
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        told, self._finished = self._finished, []
-        return FinishedRequests(told)
+        finished, self._finished = self._finished, []
+        return FinishedRequests(finished)
 
     # What a worker's process calls.
 
@@ -138,8 +138,8 @@ class StatesConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Copy what has finished, and report the requests whose blocks may go."""
         if self._cache is None:
             return None, None
-        told = self._get_connector_metadata() if self.has_connector_metadata() else None
-        for request in told.requests if isinstance(told, FinishedRequests) else ():
+        metadata = self._get_connector_metadata() if self.has_connector_metadata() else None
+        for request in metadata.requests if isinstance(metadata, FinishedRequests) else ():
             self._copying[request.request_id] = (request.ticket, self._copy(request))
         done = [
             request_id

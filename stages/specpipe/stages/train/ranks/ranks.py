@@ -103,7 +103,7 @@ class Ranks:
         with self.together():
             if self.is_first:
                 data = make()
-        return data if self.size == 1 else self._tell(data, 0)
+        return data if self.size == 1 else self._broadcast(data, 0)
 
     @contextmanager
     def together(self) -> Iterator["RankAgreement"]:
@@ -132,25 +132,25 @@ class Ranks:
         if flags[0].any():
             owner = int(flags[0].nonzero()[0])
             record = {} if error is None else error_record(error)
-            told = self._tell(json.dumps(record).encode(), owner)
+            sent = self._broadcast(json.dumps(record).encode(), owner)
             if error is not None and owner == self.rank:
                 raise error
-            alike = error_of(json.loads(told), "another process")
+            alike = error_of(json.loads(sent), "another process")
             alike.already_reported = True
             raise alike from error
         if flags[1].any():
-            return self._tell((reason or "").encode(), int(flags[1].nonzero()[0])).decode()
+            return self._broadcast((reason or "").encode(), int(flags[1].nonzero()[0])).decode()
         return None
 
-    def _tell(self, data: bytes, owner: int) -> bytes:
+    def _broadcast(self, data: bytes, owner: int) -> bytes:
         size = torch.tensor(len(data))
         with lost():
             dist.broadcast(size, owner, group=self.patient)
-            told = torch.zeros(int(size), dtype=torch.uint8)
+            buffer = torch.zeros(int(size), dtype=torch.uint8)
             if self.rank == owner:
-                told = _tensor(data)
-            dist.broadcast(told, owner, group=self.patient)
-        return _bytes(told)
+                buffer = _tensor(data)
+            dist.broadcast(buffer, owner, group=self.patient)
+        return _bytes(buffer)
 
 
 @contextmanager

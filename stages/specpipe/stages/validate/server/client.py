@@ -267,8 +267,8 @@ class Server:
         try:
             response = self._client.request(method, path, json=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            said = str(error) or type(error).__name__
-            raise StoreError(f"{self.url}{path} cannot be reached: {said}") from None
+            reason = str(error) or type(error).__name__
+            raise StoreError(f"{self.url}{path} cannot be reached: {reason}") from None
         status = response.status_code
         if status in (401, 403):
             raise ConfigError(f"{self.url} wants a token: set {TOKEN} to the right one")

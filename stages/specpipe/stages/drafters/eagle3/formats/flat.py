@@ -110,11 +110,11 @@ class FlatFormat(Format[Eagle3Shape]):
                 f"draft_vocab_size is {config['draft_vocab_size']!r}, but a lm_head is"
                 f" {'there' if has_lm_head else 'missing'}: null says that the target's is shared"
             )
-        said = self.drafter(config)
-        if said is None:
+        declared = self.drafter(config)
+        if declared is None:
             problems.append("specpipe lacks the target or the number of draft tokens")
-        elif said[1] != target.architecture:
-            problems.append(f"target_architecture {said[1]!r} is not {target.architecture!r}")
+        elif declared[1] != target.architecture:
+            problems.append(f"target_architecture {declared[1]!r} is not {target.architecture!r}")
         return problems
 
     def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
