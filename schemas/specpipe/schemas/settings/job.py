@@ -1,4 +1,4 @@
-"""The spec-draft fine-tuning job, as the Token Factory API takes it, and what it means to us."""
+"""The spec-draft fine-tuning job of the Token Factory API, and the settings that it stands for."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal

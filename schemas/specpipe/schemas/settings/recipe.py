@@ -1,4 +1,4 @@
-"""The recipe: what `specpipe train` takes where its configuration leaves a setting open.
+"""The recipe: the defaults of `specpipe train` that follow from the data.
 
 A pure function of the configuration and of a few facts of the data. Every number stands here.
 """
@@ -13,12 +13,12 @@ from specpipe.schemas.settings.train import PresetName, ResolvedTrainConfig, Tra
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a run may take: how many steps, and how often it may see its data for them."""
+    """Number of steps of a run, and how often it may pass over its data for them."""
 
     steps: int
-    """So many at least, where `most_epochs` of the data have them."""
+    """Least number of steps, if `most_epochs` passes over the data have as many."""
     most_steps: int | None
-    """So many at most; None: as many as `least_epochs` have."""
+    """Most steps; None: as many as `least_epochs` passes have."""
     least_epochs: int
     most_epochs: int
     largest_step: int
@@ -36,38 +36,38 @@ BUDGETS: dict[PresetName, Budget] = {
 }
 
 ENOUGH = 2
-"""A run that has this many times the steps of its budget sees its data no more often."""
+"""A run with this many times the steps of its budget passes over its data no more often."""
 SMALLEST_STEP = 512
-"""Tokens; below, a step's loss is of too few starts."""
+"""Least tokens of a step; with fewer, too few starts decide its gradient."""
 MANY_STEPS = 10_000
-"""Beyond, steps of `largest_step` tokens become larger instead of more."""
+"""Number of steps of `largest_step` tokens beyond which steps become larger instead of more."""
 LARGEST_STEP = 32_768
-"""Tokens of a step that much data comes to."""
+"""Most tokens of a step, however much data there is."""
 PASS_TOKENS = 8192
 """Tokens of one forward and backward pass of steps that are larger: it bounds the memory. An
 evaluation has as many where a step is so many samples."""
 
 MUON_RATE = 7.5e-3
-"""At every width: an orthogonal step is scaled by the shape of its matrix."""
+"""Muon's learning rate at every width: an orthogonal step is scaled by its matrix's shape."""
 MUON_RATE_TOKENS = 1024
-"""Of smaller steps, which are noisier, the rate is as much smaller."""
+"""Tokens of a step below which the rate falls in proportion: smaller steps are noisier."""
 ADAMW_RATE_TIMES_WIDTH = 1.024
 """AdamW's best rate falls with the width: 4e-3 at 256, 2.5e-4 at 4,096."""
 MOST_ADAMW_RATE = 5e-3
-"""Of very narrow drafters."""
+"""Largest rate of AdamW, for very narrow drafters."""
 
 WARMUP_SHARE = 0.04
 LEAST_WARMUP_STEPS = 10
 MOST_WARMUP_SHARE = 0.2
-"""Of very short runs, of which LEAST_WARMUP_STEPS would be too much."""
+"""Largest share of warm-up, for runs so short that LEAST_WARMUP_STEPS would be too many."""
 
 FEW_STEPS = 200
-"""Below, a run is warned about: tau rises most over the first some hundreds."""
+"""Number of steps below which a run gets a warning: tau rises most over the first hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is trained on. Of several dumps, each counts by its weight."""
+    """Facts of the training data; of several dumps, each counts by its weight."""
 
     hidden_size: int
     """Of the target."""
@@ -84,7 +84,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Settings with nothing left open, and what they come to on the data."""
+    """Settings with every default filled in, and the steps that follow from them on the data."""
 
     config: ResolvedTrainConfig
     facts: Facts

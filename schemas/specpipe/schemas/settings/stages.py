@@ -101,20 +101,20 @@ class GenerateConfig(Config):
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 takes the most likely token."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Sample among the likeliest tokens of this summed probability; below 1 no replay is exact."""
+    """Nucleus sampling: probability of the tokens to sample from; below 1 no replay is exact."""
     max_tokens: int = Field(512, gt=0)
     """Most tokens of one assistant turn."""
     stop: tuple[str, ...] = ()
-    """Text that ends a turn, besides the target's own end of turn, and stays in the text; may be
+    """Stop string: ends a turn, besides the target's own end of turn, and stays in the text; may be
     given several times."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Seed; every turn's own seed follows from it and from the sample's identity."""
+    """Seed of the sampling; the seed of each turn follows from it and from the sample."""
     samples_per_prompt: int = Field(1, gt=0)
-    """Answers to each prompt."""
+    """Number of answers to each prompt."""
 
 
 class InputConfig(Config):
-    """Text for a target, and what becomes of it on the way to tokens."""
+    """Input text, the target that it is for, and how it is tokenised."""
 
     target: Location
     """Local folder or hub id of the target."""
@@ -131,7 +131,7 @@ class InputConfig(Config):
     context_length: int | None = Field(None, gt=1)
     """Truncate longer samples to this many tokens. [default: the target's maximum]"""
     max_rejected: int = Field(0, ge=0)
-    """Malformed inputs to tolerate before the command stops."""
+    """Number of malformed inputs that are tolerated before the command stops."""
     trust_remote_code: bool = False
     """Run Python code that comes with the target."""
 
@@ -151,7 +151,7 @@ class PrepareConfig(InputConfig):
     """`specpipe prepare`: tokenise once, into a file of pretokenised samples."""
 
     out: Location
-    """The file, a path or an fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst or .parquet."""
+    """File to write, a path or an fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst or .parquet."""
 
 
 class DumpConfig(InputConfig):
@@ -160,34 +160,34 @@ class DumpConfig(InputConfig):
     out: Location
     """Root of the dump: a path or an fsspec URL."""
     context_limit: int | None = Field(None, gt=1)
-    """Without --context-length: the target's maximum, but no more than this."""
+    """Upper bound of the context length where --context-length is not given."""
     backend: Literal["auto", "hf", "vllm"] = "auto"
-    """What runs the target; hf is transformers. [default: vLLM where it is installed and knows the
-    target]"""
+    """Engine that runs the target; hf: transformers. [default: vLLM where it is installed and knows
+    the target]"""
     engine: dict[str, Any] = Field(default_factory=dict)
     """An option of vLLM by its own name, e.g. tensor_parallel_size=2; may be given several times.
     """
     generate: GenerateConfig | None = None
-    """Let the target write the assistant's turns itself, and capture its states meanwhile; the data
-    gives the prompts. What follows needs it, or `generate:` in the file."""
+    """Let the target write the assistant's turns, and capture its states in the same pass; the data
+    gives the prompts. The flags below need --generate, or `generate:` in the file."""
     format: Literal["zarr", "parquet"] = "zarr"
     """Storage format of the shards."""
     logits: LogitsMode = "final"
-    """What is kept of the target's logits: final states, from which they follow exactly; the N
-    largest; or all."""
+    """How the target's logits are stored. final: as final states, from which they follow exactly;
+    topk:N: the N largest; full: all."""
     states: Literal["bfloat16", "int8"] = "bfloat16"
-    """How auxiliary states are stored; int8 takes half the space, and its error is measured and
+    """Number format of the auxiliary states. int8 takes half the space; its error is measured and
     stored."""
     compression: Literal["none", "zstd"] = "none"
-    """Lossless; zstd saves about a quarter for several times the CPU."""
+    """Lossless compression; zstd saves about a quarter of the space for several times the CPU."""
     layers: tuple[int, ...] | None = None
-    """Auxiliary layers, e.g. 2,16,29: id k is what enters decoder layer k. [default: 2, n//2, n-3]
-    """
+    """Auxiliary layers, e.g. 2,16,29; id k: the state that enters decoder layer k. [default: 2,
+    n//2, n-3]"""
     for_drafters: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
     """Store the layers that these drafters read (train --drafter), instead of --layers."""
     text_temperature: float | None = Field(None, ge=0)
-    """Say that this target wrote the given answers, at this temperature (0: greedy): the replay is
-    exact only then."""
+    """Sampling temperature at which this target wrote the answers of the data (0: greedy). The
+    replay is exact only with it."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Dtype in which the target runs. [default: the checkpoint's own]"""
     device: str = "auto"
@@ -195,24 +195,24 @@ class DumpConfig(InputConfig):
     batch_tokens: int = Field(8192, gt=0)
     """Most tokens, padding included, of one forward pass."""
     shard_tokens: int = Field(32768, gt=0, le=MOST_SHARD_TOKENS)
-    """Tokens of one shard, the unit of work and of resume."""
+    """Most tokens of a shard, the unit of work and of resume."""
     chunk_tokens: int | None = Field(None, gt=0)
     """Most rows of a chunk. [default: about 48 MiB]"""
     write_buffer_mib: int = Field(256, gt=0)
-    """Most MiB of states that wait for the store while the target goes on."""
+    """Most MiB of states that wait to be written while the target runs on."""
     staging_mib: int = Field(1024, gt=0)
-    """Most MiB of states between vLLM's engine and the writer, or one text where that is more."""
+    """Most MiB of states in shared memory between vLLM and the writer; one text always fits."""
     executor: Literal["local", "ray"] = "local"
-    """Workers are processes of this machine, or actors of a Ray cluster."""
+    """Where workers run: as processes of this machine, or as actors of a Ray cluster."""
     workers: int = Field(1, gt=0)
-    """Engines of this command."""
+    """Number of engines that this command starts."""
     worker_index: int | Literal["auto"] | None = None
-    """This is worker N of --worker-count, and does its share alone; auto: as SLURM or a Kubernetes
-    indexed job says."""
+    """Number of this worker, from 0, of --worker-count: it does its share alone. auto: read from
+    SLURM or a Kubernetes indexed job."""
     worker_count: int | None = Field(None, gt=0)
-    """Commands that share the dump."""
+    """Number of commands that share the dump."""
     time_limit: float | None = Field(None, gt=0)
-    """Seconds; then leave with exit code 5. Shards that are done stay."""
+    """Seconds until the command stops with exit code 5; finished shards stay."""
     require_servable: bool = False
     """Exit code 2 where vLLM serves no drafters for the target. [default: a warning]"""
 
@@ -256,13 +256,13 @@ class ServeConfig(Config):
     serve_data: Location | None = None
     """JSONL (messages or pretokenised) whose prompts `serve` decodes. [default: the dump's]"""
     serve_prompts: int = Field(100, gt=0)
-    """Prompts that `serve` decodes."""
+    """Number of prompts that `serve` decodes."""
     serve_max_tokens: int = Field(128, gt=1)
     """Tokens decoded per prompt."""
     serve_speculative_tokens: tuple[DraftTokens, ...] = Field((3,), min_length=1)
     """Numbers of draft tokens that `serve` measures."""
     serve_batch_sizes: tuple[BatchSize, ...] = Field((1, 8), min_length=1)
-    """Batch sizes at which `serve` times steps; the first decides how many tokens to draft."""
+    """Batch sizes at which `serve` times steps; the first decides the number of draft tokens."""
     seed: int = Field(0, ge=0)
     """Seed of the sampling in `serve`."""
     trust_remote_code: bool = False
@@ -270,7 +270,7 @@ class ServeConfig(Config):
 
 
 class ServerConfig(ServeConfig):
-    """A server that runs already, for `serve`."""
+    """Settings of level `serve` for a server that is already running."""
 
     serve_url: Location | None = None
     """A vLLM server that `serve` measures, e.g. http://host:8000. [default: its own engine]"""
@@ -296,35 +296,35 @@ class ExportConfig(ServeConfig):
     checkpoint: Location
     """Run directory (its best checkpoint, else the latest) or one checkpoint in it."""
     out: Location
-    """Folder of the artifact."""
+    """Folder to write the artifact to."""
     format: str | None = None
     """Layout of the artifact: docs/export.md names each drafter's. [default: speculators, for vLLM,
     where the drafter has it]"""
     with_embedding: bool = False
     """Write the target's embedding too, for engines that do not share it."""
     with_lm_head: bool = True
-    """Write the lm_head; without, the engine takes the target's, which it must be."""
+    """Write the lm_head. Without it the engine uses the target's, which the drafter must share."""
     validation: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
     """Proofs to give."""
     dump: Location | None = None
     """Dump to replay on. [default: the one that the run evaluated on]"""
     target: Location | None = None
-    """Target for `serve` and for the artifact's config, with the weights of the dump's. [default:
-    as the dump names it]"""
+    """Target for `serve` and for the artifact's config; its weights must be those of the dump's
+    target. [default: the dump's]"""
     speculative_tokens: int | None = Field(None, ge=1)
-    """Draft tokens written into the artifact. [default: the best by the costs that `serve` measures
-    or --step-cost gives; without them the number of trained heads]"""
+    """Number of draft tokens written into the artifact. [default: the best by the costs that
+    `serve` measures or --step-cost gives; without costs the number of trained heads]"""
     replay_samples: int | None = Field(None, gt=0)
     """Most samples of `replay`. [default: all]"""
     step_cost: float | None = Field(None, ge=0)
-    """Cost of one more draft token, in target steps, where `serve` does not time it."""
+    """Cost of one more draft token, in steps of the target; used where `serve` has not timed it."""
     time_limit: float | None = Field(None, gt=0)
     """Seconds; then leave with exit code 5."""
     require_servable: bool = False
     """Exit code 2 where vLLM does not serve the drafter. [default: a warning]"""
 
     def settings(self) -> Self:
-        """What decides on the result, as it may be written down."""
+        """The settings that decide the result, without credentials."""
         free = {"time_limit": None, "require_servable": False}
         return self.without_credentials().model_copy(update=free)
 
@@ -335,37 +335,37 @@ class ConvertConfig(Config):
     source: Location
     """Folder of the artifact: SpecForge's, ModelOpt's, EAGLE's, speculators' or ours."""
     out: Location
-    """Folder that the engine loads."""
+    """Folder to write; the engine loads it."""
     format: str
     """Layout to write; speculators: for vLLM; stitched: a copy of the target with its MTP layer
     replaced. docs/export.md names each drafter's others."""
     target: Location | None = None
-    """Target (its config is read). [default: as SRC says]"""
+    """Target, of which the config is read. [default: the target that SRC names]"""
     revision: str | None = None
     """Revision of a hub target."""
     speculative_tokens: int | None = Field(None, ge=1)
-    """Draft tokens written into the artifact. [default: as SRC says, or 3]"""
+    """Number of draft tokens written into the artifact. [default: SRC's, or 3]"""
     trust_remote_code: bool = False
     """Run Python code that comes with the target."""
 
 
 class ValidateConfig(ServerConfig):
-    """`specpipe validate`: prove an artifact that is there."""
+    """`specpipe validate`: prove an existing artifact."""
 
     artifact: Location
     """Folder of the artifact, or of an export."""
     dump: Location
-    """Dump of its target, to replay on."""
+    """Dump of the artifact's target, to replay on."""
     validation: tuple[ValidationLevel, ...] = Field(("structure", "replay"), min_length=1)
     """Proofs to give."""
     target: Location | None = None
-    """Target for `serve`. [default: as the dump names it]"""
+    """Target for `serve`. [default: the dump's]"""
     speculative_tokens: int | None = Field(None, ge=1)
     """Most draft tokens of `replay`. [default: the artifact's, or 3]"""
     replay_samples: int | None = Field(None, gt=0)
     """Most samples of `replay`. [default: all]"""
     out: Location | None = None
-    """File of the findings (JSON)."""
+    """File to write the findings to (JSON)."""
 
     @model_validator(mode="after")
     def _a_server_for_its_level(self) -> "ValidateConfig":
@@ -382,17 +382,17 @@ class ValidateConfig(ServerConfig):
 
 
 class ReportConfig(Config):
-    """`specpipe report`: one page that shows what a run came to."""
+    """`specpipe report`: one page with the results of a run."""
 
     run: Location
     """Run directory of `specpipe train`."""
     out: Location
-    """The page, a path or an fsspec URL."""
+    """File to write the page to, a path or an fsspec URL."""
     artifact: Location | None = None
-    """Folder that `specpipe export` wrote from it."""
+    """Folder that `specpipe export` wrote from the run."""
     dump: Location | None = None
     """Dump to draft on. [default: the one that the run evaluated on]"""
     samples: int = Field(64, ge=0)
-    """Most held-out samples to draft, for acceptance by kind of token; 0: none."""
+    """Most held-out samples to draft on, for acceptance by kind of token; 0: none."""
     texts: int = Field(4, ge=0)
     """Number of samples printed as text."""

@@ -46,22 +46,22 @@ def weighted_losses(value: Any) -> Any:
 class TrainConfig(Config):
     """`specpipe train`: train a drafter from a dump, without the target.
 
-    What is None here and not in ResolvedTrainConfig follows from the width and the data
-    (schemas/settings/recipe.py).
+    The recipe (schemas/settings/recipe.py) fills in the settings that are None here and required in
+    ResolvedTrainConfig, from the target's width and the data.
     """
 
     preset: PresetName = "default"
-    """Budget of the recipe: how many steps and passes the settings that are left open come to; see
+    """Budget of the recipe: steps and passes over the data where no other flag sets them; see
     below."""
 
     dump: Location
     """Root of the dump: a path or an fsspec URL."""
     mix: dict[Location, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """A further dump of the same target, and the passes over it to one over --dump; may be given
-    several times."""
+    """Another dump of the same target, and how often it is passed for one pass over --dump; may be
+    given several times."""
     layers: tuple[int, ...] | None = Field(None, min_length=1)
-    """Auxiliary layers, of those of the dump; no others are read. [default: the drafter's usual
-    ones, or all]"""
+    """Layers of the dump that the drafter reads. [default: the drafter's usual layers, or all
+    layers of the dump]"""
     out: Location
     """Run directory, on a local disk: checkpoints, metrics.jsonl, the resolved configuration."""
     drafter: Annotated[SerializeAsAny[DrafterSettings], BeforeValidator(drafter_settings)] = Field(
@@ -72,38 +72,37 @@ class TrainConfig(Config):
     loss: Annotated[LossName | dict[LossName, Weight], BeforeValidator(weighted_losses)] = (
         "lk_hybrid"
     )
-    """What is minimised: a loss, or several with weights, as kl=0.5,tv=0.5 (dspark: as DSpark was
-    trained); each is reported whatever is chosen."""
+    """Loss to minimise, or several with weights, as kl=0.5,tv=0.5 (dspark: DSpark's published sum).
+    Every loss is reported in any case."""
     eta: float = Field(3.0, gt=0)
     """lk_hybrid: how fast KL's weight decays with alpha: lambda = exp(-eta * mean alpha)."""
     lambda_scope: Literal["head", "token"] = "head"
-    """lk_hybrid: one lambda for a head's tokens, or each token its own."""
+    """lk_hybrid: one lambda per head, or one per token."""
     lambda_source: Literal["exact", "previous_step"] = "previous_step"
-    """lk_hybrid: alpha of the last step, or of this step's batch, which is then passed twice."""
+    """lk_hybrid: take alpha from the last step, or from this step's batch by an extra pass."""
     num_heads: int = Field(3, ge=1)
-    """K: draft tokens of a round in training; most drafters allow 1 to 7."""
+    """K: number of draft tokens that are trained; most drafters allow 1 to 7."""
     head_decay: float = Field(0.8, gt=0, le=1)
-    """Weight of draft step k in the loss: this^(k-1)."""
+    """Weight of draft step k in the loss: head_decay^(k-1)."""
     head_weights: Literal["static", "survival", "dpace"] = "static"
-    """Weights of the draft steps. static: by --head-decay; survival: by how often a round comes so
-    far; dpace: per start, by what depends on the draft, measured by a pass of the loss before each.
-    """
+    """Weights of the draft steps. static: --head-decay. survival: the measured share of rounds that
+    reach the step. dpace: D-PACE's weight of each start, measured by an extra pass of the loss."""
     dpace_smoothing: float = Field(0.5, gt=0, le=1)
-    """dpace: a of (1 - a) q(token) + a, a draft's confidence."""
+    """dpace: a in a draft's confidence, (1 - a) q(token) + a."""
     draft_vocab_size: int | None = Field(None, gt=0)
     """Draft vocabulary size, D. [default: 32000, or the whole vocabulary if smaller]"""
     draft_vocab_by: Literal["mass", "count"] = "mass"
     """Choose the draft vocabulary by the verifier's summed probability, or by token counts."""
     draft_vocab_file: Location | None = None
-    """A ready draft vocabulary: safetensors with d2t (and t2d), or .npy with d2t, t2d or ids."""
+    """File of a draft vocabulary: safetensors with d2t (and t2d), or .npy with d2t, t2d or ids."""
     init_from: Location | None = None
-    """Folder of an artifact to go on from, vocabulary and all."""
+    """Folder of an artifact to start from: its weights, shape and draft vocabulary."""
     warm_start: Location | None = None
-    """The target's checkpoint: begin with its last layer's weights where they fit."""
+    """Checkpoint of the target: start from its last layers' weights where they fit."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate. [default: by the optimiser and the data; see below]"""
     optimizer: Literal["adamw", "muon"] = "muon"
-    """muon: Muon for the matrices; lm_head and norms keep AdamW."""
+    """adamw, or muon: Muon for the matrices, AdamW for lm_head and norms."""
     muon_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of Muon's matrices. [default: as --learning-rate]"""
     muon_momentum: Beta = 0.95
@@ -119,29 +118,29 @@ class TrainConfig(Config):
     wsd_decay: float = Field(0.2, gt=0, le=1)
     """wsd: share of the steps that are decay."""
     max_grad_norm: float = Field(0.5, gt=0)
-    """Gradients are scaled down to this global norm."""
+    """Largest global norm of the gradients; larger gradients are scaled down."""
     num_epochs: int | None = Field(None, gt=0)
-    """Passes over the dump, and as many times its weight over each of --mix. [default: by the data;
-    see below]"""
+    """Passes over the dump; each dump of --mix is passed its weight times as often. [default: by
+    the data; see below]"""
     max_steps: int | None = Field(None, gt=0)
-    """Optimiser steps, over as many epochs as it takes; overrides --num-epochs."""
+    """Number of optimiser steps; overrides --num-epochs."""
     batch_tokens: int | None = Field(None, gt=0)
-    """Token budget of a step, into which whole samples are packed. [default: by the data]"""
+    """Most tokens of a step; whole samples are packed into it. [default: by the data]"""
     batch_size: int | None = Field(None, gt=0)
-    """Samples of a step, instead of --batch-tokens."""
+    """Number of samples of a step; replaces --batch-tokens."""
     pack_tokens: int | None = Field(None, gt=0)
-    """Token budget of one forward and backward pass. [default: the whole step, unless it is large;
+    """Most tokens of one forward and backward pass. [default: the whole step, unless it is large;
     see below]"""
     shard: bool = False
-    """Shard weights and optimiser over torchrun's processes (FSDP2), instead of a copy on each."""
+    """Shard weights and optimiser over torchrun's processes (FSDP2); else each has a copy."""
     context_length: int | None = Field(None, gt=1)
     """Truncate longer samples to this many tokens."""
     loss_chunk_mib: int = Field(32, gt=0)
     """MiB of one chunk of the loss's logits."""
     data_fraction: float = Field(1.0, gt=0, le=1)
-    """Train on this share of the prompts that are not held out; a larger share holds a smaller."""
+    """Share of the prompts to train on, held-out ones aside; a larger share contains a smaller."""
     learning_curve: bool = False
-    """Train on 1/8, 1/4 and 1/2 of the data too, and say what more would bring."""
+    """Also train on 1/8, 1/4 and 1/2 of the data, and predict what more data would bring."""
     held_out_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the prompts held out for evaluation."""
     eval_dump: Location | None = None
@@ -157,8 +156,8 @@ class TrainConfig(Config):
     preverify: Literal["auto", "full", "metadata"] = "auto"
     """Read the whole dump before the first step. [default: auto: if under 16 GiB]"""
     prefetch_mib: int = Field(PREFETCH_MIB, ge=0)
-    """Most MiB of shards to read ahead; where four shards do not fit, samples are read one by one.
-    0: none are read ahead."""
+    """Most MiB of shards to read ahead; 0: no reading ahead. If four shards do not fit, samples are
+    read one by one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast with float32 master weights."""
     attention: AttentionName = "auto"
@@ -172,13 +171,13 @@ class TrainConfig(Config):
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the first weights and of the order of the samples."""
     log: Annotated[tuple[LoggerName, ...], BeforeValidator(several)] = ()
-    """Where metrics are sent to besides metrics.jsonl; each needs its package."""
+    """Services that get the metrics, besides metrics.jsonl; each needs its package."""
     log_project: str = Field("specpipe", min_length=1)
     """Project (for MLflow: experiment) of the loggers."""
     log_name: str | None = Field(None, min_length=1)
     """Name of the run in the loggers. [default: that of --out]"""
     early_stop: int | None = Field(None, ge=1)
-    """End after this many evaluations in a row without a better tau. [default: never]"""
+    """Stop after this many evaluations in a row without a better tau. [default: never]"""
     time_limit: float | None = Field(None, gt=0)
     """Seconds; then save a checkpoint and leave with exit code 5."""
     require_servable: bool = False
@@ -243,7 +242,7 @@ class TrainConfig(Config):
 
 
 class ResolvedTrainConfig(TrainConfig):
-    """The settings of a run: nothing is left open. A run's config.json holds one."""
+    """The settings of a run, with every default filled in; stored in the run's config.json."""
 
     learning_rate: float = Field(gt=0)
     warmup_ratio: float = Field(ge=0, lt=1)
