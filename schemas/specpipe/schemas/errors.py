@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree; each error also is the builtin that it resembles.
+"""The tree of errors; each is also the builtin error that it resembles.
 
     SpecpipeError                         exit code 1
     ├── ConfigError (ValueError)          2   wrong usage or configuration
@@ -26,7 +26,7 @@ class SpecpipeError(Exception):
 
     @property
     def kind(self) -> str:
-        """The name under which --json tells of it."""
+        """Name of the error in the output of --json."""
         return type(self).__name__
 
 
@@ -67,7 +67,7 @@ class EngineLostError(UnfinishedError):
 
 
 class StoreError(SpecpipeError, OSError):
-    """The store or the disk failed: needs somebody, or a retry later."""
+    """The store or the disk failed: retry later, or repair it."""
 
     exit_code = 6
 

@@ -1,4 +1,4 @@
-"""How an extra of pyproject.toml is installed: PyPI's `specpipe` is another project's."""
+"""The command that installs an extra of pyproject.toml: PyPI's `specpipe` is another project's."""
 
 
 def install_hint(*extras: str) -> str:

@@ -22,7 +22,7 @@ from specpipe.schemas.base import Frozen
 
 
 class Cost(Frozen):
-    """Of a round, in units of a target step without a drafter, at one batch size."""
+    """Cost of a round at one batch size, in steps of the target without a drafter."""
 
     batch_size: int
     step_cost: float = Field(ge=0)
@@ -35,7 +35,7 @@ class Cost(Frozen):
 
 
 class Speedup(Frozen):
-    """Expected tokens per second over those without a drafter, at one batch size."""
+    """Expected tokens per second with a drafter, over those without, at one batch size."""
 
     cost: Cost
     expected: list[float]

@@ -1,4 +1,4 @@
-"""What rounds cost, from timed steps of an engine."""
+"""Costs of decoding rounds, from timed steps of an engine."""
 
 from collections.abc import Sequence
 

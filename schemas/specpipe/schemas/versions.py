@@ -1,4 +1,4 @@
-"""Versions of what had a part in an output."""
+"""Versions of the packages that an output was made with."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version

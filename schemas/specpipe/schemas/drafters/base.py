@@ -1,4 +1,4 @@
-"""What every drafter has settings and a shape of, and what those made of decoder layers share."""
+"""Base classes of the settings and shapes of drafters."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -10,30 +10,30 @@ from specpipe.schemas.settings.stages import Config
 
 
 class DrafterSettings(Config):
-    """What a user may say of a drafter of one architecture: `drafter:` in a training's YAML."""
+    """Settings of one architecture: `drafter:` in the YAML file of a training."""
 
     most_draft_tokens: ClassVar[int] = 7
     """The largest K (`num_heads`)."""
     of_training: ClassVar[frozenset[str]] = frozenset()
-    """Settings of its training alone, which an artifact to go on from does not decide."""
+    """Names of the settings that concern training alone: --init-from leaves them free."""
 
     short_names: ClassVar[Mapping[str, str]] = {}
-    """Of its switches, in a narrow table."""
+    """Short names of its switches, for narrow tables."""
 
     kind: str
     """Name of the architecture."""
 
     @classmethod
     def default_layers(cls, num_layers: int) -> tuple[int, ...]:
-        """Layer ids that a dump for it stores, of a target with so many layers.
+        """Layer ids that a dump for this drafter stores, of a target with `num_layers` layers.
 
-        Raises ValueError for a target that has too few.
+        Raises ValueError for a target that has too few layers.
         """
         raise NotImplementedError
 
     @classmethod
     def chosen_layers(cls, stored: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-        """Layer ids that it takes of a dump that stores `stored`, where the user names none.
+        """Layer ids that this drafter reads of a dump with the layers `stored`, by default.
 
         Raises ValueError where the dump lacks one.
         """
@@ -46,17 +46,17 @@ class DrafterSettings(Config):
         return wanted
 
     def num_heads_problem(self, num_heads: int) -> str | None:
-        """Why it cannot be trained with so many draft tokens; None where it can."""
+        """Why the drafter cannot be trained with `num_heads` draft tokens; None if it can."""
         if num_heads > self.most_draft_tokens:
             return f"num_heads {num_heads}: a drafter {self.kind} has {self.most_draft_tokens}"
         return None
 
     def search_choices(self) -> list[dict[str, bool]]:
-        """Combinations of its switches that `specpipe tune` tries, all of the same switches."""
+        """Combinations that `specpipe tune` tries; all of them set the same switches."""
         return []
 
     def hidden_size_or(self, target: int) -> int:
-        """Its width, on a target that is `target` wide."""
+        """The drafter's hidden size, on a target of hidden size `target`."""
         return target
 
 
@@ -71,7 +71,7 @@ class DrafterShape(Record):
     draft_vocab_size: int
     """D."""
     aux_layers: tuple[int, ...]
-    """Layer ids that it takes of a dump."""
+    """Layer ids of the dump that it reads."""
 
     @property
     def num_aux(self) -> int:
@@ -79,11 +79,11 @@ class DrafterShape(Record):
 
     @property
     def width(self) -> int:
-        """Of its hidden states."""
+        """Hidden size of the drafter."""
         return self.target_hidden_size
 
     def differences(self, given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Settings among `given` that this drafter has otherwise: name, given value, its own."""
+        """Settings in `given` that differ from this drafter's: name, given value, own value."""
         return [
             (name, value, getattr(self, name))
             for name, value in sorted(given.items())
@@ -93,7 +93,7 @@ class DrafterShape(Record):
         ]
 
     def summary(self) -> str:
-        """In a few words, for a report."""
+        """The shape in a few words, for a report."""
         return self.architecture
 
 
@@ -149,7 +149,7 @@ class LayerShape(DrafterShape):
 
     @property
     def projects_embedding(self) -> bool:
-        """Whether the target's embedding is too wide or too narrow to be taken as it is."""
+        """Whether the target's embedding needs a projection: its width is not the drafter's."""
         return self.hidden_size != self.target_hidden_size
 
     def differences(self, given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

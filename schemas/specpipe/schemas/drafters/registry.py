@@ -22,7 +22,7 @@ GROUP = "specpipe.drafters"
 
 
 class Kind(Protocol):
-    """What is known of an architecture without torch."""
+    """The part of an architecture that needs no torch."""
 
     @property
     def settings(self) -> type[DrafterSettings]: ...

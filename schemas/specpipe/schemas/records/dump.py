@@ -50,8 +50,8 @@ MOST_LAYERS = 2**14
 
 
 class Sealed(Record):
-    """A record that carries a hash of its other fields, so that damage to it is told from damage
-    to what it lists. Computed where it is left out; a wrong one is an error."""
+    """A record with a hash of its other fields: damage to the record differs from damage to the
+    objects that it lists. A missing hash is computed; a wrong hash is an error."""
 
     content_sha256: str = ""
 
@@ -84,7 +84,7 @@ class TargetIdentity(Record):
 
 
 class TextOrigin(Record):
-    """How the text came to be; the replay is exact only on text of its own kind."""
+    """How the text was written; the replay is exact only at the same temperature."""
 
     kind: Literal["given", "generated"] = "given"
     temperature: float | None = Field(None, ge=0)
@@ -257,7 +257,7 @@ class ObjectEntry(Record):
 
 
 class GenerationCounts(Record):
-    """What became of the turns that the target was to write."""
+    """Counts of the turns that the target wrote, by how each ended."""
 
     num_turns: int = Field(0, ge=0)
     num_new_tokens: int = Field(0, ge=0)

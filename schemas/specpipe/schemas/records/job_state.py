@@ -1,4 +1,4 @@
-"""Where a job stands: its folder's job_state.json, and what `specpipe run --status` tells."""
+"""The state of a job: job_state.json, and the report of `specpipe run --status`."""
 
 from typing import Any, Literal
 

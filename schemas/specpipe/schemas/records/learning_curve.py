@@ -10,7 +10,7 @@ CURVE_FOLDER = "curve"
 
 
 class CurvePoint(Record):
-    """A drafter that was trained on a share of the data."""
+    """tau of a drafter trained on a share of the data."""
 
     data_fraction: float
     """Of the prompts."""
@@ -24,7 +24,7 @@ class CurvePoint(Record):
 
 
 class Expected(Record):
-    """tau that is expected of a training on so much data."""
+    """Expected tau of a training on a given amount of data."""
 
     num_tokens: int
     tau: float

@@ -1,4 +1,4 @@
-"""A prompt that the target is to answer while it is dumped, and what makes it the same prompt."""
+"""A prompt that the target answers while it is dumped, and the prompt's identity."""
 
 import json
 from dataclasses import dataclass

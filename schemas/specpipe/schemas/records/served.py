@@ -70,7 +70,7 @@ class SampledCheck(Frozen):
 
 
 class RoundsComparison(Frozen):
-    """Measured against replayed, over the same texts."""
+    """Acceptance that the engine measured, and that the replay predicts, over the same texts."""
 
     num_rounds_measured: int
     num_rounds_replayed: float
@@ -96,7 +96,7 @@ class RoundsComparison(Frozen):
 
 
 class Counters(Frozen):
-    """What was drafted and accepted, as vLLM counts it."""
+    """vLLM's counts of drafted and accepted tokens."""
 
     num_drafts: int
     num_draft_tokens: int
@@ -120,7 +120,7 @@ class Counters(Frozen):
 
 
 class StepTime(Frozen):
-    """One batch size and number of draft tokens."""
+    """Time of a decoding step at one batch size and number of draft tokens."""
 
     batch_size: int
     num_draft_tokens: int | None

@@ -1,4 +1,4 @@
-"""What a search leaves, as types.
+"""The files of a search, as types.
 
 OUT/
   plan.json              the TunePlan, written once: everything after it follows from it
@@ -31,7 +31,7 @@ TauInterval = tuple[Annotated[float, Field(gt=0)], float, float]
 
 
 class Rung(Record):
-    """One round of the search: what is left of the trials is trained with so many steps."""
+    """One round of the search: the number of trials that remain, and the steps of each."""
 
     steps: int = Field(gt=0)
     """Of the recipe's size; a trial with larger steps takes fewer, on as many tokens."""
@@ -67,7 +67,7 @@ class TunePlan(Record):
 
 
 class TrialScore(Record):
-    """One training run of a trial: tau on the prompts that are chosen by."""
+    """Result of one run of a trial: tau on the prompts that trials are chosen by."""
 
     steps: int
     tau: float
@@ -84,7 +84,7 @@ class Trial(Record):
 
 
 class HeldBack(Record):
-    """tau on the prompts that nothing was chosen by."""
+    """tau on the held-back prompts, by which no trial was chosen."""
 
     num_samples: int
     chosen: TauInterval

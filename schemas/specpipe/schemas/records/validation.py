@@ -23,7 +23,7 @@ class StructureFindings(Frozen):
 
 
 class Agreement(Frozen):
-    """What the comparison found."""
+    """Result of comparing the plain implementation with the trainer's."""
 
     num_starts: int
     """Compared, each head's counted."""

@@ -23,7 +23,7 @@ from specpipe.stages.untrusted.tensors import load_tensors
 
 @dataclass(frozen=True, slots=True)
 class OfTarget:
-    """What is known of the target; where the artifact says otherwise, it is another's."""
+    """Facts of the target; an artifact that contradicts them belongs to another target."""
 
     vocab_size: int
     hidden_size: int

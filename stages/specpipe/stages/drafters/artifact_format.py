@@ -1,4 +1,4 @@
-"""What a format of an artifact is: how a drafter is written down, and what is wrong with a file.
+"""Formats of artifacts: how a drafter is written to files, and how files are checked.
 
 Every key that an engine may read is written out: engines disagree about the defaults, and a key
 that is missing is not an error there but a drafter that guesses badly.
@@ -21,11 +21,11 @@ from specpipe.schemas.records.artifact import CONFIG_FILE, MODEL_TENSORS_FILE
 Shape = TypeVar("Shape", bound=DrafterShape)
 
 DRAFT_TOKENS = 3
-"""Of an artifact that does not say how many tokens to draft."""
+"""Number of draft tokens where the artifact does not say it."""
 
 
 class TargetFacts(Frozen):
-    """What the artifact must agree with."""
+    """Facts of the target that the artifact must agree with."""
 
     architecture: str
     hidden_size: int
@@ -46,7 +46,7 @@ class Drafter(Generic[Shape]):
     speculative_tokens: int
     dtype: str = "bfloat16"
     has_lm_head: bool = True
-    """Or it shares the target's."""
+    """Whether the artifact has its own lm_head; else it shares the target's."""
 
 
 class Format(ABC, Generic[Shape]):
@@ -60,7 +60,7 @@ class Format(ABC, Generic[Shape]):
 
     @abstractmethod
     def inexpressible(self, shape: Shape) -> list[str]:
-        """What of this drafter the format cannot say, in words; empty if it says all of it."""
+        """Properties of this drafter that the format cannot hold, in words."""
 
     @abstractmethod
     def config(self, drafter: Drafter[Shape]) -> dict[str, Any]:
@@ -82,12 +82,12 @@ class Format(ABC, Generic[Shape]):
         target: TargetFacts,
         has_lm_head: bool,
     ) -> list[str]:
-        """What of the format's own keys contradicts the rest, or the target."""
+        """Contradictions of the format's own keys with the rest, or with the target."""
 
     @abstractmethod
     def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        """Name and architecture of the target, and number of draft tokens; None where they are
-        not said."""
+        """Name and architecture of the target, and number of draft tokens; None if the config
+        lacks them."""
 
     def write(self, folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Write both files of the artifact into `folder`, which must exist."""

@@ -1,4 +1,4 @@
-"""What a drafter architecture is: all that the rest of specpipe asks of one.
+"""The contract of drafter architectures: everything that the rest of specpipe asks of them.
 
 Downstream of a drafter everything needs the same two things: its outputs [K, N, X] for N starts,
 and the matrices that turn them into logits. Losses, measures, acceptance, replay, packing,
@@ -40,17 +40,17 @@ from specpipe.stages.target.vllm.support.engine_needs import EngineNeeds
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """How a model computes; nothing of it changes what it computes."""
+    """How a model computes: choices of speed and memory that do not change its results."""
 
     attention: AttentionName = "auto"
     recompute: bool = False
-    """Keep the inputs of layers alone for the backward pass."""
+    """Store only the inputs of layers for the backward pass, and recompute the rest."""
     embedding_on_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Serving(EngineNeeds):
-    """How vLLM serves it."""
+    """How vLLM serves the drafter."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of `--speculative-config` that it needs."""
@@ -193,7 +193,7 @@ class Architecture(ABC, Generic[Shape]):
         return rows_KN
 
     has_draft_vocab: bool = True
-    """Whether it may draft from a part of the vocabulary."""
+    """Whether the drafter may propose from a part of the vocabulary only."""
 
     samples_starts: bool = False
     """Whether `choose_rows` leaves any out."""
@@ -205,7 +205,7 @@ class Architecture(ABC, Generic[Shape]):
 
     @abstractmethod
     def activation_numbers(self, shape: Shape, num_tokens: int, num_heads: int) -> int:
-        """Numbers that autograd keeps of a pass over so many tokens, for `specpipe plan`."""
+        """Numbers that autograd stores in a pass over `num_tokens` tokens, for `specpipe plan`."""
 
     # Artifacts
 
@@ -260,7 +260,7 @@ class Architecture(ABC, Generic[Shape]):
     def config_problems(
         self, config: Mapping[str, Any], shape: Shape, target: TargetFacts
     ) -> list[str]:
-        """What of a config contradicts itself or the target, in words."""
+        """Contradictions in a config, or between it and the target, in words."""
 
     def needed_engine(self, shape: Shape) -> str | None:
         """The engine that serves the drafter as it was trained, and why; None where any does."""

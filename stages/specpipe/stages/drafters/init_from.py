@@ -18,7 +18,7 @@ from specpipe.stages.target.head.target_tensors import StoredTarget
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What an artifact brings."""
+    """The drafter that an artifact holds."""
 
     where: str
     shape: DrafterShape

@@ -71,7 +71,7 @@ class OwnFormat(Format[DrafterShape]):
 
 
 class OwnArtifact(Architecture[Shape]):
-    """The part of an architecture that speaks of artifacts, for artifacts of this format."""
+    """The methods of an architecture that concern artifacts, for artifacts of this format."""
 
     formats: Mapping[str, Format[Any]] = MappingProxyType({OwnFormat.name: OwnFormat()})
 

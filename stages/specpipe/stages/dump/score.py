@@ -1,4 +1,4 @@
-"""What the verifier says at a sample's rows: the columns of a shard that come from logits.
+"""The columns of a shard that come from the verifier's logits.
 
 Legend: S verifier rows, C rows of a chunk, K kept logits, V vocabulary, H hidden size.
 """
@@ -17,8 +17,8 @@ LOGITS_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the verifier says at a sample's rows; `logits` are shifted by log Z: log-probabilities,
-    whose bfloat16 is finer than that of the logits."""
+    """The verifier's columns at a sample's rows. `logits` are shifted by log Z to
+    log-probabilities, which bfloat16 resolves better than logits."""
 
     logz_S: Tensor
     """float32: log-sum-exp of the logits."""

@@ -1,4 +1,4 @@
-"""What a dump is of, and whether a folder already belongs to something else: dump.json."""
+"""The claim of a folder by a dump's identity (dump.json); a folder of another dump is refused."""
 
 from importlib.metadata import version
 from typing import Any

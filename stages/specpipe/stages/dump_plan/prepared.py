@@ -1,7 +1,7 @@
-"""What is to be dumped: its identity and its plan, claimed and written before the target runs.
+"""The identity and plan of a dump, claimed and written before the target runs.
 
-Whoever comes later, or is another worker of the same dump, takes the plan from the store instead
-of reading and tokenising the input again.
+A later run, or another worker of the same dump, reads the plan from the store instead of reading
+and tokenising the input again.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A cheap look at whether anything changed since the dump was planned: stamp.json.
+"""A cheap check whether the inputs changed since the dump was planned: stamp.json.
 
 The stamp is a hash of the configuration and of name, size and modification time of every input
 file and target file. It is no part of the dump's identity: where it differs, the contents decide.
@@ -39,7 +39,7 @@ _FREE_FIELDS = {
 
 
 class PlanStamp(Sealed):
-    """stamp.json: what was planned, and from what."""
+    """stamp.json: hashes of the plan and of its inputs."""
 
     stamp: str
     num_shards: int

@@ -1,4 +1,4 @@
-"""How many tokens the artifact asks to draft: by the replay's tau and by what a round costs."""
+"""The number of draft tokens of an artifact, from the replay's tau and the cost of a round."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ CURVE = "replay_temperature_1"
 
 @dataclass(frozen=True, slots=True)
 class LevelFindings:
-    """Of the levels of validation that have run."""
+    """Findings of the levels of validation that have run."""
 
     structure: StructureFindings | None = None
     replay: ReplayFindings | None = None

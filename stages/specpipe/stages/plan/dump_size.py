@@ -1,4 +1,4 @@
-"""What a planned dump will take in the store: objects and bytes, before anything is written.
+"""Size of a planned dump in the store: objects and bytes, before anything is written.
 
 The chunks are counted by the layout and the codec that write them. What is small and depends on its
 contents (the tables beside the states, the manifests) is made for a few shards with made-up
@@ -62,7 +62,7 @@ class DumpSize:
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A planned shard, its tokens and verifier rows counted once for all ways to store it."""
+    """A planned shard, with its tokens and verifier rows counted for every storage format."""
 
     samples: Sequence[PlannedSample]
     num_tokens: int
@@ -141,7 +141,7 @@ class _Measured:
 
 
 class _Layout:
-    """How the shards of a dump are cut into chunks, and what a chunk takes."""
+    """How the shards of a dump are cut into chunks, and the size of a chunk."""
 
     def __init__(self, identity: DumpIdentity) -> None:
         self._identity = identity
@@ -170,7 +170,7 @@ class _Layout:
 
 @dataclass(frozen=True, slots=True)
 class _SmallFiles:
-    """What a shard has beside its chunks."""
+    """Files of a shard other than chunks."""
 
     num_listed: int
     """Objects beside the chunks that its manifest lists."""

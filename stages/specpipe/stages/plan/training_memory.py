@@ -1,4 +1,4 @@
-"""What `specpipe train` will take on its device with nothing set, by the shapes alone.
+"""Device memory of `specpipe train` with default settings, computed from shapes alone.
 
 Legend: T tokens of a batch, N starts, K heads, L aux layers, H hidden size, I width of the MLP,
 q and g widths of queries and of keys, D draft vocabulary, V vocabulary.

@@ -1,4 +1,4 @@
-"""FILE.provenance.json: what `specpipe prepare` made a file of, and how."""
+"""FILE.provenance.json: the inputs, settings and counts of a file of `specpipe prepare`."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ _PREPARED = "prepared"
 
 
 class PreparedCounts(Record):
-    """What is in a prepared file, and what is not."""
+    """Counts of samples in a prepared file, and of inputs that were left out."""
 
     num_samples: int
     num_tokens: int
@@ -31,7 +31,7 @@ class PreparedCounts(Record):
 
 
 class PreparedRecord(Record):
-    """By which a later run knows the file and its inputs again."""
+    """The record by which a later run recognises the file and its inputs."""
 
     stamp: str
     """Of the settings, the target's files and the input files; see dump_plan/stamp.py."""

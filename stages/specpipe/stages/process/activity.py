@@ -1,4 +1,4 @@
-"""What a long step is doing now, for whoever watches: each line replaces the one before.
+"""Messages on what a long step is doing now; each replaces the one before.
 
 The text before a colon names the phase; what follows it are figures that change within the phase.
 """
@@ -20,7 +20,7 @@ def doing(what: str) -> None:
 
 
 class Seldom:
-    """Says what is being done at most once a second: for loops whose figures change fast."""
+    """Reports the activity at most once a second, for loops whose figures change fast."""
 
     def __init__(self) -> None:
         self._last = 0.0

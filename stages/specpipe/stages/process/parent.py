@@ -1,4 +1,4 @@
-"""A process ends when the one that started it is gone, however it went."""
+"""End a process when its parent process has ended, for whatever reason."""
 
 import os
 import select

@@ -1,4 +1,4 @@
-"""Threads that read, and that a process does not wait for when it ends.
+"""Daemon threads for reading: a process does not wait for them when it exits.
 
 As Python ends it joins the threads of concurrent.futures. Where a store stalls, those wait for
 minutes, and whoever asked the process to stop kills it meanwhile. These are daemons.
@@ -26,7 +26,7 @@ _Task = tuple[Future[Any], Callable[[], Any]]
 
 
 class ReadingThreads:
-    """Does what it is given, in that order, at most `most` at a time."""
+    """Runs tasks in the order in which they are submitted, at most `most` at a time."""
 
     def __init__(self, most: int, name: str) -> None:
         self._most = most

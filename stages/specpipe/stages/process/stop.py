@@ -1,4 +1,4 @@
-"""Stopping early, by a scheduler's SIGTERM or a time limit: by a question, or by an interrupt."""
+"""Early stop by a scheduler's SIGTERM or a time limit: polled by a loop, or as an interrupt."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Chunks of verifier rows, and what every head needs of them.
+"""Chunks of verifier rows, with the quantities that every head needs.
 
 Legend: S verifier rows, R rows of a chunk, N starts, K heads, D draft vocabulary.
 """

@@ -1,4 +1,4 @@
-"""What the losses of the heads are divided by: counted before any pass of the model.
+"""Denominators of the heads' losses, counted before any pass of the model.
 
 A loss is a mean over the starts of the whole global batch. The counts of its micro-batches, and of
 the ranks of a distributed run, are added (`+`, or an all-reduce of `counts_2K`) before the first

@@ -35,7 +35,7 @@ from specpipe.stages.samples.batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class HeadLoss:
-    """Takes losses and measures of a drafter's heads, held to the verifier."""
+    """Computes losses and measures of a drafter's heads against the verifier."""
 
     verifier: Verifier
     chunk_rows: int
@@ -97,7 +97,7 @@ class HeadLoss:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """A head's rows of a chunk."""
+    """The rows of one head in a chunk."""
 
     k: int
     starts: Tensor
@@ -182,7 +182,8 @@ class _Gradients:
 
 
 class _Differentiable(torch.autograd.Function):
-    """Gradients are taken while a chunk is alive; backward only scales them."""
+    """The loss as an autograd function: gradients are computed in forward, chunk by chunk, and
+    backward only scales them."""
 
     @staticmethod
     def forward(

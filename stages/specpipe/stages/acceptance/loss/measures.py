@@ -1,4 +1,4 @@
-"""What is measured of each start and head, whatever the loss that is trained.
+"""The measures of each start and head; they do not depend on the loss that is trained.
 
 Legend: M measures, K heads, N starts.
 """

@@ -15,7 +15,7 @@ from specpipe.stages.acceptance.loss.row_block import block_rows, top_of_rows
 
 @dataclass(frozen=True, slots=True)
 class RowStats:
-    """What rows of logits z say, with q = softmax(z)."""
+    """Statistics of rows of logits z, with q = softmax(z)."""
 
     argmax_R: Tensor
     """int64: the draft token that q makes likeliest."""
@@ -84,7 +84,7 @@ class _Block:
 
 
 class PlainRows:
-    """Block by block rows are looked at, and then their logits become their gradient."""
+    """Walks rows block by block: first statistics, then the gradient in place of the logits."""
 
     def __init__(self, chunk_rows: int, size: int, like: Tensor) -> None:
         self._most_rows = min(chunk_rows, block_rows(size, like.device))

@@ -1,4 +1,4 @@
-"""What is minimised: a weighted sum of losses, over weighted heads.
+"""Settings of the loss: a weighted sum of losses over weighted heads.
 
 Legend: K heads, N starts, R rows.
 """
@@ -65,12 +65,12 @@ class RowWeights:
     """The mean is over the starts whose token is in the draft vocabulary."""
     lk: float
     hybrid: float
-    """Of lk_hybrid whose lambda is each start's own."""
+    """Weight of lk_hybrid where each start has its own lambda."""
     eta: float
     move_kl: bool
     """Whether the gradient has a part in p~."""
     move_overlap: bool
-    """Whether it has one in [q < p]."""
+    """Whether the gradient has a part in [q < p]."""
 
     def kl_and_tv(self, alpha_R: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of kl and of 1 - alpha, [R], lk_hybrid's shares among them."""

@@ -1,4 +1,4 @@
-"""What of an EAGLE-3 artifact's config contradicts itself, or its target."""
+"""Contradictions in an EAGLE-3 artifact's config, or between it and its target."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What of an artifact's config, in our formats, contradicts itself or its target."""
+"""Contradictions in an artifact's config in our formats, or between it and its target."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -26,8 +26,8 @@ class Mlp(nn.Module):
 
 
 class _GatedDown(torch.autograd.Function):
-    """(silu(gate) * up) @ down^T, which keeps gate and up alone: what is multiplied with `down` is
-    cheap to compute again. Products are in the dtype of `gate` and `up`."""
+    """(silu(gate) * up) @ down^T, which stores only gate and up for the backward pass: the input of
+    `down` is cheap to recompute. Products are in the dtype of `gate` and `up`."""
 
     @staticmethod
     def forward(ctx: Any, gate_NI: Tensor, up_NI: Tensor, down_HI: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class ZeroCentredNorm(RMSNorm):
 
 
 class _Normed(torch.autograd.Function):
-    """Keeps its input as it came, and one number a row."""
+    """RMSNorm as an autograd function that stores its input and one number per row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_H: Tensor, eps: float) -> Tensor:

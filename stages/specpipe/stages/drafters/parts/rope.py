@@ -1,4 +1,4 @@
-"""The rope parameters of a drafter: which keys a rope type has, and what a target lends.
+"""The rope parameters of a drafter: the keys of each rope type, and the values from the target.
 
 A drafter's attention is a Llama layer's: it turns whole heads, at one position per token. Training
 (transformers) passes over keys that a rope type does not have, and engines may not: vLLM builds

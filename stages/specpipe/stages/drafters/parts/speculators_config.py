@@ -1,4 +1,4 @@
-"""What every config of the `speculators` library says, which vLLM loads directly."""
+"""Keys of every config of the `speculators` library, which vLLM loads directly."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which queries see which step-1 keys.
+"""The layout of attention: which queries see which step-1 keys.
 
 Queries and keys stand on packed axes. A span of queries sees the keys of its own sample: everything
 before the span, and causally the span itself; with a window of w, only the last w of these, its own
