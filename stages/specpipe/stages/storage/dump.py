@@ -127,6 +127,12 @@ class Dump:
         """A file of `target/`, such as `config.json`. Raises IntegrityError if it is missing."""
         return self._listed(f"{TARGET_FOLDER}/{name}")
 
+    def has_target_file(self, name: str) -> bool:
+        key = f"{TARGET_FOLDER}/{name}"
+        if self.index is None:
+            return self.folder.exists(key)
+        return any(entry.key == key for entry in self.index.objects)
+
     def check_objects(self) -> None:
         """That every listed object exists and has its size; contents are not read.
 

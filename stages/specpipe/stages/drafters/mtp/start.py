@@ -5,7 +5,8 @@ import logging
 import torch
 
 from specpipe.schemas.drafters.mtp import MtpSettings
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.records.dump import MTP_FILE
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.mtp.model import Mtp
 from specpipe.stages.drafters.mtp.tensors import model_weights
@@ -23,16 +24,13 @@ def initialise(model: Mtp, config: TrainConfig, dump: Dump, target: StoredTarget
     assert isinstance(config.drafter, MtpSettings)
     if config.drafter.fresh_layer:
         return fresh(model, target)
-    try:
-        record, stored = load_mtp(target.read)
-    except IntegrityError as error:
-        if "does not list target/" not in str(error):
-            raise
+    if not dump.has_target_file(MTP_FILE):
         raise ConfigError(
             f"{dump.folder.url} holds no MTP layer of its target: it was made by a version of"
             " specpipe that did not store it. Make it anew by `specpipe dump`, or begin with a new"
             " layer by --fresh-layer"
-        ) from error
+        )
+    record, stored = load_mtp(target.read)
     if not record.tensors:
         _log.warning("the target's checkpoint has no MTP layer: a fresh one is trained")
         return fresh(model, target)
