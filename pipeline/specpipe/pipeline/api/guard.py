@@ -1,4 +1,4 @@
-"""What every request passes before anything reads it: its token, and its size."""
+"""Check of every request before it is read: its token and its size."""
 
 import hashlib
 import hmac

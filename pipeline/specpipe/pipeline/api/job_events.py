@@ -1,4 +1,4 @@
-"""A job that runs, followed into the events that clients read."""
+"""Events of a running job, as clients read them."""
 
 from specpipe.pipeline.api.database import JobDatabase, NewEvent
 from specpipe.pipeline.job.folder import JobFolder

@@ -1,4 +1,4 @@
-"""What the API answers with, in the shapes of OpenAI's files and fine-tuning objects."""
+"""Answers of the API, in the shapes of OpenAI's files and fine-tuning objects."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Saying, before anything is spent, whether an engine will serve the drafter."""
+"""The early note whether an engine will serve the drafter."""
 
 from typing import TYPE_CHECKING
 

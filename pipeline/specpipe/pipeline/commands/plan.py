@@ -1,4 +1,4 @@
-"""`specpipe plan`: what a dump will hold and take, before anything is spent."""
+"""`specpipe plan`: the contents and costs of a dump, before it is made."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The folder of a job: its body, its state, and what its stages leave in it."""
+"""The folder of a job: its body, its state, and the outputs of its stages."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a job's stages run with: the job's own body, and settings that its API has no field for."""
+"""Settings of a job's stages: from the job's body, and those that its API has no field for."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A stage of a job as a process of its own: what it takes of memory and GPU goes with it."""
+"""A stage of a job as its own process, which frees its memory and GPU when it ends."""
 
 import json
 import os

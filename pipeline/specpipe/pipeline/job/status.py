@@ -1,4 +1,4 @@
-"""Where a job stands, read from its folder alone; works while the job runs, and afterwards."""
+"""The status of a job, read from its folder alone, while the job runs and afterwards."""
 
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.schemas.location import without_credentials

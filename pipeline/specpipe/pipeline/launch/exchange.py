@@ -1,4 +1,4 @@
-"""What a command and its workers tell each other: lines of JSON."""
+"""Messages between a command and its workers: lines of JSON."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from specpipe.schemas.settings.stages import DumpConfig
 
 
 class Job(Record):
-    """What a worker is to work on; its plan lies in the store."""
+    """The job of a worker; its plan is in the store."""
 
     config: DumpConfig
     stamp: str

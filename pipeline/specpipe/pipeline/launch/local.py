@@ -128,7 +128,7 @@ class WorkerProcess:
 
 
 class Crew:
-    """The workers of one command; none outlives the context."""
+    """The workers of one command; all end with the context."""
 
     def __init__(self, job: Job, environments: Sequence[Mapping[str, str]]) -> None:
         self._job = job

@@ -59,7 +59,7 @@ def execute(
 
 
 class Engine:
-    """What an actor holds."""
+    """The engine of an actor."""
 
     def __init__(self, job: str) -> None:
         self._maker = ShardMaker(job)

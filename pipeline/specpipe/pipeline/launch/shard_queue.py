@@ -1,4 +1,4 @@
-"""Shards on their way through workers that may die, and what is known of their progress."""
+"""Queue of the shards that workers make; a shard whose worker died goes back into it."""
 
 from collections import deque
 from collections.abc import Callable, Sequence

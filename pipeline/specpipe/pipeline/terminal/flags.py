@@ -1,4 +1,5 @@
-"""The flags of a command: which there are is listed by hand, the rest is as their setting says.
+"""The flags of a command: names are listed by hand; type, choices, default and help come from
+the settings.
 
 Type, choices, default and help of a setting stand once, in its field and the docstring below it.
 """
@@ -21,7 +22,7 @@ _DEFAULT = "[default: "
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag with further names, or with what its setting does not say, as click takes it."""
+    """A flag with further names, or with options of click that its setting does not have."""
 
     names: tuple[str, ...]
     settings: Mapping[str, Any]

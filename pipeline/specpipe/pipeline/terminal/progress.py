@@ -49,7 +49,7 @@ class Bar(RichProgress):
 
 
 class Activity:
-    """What a step says that it is doing, and since when."""
+    """The current activity of a step, and when it began."""
 
     def __init__(self) -> None:
         self._what, self._began = "", time.monotonic()
@@ -72,13 +72,13 @@ class Activity:
 
 
 class Progress:
-    """Told how far a step is and what it is doing; shows it."""
+    """Shows the progress and the activity of a step."""
 
     def __init__(self, label: str, unit: str, bar: Bar | None) -> None:
         self._label, self._unit, self._bar = label, unit, bar
         self._task: TaskID | None = None
         self._begun: int | None = None
-        """What was done when it was told first."""
+        """Amount done at the first report."""
         self._rated: tuple[float, int] | None = None
         """When something was done first, and how much was done then: what came before, such as
         the start of an engine, says nothing of the rate."""

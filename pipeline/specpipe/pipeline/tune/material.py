@@ -1,4 +1,4 @@
-"""What a search works on: the dumps, the recipe, and the held-out prompts in two halves."""
+"""Inputs of a search: the dumps, the recipe, and the held-out prompts in two halves."""
 
 from dataclasses import dataclass
 

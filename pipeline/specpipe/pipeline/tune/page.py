@@ -1,4 +1,4 @@
-"""tune.html: what a search tried and came to, with pictures."""
+"""tune.html: the trials of a search and its result, with pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a trial comes to."""
+"""The score of a trial."""
 
 from specpipe.schemas.errors import DivergedError
 from specpipe.schemas.records.tune import TrialScore

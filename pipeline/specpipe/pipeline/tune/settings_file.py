@@ -1,4 +1,4 @@
-"""train.yaml: what `specpipe train --config` takes to train with what a search found."""
+"""train.yaml: the settings that a search found, for `specpipe train --config`."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What is searched: settings that depend on the data, around those of the recipe.
+"""The search space: settings that depend on the data, around those of the recipe.
 
 A setting that the user gives is not searched. Trials are points of a scrambled Sobol sequence,
 which a seed decides and which covers few dimensions evenly with few points.
@@ -28,7 +28,7 @@ that changes everything at once says little."""
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One thing that is searched: settings at a place in [0, 1)."""
+    """One axis of the search: settings at a place in [0, 1)."""
 
     names: tuple[str, ...]
     at: Callable[[float], Settings]

@@ -1,4 +1,4 @@
-"""What a page is made of: plain values, which the template turns into HTML and escapes."""
+"""Parts of a page: plain values, which the template escapes and turns into HTML."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What is not there, and why."""
+    """A part of the page that is missing, and the reason."""
 
     text: str
     kind: Literal["missing"] = "missing"

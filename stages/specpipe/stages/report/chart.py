@@ -60,7 +60,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart, what its series are, and what it says."""
+    """A chart with its series and its caption."""
 
     title: str
     svg: Markup

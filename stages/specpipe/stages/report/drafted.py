@@ -1,4 +1,4 @@
-"""What the trained drafter drafts along held-out samples.
+"""Drafts of the trained drafter along held-out samples.
 
 Legend: T tokens, K heads, R starts of a span.
 """

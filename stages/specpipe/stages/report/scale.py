@@ -1,4 +1,4 @@
-"""From values to places on an axis, and the ticks that a person expects there."""
+"""Axis scales: from values to pixels, with ticks at round numbers."""
 
 import math
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ _UNFINISHED = "\ufffd"
 
 
 class Tokenizer(Protocol):
-    """What is used of transformers' tokenizers."""
+    """The methods of transformers' tokenizers that are used here."""
 
     @property
     def all_special_ids(self) -> list[int]: ...

@@ -32,7 +32,7 @@ def recorded_metrics(checkpoint: Path, state: TrainState) -> EvalMetrics | None:
 
 
 class NewMetricRows:
-    """The rows that are new since the last look, of a file that training writes meanwhile."""
+    """New rows since the last call, of a file that training is still writing."""
 
     def __init__(self, run: Path) -> None:
         self._path = run / METRICS_FILE

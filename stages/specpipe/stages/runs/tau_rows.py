@@ -8,7 +8,7 @@ from specpipe.stages.runs.metric_rows import Row
 
 @dataclass(frozen=True, slots=True)
 class TauAt:
-    """An evaluation: tau with all draft tokens, and how much was trained on before it."""
+    """tau of one evaluation with all draft tokens, and the tokens trained on before it."""
 
     step: int
     num_tokens: int
@@ -19,7 +19,7 @@ class TauAt:
 
 @dataclass(frozen=True, slots=True)
 class TauByTokens:
-    """A run's tau as it went: a picture of the training, whose rate changes on the way."""
+    """tau over a run. It shows one training, whose learning rate changes on the way."""
 
     evaluations: list[TauAt]
     pass_tokens: int | None

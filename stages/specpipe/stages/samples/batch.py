@@ -1,4 +1,4 @@
-"""What one training step reads: packed samples, their starts, and which rows each head is held to.
+"""The batch of a training step: packed samples, their starts, and the verifier row of each head.
 
 Positions of a batch are packed: sample after sample on one token axis. A *start* i has consumed
 x[0..i] and emitted x[i+1]; head k at start i takes token x[i+k], predicts x[i+k+1], and its target

@@ -1,4 +1,4 @@
-"""Batches on the device, each copied while the one before it is worked on."""
+"""Batches on the device; each is copied while the previous one is computed."""
 
 from collections.abc import Iterable, Iterator
 

@@ -15,7 +15,7 @@ from specpipe.stages.samples.shard_window import R, Read, ShardWindow, T
 
 
 class ReadAhead(Generic[R, T]):
-    """Each read of a plan with what `make` makes of its samples, which are lent to it.
+    """Each read of a plan, with the result of `make` on its samples.
 
     Shards are read ahead within the budget (see ShardWindow), and the read after the one in use is
     made. Without a budget nothing is read before it is asked for. Errors of the

@@ -26,7 +26,7 @@ _SPARSE = 4
 
 @dataclass(frozen=True, order=True, slots=True)
 class SampleRef:
-    """A sample of a reader's dumps, by place, with what ordering and splitting need."""
+    """The place of a sample in a reader's dumps, with what ordering and splitting need."""
 
     shard_id: int
     """Of the reader's shards: those of its dumps, one dump after the other."""

@@ -1,4 +1,4 @@
-"""Shards in memory, opened ahead of their use as far as a byte budget goes.
+"""A window of shards in memory, opened ahead of use within a byte budget.
 
 What will be used, and in which order, is known. So each shard is opened once per turn, and what is
 not needed soonest makes room. The arrays of all shards that are in memory or being read take at
@@ -29,7 +29,7 @@ _USES_AHEAD = 4096
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Samples of one dump that are used together."""
+    """Samples of one dump that are read together."""
 
     reader: SampleReader
     refs: Sequence[SampleRef]
@@ -71,7 +71,7 @@ class _Use(Generic[R]):
 
 
 class ShardWindow(Generic[R, T]):
-    """Each read, in the order of `plan`, with what `make` makes of it and its samples.
+    """Each read, in the order of `plan`, with the result of `make` on its samples.
 
     The samples are lent to `make`: it copies what it keeps. One thread iterates.
     """

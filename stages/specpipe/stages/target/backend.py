@@ -1,4 +1,4 @@
-"""What runs a target: one signature for transformers (hf/) and vLLM (vllm/).
+"""The interface of engines that run a target: transformers (hf/) and vLLM (vllm/).
 
 Legend: T tokens, S verifier rows, N generated tokens, L aux layers, H hidden size.
 """
@@ -29,7 +29,7 @@ class Captured:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a turn is to be generated from."""
+    """The prompt of a turn, with its seed and its limit on new tokens."""
 
     input_ids: Ids
     seed: int

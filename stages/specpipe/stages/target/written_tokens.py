@@ -1,10 +1,10 @@
-"""How much a target has written so far, for whoever watches."""
+"""Progress messages: the number of tokens that a target has written so far."""
 
 from specpipe.stages.process.activity import Seldom
 
 
 class Tally:
-    """Counts tokens and turns while they are written, and says so once a second."""
+    """Counts tokens and turns while they are written, and reports them once a second."""
 
     def __init__(self, num_turns: int) -> None:
         self._num_turns = num_turns

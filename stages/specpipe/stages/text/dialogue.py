@@ -13,7 +13,7 @@ _TOOL_ROLES = ("tool", "function", "ipython", "observation")
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """What is said to the target."""
+    """The messages that the target answers."""
 
     before_turns: list[list[Message]]
     """The messages before each of its turns."""

@@ -22,7 +22,7 @@ _SOME_ANSWER = "x"
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What a row of the input asks of the target."""
+    """A row of the input as a request to the target."""
 
     input_ids: Ids
     later_tokens: int = 0

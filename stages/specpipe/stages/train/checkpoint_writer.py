@@ -1,4 +1,4 @@
-"""Writing checkpoints: whole or not at all, rotated; and going on from one.
+"""Write checkpoints atomically, delete old ones, and resume from one.
 
 Kept in float32: the weights, the optimiser's moments. Kept besides: the random generators' state
 of every rank, the place in the data, and the sha256 of every file. Tensors are whole, whatever the

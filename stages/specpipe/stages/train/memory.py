@@ -1,4 +1,4 @@
-"""Memory of the process that trains."""
+"""Memory of the training process."""
 
 import os
 import resource

@@ -23,7 +23,7 @@ from specpipe.stages.train.trainee import Trainee
 
 @dataclass(frozen=True, slots=True)
 class StepFigures:
-    """What a step came to before its update; the same on every rank."""
+    """Figures of a step before its update; the same on every rank."""
 
     losses_P: list[float]
     """What each pack adds to the step's loss."""

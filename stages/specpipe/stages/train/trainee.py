@@ -1,4 +1,4 @@
-"""What is trained: the drafter, its optimiser, and the verifier's side of the loss."""
+"""The trainee: the drafter, its optimiser, and the verifier's side of the loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from specpipe.schemas.errors import SpecpipeError, StoreError
 
 _LONGEST = 300
-"""Characters of a foreign message that are told: some print a whole config."""
+"""Most characters of a foreign message that are shown: some print a whole config."""
 
 OF_THE_DISK = (
     errno.EACCES,

@@ -35,7 +35,7 @@ _MARGIN = 2**20
 
 @dataclass(frozen=True, slots=True)
 class TableBounds:
-    """The most that a table may hold that is read whole."""
+    """Upper bounds of a table that is read whole."""
 
     rows: int
     values: int

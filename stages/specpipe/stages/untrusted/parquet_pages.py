@@ -23,7 +23,7 @@ _DEEPEST = 8
 
 
 class PageError(ValueError):
-    """Pages that are not what the footer says of them."""
+    """Pages that contradict the footer."""
 
 
 @dataclass(frozen=True, slots=True)

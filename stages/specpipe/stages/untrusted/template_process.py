@@ -22,7 +22,7 @@ MOST_BYTES = 2**30
 """Of memory, in all."""
 
 _LONGEST_MESSAGE = 1000
-"""Characters of an error that are told."""
+"""Most characters of an error that are passed on."""
 
 _compiled = lru_cache(maxsize=8)(SandboxedTemplate)
 

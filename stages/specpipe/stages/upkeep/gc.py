@@ -1,4 +1,4 @@
-"""`specpipe gc`: remove what attempts that lost, and writers that were killed, left in a dump."""
+"""`specpipe gc`: remove the files of attempts that lost and of writers that were killed."""
 
 import re
 from collections.abc import Callable, Iterable

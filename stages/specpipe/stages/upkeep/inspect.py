@@ -1,4 +1,4 @@
-"""`specpipe inspect`: what a dump is and holds, for a person.
+"""`specpipe inspect`: the contents of a dump, for a person.
 
 Legend: T tokens, S verifier rows, L aux layers, H hidden size, V vocabulary, D draft vocabulary.
 """

@@ -42,7 +42,7 @@ class TargetText:
 
 @dataclass(slots=True)
 class TextSpans:
-    """What the replay takes, of every text: at temperature 1, and with greedy drafting."""
+    """The replay's spans of every text, at temperature 1 and with greedy drafting."""
 
     sampled: list[ReplaySpan] = field(default_factory=list)
     greedy: list[ReplaySpan] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What an artifact must agree with, of the target of a dump."""
+"""Facts of a dump's target that an artifact must agree with."""
 
 from specpipe.stages.drafters.artifact_format import TargetFacts
 from specpipe.stages.storage.dump import Dump

@@ -1,4 +1,4 @@
-"""What became of the turns that the target wrote, for a table."""
+"""Counts of the turns that the target wrote, as rows of a table."""
 
 from collections.abc import Mapping
 

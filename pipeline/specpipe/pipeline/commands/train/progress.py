@@ -12,7 +12,7 @@ WINDOW_STEPS = 20
 
 @dataclass(slots=True)
 class TrainProgress:
-    """Takes what the loop tells (stages/train/loop.py), step by step, and shows it as text."""
+    """Shows the figures of the training loop (stages/train/loop.py) as text, step by step."""
 
     progress: Callable[[int, int, str], None]
     _latest: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the help says of the recipe."""
+"""The recipe in the help of `specpipe train`."""
 
 from specpipe.schemas.settings.recipe import BUDGETS, MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
 

@@ -15,7 +15,7 @@ Buffer = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
-    """A chunk as it is stored, with what its entry in the manifest says of it."""
+    """A stored chunk, with the figures of its entry in the manifest."""
 
     data: Any
     """Bytes, or whatever lends them."""

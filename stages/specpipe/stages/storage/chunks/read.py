@@ -14,7 +14,7 @@ from specpipe.stages.storage.store.objects import read_object
 
 @dataclass(frozen=True, slots=True)
 class ReadChunk:
-    """What reading a chunk has shown."""
+    """Result of reading a chunk."""
 
     crcs: list[int]
     """Of each piece of its rows."""

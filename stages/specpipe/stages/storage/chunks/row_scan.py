@@ -1,4 +1,4 @@
-"""Go through rows block by block while they are being read, as long as a block is in the cache.
+"""Check rows block by block while they are read, when each block is in the CPU's cache.
 
 Crc and values of rows that have long been read cost a pass over memory each.
 """
@@ -17,7 +17,7 @@ _BLOCK_BYTES = 2**18
 
 
 class RowScan:
-    """The crc32c of each piece of some rows of an array, and what is wrong with their values."""
+    """The crc32c of pieces of an array's rows, and the problems of their values."""
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class _Piece:
 
 
 class ArrayCheck:
-    """Takes the chunks of one array in order, and says what is wrong with them."""
+    """Checks the chunks of one array in order, and reports their problems."""
 
     def __init__(
         self, layout: ArrayLayout, entries: Sequence[ObjectEntry], spans: Sequence[Span]

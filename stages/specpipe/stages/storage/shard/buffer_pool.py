@@ -62,7 +62,7 @@ class BufferPool:
 
 
 class _Lease:
-    """Lends a buffer to arrays: they refer to this object, and it goes with the last of them."""
+    """Owner of a buffer that arrays use; it is freed with the last array that refers to it."""
 
     def __init__(self, buffer: _Buffer) -> None:
         self._buffer = buffer

@@ -20,7 +20,7 @@ _BLOCK = 1 << 17
 
 
 class Quantiser:
-    """Rounds states to 8 bits, and adds up what that costs."""
+    """Rounds states to 8 bits, and sums the rounding error."""
 
     def __init__(self, channel_LH: F32) -> None:
         self._channel_LH = channel_LH

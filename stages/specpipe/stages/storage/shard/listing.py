@@ -1,4 +1,4 @@
-"""What the manifest of a shard must list, and at which sizes."""
+"""The objects that the manifest of a shard must list, with their sizes."""
 
 from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.records.dump import (

@@ -1,4 +1,4 @@
-"""Objects of a shard on their way to the store: several at a time, in bounded memory."""
+"""Upload queue of a shard's objects: several at a time, in bounded memory."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ _PARALLEL_WRITES = 4
 
 
 class Outbox:
-    """Lends buffers, and sends what was written to them, while the caller goes on.
+    """Allocates buffers, and uploads the filled ones in the background.
 
     All buffers and their encoded forms together take no more than `most_bytes`:
     the caller waits for the store instead. If the buffers that it fills at the same time are

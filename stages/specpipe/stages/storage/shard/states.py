@@ -1,4 +1,4 @@
-"""What is stored of the target's pass over tokens.
+"""The states that a dump stores of the target's pass over tokens.
 
 Legend: T tokens, S verifier rows, L aux layers, H hidden, K kept logits, V vocabulary.
 """

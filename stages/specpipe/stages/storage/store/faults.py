@@ -1,6 +1,6 @@
-"""Which errors of a store pass, and what to do about those that stay.
+"""Errors of stores: which are transient and retried, and the advice for the others.
 
-Errors are told apart by what they carry (errno, HTTP status, S3's code) and by the names of their
+Errors are classified by their attributes (errno, HTTP status, S3's code) and by the names of their
 classes, so that no store's library is imported.
 """
 

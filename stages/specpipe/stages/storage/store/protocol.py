@@ -1,4 +1,4 @@
-"""What a folder needs of a store. Paths are absolute; errors are the store's own."""
+"""The operations of a store that a folder needs. Paths are absolute; errors are the store's own."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -8,7 +8,7 @@ TakeBlock = Callable[[int, memoryview], None]
 
 
 class TornRead(EOFError):
-    """A store gave fewer bytes than it has: its answer broke off."""
+    """A store returned fewer bytes than the object has: the answer was cut off."""
 
 
 class Store(Protocol):

@@ -1,4 +1,4 @@
-"""Ask a store again that failed for a moment, and give up clearly when it stays away."""
+"""Retry an operation of a store that failed transiently, and give up after a bounded time."""
 
 import logging
 import time
@@ -31,18 +31,18 @@ class GaveUp(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long, and how often, an operation is tried that fails for a moment."""
+    """How long, and how often, an operation that fails transiently is retried."""
 
     patience: float = 120.0
-    """Seconds after which no further try is made."""
+    """Seconds after which there is no further retry."""
     least_tries: int = 5
-    """Tries that are made however long they take: a large object may need minutes for one."""
+    """Number of tries, however long they take: one of a large object may need minutes."""
     first_wait: float = 1.0
-    """Bound of the first wait in seconds; it doubles each time. Every wait is drawn at random
-    below its bound, so that workers that failed together do not come back together."""
+    """Upper bound of the first delay in seconds; it doubles with each retry. Each delay is random
+    below its bound, so that workers that failed together do not retry together."""
     longest_wait: float = 15.0
     num_quiet: int = 3
-    """Failures in a row that are not worth a warning."""
+    """Number of failures in a row before a warning."""
 
     def run(self, action: Callable[[], T], is_transient: Callable[[BaseException], bool]) -> T:
         """The action's result; its error if that is not transient. Raises GaveUp."""

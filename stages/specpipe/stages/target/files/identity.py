@@ -1,4 +1,4 @@
-"""What makes a target the same target: hashes of its config, its weights and its tokenizer."""
+"""The identity of a target: hashes of its config, its weights and its tokenizer."""
 
 import hashlib
 import json

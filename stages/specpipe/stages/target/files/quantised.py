@@ -1,4 +1,4 @@
-"""What transformers needs beside itself to run a quantised target."""
+"""The package that transformers needs to run a quantised target."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where a turn ends that the target writes: at its own end tokens, or texts that are asked for."""
+"""The end of a turn that the target writes: its own end tokens, or stop strings."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A target without its decoder layers: what its head is saved from where another engine runs it."""
+"""A target without decoder layers, from which its head is saved if another engine runs it."""
 
 import warnings
 from pathlib import Path

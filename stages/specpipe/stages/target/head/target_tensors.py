@@ -23,7 +23,7 @@ from specpipe.stages.target.head.verifier_head import (
 
 
 class TargetTensors(Protocol):
-    """What a drafter is built from."""
+    """Tensors of the target that a drafter is built from."""
 
     @property
     def embedding_VH(self) -> Tensor:
@@ -38,7 +38,7 @@ class TargetTensors(Protocol):
 
 
 class StoredTarget:
-    """Those in a dump's `target/` folder, by a function that reads a file of it."""
+    """The target's tensors in a dump's `target/` folder, read by a function for its files."""
 
     def __init__(self, read: Read) -> None:
         self.read = read

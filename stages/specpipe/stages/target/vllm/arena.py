@@ -1,4 +1,4 @@
-"""Memory of bounded size through which states leave the engine's process: a ring that both map.
+"""A ring buffer in shared memory through which states leave the engine's process.
 
 The command lends an extent of it to each request before the request goes to the engine, so no
 state is ever waiting for room: where the ring is full, the engine gets no further requests. The
@@ -52,7 +52,7 @@ class Extent:
 
 
 class Arena:
-    """The side that lends: extents are given back in the order in which they were lent."""
+    """The reading side: allocates extents, and frees them in the order of allocation."""
 
     def __init__(self, num_bytes: int) -> None:
         self._capacity = 0
@@ -129,7 +129,7 @@ class Arena:
 
 
 class ArenaWriter:
-    """The side that writes, in another process."""
+    """The writing side, in another process."""
 
     def __init__(self, address: ArenaAddress) -> None:
         """Raises OSError where the other process is not on this machine, or another user's."""

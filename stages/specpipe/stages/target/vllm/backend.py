@@ -46,7 +46,7 @@ class Request:
 
 @dataclass(slots=True)
 class _Flight:
-    """A request that the engine has."""
+    """A request in flight in the engine."""
 
     extent: Extent
     output: Any = None

@@ -45,7 +45,7 @@ class Finished:
 
 @dataclass
 class FinishedRequests(KVConnectorMetadata):  # type: ignore[misc]
-    """What the scheduler's half tells the worker's with every step."""
+    """Message from the scheduler's half to the worker's, in every step."""
 
     requests: list[Finished] = field(default_factory=list)
 
@@ -193,7 +193,7 @@ def _copy_from_gpu(cache: Tensor, block_ids: list[int], target_TLH: Tensor) -> A
 
 
 class _Landing:
-    """A copy from the GPU on its way."""
+    """A copy from the GPU in progress."""
 
     def __init__(self, event: torch.cuda.Event, pinned_TLH: Tensor, target_TLH: Tensor) -> None:
         self._event, self._pinned_TLH, self._target_TLH = event, pinned_TLH, target_TLH

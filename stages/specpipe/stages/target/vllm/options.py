@@ -1,4 +1,4 @@
-"""What vLLM is told: the user's options by vLLM's own names, and ours around them."""
+"""Options of vLLM: the user's, by vLLM's own names, and those that capture needs."""
 
 from dataclasses import fields
 from difflib import get_close_matches

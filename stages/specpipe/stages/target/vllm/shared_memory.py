@@ -1,4 +1,4 @@
-"""What vLLM takes of /dev/shm, and whether that is why it did not start."""
+"""vLLM's need of /dev/shm, and whether a lack of it kept vLLM from starting."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What a message of a conversation must look like."""
+"""Checks of one message of a conversation."""
 
 import reprlib
 from typing import Any

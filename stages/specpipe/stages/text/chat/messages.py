@@ -1,4 +1,4 @@
-"""What a conversation must look like."""
+"""The conversation of a row, checked."""
 
 from dataclasses import dataclass, field
 from typing import Any

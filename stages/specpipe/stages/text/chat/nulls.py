@@ -1,4 +1,4 @@
-"""Keys that are there without a value: Arrow gives every object of a column every key."""
+"""Keys with null values, which Arrow adds: it gives every object of a column every key."""
 
 from typing import Any
 

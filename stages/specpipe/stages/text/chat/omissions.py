@@ -1,6 +1,6 @@
-"""What of a conversation its chat template leaves out.
+"""Parts of a conversation that its chat template leaves out.
 
-A template passes over messages of a role for which it has no branch, and nobody is told. What it
+A template passes over messages of a role for which it has no branch, without an error. What it
 shows is known by its effect: with another text in the place of what is shown, the rendering is
 another one.
 """

@@ -1,4 +1,4 @@
-"""Who says a message: the names that data give to the roles of a conversation."""
+"""Roles of messages: the names that datasets give them, and the usual ones."""
 
 import re
 from collections.abc import Iterable

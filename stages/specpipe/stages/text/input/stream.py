@@ -1,4 +1,5 @@
-"""The bytes of one input file, decompressed; a store that fails is told from a damaged file."""
+"""The bytes of one input file, decompressed; a failing store and a damaged file are different
+errors."""
 
 import io
 import lzma

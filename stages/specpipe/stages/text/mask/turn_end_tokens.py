@@ -1,4 +1,4 @@
-"""Where an engine stops in what a chat template writes for a turn."""
+"""The tokens of a rendered turn at which an engine would stop."""
 
 from dataclasses import dataclass
 

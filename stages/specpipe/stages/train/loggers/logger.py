@@ -1,4 +1,4 @@
-"""What a logger is: a service that a run's metrics are sent to besides metrics.jsonl."""
+"""The interface of a logger: a service that a run's metrics are sent to besides metrics.jsonl."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a logger is opened with: which run reports, and how far it had come."""
+    """Arguments to open a logger with: the run, and the step that it resumes from."""
 
     folder: Path
     """The run directory."""

@@ -1,5 +1,5 @@
-"""What a run minimises: from its configuration, and what the steps before measured, to the
-settings of a step's loss.
+"""The objective of a run: the settings of a step's loss, from the configuration and from measures
+of earlier steps.
 
 Legend: K heads, N starts, M measures.
 """
@@ -21,12 +21,12 @@ SURVIVAL_MEMORY = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a step takes over from those before it; a checkpoint keeps it."""
+    """Measures of earlier steps that a step's loss needs; a checkpoint stores them."""
 
     alpha: Sequence[float] | None = None
     """Mean alpha per head of the last step's global batch."""
     survival: Sequence[float] | None = None
-    """Share of the starts that come as far as head k, [K], averaged over the last steps."""
+    """Share of the starts whose rounds reach head k, [K], averaged over the last steps."""
 
     def after(self, alpha: Sequence[float], survival: Sequence[float]) -> "Measured":
         """With what the global batch of one more step measured."""

@@ -1,4 +1,4 @@
-"""The processes of one run: what they sum, tell each other, and end together on.
+"""The processes (ranks) of one run: sums, messages, and errors that end them together.
 
 `torchrun` starts one process (a rank) per device. What ranks exchange for the run's sake (flags,
 errors, metrics) goes through gloo between CPUs, also where the gradients go through NCCL, and is

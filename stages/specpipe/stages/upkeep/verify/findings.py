@@ -1,4 +1,4 @@
-"""What a verification has found so far."""
+"""The damage that a verification has found so far."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -21,14 +21,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What is wrong with one object; `key` is relative to the dump's root."""
+    """The problem of one object; `key` is relative to the dump's root."""
 
     key: str
     problem: str
 
 
 class Findings:
-    """The first problem of each object, and how far the reading has come."""
+    """The first problem of each object, and the progress of the reading."""
 
     def __init__(self, folder: Folder, progress: Callable[[int, int], None]) -> None:
         self.folder = folder

@@ -32,7 +32,7 @@ _PLAN = re.compile(r"plan/(\d{6,})\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What reading a whole dump has shown."""
+    """Result of reading a whole dump."""
 
     damages: tuple[Damage, ...]
     """The first problem of each object that is not as it was written, by key."""

@@ -15,7 +15,7 @@ from specpipe.stages.target.head.target_tensors import TargetTensors
 
 @dataclass(frozen=True, slots=True)
 class ArtifactWeights:
-    """Its own embedding, where it has one, stands among the weights."""
+    """The weights of an artifact, its own embedding included if it has one."""
 
     path: Path
     shape: DrafterShape

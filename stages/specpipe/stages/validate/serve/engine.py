@@ -71,7 +71,7 @@ class EngineRequest(Frozen):
 
 
 class Decoded(Frozen):
-    """What all prompts became at one temperature."""
+    """Outputs of all prompts at one temperature."""
 
     temperature: float
     output_ids: list[list[int]]

@@ -1,4 +1,4 @@
-"""What decoding steps take in an engine of our own, without decoding anything else."""
+"""Times of decoding steps in an engine of our own, without other decoding."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Verification rounds that an engine really had, beside those that the replay predicts.
+"""Verification rounds: those of the engine, compared with those that the replay predicts.
 
 Both sides count *whole* rounds only: a round that starts at token r of an output of n tokens drafts
 the tokens r+1 .. r+K, and counts if r+K < n. vLLM's own counters also hold the last round of each

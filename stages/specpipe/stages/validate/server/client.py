@@ -1,4 +1,4 @@
-"""A vLLM server that somebody else has started, as it is seen from outside: its API and counters.
+"""Client of a running vLLM server: its API and its counters.
 
 Legend: B prompts, G groups of prompts, K draft tokens.
 """
@@ -51,7 +51,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Prompts that were in flight together, and what the counters grew by meanwhile."""
+    """Prompts that were in flight together, and the increase of the counters meanwhile."""
 
     prompts: slice
     counters: Counters
@@ -59,7 +59,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class ServerDecoded:
-    """What all prompts became at one temperature."""
+    """Outputs of all prompts at one temperature."""
 
     temperature: float
     output_ids: list[list[int]]

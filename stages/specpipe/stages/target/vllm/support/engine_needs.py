@@ -16,7 +16,7 @@ Runner = Literal["V1", "V2"]
 
 @dataclass(frozen=True, slots=True)
 class EngineNeeds:
-    """An architecture, as far as the engine has to know it."""
+    """The facts of an architecture that the engine must know."""
 
     method: str
     """`method` of `--speculative-config`."""

@@ -17,7 +17,7 @@ _DRAFTERS = ("_SPECULATIVE_DECODING_MODELS",)
 
 @dataclass(frozen=True, slots=True)
 class _Module:
-    """What a file says of its classes."""
+    """The classes of one source file."""
 
     bases: dict[str, list[str]] = field(default_factory=dict)
     """Of each class that it defines."""
