@@ -65,38 +65,41 @@ def plan(url: str | None, config_file: Path | None, as_json: bool, **flags: Any)
     quiet_libraries()
     from specpipe.stages.plan import run as planning
 
-    found = planning.estimate(config) if config else planning.estimate_dump(str(url))
+    estimate = planning.estimate(config) if config else planning.estimate_dump(str(url))
     served = say_served(
-        found.identity.target.architecture,
+        estimate.identity.target.architecture,
         required=config.require_servable if config else required,
     )
-    _show_lengths(found)
-    _show_sizes(found)
-    _show_memory(found)
-    show("Plan", _rows(found, served), _result(found, served), as_json=as_json)
+    _show_lengths(estimate)
+    _show_sizes(estimate)
+    _show_memory(estimate)
+    show("Plan", _rows(estimate, served), _result(estimate, served), as_json=as_json)
 
 
-def _rows(found: "Estimate", served: "Servable") -> list[tuple[str, str]]:
-    target, most = found.identity.target, "at most " if found.is_generated else ""
-    repeated = f", {found.num_repeated:,} more are repeated" if found.num_repeated else ""
-    masked = found.num_partly_masked
+def _rows(estimate: "Estimate", served: "Servable") -> list[tuple[str, str]]:
+    target, most = estimate.identity.target, "at most " if estimate.is_generated else ""
+    repeated = f", {estimate.num_repeated:,} more are repeated" if estimate.num_repeated else ""
+    masked = estimate.num_partly_masked
     return [
         ("target", f"{target.name} ({target.architecture})"),
         ("drafters served", _served(served)),
-        ("layers", f"{', '.join(map(str, found.identity.layers))} of {target.num_layers}"),
-        ("samples", f"{found.num_samples:,}, of which {found.num_truncated:,} truncated{repeated}"),
-        ("not dumped", f"{found.num_rejected:,} refused, {found.num_left_out:,} too long"),
+        ("layers", f"{', '.join(map(str, estimate.identity.layers))} of {target.num_layers}"),
+        (
+            "samples",
+            f"{estimate.num_samples:,}, of which {estimate.num_truncated:,} truncated{repeated}",
+        ),
+        ("not dumped", f"{estimate.num_rejected:,} refused, {estimate.num_left_out:,} too long"),
         *([("partly masked", f"{masked:,} conversations")] if masked else []),
-        ("tokens", f"{most}{found.num_tokens:,} in {counted(found.num_shards, 'shard')}"),
-        ("supervised", f"{most}{found.num_supervised:,} ({_percent(found)} % of the tokens)"),
-        ("size", f"{most}{file_size(found.chosen.num_bytes)}"),
-        ("objects", f"{most}{found.chosen.num_objects:,}"),
-        ("training", f"{most}{found.recipe.in_words()}"),
-        *([("too little", found.recipe.shortage)] if found.recipe.shortage else []),
+        ("tokens", f"{most}{estimate.num_tokens:,} in {counted(estimate.num_shards, 'shard')}"),
+        ("supervised", f"{most}{estimate.num_supervised:,} ({_percent(estimate)} % of the tokens)"),
+        ("size", f"{most}{file_size(estimate.chosen.num_bytes)}"),
+        ("objects", f"{most}{estimate.chosen.num_objects:,}"),
+        ("training", f"{most}{estimate.recipe.in_words()}"),
+        *([("too little", estimate.recipe.shortage)] if estimate.recipe.shortage else []),
         (
             "trainer memory",
-            f"about {file_size(found.trainer.total)} of the device, "
-            f"{file_size(found.read_ahead)} of the host",
+            f"about {file_size(estimate.trainer.total)} of the device, "
+            f"{file_size(estimate.read_ahead)} of the host",
         ),
     ]
 
@@ -109,19 +112,19 @@ def _served(served: "Servable") -> str:
     return "unknown" if served.how == "unknown" else f"not by {served.engine} (docs/targets.md)"
 
 
-def _percent(found: "Estimate") -> int:
-    return round(100 * found.num_supervised / found.num_tokens)
+def _percent(estimate: "Estimate") -> int:
+    return round(100 * estimate.num_supervised / estimate.num_tokens)
 
 
-def _show_lengths(found: "Estimate") -> None:
-    most = max(lengths.num_samples for lengths in found.lengths)
+def _show_lengths(estimate: "Estimate") -> None:
+    most = max(lengths.num_samples for lengths in estimate.lengths)
     rows = [
         (
             f"{lengths.first:,} to {lengths.last:,}",
             f"{lengths.num_samples:,}",
             _bar(lengths, most).ljust(_BAR_WIDTH),
         )
-        for lengths in found.lengths
+        for lengths in estimate.lengths
     ]
     show_columns("Lengths", ["tokens", "samples", ""], rows)
 
@@ -132,26 +135,26 @@ def _bar(lengths: "Lengths", most: int) -> str:
     return "#" * max(width, 1 if lengths.num_samples else 0)
 
 
-def _show_sizes(found: "Estimate") -> None:
+def _show_sizes(estimate: "Estimate") -> None:
     by_mode = {
         (size.logits, size.shard_format): (file_size(size.num_bytes), f"{size.num_objects:,}")
-        for size in found.sizes
+        for size in estimate.sizes
     }
-    chosen = found.identity.logits
-    modes = dict.fromkeys(size.logits for size in found.sizes)
+    chosen = estimate.identity.logits
+    modes = dict.fromkeys(size.logits for size in estimate.sizes)
     rows = [
         (f"{mode} *" if mode == chosen else mode, *by_mode[mode, "zarr"], *by_mode[mode, "parquet"])
         for mode in modes
     ]
     header = ["logits", "zarr size", "objects", "parquet size", "objects"]
-    kind = f"{found.identity.states_dtype} states"
-    if found.identity.compression != "none":
+    kind = f"{estimate.identity.states_dtype} states"
+    if estimate.identity.compression != "none":
         kind += ", before compression"
     show_columns(f"Size ({kind}; * as configured)", header, rows)
 
 
-def _show_memory(found: "Estimate") -> None:
-    memory = found.trainer
+def _show_memory(estimate: "Estimate") -> None:
+    memory = estimate.trainer
     parts = [
         (f"weights, {memory.num_trained:,} float32", memory.weights),
         ("gradients", memory.gradients),
@@ -161,7 +164,7 @@ def _show_memory(found: "Estimate") -> None:
         (f"activations of {memory.num_heads} heads", memory.activations),
         (f"loss, {memory.draft_vocab_size:,} draft tokens", memory.loss),
         ("together, of the device", memory.total),
-        ("of the host: shards that are read ahead", found.read_ahead),
+        ("of the host: shards that are read ahead", estimate.read_ahead),
     ]
     show_columns(
         "Trainer memory (specpipe train with nothing set)",
@@ -170,11 +173,11 @@ def _show_memory(found: "Estimate") -> None:
     )
 
 
-def _result(found: "Estimate", served: "Servable") -> dict[str, Any]:
-    values = asdict(found)
+def _result(estimate: "Estimate", served: "Servable") -> dict[str, Any]:
+    values = asdict(estimate)
     values["servable"] = served.to_dict()
-    values["identity"] = found.identity.model_dump(mode="json")
-    values["chosen"] = asdict(found.chosen)
-    values["recipe"] = found.recipe.record.model_dump(mode="json")
-    values["trainer"] |= {"total": found.trainer.total, "read_ahead": found.read_ahead}
+    values["identity"] = estimate.identity.model_dump(mode="json")
+    values["chosen"] = asdict(estimate.chosen)
+    values["recipe"] = estimate.recipe.record.model_dump(mode="json")
+    values["trainer"] |= {"total": estimate.trainer.total, "read_ahead": estimate.read_ahead}
     return values
