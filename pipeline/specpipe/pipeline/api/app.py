@@ -86,8 +86,8 @@ def _add_files(app: FastAPI, store: JobDatabase) -> None:
         limit: FilesLimit = MOST_FILES,
         after: str | None = None,
     ) -> Answer:
-        found = [file for file in store.list_files() if purpose in (None, file.purpose)]
-        return page([file_object(file) for file in found[:: _STEP[order]]], limit, after)
+        files = [file for file in store.list_files() if purpose in (None, file.purpose)]
+        return page([file_object(file) for file in files[:: _STEP[order]]], limit, after)
 
     @app.get("/v1/files/{file_id}")
     def file(file_id: str) -> Answer:
@@ -95,17 +95,17 @@ def _add_files(app: FastAPI, store: JobDatabase) -> None:
 
     @app.get("/v1/files/{file_id}/content")
     def content(file_id: str) -> FileResponse:
-        found = _file(store, file_id)
-        if not Path(found.path).is_file():
-            raise HTTPException(404, f"{found.name} is gone from the server's disk")
-        return FileResponse(found.path, filename=found.name)
+        file = _file(store, file_id)
+        if not Path(file.path).is_file():
+            raise HTTPException(404, f"{file.name} is gone from the server's disk")
+        return FileResponse(file.path, filename=file.name)
 
     @app.delete("/v1/files/{file_id}")
     def delete(file_id: str) -> Answer:
-        found = _file(store, file_id)
-        if found.purpose == RESULTS:
+        file = _file(store, file_id)
+        if file.purpose == RESULTS:
             raise HTTPException(400, "a result of a job stays with the job")
-        if job_id := store.delete_file(found):
+        if job_id := store.delete_file(file):
             raise HTTPException(409, f"{job_id} still needs this file; cancel it first")
         return {"id": file_id, "object": "file", "deleted": True}
 
@@ -148,8 +148,8 @@ def _add_jobs(app: FastAPI, store: JobDatabase) -> None:
         _job(store, job_id)
         # There may be one for each step of a long training.
         before = None if after is None else event_number(after)
-        found = store.events(job_id, before=before, most=limit + 1)
-        return page([event_object(event) for event in found], limit)
+        events = store.events(job_id, before=before, most=limit + 1)
+        return page([event_object(event) for event in events], limit)
 
     @app.get("/v1/fine_tuning/jobs/{job_id}/checkpoints")
     def checkpoints(job_id: str, limit: Limit = 10, after: str | None = None) -> Answer:

@@ -99,8 +99,8 @@ class QueueWorker:
         while process.poll() is None:
             time.sleep(_LOOK_SECONDS)
             events.look()
-            found = self._store.job(job_id)
-            if not is_stopped and (self._closing.is_set() or (found and found.cancel)):
+            stored = self._store.job(job_id)
+            if not is_stopped and (self._closing.is_set() or (stored and stored.cancel)):
                 process.terminate()
                 is_stopped = True
         events.look()
@@ -110,10 +110,10 @@ class QueueWorker:
         return body if file is None else body | {"training_file": file.path}
 
     def _after(self, job: StoredJob, folder: JobFolder, exit_code: int) -> None:
-        found = self._store.job(job.id)
+        stored = self._store.job(job.id)
         if exit_code == 0:
             self._succeed(job, job_report(folder))
-        elif found is not None and found.cancel:
+        elif stored is not None and stored.cancel:
             self._end(job, "cancelled", CANCELLED)
         elif not self._closing.is_set():
             message, kind = _why(folder, exit_code)

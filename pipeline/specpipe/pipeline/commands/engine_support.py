@@ -20,12 +20,12 @@ def say_served(target: str, *, required: bool, drafter: str = DEFAULT) -> "Serva
     from specpipe.stages.drafters.registry import architecture
     from specpipe.stages.target.vllm.support.servable import servable
 
-    found = servable(target, architecture(drafter).serving)
+    support = servable(target, architecture(drafter).serving)
     if required:
-        found.require()
-    if not found.is_served and is_first_process():
-        note(f"warning: {found.in_words}")
-    return found
+        support.require()
+    if not support.is_served and is_first_process():
+        note(f"warning: {support.in_words}")
+    return support
 
 
 def say_served_of_dump(config: DumpConfig) -> None:

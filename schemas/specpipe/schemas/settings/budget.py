@@ -17,8 +17,8 @@ def _budget(value: Any) -> Any:
         value = f"{value:.15g}"
     if not isinstance(value, str):
         return value
-    found = _BUDGET.fullmatch(value.strip())
-    if found is None or float(found[1]) == 0:
+    match = _BUDGET.fullmatch(value.strip())
+    if match is None or float(match[1]) == 0:
         raise ValueError("give a time, as 30m, 2h or 90s, or optimiser steps, as 2000steps")
     return value.strip()
 
@@ -42,6 +42,6 @@ class Budgeted(TrainConfig):
         return float(number) if unit == "steps" else None
 
     def _budget_parts(self) -> tuple[str, str | None]:
-        found = _BUDGET.fullmatch(self.budget)
-        assert found is not None
-        return found[1], found[2]
+        match = _BUDGET.fullmatch(self.budget)
+        assert match is not None
+        return match[1], match[2]

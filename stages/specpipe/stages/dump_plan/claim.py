@@ -38,11 +38,11 @@ def check_unclaimed(folder: Folder) -> None:
     """Raise IdentityError where files that are no dump's stand where a dump would write its own."""
     if _is_a_dump(folder):
         return
-    found = [name for name in _WRITTEN if folder.exists(name) or folder.list(name)]
+    existing = [name for name in _WRITTEN if folder.exists(name) or folder.list(name)]
     # Another worker may have begun meanwhile: it wrote dump.json before any of these.
-    if found and not _is_a_dump(folder):
+    if existing and not _is_a_dump(folder):
         raise IdentityError(
-            f"{folder.url} already has {', '.join(found)}, which no dump wrote (it has no "
+            f"{folder.url} already has {', '.join(existing)}, which no dump wrote (it has no "
             f"{DUMP_FILE}); choose another --out, or move that away"
         )
 

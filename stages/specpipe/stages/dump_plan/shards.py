@@ -100,10 +100,10 @@ def write_plan(folder: Folder, plan: Plan) -> None:
             continue
         # The bytes may also differ by the writing library, or by where the input lay.
         try:
-            found = plan_from_parquet(folder.read(key), folder.where(key))
+            stored = plan_from_parquet(folder.read(key), folder.where(key))
         except IntegrityError as error:
             raise IntegrityError(f"{error}; {_REMOVE}") from error
-        if list(map(_contents, found)) != list(map(_contents, samples)):
+        if list(map(_contents, stored)) != list(map(_contents, samples)):
             raise IntegrityError(
                 f"{folder.where(key)} is damaged: it holds another plan than dump.json and the "
                 f"input make; {_REMOVE}"

@@ -78,8 +78,8 @@ def _data_stamps(urls: Sequence[str]) -> list[list[str]]:
 
 def read_stamp(folder: Folder, stamp: str) -> PlanStamp | None:
     """What was planned of the same configuration and input, if anything was; None if damaged."""
-    found = last_stamp(folder)
-    return found if found is not None and found.stamp == stamp else None
+    last = last_stamp(folder)
+    return last if last is not None and last.stamp == stamp else None
 
 
 def last_stamp(folder: Folder) -> PlanStamp | None:

@@ -28,16 +28,16 @@ class TauByTokens:
 
 def tau_by_tokens(rows: Iterable[Row], curve: str) -> TauByTokens:
     """By the replay `curve`: replay_temperature_1 or replay_greedy."""
-    found: list[TauAt] = []
+    evaluations: list[TauAt] = []
     num_tokens, pass_tokens = 0, None
     for row in rows:
         if "eval" in row:
             tau, low, high = (
                 row["eval"][curve][name][-1] for name in ("tau", "tau_low", "tau_high")
             )
-            found.append(TauAt(int(row["step"]), num_tokens, tau, low, high))
+            evaluations.append(TauAt(int(row["step"]), num_tokens, tau, low, high))
         elif "tokens" in row:
             if row["epoch"] > 0 and pass_tokens is None:
                 pass_tokens = num_tokens
             num_tokens += int(row["tokens"])
-    return TauByTokens(found, pass_tokens)
+    return TauByTokens(evaluations, pass_tokens)

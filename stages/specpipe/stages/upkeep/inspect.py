@@ -109,15 +109,15 @@ def _generation(manifests: Collection[ShardManifest]) -> dict[str, int] | None:
 
 def _some_samples(dump: Dump, number: int) -> list[tuple[StoredSample, SampleStates]]:
     """The longest few samples of the first shards that have any, the longest of a shard last."""
-    found: list[tuple[StoredSample, SampleStates]] = []
+    chosen: list[tuple[StoredSample, SampleStates]] = []
     for shard_id, manifest in dump.manifests.items():
-        if len(found) >= number:
+        if len(chosen) >= number:
             break
         if manifest.num_samples:
             reader = dump.shard(shard_id)
-            samples = reader.samples()[-(number - len(found)) :]
-            found += [(sample, reader.read_sample(sample)) for sample in samples]
-    return found
+            samples = reader.samples()[-(number - len(chosen)) :]
+            chosen += [(sample, reader.read_sample(sample)) for sample in samples]
+    return chosen
 
 
 def _layer_sizes(

@@ -63,8 +63,8 @@ def run(
             serving = recognised(read_files(str(folder))).serving
             check_served(dump.identity.target.architecture, serving, config.validation, report)
     report("validation: structure")
-    found = structure.check(folder, target_facts(dump))
-    problems = [f"structure: {problem}" for problem in found.problems]
+    findings = structure.check(folder, target_facts(dump))
+    problems = [f"structure: {problem}" for problem in findings.problems]
     replay, served = None, None
     if "replay" in config.validation and not problems:
         report("validation: replay")
@@ -83,7 +83,7 @@ def run(
         passed=not problems,
         problems=problems,
         artifact=str(folder),
-        structure=found,
+        structure=findings,
         replay=replay,
         serve=served,
         config=config.without_credentials(),

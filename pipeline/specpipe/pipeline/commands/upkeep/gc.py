@@ -28,19 +28,19 @@ def gc(url: str, dry_run: bool, force: bool, as_json: bool) -> None:
     quiet_libraries()
     from specpipe.stages.upkeep.gc import gc as collect
 
-    found = collect(url, dry_run=dry_run, force=force)
-    for piece in found.garbage[:SHOWN_GARBAGE]:
+    result = collect(url, dry_run=dry_run, force=force)
+    for piece in result.garbage[:SHOWN_GARBAGE]:
         note(f"{piece.key}: {counted(piece.num_objects, 'object')}, {file_size(piece.num_bytes)}")
-    if len(found.garbage) > SHOWN_GARBAGE:
-        note(f"... and {len(found.garbage) - SHOWN_GARBAGE:,} more")
+    if len(result.garbage) > SHOWN_GARBAGE:
+        note(f"... and {len(result.garbage) - SHOWN_GARBAGE:,} more")
     rows = [
-        ("dump", found.url),
-        ("state", "complete" if found.complete else "unfinished"),
+        ("dump", result.url),
+        ("state", "complete" if result.complete else "unfinished"),
         (
             "would free" if dry_run else "freed",
-            f"{counted(found.num_objects, 'object')}, {file_size(found.num_bytes)}",
+            f"{counted(result.num_objects, 'object')}, {file_size(result.num_bytes)}",
         ),
     ]
-    show("Garbage", rows, asdict(found), as_json=as_json)
-    if dry_run and found.garbage and not found.complete:
+    show("Garbage", rows, asdict(result), as_json=as_json)
+    if dry_run and result.garbage and not result.complete:
         note("specpipe: unfinished, so only --force removes it, and only if no worker is at work")

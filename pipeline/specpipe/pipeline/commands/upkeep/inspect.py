@@ -36,23 +36,23 @@ def inspect(url: str, num_samples: int, as_json: bool) -> None:
     quiet_libraries()
     from specpipe.stages.upkeep.inspect import inspect as look
 
-    found = look(url, num_samples)
-    if found.layers:
-        _show_layers(found.layers)
-    if found.attainable:
+    inspection = look(url, num_samples)
+    if inspection.layers:
+        _show_layers(inspection.layers)
+    if inspection.attainable:
         show_columns(
             "Draft vocabulary",
             ["size D", "attainable mass m"],
-            [(f"{size:,}", f"{mass:.4f}") for size, mass in found.attainable.items()],
+            [(f"{size:,}", f"{mass:.4f}") for size, mass in inspection.attainable.items()],
         )
-    for sample in found.samples:
+    for sample in inspection.samples:
         show_masked(
             f"Sample {sample.sample_id}, from {sample.source}",
             f"mean log-probability {sample.mean_logprob:.3f}, {sample.num_supervised:,} of"
             f" {sample.num_tokens:,} tokens are supervised",
             sample.pieces,
         )
-    show("Dump", _rows(found), _result(found), as_json=as_json)
+    show("Dump", _rows(inspection), _result(inspection), as_json=as_json)
 
 
 def _show_layers(layers: "tuple[LayerSize, ...]") -> None:
@@ -74,32 +74,37 @@ def _percent(error: float | None) -> str:
     return "" if error is None else f"{100 * error:.2f} %"
 
 
-def _rows(found: "Inspection") -> list[tuple[str, str]]:
-    identity = found.identity
+def _rows(inspection: "Inspection") -> list[tuple[str, str]]:
+    identity = inspection.identity
     target = identity.target
-    rejected = "not known yet" if found.num_rejected is None else f"{found.num_rejected:,}"
-    planned = max(1, found.num_planned_shards)
+    rejected = (
+        "not known yet" if inspection.num_rejected is None else f"{inspection.num_rejected:,}"
+    )
+    planned = max(1, inspection.num_planned_shards)
     return [
-        ("dump", found.url),
-        ("state", "complete" if found.complete else "unfinished"),
+        ("dump", inspection.url),
+        ("state", "complete" if inspection.complete else "unfinished"),
         (
             "shards",
-            f"{found.num_shards:,} of {found.num_planned_shards:,}"
-            f" ({100 * found.num_shards // planned} %)",
+            f"{inspection.num_shards:,} of {inspection.num_planned_shards:,}"
+            f" ({100 * inspection.num_shards // planned} %)",
         ),
-        ("samples", f"{found.num_samples:,} (refused: {rejected})"),
-        ("tokens", f"{found.num_tokens:,}, of which {found.num_rows:,} are verifier rows"),
-        ("size", file_size(found.num_bytes)),
+        ("samples", f"{inspection.num_samples:,} (refused: {rejected})"),
+        (
+            "tokens",
+            f"{inspection.num_tokens:,}, of which {inspection.num_rows:,} are verifier rows",
+        ),
+        ("size", file_size(inspection.num_bytes)),
         ("target", f"{target.name} ({target.architecture}), run by {identity.backend}"),
         ("layers", f"{', '.join(map(str, identity.layers))} of {target.num_layers}"),
         ("states", f"{identity.states_dtype}, in {identity.shard_format} shards"),
         ("logits", identity.logits),
         ("compression", identity.compression),
         ("text", identity.text.in_words),
-        *generation_rows(found.generation),
-        ("fingerprint", found.fingerprint),
+        *generation_rows(inspection.generation),
+        ("fingerprint", inspection.fingerprint),
     ]
 
 
-def _result(found: "Inspection") -> dict[str, Any]:
-    return {**asdict(found), "identity": found.identity.model_dump(mode="json")}
+def _result(inspection: "Inspection") -> dict[str, Any]:
+    return {**asdict(inspection), "identity": inspection.identity.model_dump(mode="json")}

@@ -25,25 +25,25 @@ def verify(url: str, as_json: bool) -> None:
     from specpipe.stages.upkeep.verify.run import verify as read_all
 
     with progress("verify", "bytes") as report:
-        found = read_all(url, progress=report)
-    for damage in found.damages[:SHOWN_DAMAGES]:
+        result = read_all(url, progress=report)
+    for damage in result.damages[:SHOWN_DAMAGES]:
         note(f"{damage.key}: {damage.problem}")
-    if len(found.damages) > SHOWN_DAMAGES:
-        note(f"... and {len(found.damages) - SHOWN_DAMAGES} more")
+    if len(result.damages) > SHOWN_DAMAGES:
+        note(f"... and {len(result.damages) - SHOWN_DAMAGES} more")
     shown = without_credentials(url)
     rows = [
         ("dump", shown),
-        ("state", "complete" if found.complete else "unfinished"),
-        ("read", f"{found.num_objects:,} objects, {file_size(found.num_bytes)}"),
-        ("damaged", f"{len(found.damages):,}"),
+        ("state", "complete" if result.complete else "unfinished"),
+        ("read", f"{result.num_objects:,} objects, {file_size(result.num_bytes)}"),
+        ("damaged", f"{len(result.damages):,}"),
     ]
-    show("Verify", rows, {"url": shown, **asdict(found)}, as_json=as_json)
-    if found.damages:
+    show("Verify", rows, {"url": shown, **asdict(result)}, as_json=as_json)
+    if result.damages:
         note(
-            f"specpipe: {len(found.damages)} of the objects of {shown} are damaged; remove the"
+            f"specpipe: {len(result.damages)} of the objects of {shown} are damaged; remove the"
             " objects named above and run `specpipe dump` again, which makes them anew"
         )
         raise click.exceptions.Exit(IntegrityError.exit_code)
-    if not found.complete:
+    if not result.complete:
         note("specpipe: sound, but unfinished: run `specpipe dump` again to continue")
         raise click.exceptions.Exit(UnfinishedError.exit_code)

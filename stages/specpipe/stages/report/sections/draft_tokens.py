@@ -13,8 +13,8 @@ def draft_tokens_section(sources: Sources) -> Section:
         " costs more the larger the batch is. The best number is where the tokens of a round,"
         " over its cost, are most."
     )
-    found = sources.validation
-    recommended = None if found is None else found.recommendation
+    validation = sources.validation
+    recommended = None if validation is None else validation.recommendation
     blocks: list[Block]
     if recommended is None:
         why = sources.missing.get("artifact", "The export has not come to its end.")

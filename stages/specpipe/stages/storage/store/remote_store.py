@@ -67,10 +67,10 @@ class RemoteStore:
         return int(info["size"]) if info is not None and info["type"] == "file" else None
 
     def sizes(self, path: str, *, temporary: bool = False, links: bool = False) -> dict[str, int]:
-        found = self._filesystem.find(path or "/", detail=True, **self._find_options)
+        listed = self._filesystem.find(path or "/", detail=True, **self._find_options)
         return {
             name: int(info["size"])
-            for name, info in found.items()
+            for name, info in listed.items()
             if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX) == temporary
             # Consoles make "folders" that are empty objects.
             and not name.endswith("/")

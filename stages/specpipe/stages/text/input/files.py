@@ -35,8 +35,8 @@ class InputFile:
 
     @property
     def compression(self) -> str | None:
-        found: str | None = infer_compression(self.path)
-        return found
+        compression: str | None = infer_compression(self.path)
+        return compression
 
     @property
     def is_parquet(self) -> bool:
@@ -58,11 +58,11 @@ def input_files(urls: Sequence[str]) -> list[InputFile]:
             filesystem, path = _place(url)
             info = object_info(filesystem, path)
             if info is None and has_magic(path):
-                found = _matching(filesystem, path, shown)
+                matches = _matching(filesystem, path, shown)
             elif info is None:
                 raise ConfigError(f"data {shown}: no such file")
             elif info["type"] == "directory":
-                found = _below(filesystem, path, shown)
+                matches = _below(filesystem, path, shown)
             else:
                 name = _name(filesystem, path) if _is_s3(filesystem) else shown
                 files.append(_file(filesystem, path, name))
@@ -73,7 +73,7 @@ def input_files(urls: Sequence[str]) -> list[InputFile]:
             raise ConfigError(f"data {shown}: {without_credentials(str(error))}") from error
         except Exception as error:  # a store's client raises errors of its own
             raise StoreError(f"data {shown}: {without_credentials(str(error))}") from error
-        files += [_file(filesystem, path, _name(filesystem, path)) for path in found]
+        files += [_file(filesystem, path, _name(filesystem, path)) for path in matches]
     return files
 
 

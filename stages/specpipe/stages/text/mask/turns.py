@@ -33,7 +33,7 @@ class TurnFinder:
 
         None for a turn that the template writes otherwise than it would have been generated.
         """
-        found: list[Span | None] = []
+        spans: list[Span | None] = []
         after = 0
         for at, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -42,8 +42,8 @@ class TurnFinder:
             if span is not None:
                 after = span[1]
                 span = self.turn_ends.trimmed(tokens, self.turn_ends.extended(tokens, span))
-            found.append(span)
-        return found
+            spans.append(span)
+        return spans
 
     def generated(
         self, messages: list[Message], tokens: TextTokens, marked: list[Span]

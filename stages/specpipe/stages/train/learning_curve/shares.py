@@ -102,11 +102,11 @@ def learning_curve(
         _point(fraction * share, result, is_greedy) for share, result in [*shares, (1.0, whole)]
     ]
     untrained = whole.untrained.replay(is_greedy=is_greedy)
-    found = predicted(points, untrained.tau[-1], len(untrained.tau), is_greedy=is_greedy)
+    curve = predicted(points, untrained.tau[-1], len(untrained.tau), is_greedy=is_greedy)
     path = folder.path / LEARNING_CURVE_FILE
-    if not path.exists() or read_file(path) != found.to_json():
-        write_file(path, found.to_json())
-    return found
+    if not path.exists() or read_file(path) != curve.to_json():
+        write_file(path, curve.to_json())
+    return curve
 
 
 def _point(fraction: float, result: TrainResult, is_greedy: bool) -> CurvePoint:

@@ -23,19 +23,19 @@ def check_served(
     Raises ConfigError where it is required to, and where level `serve` would start an engine in
     vain.
     """
-    found = servable(architecture, needs)
+    support = servable(architecture, needs)
     if required:
-        found.require()
-    if "serve" in levels and found.how == "no":
-        raise ConfigError(f"{found.in_words}: leave serve out of --validation (docs/targets.md)")
-    if "serve" in levels and not found.is_served_on_cpu and not torch.cuda.is_available():
+        support.require()
+    if "serve" in levels and support.how == "no":
+        raise ConfigError(f"{support.in_words}: leave serve out of --validation (docs/targets.md)")
+    if "serve" in levels and not support.is_served_on_cpu and not torch.cuda.is_available():
         raise ConfigError(
-            f"{found.in_words}, and there is no GPU here: leave serve out of --validation, or run"
+            f"{support.in_words}, and there is no GPU here: leave serve out of --validation, or run"
             " it where there is one"
         )
-    if not found.is_served:
-        report(f"warning: {found.in_words}")
-    return found
+    if not support.is_served:
+        report(f"warning: {support.in_words}")
+    return support
 
 
 def card_lines(served: Servable) -> list[str]:

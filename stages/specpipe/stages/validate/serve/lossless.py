@@ -80,13 +80,13 @@ def check_greedy(
     differences: Sequence[Difference | None], near_tie_steps: float = LEAST_STEPS
 ) -> GreedyCheck:
     """From one entry per prompt, None where the outputs are the same."""
-    found = [difference for difference in differences if difference is not None]
+    different = [difference for difference in differences if difference is not None]
     return GreedyCheck(
         num_prompts=len(differences),
-        num_identical=len(differences) - len(found),
-        differences=found[:MOST_NAMED],
+        num_identical=len(differences) - len(different),
+        differences=different[:MOST_NAMED],
         near_tie_steps=near_tie_steps,
-        passed=all(difference.near_tie for difference in found),
+        passed=all(difference.near_tie for difference in different),
     )
 
 

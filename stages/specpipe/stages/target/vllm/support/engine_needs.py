@@ -40,10 +40,10 @@ _PARALLEL_IN_V2 = frozenset({"dflash", "dspark"})
 def runners(needs: EngineNeeds, minor: str) -> tuple[Runner, ...]:
     """The runners that draft in this way in a version (`0.32`); of another, the newest known."""
     refused = _REFUSED.get(minor) or list(_REFUSED.values())[-1]
-    found: list[Runner] = []
+    runners_that_draft: list[Runner] = []
     if needs.method not in refused["V1"]:
-        found.append("V1")
+        runners_that_draft.append("V1")
     is_refused = needs.is_parallel and needs.method not in _PARALLEL_IN_V2
     if needs.method not in refused["V2"] and not is_refused:
-        found.append("V2")
-    return tuple(found)
+        runners_that_draft.append("V2")
+    return tuple(runners_that_draft)

@@ -137,10 +137,10 @@ def installed_version() -> str | None:
 @cache
 def _readable(architecture: str, vllm: str, *, is_installed: bool) -> list[str] | None:
     """What of a target drafters can read in a vLLM; None where it does not have that target."""
-    found = find_spec("vllm") if is_installed else None
-    if found is not None and found.submodule_search_locations:
+    spec = find_spec("vllm") if is_installed else None
+    if spec is not None and spec.submodule_search_locations:
         try:
-            source = ModelSource(Path(found.submodule_search_locations[0]))
+            source = ModelSource(Path(spec.submodule_search_locations[0]))
             registered = architecture in source.architectures()
             return readable_of(source, architecture) if registered else None
         except (OSError, KeyError, ValueError, SyntaxError):
