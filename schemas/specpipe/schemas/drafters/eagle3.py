@@ -29,7 +29,7 @@ class Eagle3Settings(LayerSettings):
     }
     kind: Literal["eagle3"] = "eagle3"
     layer_type: LayerType = "llama"
-    """qwen3 norms queries and keys, per head."""
+    """qwen3: queries and keys are normed per head."""
     num_layers: int = Field(1, ge=1, le=8)
     """Decoder layers; the first takes [embedding; hidden], further ones the hidden state alone."""
     hidden_size: int | None = Field(None, gt=0, le=2**16)
