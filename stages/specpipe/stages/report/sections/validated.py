@@ -13,54 +13,53 @@ LEVELS = ("structure", "replay", "serve")
 def validation_section(sources: Sources) -> Section:
     """Levels, the engine's figures beside the replay's, and what is wrong."""
     lead = "An artifact is served only when every level that was asked for has passed."
-    validation = sources.validation
-    if validation is None:
+    found = sources.validation
+    if found is None:
         blocks: list[Block] = [Missing(sources.missing["artifact"])]
         return Section("validation", "Validation", lead, blocks)
     rows = [
-        _row(level, getattr(validation, level), level in validation.config.validation)
-        for level in LEVELS
+        _row(level, getattr(found, level), level in found.config.validation) for level in LEVELS
     ]
     blocks = [Table("Levels", ["level", "result", "what was found"], rows, is_words=True)]
-    if validation.problems:
-        blocks.append(Notes(validation.problems))
-    if validation.serve is not None and validation.serve.runs:
-        blocks += [_engine_table(validation.serve), _lossless_table(validation.serve)]
+    if found.problems:
+        blocks.append(Notes(found.problems))
+    if found.serve is not None and found.serve.runs:
+        blocks += [_engine_table(found.serve), _lossless_table(found.serve)]
     return Section("validation", "Validation", lead, blocks)
 
 
 def _row(
     level: str,
-    findings: StructureFindings | ReplayFindings | ServeFindings | None,
+    found: StructureFindings | ReplayFindings | ServeFindings | None,
     was_asked: bool,
 ) -> Row:
-    if findings is None:
+    if found is None:
         return level, "not reached" if was_asked else "not asked for", ""
-    return level, "passed" if findings.passed else "FAILED", _words(findings)
+    return level, "passed" if found.passed else "FAILED", _words(found)
 
 
-def _words(findings: StructureFindings | ReplayFindings | ServeFindings) -> str:
-    if isinstance(findings, StructureFindings):
-        return f"{findings.num_tensors} tensors, {findings.num_parameters:,} parameters"
-    if isinstance(findings, ReplayFindings):
-        return _replayed(findings)
-    fix = ", its CPU fault repaired" if findings.cpu_fix_applied else ""
+def _words(found: StructureFindings | ReplayFindings | ServeFindings) -> str:
+    if isinstance(found, StructureFindings):
+        return f"{found.num_tensors} tensors, {found.num_parameters:,} parameters"
+    if isinstance(found, ReplayFindings):
+        return _replayed(found)
+    fix = ", its CPU fault repaired" if found.cpu_fix_applied else ""
     return (
-        f"vLLM {findings.vllm_version}{fix}; {findings.num_prompts:,} prompts,"
-        f" {findings.max_tokens:,} tokens each"
+        f"vLLM {found.vllm_version}{fix}; {found.num_prompts:,} prompts,"
+        f" {found.max_tokens:,} tokens each"
     )
 
 
-def _replayed(findings: ReplayFindings) -> str:
-    words = f"{findings.num_samples:,} samples"
-    if findings.agreement is not None:
-        starts, apart = findings.agreement.num_starts, findings.agreement.largest_difference
+def _replayed(found: ReplayFindings) -> str:
+    words = f"{found.num_samples:,} samples"
+    if found.agreement is not None:
+        starts, apart = found.agreement.num_starts, found.agreement.largest_difference
         words += f"; the files are held against the trainer's code at {starts:,} starts"
         words += f" (at most {apart:.1e} of a logit apart)"
-    elif findings.largest_difference is not None:
-        words += f"; tau of the exported files is within {findings.largest_difference:.3%}"
-        words += f" of the trained drafter's ({findings.compared_with})"
-    costs = [f"{REPLAY_TITLES[name]} {cost.in_words()}" for name, cost in findings.rounding.items()]
+    elif found.largest_difference is not None:
+        words += f"; tau of the exported files is within {found.largest_difference:.3%}"
+        words += f" of the trained drafter's ({found.compared_with})"
+    costs = [f"{REPLAY_TITLES[name]} {cost.in_words()}" for name, cost in found.rounding.items()]
     return f"{words}; rounding changed tau: {', '.join(costs)}" if costs else words
 
 
@@ -81,19 +80,19 @@ def _engine_table(serve: ServeFindings) -> Table:
     return Table("The engine beside the replay", [*header, "by chance", "agrees"], rows, caption)
 
 
-def _compared(run: Served, name: str, comparison: RoundsComparison | None) -> tuple[str, ...]:
+def _compared(run: Served, name: str, found: RoundsComparison | None) -> tuple[str, ...]:
     count = str(run.num_draft_tokens)
-    if comparison is None:
+    if found is None:
         return count, name, "not lossless", "-", "-", "-", "-", "no"
     return (
         count,
         name,
-        f"{comparison.tau_measured:.4f}",
-        f"{comparison.tau_replayed:.4f}",
-        f"{comparison.relative_difference:+.2%}",
-        f"{comparison.relative_error_95:.2%}",
-        "-" if comparison.chance is None else f"{comparison.chance:.1g}",
-        "yes" if comparison.passed else "NO",
+        f"{found.tau_measured:.4f}",
+        f"{found.tau_replayed:.4f}",
+        f"{found.relative_difference:+.2%}",
+        f"{found.relative_error_95:.2%}",
+        "-" if found.chance is None else f"{found.chance:.1g}",
+        "yes" if found.passed else "NO",
     )
 
 
