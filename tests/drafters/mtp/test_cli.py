@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -33,6 +34,7 @@ def dump_of(folder: Path, family: str, *, with_mtp: bool = True, layers: str = s
     return out
 
 
+@pytest.mark.slow
 def test_the_targets_layer_goes_from_the_dump_to_an_artifact(tmp_path: Path) -> None:
     dump = dump_of(tmp_path, "mimo")
     index = json.loads((dump / "index.json").read_text())

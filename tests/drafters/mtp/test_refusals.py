@@ -25,6 +25,7 @@ FACTS = TargetFacts(
 )
 
 
+@pytest.mark.slow
 def test_a_dump_of_an_earlier_version_says_to_make_it_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
