@@ -90,6 +90,9 @@ def test_one_timed_number_gives_a_cost() -> None:
     cost = fitted_cost(4, {3: 1.6})
     assert (cost.overhead, cost.step_cost) == pytest.approx((1.0, 0.2))
     assert fitted_cost(4, {3: 0.9}).step_cost == 0
+    # Of a parallel drafter it is one pass whatever the number.
+    cost = fitted_cost(4, {3: 1.6}, is_parallel=True)
+    assert cost.round_cost(1) == cost.round_cost(7) == 1.6
 
 
 @given(

@@ -101,7 +101,8 @@ def test_without_an_engine_tau_alone_is_compared_and_none_is_recommended(
     dump: Path, site: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "choice"
-    ended = specpipe(*arguments(dump, out, "--budget", "1h", "--no-engine", "--json"))
+    flags = ["--budget", "1h", "--no-engine", "--json", "--drafters", "eagle3,toy"]
+    ended = specpipe(*arguments(dump, out, *flags))
     result = done(ended)
     assert result.recommended is None
     assert [one.drafter for one in result.compared if one.speedups] == []
@@ -114,6 +115,7 @@ def test_without_an_engine_tau_alone_is_compared_and_none_is_recommended(
     assert plan["steps"] == STEPS
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_it_goes_on_to_the_same_result(
     site: Path, both: Path, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from specpipe.schemas.settings.choose import ChooseConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafters.registry import AnyArchitecture, architecture, names
 from specpipe.stages.samples.reader import SampleRef
-from specpipe.stages.samples.selection import evaluated
+from specpipe.stages.samples.selection import evaluated, limit_tokens
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.vllm.support.servable import Servable, servable
 
@@ -44,6 +44,17 @@ class Candidate:
     @property
     def trial(self) -> TrialRun:
         return TrialRun(self.recipe, self.recipe.eval_tokens)
+
+    @property
+    def short_trial(self) -> TrialRun:
+        """The same with evaluations that are as short as can be, where their time is not asked."""
+        refs, tokens = self.eval_refs, self.recipe.batch_tokens
+        reader, num_tokens = self.opened.eval_reader, self.recipe.num_heads + 1
+        while tokens < self.recipe.eval_tokens and not reader.has_span(
+            limit_tokens(refs, tokens), num_tokens
+        ):
+            tokens *= 2
+        return TrialRun(self.recipe, min(tokens, self.recipe.eval_tokens))
 
 
 def candidates(config: ChooseConfig) -> tuple[list[Candidate], dict[str, str]]:

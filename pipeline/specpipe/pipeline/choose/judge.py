@@ -71,7 +71,7 @@ def reasons(
     if any(not one.exact for one in order):
         words.append(
             "tau is an estimate: the text is not of the target's own sampling (specpipe dump"
-            " --regenerate)"
+            " --generate)"
         )
     if steps < full_steps:
         words.append(

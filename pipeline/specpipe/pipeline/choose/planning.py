@@ -34,7 +34,8 @@ def made_plan(
         say(f"measuring a step of {candidate.name}")
         try:
             name = candidate.name
-            measured[name] = measure(candidate.trial, folder.probe(name), None, progress)
+            trial = candidate.trial if config.budget_seconds else candidate.short_trial
+            measured[name] = measure(trial, folder.probe(name), None, progress)
         except (ConfigError, DivergedError) as error:
             left_out = left_out | {candidate.name: str(error)}
         clock.save()

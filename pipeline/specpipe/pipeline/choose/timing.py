@@ -1,5 +1,6 @@
 """What a round of each drafter costs: timed in the engine, at the shape that is trained."""
 
+import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -131,4 +132,7 @@ def collected(folder: ChooseFolder, target: str, names: Sequence[str]) -> StepTi
 
 
 def _first(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]
+    """What failed, and of an engine's log the line that says why."""
+    first, *log = str(error).splitlines()
+    why = [line.strip() for line in log if re.search(r"\w*(Error|Exception): ", line)]
+    return f"{first} {why[-1]}" if why else first

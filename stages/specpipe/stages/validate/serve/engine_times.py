@@ -22,8 +22,11 @@ def engine_times(
     config: ServeConfig,
 ) -> EngineTimes:
     """Time steps at each of the batch sizes: with the drafter for 0 to the largest number of draft
-    tokens (or for that one alone, if it follows no schedule), or without one. Raises as `decode`
-    does."""
+    tokens, or without one. Raises as `decode` does.
+
+    A drafter that follows no schedule is timed with 1 and with the most, each in an engine of its
+    own: what is between follows.
+    """
     folder = local_folder(target, revision, with_code=config.trust_remote_code)
     model = load_config(folder, trust_remote_code=config.trust_remote_code)
     longest = max(map(len, prompts)) + config.serve_max_tokens
@@ -39,25 +42,36 @@ def engine_times(
         kv_cache_bytes=cache_bytes_of(model, 1, max(config.serve_batch_sizes), longest),
         trust_remote_code=config.trust_remote_code,
     )
-    if artifact is not None:
-        shape = read_artifact(str(artifact)).shape
-        kind = drafter_kind(shape)
-        architecture = architecture_of(folder, trust_remote_code=config.trust_remote_code)
-        most = max(config.serve_speculative_tokens)
-        layers, largest = kind.num_layers(shape), max(config.serve_batch_sizes)
-        request = request.model_copy(
-            update={
-                "artifact": str(artifact.resolve()),
-                "method": kind.serving.method,
-                "options": dict(kind.serving.options),
-                "num_draft_tokens": most,
-                "draft_sample_method": (
-                    "probabilistic" if kind.serving.samples_drafts else "greedy"
-                ),
-                "draft_schedule": [(1, 1, most)] if kind.serving.follows_schedule else [],
-                "kv_cache_bytes": cache_bytes_of(model, layers, largest, longest),
-                "with_plugin": servable(architecture, kind.serving).how == "plugin",
-            }
-        )
-    result = decode(request)
-    return EngineTimes(vllm_version=result.vllm_version, times=result.step_times)
+    if artifact is None:
+        return _timed([request])
+    shape = read_artifact(str(artifact)).shape
+    kind = drafter_kind(shape)
+    architecture = architecture_of(folder, trust_remote_code=config.trust_remote_code)
+    most = max(config.serve_speculative_tokens)
+    layers, largest = kind.num_layers(shape), max(config.serve_batch_sizes)
+    of_drafter = {
+        "artifact": str(artifact.resolve()),
+        "method": kind.serving.method,
+        "options": dict(kind.serving.options),
+        "draft_sample_method": "probabilistic" if kind.serving.samples_drafts else "greedy",
+        "kv_cache_bytes": cache_bytes_of(model, layers, largest, longest),
+        "with_plugin": servable(architecture, kind.serving).how == "plugin",
+    }
+    schedule = [(1, 1, most)] if kind.serving.follows_schedule else []
+    return _timed(
+        [
+            request.model_copy(
+                update=of_drafter | {"num_draft_tokens": number, "draft_schedule": schedule}
+            )
+            for number in ([most] if schedule else sorted({1, most}))
+        ]
+    )
+
+
+def _timed(requests: Sequence[EngineRequest]) -> EngineTimes:
+    """By one engine after the other."""
+    results = [decode(request) for request in requests]
+    return EngineTimes(
+        vllm_version=results[0].vllm_version,
+        times=[time for result in results for time in result.step_times],
+    )
