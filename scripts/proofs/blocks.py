@@ -51,6 +51,7 @@ class _Target:
             torch.randn(V, H, generator=generator).bfloat16() for _ in range(2)
         )
         self.final_norm_H = torch.ones(H)
+        self.final_norm = torch.nn.Identity()
 
 
 def main() -> None:

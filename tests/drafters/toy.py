@@ -25,6 +25,7 @@ ENTRY_POINT = "[specpipe.drafters]\ntoy = tests.drafters.toy:ARCHITECTURE\n"
 
 class ToySettings(DrafterSettings):
     most_draft_tokens: ClassVar[int] = K
+    own_recipe: ClassVar[dict[str, Any]] = {"num_heads": K}
     kind: Literal["toy"] = "toy"
     share: float = 0.5
     """Of the starts that a step trains on."""

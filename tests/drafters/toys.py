@@ -5,7 +5,7 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden size, V vocabulary, D 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -33,6 +33,7 @@ class Given:
 
     embedding_VH: torch.Tensor
     lm_head_VH: torch.Tensor
+    final_norm: nn.Module = field(default_factory=nn.Identity)
 
     @property
     def final_norm_H(self) -> torch.Tensor:

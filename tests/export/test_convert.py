@@ -300,12 +300,6 @@ def test_layers_that_are_not_named_are_the_default_of_the_target(
         run(config.model_copy(update={"target": None}))
 
 
-def _eagle_1(tensors: Tensors) -> None:
-    tensors["fc.weight"] = torch.zeros(24, 48)
-    for name in ("layers.0.hidden_norm.weight", "norm.weight", "lm_head.weight"):
-        del tensors[name]
-
-
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -320,7 +314,6 @@ def _eagle_1(tensors: Tensors) -> None:
             lambda t, c: t.update({"midlayer.hidden_norm.weight": torch.zeros(24)}),
             "two of its tensors are layers.0.hidden_norm.weight",
         ),
-        (lambda t, c: _eagle_1(t), "EAGLE-1, EAGLE-2 or HASS .* method eagle"),
         (lambda t, c: c["transformer_layer_config"].update(attention_bias=True), "has biases"),
         (lambda t, c: c.pop("norm_before_residual"), "does not say norm_before_residual"),
         (lambda t, c: c.update(speculators_model_type="dflash"), "is no drafter that is known"),

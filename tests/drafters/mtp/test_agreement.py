@@ -26,6 +26,7 @@ class Target:
         self.embedding_VH = torch.randn(VOCAB, H)
         self.lm_head_VH = torch.randn(VOCAB, H) / H**0.5
         self.final_norm_H = 1 + 0.3 * torch.randn(H)
+        self.final_norm = torch.nn.Identity()
 
 
 def trained(family: str, target: Target) -> Mtp:

@@ -29,7 +29,7 @@ def batch_of(settings: PeagleSettings | None) -> Batch:
         replace(s, input_ids=np.where(s.input_ids == MASK, MASK + 1, s.input_ids)) for s in samples
     ]
     rng = np.random.default_rng(0)
-    choose = None if settings is None else lambda _, rows_KN: thinned(settings, rows_KN, rng)
+    choose = None if settings is None else lambda _, rows_KN, __: thinned(settings, rows_KN, rng)
     return make_batch(samples, K, choose=choose)
 
 

@@ -125,7 +125,7 @@ def test_an_engine_is_told_the_method_and_to_draft_in_parallel() -> None:
     """
     assert ARCHITECTURE.serving.method == "eagle3"
     assert dict(ARCHITECTURE.serving.options) == {"parallel_drafting": True}
-    assert ARCHITECTURE.serving.samples_drafts
+    assert ARCHITECTURE.settings.samples_drafts
 
 
 def test_a_mask_token_that_the_target_writes_is_refused(trained: Trained, tmp_path: Path) -> None:

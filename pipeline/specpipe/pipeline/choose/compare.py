@@ -184,5 +184,5 @@ def _replay(candidate: Candidate) -> str:
     """The replay of what an engine does on such text."""
     if candidate.opened.evaluated_on.text.is_greedy:
         return "replay_greedy"
-    sampled = candidate.architecture.serving.samples_drafts
+    sampled = candidate.architecture.settings.samples_drafts
     return "replay_temperature_1" if sampled else "replay_greedy_draft"

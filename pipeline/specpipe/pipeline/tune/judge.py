@@ -27,7 +27,7 @@ def held_back(material: Material, best: Path, recipe: Path) -> HeldBack:
 def _spans(material: Material, run: Path) -> list[ReplaySpan]:
     checkpoint = load_checkpoint(resolve_checkpoint(run))
     drafter = TrainedDrafter(checkpoint, material.evaluated_on.dump)
-    sums = MeasureSums(checkpoint.num_heads, keep_spans=True)
+    sums = MeasureSums(checkpoint.num_heads, keep_spans=True, samples_drafts=drafter.samples_drafts)
     for sample in read_samples(material.eval_reader, material.held_back):
         measured = drafter.measured(sample)
         sums.add(measured.batch, measured.measures_MKN, measured.fewer)

@@ -17,8 +17,21 @@ class DrafterSettings(Config):
     of_training: ClassVar[frozenset[str]] = frozenset()
     """Names of the settings that concern training alone: --init-from leaves them free."""
 
+    own_recipe: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the training whose default is another one for it."""
+
     short_names: ClassVar[Mapping[str, str]] = {}
     """Short names of its switches, for narrow tables."""
+
+    takes_any_layers: ClassVar[bool] = True
+    """It can be trained on other layers than its default ones."""
+
+    reads_starts_alone: ClassVar[bool] = False
+    """It takes the target's states at its starts alone, each of them a verifier row."""
+
+    samples_drafts: ClassVar[bool] = True
+    """Engines can draw its drafts from its distribution; else they are greedy at every
+    temperature."""
 
     kind: str
     """Name of the architecture."""
@@ -81,6 +94,10 @@ class DrafterShape(Record):
     def width(self) -> int:
         """Hidden size of the drafter."""
         return self.target_hidden_size
+
+    def num_heads_problem(self, num_heads: int) -> str | None:
+        """Why a run with so many draft tokens cannot go on with it; None where it can."""
+        return None
 
     def differences(self, given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         """Settings in `given` that differ from this drafter's: name, given value, own value."""
@@ -146,6 +163,13 @@ class LayerShape(DrafterShape):
     @property
     def width(self) -> int:
         return self.hidden_size
+
+    def num_heads_problem(self, num_heads: int) -> str | None:
+        if self.sliding_window is None or self.sliding_window >= num_heads:
+            return None
+        return (
+            f"num_heads {num_heads} does not fit into its sliding_window of {self.sliding_window}"
+        )
 
     @property
     def projects_embedding(self) -> bool:

@@ -14,7 +14,9 @@ from typing import Any, Protocol, cast
 from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
 from specpipe.schemas.drafters.dflash import DFlashSettings, DFlashShape
 from specpipe.schemas.drafters.dspark import DSparkSettings, DSparkShape
+from specpipe.schemas.drafters.eagle1 import Eagle1Settings, Eagle1Shape
 from specpipe.schemas.drafters.eagle3 import Eagle3Settings, Eagle3Shape
+from specpipe.schemas.drafters.medusa import MedusaSettings, MedusaShape
 from specpipe.schemas.drafters.mtp import MtpSettings, MtpShape
 from specpipe.schemas.drafters.peagle import PeagleSettings, PeagleShape
 
@@ -42,6 +44,8 @@ KINDS: Mapping[str, Kind] = {
     "dspark": _Own(DSparkSettings, DSparkShape),
     "peagle": _Own(PeagleSettings, PeagleShape),
     "mtp": _Own(MtpSettings, MtpShape),
+    "eagle1": _Own(Eagle1Settings, Eagle1Shape),
+    "medusa": _Own(MedusaSettings, MedusaShape),
 }
 
 
@@ -89,6 +93,17 @@ def drafter_settings(values: Any) -> DrafterSettings:
     if not isinstance(name, str):
         raise ValueError(f"drafter: kind is {name!r}, which is no drafter's name")
     return kind_of(name).settings.model_validate({**values, "kind": name})
+
+
+def own_recipe(drafter: Any) -> Mapping[str, Any]:
+    """Settings of the training whose default is another one for this drafter; none of what is no
+    drafter."""
+    name = drafter.get("kind", DEFAULT) if isinstance(drafter, Mapping) else DEFAULT
+    name = drafter.kind if isinstance(drafter, DrafterSettings) else name
+    try:
+        return kind_of(name).settings.own_recipe
+    except (TypeError, ValueError):
+        return {}
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,15 @@ REPLAY_TITLES = {
 """Of the replays of an evaluation, by field."""
 
 
+def replay_titles(*, samples_drafts: bool) -> dict[str, str]:
+    """Those that say something of a drafter: where drafts are greedy at every temperature, the
+    first curve is the last one."""
+    titles = dict(REPLAY_TITLES)
+    if not samples_drafts:
+        del titles["replay_temperature_1"]
+    return titles
+
+
 class SamplingMetrics(Frozen):
     """One variant (`temperature_1` or `greedy`) of the acceptance metrics."""
 
@@ -84,9 +93,11 @@ class EvalMetrics(Frozen):
     attainable_mass: float
     """Mean verifier probability on the draft vocabulary: the ceiling of alpha."""
     temperature_1: SamplingMetrics
+    """With drafts as engines make them: sampled, or greedy where those of an architecture are."""
     greedy: SamplingMetrics
     replay_temperature_1: ReplayCurve
-    """Target and drafter sample at temperature 1 (probabilistic drafting)."""
+    """The target samples at temperature 1, and the drafter where engines sample its drafts
+    (probabilistic drafting); else it is greedy."""
     replay_greedy: ReplayCurve
     """Target and drafter are greedy."""
     replay_greedy_draft: ReplayCurve

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from specpipe.schemas.drafters.base import DrafterSettings
-from specpipe.schemas.drafters.registry import drafter_settings, nested
+from specpipe.schemas.drafters.registry import drafter_settings, nested, own_recipe
 from specpipe.schemas.settings.stages import Config, Location, several
 
 PREFETCH_MIB = 4096
@@ -214,7 +214,10 @@ class TrainConfig(Config):
     @classmethod
     def _nested_drafter(cls, values: Any) -> Any:
         """Settings of the drafter that stand beside the others go to it, and win over its own."""
-        return nested(values) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        values = nested(values)
+        return {**own_recipe(values.get("drafter")), **values}
 
     @model_validator(mode="after")
     def _as_many_heads_as_the_drafter_has(self) -> "TrainConfig":

@@ -42,6 +42,8 @@ class MeasureSums:
     """Keep what the replay needs; off during training steps."""
     eta: float = 3.0
     """Of lk_hybrid's lambda per start."""
+    samples_drafts: bool = True
+    """At temperature 1; else drafts are greedy there too."""
     num_samples: int = 0
     sums: Tensor = field(init=False)
     """Everything that is summed, [rows of K, then -log p of the text and its tokens], so that sums
@@ -62,8 +64,10 @@ class MeasureSums:
         by_name = dict(zip(MEASURES, measures_MKN, strict=True))
         valid_KN = ((batch.rows_KN >= 0) & batch.emitted_N) * batch.weights_N.double()
         survival, accepted = [], []
+        accept_KN = by_name[self._accept_at_1]
         variants = (
-            (by_name["accept"], by_name["alpha"]),
+            # A greedy draft is accepted as often as the target's text has its token.
+            (accept_KN, by_name["alpha"] if self.samples_drafts else accept_KN),
             # Along the text greedy drafting goes on only while the text is what both would choose.
             (by_name["greedy_text"] * by_name["greedy_match"], by_name["greedy_match"]),
         )
@@ -84,6 +88,11 @@ class MeasureSums:
         if self.keep_spans:
             self._keep_spans(batch, [*fewer, measures_MKN])
 
+    @property
+    def _accept_at_1(self) -> str:
+        """The measure of what is accepted at temperature 1."""
+        return "accept" if self.samples_drafts else "greedy_text"
+
     def _rows(self, name: str) -> Array:
         """Rows of the sums, [rows, K]."""
         names = list(_ROWS)
@@ -102,7 +111,7 @@ class MeasureSums:
         emitted_N, weights_N = batch.emitted_N.cpu().numpy(), batch.weights_N.cpu().numpy()
         sampled, greedy = (
             [measures[MEASURES.index(name)].double().T.cpu().numpy() for measures in passes]
-            for name in ("accept", "greedy_text")
+            for name in (self._accept_at_1, "greedy_text")
         )
         at, samples = 0, dict[int, int]()
         for span in batch.spans:

@@ -46,6 +46,8 @@ class Runtime:
     recompute: bool = False
     """Store only the inputs of layers for the backward pass, and recompute the rest."""
     embedding_on_cpu: bool = False
+    settings: DrafterSettings | None = None
+    """Of the run that trains it, for what its loss alone depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,6 @@ class Serving(EngineNeeds):
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further keys of `--speculative-config` that it needs."""
-    samples_drafts: bool = True
-    """Drafts can be drawn from the drafter's distribution; else they are greedy at every
-    temperature."""
     follows_schedule: bool = True
     """An engine can change the number of draft tokens while it runs, as by batch size."""
 
@@ -236,7 +235,10 @@ class Architecture(ABC, Generic[Shape]):
         *,
         with_embedding: bool = False,
     ) -> dict[str, Tensor]:
-        """The tensors to write, from a checkpoint's: bfloat16, and the map where D < V."""
+        """The tensors to write, from a checkpoint's: bfloat16, and the map where D < V.
+
+        What is the target's own is written as the target has it.
+        """
 
     @abstractmethod
     def model_weights(self, artifact: Artifact, target: TargetTensors) -> dict[str, Tensor]:

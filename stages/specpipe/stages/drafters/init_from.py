@@ -74,12 +74,8 @@ def _same_settings(config: TrainConfig, shape: DrafterShape, where: str) -> None
             f"{name} {asked!r} is not that of {where}, {own!r}; --init-from takes the artifact's"
             " shape as it is"
         )
-    window = getattr(shape, "sliding_window", None)
-    if window is not None and window < config.num_heads:
-        raise ConfigError(
-            f"num_heads {config.num_heads} does not fit into the sliding_window of {where},"
-            f" {window}"
-        )
+    if problem := shape.num_heads_problem(config.num_heads):
+        raise ConfigError(f"{where}: {problem}")
 
 
 def _listed(layers: tuple[int, ...]) -> str:

@@ -9,7 +9,7 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafters.artifact import ArtifactFiles
 from specpipe.stages.drafters.contract import Architecture
 
-_FOLDERS = ("eagle3", "peagle", "dflash", "dspark", "mtp")
+_FOLDERS = ("eagle3", "peagle", "dflash", "dspark", "mtp", "medusa", "eagle1")
 """The first one also recognises what says little of itself: it is asked last."""
 
 AnyArchitecture = Architecture[Any]

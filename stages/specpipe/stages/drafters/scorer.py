@@ -21,6 +21,7 @@ from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.drafters.contract import DrafterModel
 from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
+from specpipe.stages.samples.final_layer import layers_for
 from specpipe.stages.samples.read_ahead import read_samples
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.storage.dump import Dump
@@ -67,15 +68,17 @@ class TrainedDrafter:
         self._depends = drafter_kind(drafter.shape).depends_on_num_heads(drafter.shape)
         self._dump = dump
         self._layers = drafter.shape.aux_layers
-        if not set(self._layers) <= set(dump.identity.layers):
+        kind = drafter_kind(drafter.shape)
+        self.samples_drafts = kind.settings.samples_drafts
+        held = layers_for(kind.settings, dump.identity)
+        if not set(self._layers) <= set(held):
             raise ConfigError(
                 f"{drafter.path} takes the layers {list(self._layers)}, but"
-                f" {dump.folder.url} holds {list(dump.identity.layers)}; give a --dump that holds"
-                " them"
+                f" {dump.folder.url} holds {list(held)}; give a --dump that holds them"
             )
         vocab = drafter.vocab
         self._target_ids_D = vocab.target_ids_D
-        self._model = drafter_kind(drafter.shape).scoring_model(
+        self._model = kind.scoring_model(
             drafter.shape, drafter.model, StoredTarget(dump.target_file), vocab.target_ids_D
         )
         head = VerifierHead.load(dump.target_file, torch.device("cpu"), rows=vocab.target_ids_D)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from specpipe.schemas.drafters.base import DrafterShape
+from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.acceptance.draft_vocab import VocabMap, choose_vocab
 from specpipe.stages.acceptance.draft_vocab_file import read_vocab_file
@@ -48,6 +49,12 @@ def begin(
         given.load_into(model)
         return Start(given.shape, given.vocab, model)
     kind, vocab_size = architecture(config.drafter.kind), dump.identity.target.vocab_size
+    if not kind.has_draft_vocab:
+        for name in ("draft_vocab_size", "draft_vocab_file"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"{name}: a drafter {kind.name} drafts from the whole vocabulary; leave it out"
+                )
     if config.draft_vocab_file is not None:
         vocab = read_vocab_file(Path(config.draft_vocab_file).expanduser(), vocab_size)
     elif kind.has_draft_vocab:
@@ -72,5 +79,10 @@ def of_checkpoint(config: TrainConfig, dump: Dump, shape: DrafterShape, vocab: V
 def _model(
     config: TrainConfig, target: TargetTensors, shape: DrafterShape, vocab: VocabMap
 ) -> DrafterModel:
-    runtime = Runtime(config.attention, config.activation_checkpointing, config.embedding_on_cpu)
+    runtime = Runtime(
+        config.attention,
+        config.activation_checkpointing,
+        config.embedding_on_cpu,
+        config.drafter,
+    )
     return drafter_kind(shape).build(shape, target, vocab.target_ids_D, runtime)

@@ -195,6 +195,9 @@ def _layers(config: DumpConfig, num_layers: int) -> tuple[int, ...]:
         layers = config.layers
         if layers is None:
             wanted = [kind_of(name).settings for name in config.for_drafters or (DEFAULT,)]
+            # Of logits mode `final`, rows of the last layer's output are there anyway.
+            has_final = config.logits == "final"
+            wanted = [one for one in wanted if not (has_final and one.reads_starts_alone)]
             read = {layer for one in wanted for layer in one.default_layers(num_layers)}
             layers = tuple(sorted(read)) or (num_layers,)
     except ValueError as error:

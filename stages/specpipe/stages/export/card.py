@@ -1,12 +1,12 @@
 """The model card that lies beside the artifact."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.records.artifact import ARTIFACT_FOLDER, VALIDATION_FILE
-from specpipe.schemas.records.metrics import REPLAY_TITLES
+from specpipe.schemas.records.metrics import replay_titles
 from specpipe.schemas.records.served import RoundsComparison
 from specpipe.schemas.records.validation import ReplayFindings, Validation
 from specpipe.schemas.speedup import Recommendation
@@ -27,7 +27,8 @@ def model_card(
         "num_speculative_tokens": advice.most_draft_tokens,
         **kind.serving.options,
     }
-    if kind.serving.samples_drafts:
+    samples_drafts = kind.settings.samples_drafts
+    if samples_drafts:
         speculative["draft_sample_method"] = "probabilistic"
     if advice.schedule:
         speculative["num_speculative_tokens_per_batch_size"] = advice.schedule
@@ -50,7 +51,7 @@ def model_card(
         *card_lines(served),
         "`draft_sample_method: probabilistic` samples the drafts, which is better at temperatures"
         " above 0; vLLM's default drafts greedily."
-        if kind.serving.samples_drafts
+        if samples_drafts
         else "It drafts greedily at every temperature: engines do not sample its drafts.",
         "",
         "| | |",
@@ -62,7 +63,7 @@ def model_card(
         f"| vLLM versions tested | {TESTED['vllm']} |",
         f"| recommended draft tokens | {advice.draft_tokens}: {advice.because} |",
         "",
-        *_replayed(validation),
+        *_replayed(validation, replay_titles(samples_drafts=samples_drafts)),
         *_served(validation),
         f"## Validation: {'passed' if validation.passed else 'FAILED'}",
         "",
@@ -72,14 +73,15 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _replayed(validation: Validation) -> list[str]:
+def _replayed(validation: Validation, titles: Mapping[str, str]) -> list[str]:
     findings = validation.replay
     if findings is None or not findings.artifact:
         return []
     count = len(next(iter(findings.artifact.values())).tau)
     rows = [
-        f"| {REPLAY_TITLES[name]}{'' if curve.exact else ' (*)'} | {_figures(curve.tau)} |"
+        f"| {titles[name]}{'' if curve.exact else ' (*)'} | {_figures(curve.tau)} |"
         for name, curve in findings.artifact.items()
+        if name in titles
     ]
     return [
         "## Tokens per round, replayed on held-out samples",
@@ -88,7 +90,7 @@ def _replayed(validation: Validation) -> list[str]:
         "|---" * (count + 1) + "|",
         *rows,
         "",
-        *_rounding(findings),
+        *_rounding(findings, titles),
         *(
             ["(*) not text that the target wrote in this way, so only an estimate.", ""]
             if not all(curve.exact for curve in findings.artifact.values())
@@ -97,12 +99,14 @@ def _replayed(validation: Validation) -> list[str]:
     ]
 
 
-def _rounding(findings: ReplayFindings) -> list[str]:
+def _rounding(findings: ReplayFindings, titles: Mapping[str, str]) -> list[str]:
     if not findings.rounding:
         return []
     most = len(next(iter(findings.rounding.values())).difference)
     costs = "; ".join(
-        f"{REPLAY_TITLES[name]}, {cost.in_words()}" for name, cost in findings.rounding.items()
+        f"{titles[name]}, {cost.in_words()}"
+        for name, cost in findings.rounding.items()
+        if name in titles
     )
     return [
         f"Of this, rounding the trained weights to bfloat16 did, with {most} draft tokens (and its"

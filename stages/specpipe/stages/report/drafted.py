@@ -54,7 +54,8 @@ def _drafted(drafter: TrainedDrafter, sample: ScoredSample) -> DraftedSample:
     drafts_NK = torch.stack(
         [drafter.most_likely(x_NH, k) for k, x_NH in enumerate(sample.hidden_KNH, start=1)], dim=1
     ).numpy()
-    accept_NK = sample.measures_MKN[MEASURES.index("accept")].T.double().numpy()
+    accept = MEASURES.index("accept" if drafter.samples_drafts else "greedy_text")
+    accept_NK = sample.measures_MKN[accept].T.double().numpy()
     emitted_N = batch.emitted_N.numpy()
     spans, at = [], 0
     for span in batch.spans:

@@ -136,6 +136,8 @@ def _by_kind(sources: Sources, drafted: _Drafted) -> tuple[KindSums | None, str]
         is_greedy=drafted.is_greedy,
     )
     mode = "greedily" if drafted.is_greedy else "at temperature 1"
+    if not (drafted.is_greedy or sources.samples_drafts):
+        mode += " with greedy drafts"
     how = (
         f"{len(drafted.samples):,} held-out samples, decoded {mode}; by the kind of the token that"
         " the text has. Share: of all tokens. A dash: too few to say."
@@ -156,7 +158,8 @@ def _vocabulary(sources: Sources) -> Section:
 def _tiles(sources: Sources) -> Sequence[Tile]:
     tiles = []
     curves = replay_curves(sources)
-    for name, label in (("replay_temperature_1", "temperature 1"), ("replay_greedy", "greedy")):
+    at_1 = "replay_temperature_1" if sources.samples_drafts else "replay_greedy_draft"
+    for name, label in ((at_1, "temperature 1"), ("replay_greedy", "greedy")):
         if name in curves:
             curve = curves[name]
             note = f"{label}, {len(curve.tau)} draft tokens"

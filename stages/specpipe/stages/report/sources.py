@@ -65,6 +65,11 @@ class Sources:
     missing: dict[str, str] = field(default_factory=dict)
     """By part, why it is not there: checkpoint, evaluation, artifact, dump, training_dump."""
 
+    @property
+    def samples_drafts(self) -> bool:
+        """At temperature 1, in engines; else drafts are greedy there too."""
+        return self.settings.drafter.samples_drafts
+
 
 def read_sources(config: ReportConfig) -> Sources:
     """Raises ConfigError where `run`, or an artifact or dump that was named, is none; IdentityError

@@ -23,8 +23,9 @@ from specpipe.stages.storage.shard.states import SampleStates
 
 Rows = npt.NDArray[np.bool_]
 """bool [K, N]: head k may use start n."""
-ChooseRows = Callable[[int, Rows], Rows]
-"""Which of these rows of a sample, by its number in the batch, are trained on."""
+ChooseRows = Callable[[int, Rows, npt.NDArray[np.bool_]], Rows]
+"""Which of these rows of a sample, by its number in the batch, are trained on; the last argument
+says of each start whether its own token x[i+1] is supervised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +176,13 @@ def _starts(loss_mask: npt.NDArray[np.uint8], token_at: int, row_at: int, num_he
     return out
 
 
-def _chosen(rows: _Rows, choose: Callable[[Rows], Rows]) -> _Rows:
+def _chosen(rows: _Rows, choose: Callable[[Rows, npt.NDArray[np.bool_]], Rows]) -> _Rows:
     """The starts of one sample with a row that is chosen, and of their rows these alone."""
     if not rows.spans:
         return rows
     starts_N, emitted_N = np.concatenate(rows.starts), np.concatenate(rows.emitted)
     rows_KN = np.concatenate(rows.rows, axis=1)
-    chosen_KN = choose(rows_KN >= 0) & (rows_KN >= 0)
+    chosen_KN = choose(rows_KN >= 0, emitted_N) & (rows_KN >= 0)
     kept_N = chosen_KN.any(axis=0)
     rows_KN = np.where(chosen_KN, rows_KN, -1)[:, kept_N]
     starts_N, emitted_N, sample = starts_N[kept_N], emitted_N[kept_N], rows.spans[0].sample

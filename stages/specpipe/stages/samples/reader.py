@@ -9,6 +9,7 @@ from itertools import groupby
 from specpipe.schemas.errors import InputError
 from specpipe.schemas.records.dump import ShardManifest
 from specpipe.stages.samples.batch import DrafterSample, supervised_spans
+from specpipe.stages.samples.final_layer import with_final_layer
 from specpipe.stages.storage.chunks.arrays import verifier_row_bytes
 from specpipe.stages.storage.chunks.codec import chunk_codec
 from specpipe.stages.storage.dump import Dump
@@ -50,13 +51,16 @@ class WholeShard:
 
     stored: list[StoredSample]
     states: SampleStates
+    adds_final: bool = False
+    """Whether the final state is the last of the auxiliary layers."""
 
     def sample(self, ref: SampleRef) -> DrafterSample:
         """Views of the shard's arrays, which live as long as any of them."""
         stored = self.stored[ref.index]
         tokens = slice(stored.offset, stored.offset + stored.num_tokens)
         rows = slice(stored.row_offset, stored.row_offset + stored.num_rows)
-        return _cut(stored, _part(self.states, tokens, rows), ref.num_tokens)
+        sample = _cut(stored, _part(self.states, tokens, rows), ref.num_tokens)
+        return with_final_layer(sample) if self.adds_final else sample
 
 
 class SampleReader:
@@ -73,11 +77,14 @@ class SampleReader:
         layers: Sequence[int] | None = None,
         others: Sequence[tuple[Dump, float]] = (),
     ) -> None:
-        """Of the auxiliary layers, `layers` are read; None: all. `others` come with their weights:
-        passes over each of them to one pass over `dump`."""
+        """Of the auxiliary layers, `layers` are read; None: all. One that the dump lacks is the
+        last layer's output, at verifier rows alone (see final_layer.py). `others` come with their
+        weights: passes over each of them to one pass over `dump`."""
         self.dump = dump
         self.context_length = context_length
         self._layers = dump.identity.layers if layers is None else tuple(layers)
+        self._stored = tuple(layer for layer in self._layers if layer in dump.identity.layers)
+        self._adds_final = self._stored != self._layers
         self._shards = [
             (one, shard_id, weight)
             for one, weight in [(dump, 1.0), *others]
@@ -149,7 +156,7 @@ class SampleReader:
         Raises IntegrityError, StoreError.
         """
         shard = self._open(shard_id)
-        return WholeShard(shard.samples(), shard.read_all(pool))
+        return WholeShard(shard.samples(), shard.read_all(pool), self._adds_final)
 
     def some(self, shard_id: int, refs: Sequence[SampleRef]) -> Samples:
         """Some samples of a shard, each read and checked alone; raises as `whole` does."""
@@ -160,7 +167,8 @@ class SampleReader:
             whole = stored[ref.index]
             sample = _cut(whole, shard.read_sample(whole), ref.num_tokens)
             # What was cut off is let go.
-            found[ref.index] = sample if ref.num_tokens == whole.num_tokens else sample.copy()
+            sample = sample if ref.num_tokens == whole.num_tokens else sample.copy()
+            found[ref.index] = with_final_layer(sample) if self._adds_final else sample
         return found
 
     def whole_bytes(self, shard_id: int) -> int:
@@ -181,7 +189,7 @@ class SampleReader:
 
     def _open(self, shard_id: int) -> ShardReader:
         dump, of_dump, _ = self._shards[shard_id]
-        return dump.shard(of_dump, self._layers)
+        return dump.shard(of_dump, self._stored)
 
     def _manifest(self, shard_id: int) -> ShardManifest:
         dump, of_dump, _ = self._shards[shard_id]

@@ -33,7 +33,7 @@ def evaluate(
     they do where a rank's batches end too early.
     """
     ranks = trainee.ranks
-    sums = MeasureSums(trainee.config.num_heads, keep_spans=True, eta=trainee.config.eta)
+    sums = trainee.measure_sums(keep_spans=True)
     moved = on_device(batches, trainee.device)
     with gathered(trainee.model):
         for first in range(0, num_batches, ranks.size):

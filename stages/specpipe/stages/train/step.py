@@ -76,7 +76,7 @@ def compute_gradients(
         if trainee.objective.asks_for_alpha(before):
             alpha_K = denominators.mean(trainee.ranks.sum(walk.alpha_sums()))
         settings = trainee.objective.settings(before, alpha_K)
-        sums = MeasureSums(trainee.config.num_heads, eta=trainee.config.eta)
+        sums = trainee.measure_sums()
         losses_P = torch.zeros(num_packs, dtype=torch.float64, device=trainee.device)
         alpha_sums_K = torch.zeros_like(denominators.starts_K)
         for number, (batch, hidden_KNH) in enumerate(walk):

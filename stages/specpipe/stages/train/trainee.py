@@ -116,6 +116,15 @@ class Trainee:
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         return whole_norm(norm)
 
+    def measure_sums(self, *, keep_spans: bool = False) -> MeasureSums:
+        """To add measures to."""
+        return MeasureSums(
+            self.config.num_heads,
+            keep_spans=keep_spans,
+            eta=self.config.eta,
+            samples_drafts=self.config.drafter.samples_drafts,
+        )
+
     def measure(self, hidden_KNH: Tensor, batch: Batch) -> Tensor:
         """Measures [M, K, N] without gradient."""
         return self.head_loss.measures(hidden_KNH, self.heads, batch)

@@ -44,6 +44,8 @@ class TargetText:
 class TextSpans:
     """The replay's spans of every text, at temperature 1 and with greedy drafting."""
 
+    samples_drafts: bool = True
+    """At temperature 1; else drafts are greedy there too."""
     sampled: list[ReplaySpan] = field(default_factory=list)
     greedy: list[ReplaySpan] = field(default_factory=list)
     greedy_chance: list[ReplaySpan] = field(default_factory=list)
@@ -66,7 +68,8 @@ class TextSpans:
                 hidden_KRH = drafter.hidden(
                     text.input_ids_T, text.aux_TLH, begin - 1, end - 2, number
                 )
-                passes.append(_accept(drafter, text, begin, end, hidden_KRH))
+                accept = _accept(drafter, text, begin, end, hidden_KRH)
+                passes.append(accept if self.samples_drafts else (accept[1], *accept[1:]))
             every = (self.sampled, self.greedy, self.greedy_chance)
             for spans, of_passes in zip(every, zip(*passes, strict=True), strict=True):
                 *fewer, accept_RK = (accept.numpy() for accept in of_passes)

@@ -95,14 +95,16 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     if not is_first_process():
         return
     over_training = tau_of_run(result)
-    show_evaluation(result.untrained, result.best)
+    samples_drafts = config.drafter.samples_drafts
+    show_evaluation(result.untrained, result.best, samples_drafts=samples_drafts)
     show_tau_by_tokens(over_training)
     show_curve(curve)
     record = result.model_dump(mode="json") | {
         "over_training": [asdict(one) for one in over_training.evaluations],
         "learning_curve": None if curve is None else curve.model_dump(mode="json"),
     }
-    show("Training", [*_rows(result), *curve_rows(curve)], record, as_json=as_json)
+    rows = [*_rows(result, samples_drafts=samples_drafts), *curve_rows(curve)]
+    show("Training", rows, record, as_json=as_json)
 
 
 def _tell(recipe: Recipe) -> None:
@@ -111,7 +113,7 @@ def _tell(recipe: Recipe) -> None:
         note(f"warning: {recipe.shortage}")
 
 
-def _rows(result: TrainResult) -> list[tuple[str, str]]:
+def _rows(result: TrainResult, *, samples_drafts: bool) -> list[tuple[str, str]]:
     heads = len(result.best.alpha)
     replayed = result.best.replay_temperature_1
     return [
@@ -126,7 +128,7 @@ def _rows(result: TrainResult) -> list[tuple[str, str]]:
         (
             "tau",
             f"{replayed.tau[-1]:.3f} [{replayed.tau_low[-1]:.3f}, {replayed.tau_high[-1]:.3f}]"
-            f" at temperature 1 with {heads} draft tokens"
+            f" at temperature 1 with {heads} draft tokens{'' if samples_drafts else ', greedy'}"
             f" (untrained: {result.untrained.replay_temperature_1.tau[-1]:.3f})",
         ),
         ("seconds", "nothing to do" if result.did_nothing else f"{result.seconds:.1f}"),
@@ -147,19 +149,26 @@ def _left_out(result: TrainResult) -> list[tuple[str, str]]:
     return [("left out", f"{result.num_left_out:,} samples whose prompt is in the eval dump")]
 
 
-def show_evaluation(untrained: EvalMetrics, best: EvalMetrics) -> None:
-    """Acceptance per head, and tau by number of draft tokens, before and after training."""
+def show_evaluation(untrained: EvalMetrics, best: EvalMetrics, *, samples_drafts: bool) -> None:
+    """Acceptance per head, and tau by number of draft tokens, before and after training.
+
+    Where engines do not sample the drafts, those at temperature 1 are greedy.
+    """
+    at_1 = "temperature 1" if samples_drafts else "greedy draft, temp. 1"
+    further = (
+        (_curve("tau, greedy draft, temp. 1", best.replay_greedy_draft.exact),
+         best.replay_greedy_draft.tau),
+    )  # fmt: skip
     header = ["held out, by head / draft tokens", *(str(k + 1) for k in range(len(best.alpha)))]
     rows = [
         (name, *(f"{value:.3f}" for value in values))
         for name, values in (
-            ("acceptance, temperature 1", best.temperature_1.acceptance_rate),
+            (f"acceptance, {at_1}", best.temperature_1.acceptance_rate),
             ("acceptance, greedy", best.greedy.acceptance_rate),
-            (_curve("tau, temperature 1", best.replay_temperature_1.exact),
+            (_curve(f"tau, {at_1}", best.replay_temperature_1.exact),
              best.replay_temperature_1.tau),
             ("  untrained", untrained.replay_temperature_1.tau),
-            (_curve("tau, greedy draft, temp. 1", best.replay_greedy_draft.exact),
-             best.replay_greedy_draft.tau),
+            *(further if samples_drafts else ()),
             (_curve("tau, greedy", best.replay_greedy.exact), best.replay_greedy.tau),
         )
     ]  # fmt: skip

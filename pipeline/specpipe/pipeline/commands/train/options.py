@@ -100,6 +100,8 @@ TRAIN: dict[str, tuple[str | Flag, ...]] = {
             "--serve-anywhere",
             "--depth-ratio",
             "--depth-floor",
+            "--block-bias/--no-block-bias",
+            "--feature-regression",
         ),
     ),
     LOSS: (

@@ -14,10 +14,10 @@ from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.schemas.settings.train import AttentionName
 from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.drafters.contract import DrafterModel
-from specpipe.stages.drafters.eagle3.layer import Layer
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.rotary import Rotary
 from specpipe.stages.drafters.parts.attention.self_attention import KeyValue
+from specpipe.stages.drafters.parts.eagle.chain_layer import ChainLayer
 from specpipe.stages.drafters.parts.eagle.first_step import first_step, runner
 from specpipe.stages.drafters.parts.embedding import FrozenEmbedding
 from specpipe.stages.drafters.parts.norm import RMSNorm
@@ -56,7 +56,7 @@ class Eagle3(DrafterModel):
         if shape.projects_embedding:
             self.embed_proj = nn.Linear(shape.target_hidden_size, H, bias=False)
         self.layers = nn.ModuleList(
-            Layer(
+            ChainLayer(
                 shape,
                 is_first=number == 0,
                 norm_before_residual=shape.norm_before_residual,
@@ -127,5 +127,5 @@ class Eagle3(DrafterModel):
         return torch.stack(outputs)
 
     @property
-    def _layers(self) -> list[Layer]:
-        return [layer for layer in self.layers if isinstance(layer, Layer)]
+    def _layers(self) -> list[ChainLayer]:
+        return [layer for layer in self.layers if isinstance(layer, ChainLayer)]

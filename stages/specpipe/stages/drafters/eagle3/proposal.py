@@ -15,10 +15,7 @@ A attention heads, E head size, C steps of a chain, D draft vocabulary, V vocabu
 import torch
 from torch import Tensor
 
-from specpipe.stages.drafters.parts.eagle.plain import PlainEagle
-
-Keys = list[tuple[Tensor, Tensor]]
-"""(key, value) of each step of a layer: of step 1 [P, A, E] at all positions, then [N, A, E]."""
+from specpipe.stages.drafters.parts.eagle.plain import Keys, PlainEagle, chain_attend
 
 
 class PlainDrafter(PlainEagle):
@@ -61,33 +58,9 @@ class PlainDrafter(PlainEagle):
             inputs, residual_NH = self.attention_input(number, tokens_N, hidden_NH)
             query, key, value = self.projected(number, inputs, positions_N)
             keys.append((key, value))
-            mixed_NAE = _attend(query, starts_N, keys, self.layer.get("sliding_window"))
+            mixed_NAE = chain_attend(query, starts_N, keys, self.layer.get("sliding_window"))
             hidden_NH = self.after_attention(number, residual_NH, mixed_NAE)
         return hidden_NH
 
     def _feedback(self, output_NH: Tensor) -> Tensor:
         return self.norm("norm", output_NH) if self.config["norm_output"] else output_NH
-
-
-def _attend(query_NAE: Tensor, starts_N: Tensor, keys: Keys, window: int | None) -> Tensor:
-    """Attention over the step-1 keys of positions <= start, and each start's own chain.
-
-    The query stands as many positions beyond its start as its chain is long.
-    """
-    (key_PAE, value_PAE), *chain = keys
-    scale = query_NAE.shape[-1] ** -0.5
-    scores_ANP = torch.einsum("nae,pae->anp", query_NAE, key_PAE) * scale
-    behind_NP = starts_N[:, None] - torch.arange(len(key_PAE))
-    unseen_NP = behind_NP < 0
-    if window is not None:
-        unseen_NP |= behind_NP + len(chain) >= window
-    scores_ANP = scores_ANP.masked_fill(unseen_NP, float("-inf"))
-    if not chain:
-        return torch.einsum("anp,pae->nae", scores_ANP.softmax(-1), value_PAE)
-    key_CNAE, value_CNAE = (torch.stack(parts) for parts in zip(*chain, strict=True))
-    scores_ANC = torch.einsum("nae,cnae->anc", query_NAE, key_CNAE) * scale
-    weights = torch.cat([scores_ANP, scores_ANC], dim=-1).softmax(-1)
-    shared, own = weights[..., : len(key_PAE)], weights[..., len(key_PAE) :]
-    return torch.einsum("anp,pae->nae", shared, value_PAE) + torch.einsum(
-        "anc,cnae->nae", own, value_CNAE
-    )

@@ -6,7 +6,12 @@ Legend: K heads, C kinds of token.
 import math
 from collections.abc import Mapping, Sequence
 
-from specpipe.schemas.records.metrics import REPLAY_TITLES, EvalMetrics, ReplayCurve
+from specpipe.schemas.records.metrics import (
+    REPLAY_TITLES,
+    EvalMetrics,
+    ReplayCurve,
+    replay_titles,
+)
 from specpipe.schemas.records.served import RoundsComparison, ServeFindings
 from specpipe.stages.report.blocks import Block, Cell, Figures, Missing, Section, Table
 from specpipe.stages.report.chart import Axis, Figure, Series, line_chart
@@ -40,12 +45,13 @@ def tau_section(sources: Sources) -> Section:
 
 def replay_curves(sources: Sources) -> dict[str, ReplayCurve]:
     """Of the exported files where they were replayed, else of the run's own evaluation."""
-    validation = sources.validation
+    validation, titles = sources.validation, replay_titles(samples_drafts=sources.samples_drafts)
     if validation is not None and validation.replay is not None and validation.replay.artifact:
-        return validation.replay.artifact
+        curves = validation.replay.artifact
+        return {name: curves[name] for name in titles if name in curves}
     if sources.metrics is None:
         return {}
-    return {name: getattr(sources.metrics, name) for name in REPLAY_TITLES}
+    return {name: getattr(sources.metrics, name) for name in titles}
 
 
 def _tau_figure(curves: Mapping[str, ReplayCurve], served: ServeFindings | None) -> Figure | None:

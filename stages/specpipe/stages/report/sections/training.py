@@ -43,11 +43,11 @@ def training_section(sources: Sources) -> Section:
                 evaluations,
                 "acceptance rate",
                 lambda metrics: metrics.temperature_1.acceptance_rate,
-                "At temperature 1: the probability that head k's draft is accepted where those"
-                " before it were.",
+                f"At temperature 1{'' if sources.samples_drafts else ', with greedy drafts'}: the"
+                " probability that head k's draft is accepted where those before it were.",
                 (0.0, 1.0),
             ),
-            _tau(evaluations),
+            _tau(evaluations, samples_drafts=sources.samples_drafts),
         ]
     blocks: list[Block] = [Figures([figure for figure in figures if figure is not None])]
     if not any(figures):
@@ -108,11 +108,12 @@ def _per_head(
     return line_chart(title, _STEP, Axis(label, limits=limits), series, caption)
 
 
-def _tau(evaluations: Sequence[tuple[int, EvalMetrics]]) -> Figure | None:
+def _tau(evaluations: Sequence[tuple[int, EvalMetrics]], *, samples_drafts: bool) -> Figure | None:
     num_heads = len(evaluations[0][1].kl)
+    at_1 = "temperature 1" if samples_drafts else "temperature 1, drafts greedy"
     series = []
     for style, (name, words) in enumerate(
-        (("replay_temperature_1", "temperature 1"), ("replay_greedy", "greedy"))
+        (("replay_temperature_1", at_1), ("replay_greedy", "greedy"))
     ):
         curves = [(step, getattr(metrics, name)) for step, metrics in evaluations]
         series.append(

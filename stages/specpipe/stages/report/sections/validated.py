@@ -1,12 +1,14 @@
 """Section: what the export's validation found."""
 
-from specpipe.schemas.records.metrics import REPLAY_TITLES
+from specpipe.schemas.records.metrics import replay_titles
 from specpipe.schemas.records.served import RoundsComparison, Served, ServeFindings
 from specpipe.schemas.records.validation import ReplayFindings, StructureFindings
 from specpipe.stages.report.blocks import Block, Missing, Notes, Section, Table
 from specpipe.stages.report.sources import Sources
 
 Row = tuple[str, str, str]
+Titles = dict[str, str]
+"""Of the replays that say something of the drafter."""
 LEVELS = ("structure", "replay", "serve")
 
 
@@ -17,8 +19,10 @@ def validation_section(sources: Sources) -> Section:
     if found is None:
         blocks: list[Block] = [Missing(sources.missing["artifact"])]
         return Section("validation", "Validation", lead, blocks)
+    titles = replay_titles(samples_drafts=sources.samples_drafts)
     rows = [
-        _row(level, getattr(found, level), level in found.config.validation) for level in LEVELS
+        _row(level, getattr(found, level), level in found.config.validation, titles)
+        for level in LEVELS
     ]
     blocks = [Table("Levels", ["level", "result", "what was found"], rows, is_words=True)]
     if found.problems:
@@ -32,17 +36,18 @@ def _row(
     level: str,
     found: StructureFindings | ReplayFindings | ServeFindings | None,
     was_asked: bool,
+    titles: Titles,
 ) -> Row:
     if found is None:
         return level, "not reached" if was_asked else "not asked for", ""
-    return level, "passed" if found.passed else "FAILED", _words(found)
+    return level, "passed" if found.passed else "FAILED", _words(found, titles)
 
 
-def _words(found: StructureFindings | ReplayFindings | ServeFindings) -> str:
+def _words(found: StructureFindings | ReplayFindings | ServeFindings, titles: Titles) -> str:
     if isinstance(found, StructureFindings):
         return f"{found.num_tensors} tensors, {found.num_parameters:,} parameters"
     if isinstance(found, ReplayFindings):
-        return _replayed(found)
+        return _replayed(found, titles)
     fix = ", its CPU fault repaired" if found.cpu_fix_applied else ""
     return (
         f"vLLM {found.vllm_version}{fix}; {found.num_prompts:,} prompts,"
@@ -50,7 +55,7 @@ def _words(found: StructureFindings | ReplayFindings | ServeFindings) -> str:
     )
 
 
-def _replayed(found: ReplayFindings) -> str:
+def _replayed(found: ReplayFindings, titles: Titles) -> str:
     words = f"{found.num_samples:,} samples"
     if found.agreement is not None:
         starts, apart = found.agreement.num_starts, found.agreement.largest_difference
@@ -59,7 +64,11 @@ def _replayed(found: ReplayFindings) -> str:
     elif found.largest_difference is not None:
         words += f"; tau of the exported files is within {found.largest_difference:.3%}"
         words += f" of the trained drafter's ({found.compared_with})"
-    costs = [f"{REPLAY_TITLES[name]} {cost.in_words()}" for name, cost in found.rounding.items()]
+    costs = [
+        f"{title} {found.rounding[name].in_words()}"
+        for name, title in titles.items()
+        if name in found.rounding
+    ]
     return f"{words}; rounding changed tau: {', '.join(costs)}" if costs else words
 
 

@@ -91,7 +91,7 @@ def narrowed(values: F32) -> U16:
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     num_tokens, num_layers, hidden = shape
-    step = max(1, _BLOCK // (num_layers * hidden))
+    step = max(1, _BLOCK // max(1, num_layers * hidden))
     for start in range(0, num_tokens, step):
         yield slice(start, start + step)
 

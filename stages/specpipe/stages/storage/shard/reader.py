@@ -172,7 +172,7 @@ class ShardReader:
 
     def _columns(self, num_tokens: int, num_rows: int, make: MakeArray) -> Columns:
         """Memory for what is read of so many tokens and rows, the layers in one array."""
-        aux_dtype = self._arrays[aux_array(self._layers[0])].dtype
+        aux_dtype = self._arrays[aux_array(self._identity.layers[0])].dtype
         aux_shape = (num_tokens, len(self._layers), self._identity.target.hidden_size)
         columns: Columns = {"aux": make(aux_shape, aux_dtype)}
         counts = {"token": num_tokens, "row": num_rows}

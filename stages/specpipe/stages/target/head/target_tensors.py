@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from specpipe.stages.target.head.verifier_head import (
@@ -16,6 +16,7 @@ from specpipe.stages.target.head.verifier_head import (
     final_norm,
     final_scale,
     load_embedding,
+    load_final_norm,
     load_lm_head,
     load_norm,
     load_stored_config,
@@ -36,6 +37,10 @@ class TargetTensors(Protocol):
     def final_norm_H(self) -> Tensor:
         """The weight of the final norm as it acts, in float32."""
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """As the target's architecture computes it, in the target's dtype."""
+
 
 class StoredTarget:
     """The target's tensors in a dump's `target/` folder, read by a function for its files."""
@@ -54,6 +59,10 @@ class StoredTarget:
     @cached_property
     def lm_head_VH(self) -> Tensor:
         return load_lm_head(self.read)
+
+    @cached_property
+    def final_norm(self) -> nn.Module:
+        return load_final_norm(self.read)
 
     @cached_property
     def norm_H(self) -> Tensor:
@@ -89,3 +98,7 @@ class NoTensors:
     @property
     def final_norm_H(self) -> Tensor:
         return torch.empty(self.hidden_size, device="meta")
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return nn.Identity()

@@ -195,6 +195,12 @@ def acting_weight(norm: nn.Module, width: int) -> Tensor:
     return out_H.float()
 
 
+def load_final_norm(read: Read) -> nn.Module:
+    """The target's final norm, as its architecture computes it and in the dtype that it has."""
+    rows = torch.zeros(1, dtype=torch.int64)
+    return VerifierHead.load(read, torch.device("cpu"), rows=rows).norm
+
+
 def longest_text(read: Read) -> int | None:
     """The target's `max_position_embeddings`, where its config has such a number."""
     config = load_stored_config(read).get_text_config(decoder=True)

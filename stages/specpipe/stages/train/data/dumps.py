@@ -10,6 +10,7 @@ from specpipe.schemas.records.dump import TextOrigin, canonical_sha256
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.process.stop import StopQuestion
 from specpipe.stages.runs.checkpoint import Checkpoint
+from specpipe.stages.samples.final_layer import layers_for
 from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.store.folder import Folder
@@ -110,7 +111,7 @@ class TrainingDumps:
 
 def chosen_layers(dump: Dump, config: TrainConfig) -> tuple[int, ...]:
     """The auxiliary layers that are trained on; raises ConfigError where the dump lacks one."""
-    layers = dump.identity.layers
+    layers = layers_for(type(config.drafter), dump.identity)
     if config.layers is None:
         try:
             return config.drafter.chosen_layers(layers, dump.identity.target.num_layers)
@@ -122,6 +123,12 @@ def chosen_layers(dump: Dump, config: TrainConfig) -> tuple[int, ...]:
         raise ConfigError(
             f"--layers {','.join(map(str, config.layers))}: {dump.folder.url} holds the layers"
             f" {', '.join(map(str, layers))}; name some of them, ascending"
+        )
+    usual = config.drafter.default_layers(dump.identity.target.num_layers)
+    if not config.drafter.takes_any_layers and config.layers != usual:
+        raise ConfigError(
+            f"--layers {','.join(map(str, config.layers))}: a drafter {config.drafter.kind} takes"
+            f" layer {', '.join(map(str, usual))} alone; leave --layers out"
         )
     return config.layers
 

@@ -97,7 +97,8 @@ def compare(
     same = TrainedDrafter(exported, dump)
     trained = same if checkpoint is None else TrainedDrafter(checkpoint, dump)
     num_heads = exported.num_heads
-    spans, sums = TextSpans(), MeasureSums(num_heads, keep_spans=True)
+    spans = TextSpans(samples_drafts=same.samples_drafts)
+    sums = MeasureSums(num_heads, keep_spans=True, samples_drafts=same.samples_drafts)
     comparison = Comparison(plain, same)
     for sample in read_samples(SampleReader(dump, context_length, layers=layers), refs):
         measured = trained.measured(sample)

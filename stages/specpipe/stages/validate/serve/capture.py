@@ -6,11 +6,12 @@ Legend: B texts, T tokens, L aux layers, H hidden size, S tokens of an output, V
 import gc
 import tempfile
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specpipe.schemas.records.sample import Ids
 from specpipe.schemas.settings.stages import DumpConfig
@@ -123,6 +124,10 @@ class TargetCapture:
     @property
     def final_norm_H(self) -> Tensor:
         return acting_weight(self._head.norm, self.lm_head_VH.shape[1]).cpu()
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return deepcopy(self._head.norm).cpu()
 
     def capture(
         self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]

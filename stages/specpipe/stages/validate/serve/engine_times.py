@@ -53,7 +53,7 @@ def engine_times(
         "artifact": str(artifact.resolve()),
         "method": kind.serving.method,
         "options": dict(kind.serving.options),
-        "draft_sample_method": "probabilistic" if kind.serving.samples_drafts else "greedy",
+        "draft_sample_method": "probabilistic" if kind.settings.samples_drafts else "greedy",
         "kv_cache_bytes": cache_bytes_of(model, layers, largest, longest),
         "with_plugin": servable(architecture, kind.serving).how == "plugin",
     }

@@ -79,6 +79,7 @@ def check(
                 artifact=str(artifact.resolve()) if num_draft_tokens else None,
                 method=kind.serving.method,
                 options=dict(kind.serving.options),
+                draft_sample_method="probabilistic" if kind.settings.samples_drafts else "greedy",
                 num_draft_tokens=num_draft_tokens,
                 prompts=[list(prompt) for prompt in prompts],
                 max_tokens=config.serve_max_tokens,
@@ -115,7 +116,7 @@ def check(
     report("replaying the texts that vLLM wrote")
     loaded = capture()
     drafter = kind.proposal(artifact, loaded)
-    judge = _Judge(loaded, drafter, prompts, plain)
+    judge = _Judge(loaded, drafter, prompts, plain, samples_drafts=kind.settings.samples_drafts)
     runs = [judge.run(count, result) for count, result in engines.items()]
     problems = [problem for run in runs for problem in problems_of(run)]
     return ServeFindings(
@@ -156,7 +157,10 @@ class _Judge:
         drafter: Proposal,
         prompts: Sequence[Sequence[int]],
         plain: EngineResult,
+        *,
+        samples_drafts: bool,
     ) -> None:
+        self._samples_drafts = samples_drafts
         self._capture = capture
         self._drafter = drafter
         self._prompts = prompts
@@ -210,7 +214,7 @@ class _Judge:
         lengths = [len(output) for output in decoded.output_ids]
         measured = measured_rounds(decoded.accepted_per_round, lengths, num_draft_tokens)
         spans = text_spans(self._drafter, [text.text for text in texts], num_draft_tokens)
-        is_greedy = decoded.temperature == 0
+        is_greedy = decoded.temperature == 0 or not self._samples_drafts
         replayed = expected_rounds(spans.greedy if is_greedy else spans.sampled, num_draft_tokens)
         honest = spans.greedy_chance if is_greedy else spans.sampled
         return compare_at(decoded.temperature, measured, replayed, honest)

@@ -52,7 +52,8 @@ def check(
         greedy, sampled = _decoded(server, prompts, config, report)
     num_draft_tokens = server.num_draft_tokens
     report("replaying the texts that it wrote")
-    drafter = drafter_kind(shape).proposal(artifact, capture)
+    kind = drafter_kind(shape)
+    drafter = kind.proposal(artifact, capture)
 
     greedy_texts = capture.capture(prompts, greedy.output_ids)
     sampled_texts = capture.capture(prompts, sampled.output_ids)
@@ -68,7 +69,8 @@ def check(
         np.array([text.excess for text in sampled_texts]),
         excess_chance(sampled_texts),
     )
-    draws = config.serve_draft_sample_method == "probabilistic"
+    is_probabilistic = config.serve_draft_sample_method == "probabilistic"
+    draws = is_probabilistic and kind.settings.samples_drafts
     compared: list[RoundsComparison | None] = []
     for decoded, lossless in ((greedy, lossless_greedy), (sampled, lossless_sampled)):
         if not lossless.passed:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from specpipe.schemas.drafters.block import BlockSettings, BlockShape
@@ -47,6 +47,7 @@ class _OtherEmbedding:
     embedding_VH: Tensor
     lm_head_VH: Tensor
     final_norm_H: Tensor
+    final_norm: nn.Module
 
 
 class BlockArchitecture(Architecture[Shape]):
@@ -206,7 +207,9 @@ class BlockArchitecture(Architecture[Shape]):
         own = dict(weights)
         own_VH = own.pop(EMBEDDING, None)
         if own_VH is not None:
-            target = _OtherEmbedding(own_VH, target.lm_head_VH, target.final_norm_H)
+            target = _OtherEmbedding(
+                own_VH, target.lm_head_VH, target.final_norm_H, target.final_norm
+            )
         model = self.build(shape, target, target_ids_D, Runtime())
         model.load_state_dict(own)
         return model

@@ -1,4 +1,4 @@
-"""A decoder layer of EAGLE-3, in its first draft step and in the later ones.
+"""A decoder layer of a chain drafter, in its first draft step and in the later ones.
 
 Legend: N starts, H hidden size.
 """
@@ -14,7 +14,7 @@ from specpipe.stages.drafters.parts.attention.self_attention import KeyValue, Pr
 from specpipe.stages.drafters.parts.eagle.layer import EagleLayer
 
 
-class Layer(EagleLayer):
+class ChainLayer(EagleLayer):
     """In a later step, attention over the step-1 keys and the own chain."""
 
     def next_step(

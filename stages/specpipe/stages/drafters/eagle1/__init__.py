@@ -1,0 +1,1 @@
+"""EAGLE-1: its model, artifact, and the plain second implementation."""

@@ -1,0 +1,1 @@
+"""Medusa: its model, shape, artifact, and the plain second implementation."""
