@@ -11,11 +11,12 @@ import torch
 
 from specpipe.schemas.drafters.peagle import PeagleSettings
 from specpipe.stages.drafters.contract import Runtime
+from specpipe.stages.drafters.peagle.architecture import ARCHITECTURE
 from specpipe.stages.drafters.peagle.model import Peagle
 from specpipe.stages.drafters.peagle.sampling import rows_per_anchor, thinned
 from specpipe.stages.samples.batch import Batch, make_batch
 from tests.drafters.peagle.toys import MASK, embedding, random_weights, shape_of
-from tests.drafters.toys import random_samples
+from tests.drafters.toys import V, bytes_saved, random_sample, random_samples
 
 K = 4
 MASKS = [[0, 0, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
@@ -132,3 +133,27 @@ def test_the_choice_is_a_function_of_its_generator_and_a_start_is_kept_from_the_
     everything = PeagleSettings(anchors=10**6, depth_ratio=1.0)
     assert np.array_equal(thinned(everything, valid_KN, np.random.default_rng(0)), valid_KN)
     assert rows_per_anchor(settings, 8) == pytest.approx(0.7 + 0.49 + 0.343 + 0.2401 + 0.2 * 3)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_plan_knows_what_is_kept_for_the_backward_pass(num_layers: int) -> None:
+    wide = 64
+    shape = shape_of(
+        hidden_size=wide,
+        target_hidden_size=wide,
+        intermediate_size=192,
+        head_dim=16,
+        num_layers=num_layers,
+        max_position_embeddings=2048,
+    )
+    embedding_VH = torch.randn(V, wide)
+    sample = random_sample([0] + [1] * 800, embedding(1), 0)
+    aux_TLH = np.random.default_rng(0).integers(0, 2**14, (801, 3, wide), dtype=np.uint16)
+    sample = replace(sample, states=replace(sample.states, aux_TLH=aux_TLH))
+    rng = np.random.default_rng(0)
+    settings = PeagleSettings(anchors=2000)
+    batch = make_batch([sample], 8, choose=lambda _, rows_KN: thinned(settings, rows_KN, rng))
+    with bytes_saved() as kept:
+        Peagle(shape, embedding_VH)(batch)
+    planned = ARCHITECTURE.activation_numbers(shape, 801, 8)
+    assert kept[0] / 4 == pytest.approx(planned, rel=0.03)

@@ -118,14 +118,14 @@ class PeagleArchitecture(Architecture[PeagleShape]):
         return sampling.thinned(config.drafter, rows_KN, rng)
 
     def activation_numbers(self, shape: PeagleShape, num_tokens: int, num_heads: int) -> int:
-        """N (L H + 6 H + (1 + m) n (5 H + 2 I + 2 q + 2 g)), with each token an anchor of m masked
+        """N (L H + 10 H + (1 + m) n (5 H + 2 I + 2 q + 2 g)), with each token an anchor of m masked
         rows, thinned as they are by default."""
         H, queries = shape.hidden_size, shape.num_attention_heads * shape.head_dim
         keys = shape.num_key_value_heads * shape.head_dim
         per_row = 5 * H + 2 * shape.intermediate_size + 2 * queries + 2 * keys
         masked = sampling.rows_per_anchor(PeagleSettings(), num_heads)
         rows = num_tokens * shape.num_layers * (1 + masked)
-        return round(num_tokens * (shape.num_aux + 6) * H + rows * per_row)
+        return round(num_tokens * (shape.num_aux + 10) * H + rows * per_row)
 
     def recognises(self, files: ArtifactFiles) -> bool:
         return artifact.recognises(files)
