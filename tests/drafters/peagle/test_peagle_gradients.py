@@ -14,7 +14,7 @@ from specpipe.stages.drafters.contract import Runtime
 from specpipe.stages.drafters.peagle.architecture import ARCHITECTURE
 from specpipe.stages.drafters.peagle.model import Peagle
 from specpipe.stages.drafters.peagle.sampling import rows_per_anchor, thinned
-from specpipe.stages.samples.batch import Batch, make_batch
+from specpipe.stages.samples.batch import Batch, Rows, make_batch
 from tests.drafters.peagle.toys import MASK, embedding, random_weights, shape_of
 from tests.drafters.toys import V, bytes_saved, random_sample, random_samples
 
@@ -152,7 +152,11 @@ def test_a_plan_knows_what_is_kept_for_the_backward_pass(num_layers: int) -> Non
     sample = replace(sample, states=replace(sample.states, aux_TLH=aux_TLH))
     rng = np.random.default_rng(0)
     settings = PeagleSettings(anchors=2000)
-    batch = make_batch([sample], 8, choose=lambda _, rows_KN: thinned(settings, rows_KN, rng))
+
+    def choose(_number: int, rows_KN: Rows) -> Rows:
+        return thinned(settings, rows_KN, rng)
+
+    batch = make_batch([sample], 8, choose=choose)
     with bytes_saved() as kept:
         Peagle(shape, embedding_VH)(batch)
     planned = ARCHITECTURE.activation_numbers(shape, 801, 8)

@@ -9,7 +9,7 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.acceptance.draft_vocab import VocabMap
 from specpipe.stages.drafters.artifact import OfTarget
-from specpipe.stages.drafters.parts.weights import weight_problems
+from specpipe.stages.drafters.parts.artifact.weights import weight_problems
 from specpipe.stages.drafters.reading import read_artifact
 from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.storage.dump import Dump

@@ -20,8 +20,8 @@ from specpipe.stages.drafters.artifact_format import (
     missing_and_unknown,
 )
 from specpipe.stages.drafters.contract import Architecture, Runtime
-from specpipe.stages.drafters.parts.layer_tensors import map_tensors
-from specpipe.stages.drafters.parts.weights import float_weights
+from specpipe.stages.drafters.parts.artifact.layer_tensors import map_tensors
+from specpipe.stages.drafters.parts.artifact.weights import float_weights
 from specpipe.stages.target.head.target_tensors import NoTensors, TargetTensors
 
 _KEYS = frozenset({"drafter", "target", "target_architecture", "speculative_tokens"})

@@ -29,7 +29,7 @@ from specpipe.schemas.records.dump import TargetIdentity
 from specpipe.schemas.settings.stages import ConvertConfig
 from specpipe.stages.drafters.artifact import Artifact, OfTarget, read_files
 from specpipe.stages.drafters.artifact_format import DRAFT_TOKENS, Drafter, TargetFacts
-from specpipe.stages.drafters.parts.layer_config import layer_config
+from specpipe.stages.drafters.parts.artifact.layer_config import layer_config
 from specpipe.stages.drafters.reading import format_of
 from specpipe.stages.drafters.registry import AnyArchitecture, drafter_kind, recognised
 from specpipe.stages.storage.store.local_disk import check_no_file

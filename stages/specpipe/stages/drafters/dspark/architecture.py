@@ -18,11 +18,11 @@ from specpipe.stages.drafters.dspark.formats.plain import Plain
 from specpipe.stages.drafters.dspark.formats.speculators import Speculators
 from specpipe.stages.drafters.dspark.model import DSpark, initialise_heads
 from specpipe.stages.drafters.dspark.proposal import CONFIDENCE, W1, W2, PlainDSpark
+from specpipe.stages.drafters.parts.artifact.layer_tensors import Sizes
+from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.block.architecture import BlockArchitecture
 from specpipe.stages.drafters.parts.block.config import FROM_ANCHOR
 from specpipe.stages.drafters.parts.block.structure import declared_values
-from specpipe.stages.drafters.parts.layer_tensors import Sizes
-from specpipe.stages.drafters.parts.speculators_config import is_speculators
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors
 

@@ -21,19 +21,19 @@ from specpipe.stages.drafters.artifact_format import (
     layer_settings,
     missing_and_unknown,
 )
-from specpipe.stages.drafters.parts.layer_config import (
+from specpipe.stages.drafters.parts.artifact.layer_config import (
     check_sizes,
     layer_values,
     own_names,
     rope_left_out,
     target_sizes,
 )
+from specpipe.stages.drafters.parts.artifact.layer_structure import declared_layers, too_short
+from specpipe.stages.drafters.parts.artifact.layer_tensors import Sizes, decoder_layer_tensors
+from specpipe.stages.drafters.parts.artifact.speculators_config import REQUIRED_LAYER_KEYS
+from specpipe.stages.drafters.parts.artifact.weights import float_weights
 from specpipe.stages.drafters.parts.layer_shape import layer_problems
-from specpipe.stages.drafters.parts.layer_structure import declared_layers, too_short
-from specpipe.stages.drafters.parts.layer_tensors import Sizes, decoder_layer_tensors
 from specpipe.stages.drafters.parts.rope import rope_problems
-from specpipe.stages.drafters.parts.speculators_config import REQUIRED_LAYER_KEYS
-from specpipe.stages.drafters.parts.weights import float_weights
 from specpipe.stages.target.head.target_tensors import TargetTensors
 from specpipe.stages.untrusted.foreign import one_line
 

@@ -12,9 +12,9 @@ from typing import Any
 from specpipe.schemas.drafters.eagle3 import SWITCHES, Eagle3Shape
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact_format import Drafter
-from specpipe.stages.drafters.parts.layer_config import LAYER_IDS
-from specpipe.stages.drafters.parts.layer_tensors import decoder_layer_tensors, map_tensors
-from specpipe.stages.drafters.parts.speculators_config import REQUIRED_LAYER_KEYS
+from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS
+from specpipe.stages.drafters.parts.artifact.layer_tensors import decoder_layer_tensors, map_tensors
+from specpipe.stages.drafters.parts.artifact.speculators_config import REQUIRED_LAYER_KEYS
 
 USUAL_NUM_AUX = 3
 """Auxiliary layers that every engine takes."""

@@ -6,8 +6,8 @@ from typing import Any
 from specpipe.schemas.drafters.base import LAYER_TYPES
 from specpipe.schemas.drafters.eagle3 import SWITCHES, Eagle3Shape
 from specpipe.stages.drafters.artifact_format import TargetFacts
-from specpipe.stages.drafters.parts.layer_config import LAYER_IDS, layer_config
-from specpipe.stages.drafters.parts.layer_structure import (
+from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS, layer_config
+from specpipe.stages.drafters.parts.artifact.layer_structure import (
     declared_layers,
     layer_structure_problems,
 )

@@ -13,7 +13,7 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact import Artifact
 from specpipe.stages.drafters.eagle3.layout import expected_tensors, may_share_lm_head
-from specpipe.stages.drafters.parts.weights import float_weights
+from specpipe.stages.drafters.parts.artifact.weights import float_weights
 from specpipe.stages.target.head.target_tensors import TargetTensors
 
 EMBEDDING_TOLERANCE = 0.01

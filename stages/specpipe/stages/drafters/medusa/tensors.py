@@ -12,7 +12,7 @@ from specpipe.schemas.drafters.medusa import MedusaShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import LM_HEAD
 from specpipe.stages.drafters.artifact import Artifact
-from specpipe.stages.drafters.parts.weights import float_weights
+from specpipe.stages.drafters.parts.artifact.weights import float_weights
 from specpipe.stages.target.head.target_tensors import TargetTensors
 
 Sizes = dict[str, tuple[int, ...]]

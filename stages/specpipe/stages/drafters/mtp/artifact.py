@@ -10,7 +10,7 @@ from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import Drafter, Format, TargetFacts
 from specpipe.stages.drafters.mtp.shape import OWN_KEY, shape_of_config
-from specpipe.stages.drafters.parts.layer_config import own_names
+from specpipe.stages.drafters.parts.artifact.layer_config import own_names
 from specpipe.stages.untrusted.foreign import foreign_call
 
 

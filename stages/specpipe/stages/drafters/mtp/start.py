@@ -10,7 +10,7 @@ from specpipe.schemas.records.dump import MTP_FILE
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.mtp.model import Mtp
 from specpipe.stages.drafters.mtp.tensors import model_weights
-from specpipe.stages.drafters.parts.weights import weight_problems
+from specpipe.stages.drafters.parts.artifact.weights import weight_problems
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.mtp_layer import load_mtp
 from specpipe.stages.target.head.target_tensors import StoredTarget

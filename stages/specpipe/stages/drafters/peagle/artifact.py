@@ -7,7 +7,7 @@ from specpipe.schemas.drafters.peagle import PeagleShape
 from specpipe.schemas.errors import ConfigError, SpecpipeError
 from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
-from specpipe.stages.drafters.parts.layer_config import (
+from specpipe.stages.drafters.parts.artifact.layer_config import (
     LAYER_IDS,
     check_sizes,
     layer_ids,

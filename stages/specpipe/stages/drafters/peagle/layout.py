@@ -10,9 +10,9 @@ from typing import Any
 from specpipe.schemas.drafters.peagle import PeagleShape
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact_format import Drafter
-from specpipe.stages.drafters.parts.layer_config import LAYER_IDS
-from specpipe.stages.drafters.parts.layer_tensors import decoder_layer_tensors, map_tensors
-from specpipe.stages.drafters.parts.speculators_config import REQUIRED_LAYER_KEYS
+from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS
+from specpipe.stages.drafters.parts.artifact.layer_tensors import decoder_layer_tensors, map_tensors
+from specpipe.stages.drafters.parts.artifact.speculators_config import REQUIRED_LAYER_KEYS
 
 MASK_HIDDEN = "mask_hidden"
 SWITCHES = ("norm_before_residual", "norm_before_fc")

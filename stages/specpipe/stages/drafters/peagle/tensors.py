@@ -12,7 +12,7 @@ from specpipe.schemas.drafters.peagle import PeagleShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact import Artifact
-from specpipe.stages.drafters.parts.weights import float_weights
+from specpipe.stages.drafters.parts.artifact.weights import float_weights
 from specpipe.stages.drafters.peagle.layout import expected_tensors, may_share_lm_head
 from specpipe.stages.target.head.target_tensors import TargetTensors
 

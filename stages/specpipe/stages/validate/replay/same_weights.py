@@ -8,7 +8,7 @@ from torch import Tensor
 
 from specpipe.schemas.errors import ValidationError
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD, MODEL_TENSORS_FILE
-from specpipe.stages.drafters.parts.layer_config import own_name
+from specpipe.stages.drafters.parts.artifact.layer_config import own_name
 from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.runs.checkpoint import Checkpoint
 from specpipe.stages.target.head.target_tensors import TargetTensors

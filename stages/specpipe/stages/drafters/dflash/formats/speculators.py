@@ -5,16 +5,16 @@ from typing import Any
 
 from specpipe.schemas.drafters.dflash import DFlashShape
 from specpipe.stages.drafters.artifact_format import Drafter, Format, TargetFacts
+from specpipe.stages.drafters.parts.artifact.speculators_config import (
+    is_speculators,
+    speculators_problems,
+    stated,
+)
 from specpipe.stages.drafters.parts.block.config import FROM_ANCHOR, NON_CAUSAL
 from specpipe.stages.drafters.parts.block.speculators import (
     block_keys,
     block_settings,
     key_problems,
-)
-from specpipe.stages.drafters.parts.speculators_config import (
-    is_speculators,
-    speculators_problems,
-    stated,
 )
 
 

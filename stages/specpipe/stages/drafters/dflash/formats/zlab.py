@@ -11,6 +11,7 @@ from specpipe.stages.drafters.artifact_format import (
     TargetFacts,
     missing_and_unknown,
 )
+from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.block.config import (
     DFLASH_CONFIG,
     OWN,
@@ -18,7 +19,6 @@ from specpipe.stages.drafters.parts.block.config import (
     block_layer_settings,
 )
 from specpipe.stages.drafters.parts.block.flat import FLAT_KEYS, own_settings, stated
-from specpipe.stages.drafters.parts.speculators_config import is_speculators
 
 ARCHITECTURE_NAME = "DFlashDraftModel"
 _NESTED = frozenset({"mask_token_id", TARGET_LAYER_IDS, "causal"})

@@ -12,6 +12,7 @@ from specpipe.stages.drafters.artifact_format import (
     missing_and_unknown,
 )
 from specpipe.stages.drafters.dspark.config import HEAD_KEYS, head_problems, head_settings
+from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.block.config import (
     DFLASH_CONFIG,
     OWN,
@@ -19,7 +20,6 @@ from specpipe.stages.drafters.parts.block.config import (
     block_layer_settings,
 )
 from specpipe.stages.drafters.parts.block.flat import FLAT_KEYS, own_settings, stated
-from specpipe.stages.drafters.parts.speculators_config import is_speculators
 
 ARCHITECTURE_NAME = "Qwen3DSparkModel"
 """vLLM makes DeepSeek-V4's drafter of every other one in this format."""

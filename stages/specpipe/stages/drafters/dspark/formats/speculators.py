@@ -6,16 +6,16 @@ from typing import Any
 from specpipe.schemas.drafters.dspark import DSparkShape
 from specpipe.stages.drafters.artifact_format import Drafter, Format, TargetFacts
 from specpipe.stages.drafters.dspark.config import HEAD_KEYS, head_problems, head_settings
+from specpipe.stages.drafters.parts.artifact.speculators_config import (
+    is_speculators,
+    speculators_problems,
+    stated,
+)
 from specpipe.stages.drafters.parts.block.config import NON_CAUSAL
 from specpipe.stages.drafters.parts.block.speculators import (
     block_keys,
     block_settings,
     key_problems,
-)
-from specpipe.stages.drafters.parts.speculators_config import (
-    is_speculators,
-    speculators_problems,
-    stated,
 )
 
 

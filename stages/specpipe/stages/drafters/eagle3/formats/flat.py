@@ -23,9 +23,9 @@ from specpipe.stages.drafters.eagle3.layout import (
     USUAL_NUM_AUX,
     drafter_settings,
 )
-from specpipe.stages.drafters.parts.layer_config import LAYER_IDS
+from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS
+from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.rope import rope_scaling
-from specpipe.stages.drafters.parts.speculators_config import is_speculators
 
 EVERY_ENGINE = "LlamaForCausalLMEagle3"
 ONLY_VLLM = {"llama": "Eagle3LlamaForCausalLM", "qwen3": "Eagle3Qwen3ForCausalLM"}

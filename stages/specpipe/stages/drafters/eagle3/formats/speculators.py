@@ -17,7 +17,7 @@ from specpipe.stages.drafters.eagle3.layout import (
     REQUIRED_KEYS,
     drafter_settings,
 )
-from specpipe.stages.drafters.parts.speculators_config import (
+from specpipe.stages.drafters.parts.artifact.speculators_config import (
     ALLOWED_LAYER_KEYS,
     REQUIRED_LAYER_KEYS,
     is_speculators,

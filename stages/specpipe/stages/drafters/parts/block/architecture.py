@@ -20,6 +20,8 @@ from specpipe.stages.drafters.contract import (
     Rows,
     Runtime,
 )
+from specpipe.stages.drafters.parts.artifact.layer_tensors import Sizes
+from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.block import artifact, start, structure, tensors
 from specpipe.stages.drafters.parts.block.model import BlockDrafter
 from specpipe.stages.drafters.parts.block.rows import chosen_anchors
@@ -28,10 +30,8 @@ from specpipe.stages.drafters.parts.layer_shape import (
     stored_layer_problems,
     values_of_layers,
 )
-from specpipe.stages.drafters.parts.layer_tensors import Sizes
 from specpipe.stages.drafters.parts.mask_token import mask_token
 from specpipe.stages.drafters.parts.rope import own_keys
-from specpipe.stages.drafters.parts.speculators_config import is_speculators
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors

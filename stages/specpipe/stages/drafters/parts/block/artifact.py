@@ -6,6 +6,14 @@ from specpipe.schemas.drafters.block import BlockShape
 from specpipe.schemas.errors import ConfigError, SpecpipeError
 from specpipe.schemas.records.artifact import CONFIG_FILE, LM_HEAD
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
+from specpipe.stages.drafters.parts.artifact.layer_config import (
+    check_sizes,
+    layer_config,
+    layer_values,
+    own_names,
+    rope_left_out,
+    target_sizes,
+)
 from specpipe.stages.drafters.parts.block.config import (
     OWN,
     layer_ids,
@@ -13,14 +21,6 @@ from specpipe.stages.drafters.parts.block.config import (
     served_window,
     trained_causal,
     usual_rope,
-)
-from specpipe.stages.drafters.parts.layer_config import (
-    check_sizes,
-    layer_config,
-    layer_values,
-    own_names,
-    rope_left_out,
-    target_sizes,
 )
 from specpipe.stages.drafters.parts.layer_shape import layer_problems
 from specpipe.stages.untrusted.foreign import one_line

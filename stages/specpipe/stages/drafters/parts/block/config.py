@@ -13,8 +13,11 @@ from specpipe.schemas.drafters.block import BlockShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact_format import layer_settings
-from specpipe.stages.drafters.parts.layer_config import LAYER_IDS, layer_config
-from specpipe.stages.drafters.parts.speculators_config import is_speculators, window_settings
+from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS, layer_config
+from specpipe.stages.drafters.parts.artifact.speculators_config import (
+    is_speculators,
+    window_settings,
+)
 
 DFLASH_CONFIG = "dflash_config"
 TARGET_LAYER_IDS = "target_layer_ids"

@@ -5,8 +5,8 @@ from typing import Any
 
 from specpipe.schemas.drafters.block import BlockShape
 from specpipe.stages.drafters.artifact_format import Drafter
+from specpipe.stages.drafters.parts.artifact.speculators_config import REQUIRED_LAYER_KEYS
 from specpipe.stages.drafters.parts.block.config import OWN
-from specpipe.stages.drafters.parts.speculators_config import REQUIRED_LAYER_KEYS
 
 FLAT_KEYS = REQUIRED_LAYER_KEYS | {
     "architectures",

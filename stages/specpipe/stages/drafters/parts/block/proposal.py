@@ -27,8 +27,8 @@ from specpipe.schemas.records.artifact import (
     LM_HEAD,
     MODEL_TENSORS_FILE,
 )
+from specpipe.stages.drafters.parts.artifact.layer_config import layer_config
 from specpipe.stages.drafters.parts.block.config import layer_ids, mask_token_of, nested
-from specpipe.stages.drafters.parts.layer_config import layer_config
 from specpipe.stages.target.head.target_tensors import TargetTensors
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object

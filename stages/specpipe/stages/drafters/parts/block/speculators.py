@@ -6,16 +6,16 @@ from typing import Any
 from specpipe.schemas.drafters.block import BlockShape
 from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact_format import Drafter, missing_and_unknown
+from specpipe.stages.drafters.parts.artifact.speculators_config import (
+    ALLOWED_LAYER_KEYS,
+    REQUIRED_LAYER_KEYS,
+    speculators_settings,
+)
 from specpipe.stages.drafters.parts.block.config import (
     DFLASH_CONFIG,
     OWN,
     SPECULATORS_LAYER_IDS,
     block_layer_settings,
-)
-from specpipe.stages.drafters.parts.speculators_config import (
-    ALLOWED_LAYER_KEYS,
-    REQUIRED_LAYER_KEYS,
-    speculators_settings,
 )
 
 _CAUSAL = frozenset({"causal"})

@@ -5,17 +5,17 @@ from typing import Any
 
 from specpipe.schemas.drafters.block import BlockShape
 from specpipe.stages.drafters.artifact_format import TargetFacts
+from specpipe.stages.drafters.parts.artifact.layer_config import layer_config
+from specpipe.stages.drafters.parts.artifact.layer_structure import (
+    declared_layers,
+    layer_structure_problems,
+)
 from specpipe.stages.drafters.parts.block.config import (
     OWN,
     kind_problems,
     layer_ids,
     mask_token_of,
     nested,
-)
-from specpipe.stages.drafters.parts.layer_config import layer_config
-from specpipe.stages.drafters.parts.layer_structure import (
-    declared_layers,
-    layer_structure_problems,
 )
 
 

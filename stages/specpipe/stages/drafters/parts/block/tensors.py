@@ -12,8 +12,12 @@ from specpipe.schemas.drafters.block import BlockShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact import Artifact
-from specpipe.stages.drafters.parts.layer_tensors import Sizes, decoder_layer_tensors, map_tensors
-from specpipe.stages.drafters.parts.weights import float_weights
+from specpipe.stages.drafters.parts.artifact.layer_tensors import (
+    Sizes,
+    decoder_layer_tensors,
+    map_tensors,
+)
+from specpipe.stages.drafters.parts.artifact.weights import float_weights
 from specpipe.stages.target.head.target_tensors import TargetTensors
 
 EMBEDDING_TOLERANCE = 0.01

@@ -25,7 +25,7 @@ from specpipe.schemas.records.artifact import (
     LM_HEAD,
     MODEL_TENSORS_FILE,
 )
-from specpipe.stages.drafters.parts.layer_config import layer_config
+from specpipe.stages.drafters.parts.artifact.layer_config import layer_config
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.tensors import load_tensors

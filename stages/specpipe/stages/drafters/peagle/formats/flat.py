@@ -13,8 +13,8 @@ from specpipe.stages.drafters.artifact_format import (
     layer_settings,
     missing_and_unknown,
 )
+from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.rope import rope_scaling
-from specpipe.stages.drafters.parts.speculators_config import is_speculators
 from specpipe.stages.drafters.peagle.layout import FLAT_KEYS, drafter_settings
 
 ARCHITECTURES = {"llama": "LlamaForCausalLMEagle3", "qwen3": "Eagle3Qwen3ForCausalLM"}

@@ -12,7 +12,7 @@ from specpipe.stages.drafters.artifact_format import (
     layer_settings,
     missing_and_unknown,
 )
-from specpipe.stages.drafters.parts.speculators_config import (
+from specpipe.stages.drafters.parts.artifact.speculators_config import (
     ALLOWED_LAYER_KEYS,
     REQUIRED_LAYER_KEYS,
     is_speculators,

@@ -5,7 +5,7 @@ from typing import Any
 
 from specpipe.schemas.drafters.base import LayerShape
 from specpipe.stages.drafters.artifact_format import TargetFacts
-from specpipe.stages.drafters.parts.layer_config import LAYER_IDS, layer_config
+from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS, layer_config
 from specpipe.stages.drafters.parts.layer_shape import layer_problems
 from specpipe.stages.drafters.parts.rope import FIXED_LENGTH, rope_problems
 
