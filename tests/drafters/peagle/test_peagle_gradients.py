@@ -153,7 +153,7 @@ def test_a_plan_knows_what_is_kept_for_the_backward_pass(num_layers: int) -> Non
     rng = np.random.default_rng(0)
     settings = PeagleSettings(anchors=2000)
 
-    def choose(_number: int, rows_KN: Rows) -> Rows:
+    def choose(_number: int, rows_KN: Rows, _own: Rows) -> Rows:
         return thinned(settings, rows_KN, rng)
 
     batch = make_batch([sample], 8, choose=choose)
