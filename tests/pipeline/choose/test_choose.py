@@ -14,9 +14,12 @@ from specpipe.schemas.errors import UnfinishedError
 from specpipe.schemas.records.choose import ChooseResult, StepTimes
 from specpipe.schemas.records.served import StepTime
 from specpipe.schemas.settings.choose import ChooseConfig
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.dump.run import run as run_dump
 from specpipe.stages.process.stop import stops_early
 from tests.pipeline.in_process import Ended, specpipe
 from tests.train.conftest import MakeDump
+from tests.validate.small import SAMPLE_DATA
 
 STEPS = 6
 
@@ -164,3 +167,29 @@ def test_what_cannot_be_compared_says_what_would_do(
     assert ended.returncode == 2
     assert words in ended.stderr
     assert not (out / "plan.json").exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_the_engine_is_timed_with_an_untrained_drafter_of_the_same_shape(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    text = (SAMPLE_DATA / "train" / "generated.jsonl").read_text(encoding="utf-8")
+    data.write_text("\n".join(text.splitlines()[:16]) + "\n", encoding="utf-8")
+    dump, out, again = (tmp_path / name for name in ("dump", "choice", "again"))
+    target = str(SAMPLE_DATA / "target")
+    run_dump(DumpConfig(target=target, data=(str(data),), out=str(dump), backend="hf"))
+    flags = ["--drafters", "eagle3", "--budget", f"{STEPS}steps", "--serve-batch-sizes", "2"]
+    flags += ["--serve-max-tokens", "32", "--json"]
+    result = done(specpipe(*arguments(dump, out, *flags)))
+    assert result.recommended == "eagle3"
+    assert result.batch_sizes == [2]
+    assert "by step times in vLLM" in result.reasons[0]
+    times = StepTimes.model_validate_json((out / "step_times.json").read_bytes())
+    assert [time.num_draft_tokens for time in times.without_drafter] == [None]
+    assert [time.num_draft_tokens for time in times.drafters["eagle3"]] == [0, 1, 2, 3]
+    (eagle,) = result.compared
+    assert len(eagle.speedups[0].expected) == 3
+    # What was measured here serves another run.
+    flags = ["--step-times", str(out / "step_times.json"), *flags]
+    other = done(specpipe(*arguments(dump, again, *flags)))
+    assert other.compared[0].speedups == eagle.speedups
