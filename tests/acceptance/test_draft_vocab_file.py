@@ -74,11 +74,11 @@ def test_any_map_round_trips(
         ("map.safetensors", {"d2t": [0.0, 1.0]}, r"d2t is float32 \[2\].*whole numbers"),
         ("map.safetensors", {"d2t": [[0, 1]]}, r"int64 \[1, 2\]"),
         ("map.safetensors", {"d2t": [0, 0, -2]}, "ascending"),
-        ("map.safetensors", {"d2t": [0, 11]}, "ascending"),
+        ("map.safetensors", {"d2t": [0, 11]}, "outside the vocabulary of 12"),
         ("t2d.npy", {"t2d": np.zeros(V, bool)}, r"d2t is int64 \[0\]"),
         ("ids.npy", {"ids": np.array([5, 2])}, "ascending"),
         ("ids.npy", {"ids": np.array([5, 5])}, "ascending"),
-        ("ids.npy", {"ids": np.array([5, V])}, "ascending"),
+        ("ids.npy", {"ids": np.array([5, V])}, "outside the vocabulary of 12"),
         ("ids.npy", {"ids": np.arange(V + 1)}, r"1 to 12 whole numbers"),
     ],
 )

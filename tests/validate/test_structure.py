@@ -44,8 +44,8 @@ def _forget_a_token(tensors: Tensors) -> None:
     ("edit", "reason"),
     [
         (lambda t: t.pop("norm.weight"), "tensor norm.weight is missing"),
-        (_swap_two_ids, "must ascend"),
-        (_forget_a_token, "d2t and t2d disagree: 1 tokens"),
+        (_swap_two_ids, "ascending target ids"),
+        (_forget_a_token, "do not describe the same draft vocabulary: 1 tokens"),
         (
             lambda t: t.update({"embed_tokens.weight": torch.zeros(64, 32)}),
             r"embed_tokens.weight is .* float \[96, 32\]",

@@ -158,13 +158,13 @@ def test_the_confidence_learns_the_acceptance() -> None:
             model.confidence_head.proj.bias.fill_(torch.logit(torch.tensor(said)))
         loss = model.extra_loss(batch, outputs_KNX, measures_MKN, of)
         assert loss is not None
-        losses[said] = float(loss)
+        losses[said] = float(loss.detach())
     assert min(losses, key=losses.__getitem__) == 0.3
     entropy = -(0.3 * torch.tensor(0.3).log() + 0.7 * torch.tensor(0.7).log())
     assert losses[0.3] == pytest.approx(float(entropy), rel=1e-5)
     whole = model.extra_loss(batch, outputs_KNX, measures_MKN, of + of)
     assert whole is not None
-    assert float(whole) == pytest.approx(losses[0.4] / 2)
+    assert float(whole.detach()) == pytest.approx(losses[0.4] / 2)
 
 
 def test_muon_takes_no_table() -> None:
