@@ -6,7 +6,7 @@ that is missing is not an error there but a drafter that guesses badly.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -58,17 +58,17 @@ class Format(ABC, Generic[Shape]):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether a config is written in it."""
 
-    @abstractmethod
     def inexpressible(self, shape: Shape) -> list[str]:
         """Properties of this drafter that the format cannot hold, in words."""
+        return []
 
     @abstractmethod
     def config(self, drafter: Drafter[Shape]) -> dict[str, Any]:
         """The contents of `config.json`."""
 
-    @abstractmethod
     def stored_name(self, name: str) -> str:
         """The name of one of our tensors in the file."""
+        return name
 
     @abstractmethod
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
@@ -135,4 +135,13 @@ def missing_and_unknown(
             f"{where}: key {key!r} is unknown; it belongs elsewhere or is misspelt"
             for key in sorted(set(values) - allowed)
         ),
+    ]
+
+
+def mismatches(expected: Iterable[tuple[str, Any, Any]]) -> list[str]:
+    """A line for each value that is not the right one, of (name, value, right one)."""
+    return [
+        f"{name} is {value!r}, but must be {right!r}"
+        for name, value, right in expected
+        if value != right
     ]

@@ -37,9 +37,6 @@ class OwnFormat(Format[DrafterShape]):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return "drafter" in config
 
-    def inexpressible(self, shape: DrafterShape) -> list[str]:
-        return []
-
     def config(self, drafter: Drafter[DrafterShape]) -> dict[str, Any]:
         return {
             "drafter": drafter.shape.model_dump(mode="json"),
@@ -47,9 +44,6 @@ class OwnFormat(Format[DrafterShape]):
             "target_architecture": drafter.target_architecture,
             "speculative_tokens": drafter.speculative_tokens,
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         return missing_and_unknown(CONFIG_FILE, config, _KEYS, _KEYS)

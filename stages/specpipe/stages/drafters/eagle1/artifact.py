@@ -16,9 +16,9 @@ from specpipe.schemas.records.artifact import CONFIG_FILE, EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
-    Format,
     TargetFacts,
     layer_settings,
+    mismatches,
     missing_and_unknown,
 )
 from specpipe.stages.drafters.parts.artifact.layer_config import (
@@ -30,6 +30,7 @@ from specpipe.stages.drafters.parts.artifact.layer_config import (
 )
 from specpipe.stages.drafters.parts.artifact.layer_structure import declared_layers, too_short
 from specpipe.stages.drafters.parts.artifact.layer_tensors import Sizes, decoder_layer_tensors
+from specpipe.stages.drafters.parts.artifact.own_key import OWN, OwnKeyFormat, own_settings
 from specpipe.stages.drafters.parts.artifact.speculators_config import REQUIRED_LAYER_KEYS
 from specpipe.stages.drafters.parts.artifact.weights import float_weights
 from specpipe.stages.drafters.parts.layer_shape import layer_problems
@@ -42,10 +43,10 @@ EMBEDDING_TOLERANCE = 0.01
 """Relative difference of an artifact's embedding from the target's that its bfloat16 explains."""
 
 _LAYER_KEYS = REQUIRED_LAYER_KEYS - {"num_aux_hidden_states"}
-_KEYS = _LAYER_KEYS | {"architectures", "torch_dtype", "specpipe"}
+_KEYS = _LAYER_KEYS | {"architectures", "torch_dtype", OWN}
 
 
-class EagleFormat(Format[Eagle1Shape]):
+class EagleFormat(OwnKeyFormat[Eagle1Shape]):
     """A plain Llama config; the target's number of layers stands in `specpipe`."""
 
     name = "eagle"
@@ -53,25 +54,14 @@ class EagleFormat(Format[Eagle1Shape]):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return True
 
-    def inexpressible(self, shape: Eagle1Shape) -> list[str]:
-        return []
-
     def config(self, drafter: Drafter[Eagle1Shape]) -> dict[str, Any]:
         settings = layer_settings(drafter.shape)
         return {
             "architectures": [ARCHITECTURE],
             **{name: settings[name] for name in settings if name in _LAYER_KEYS},
             "torch_dtype": drafter.dtype,
-            "specpipe": {
-                "target": drafter.target,
-                "target_architecture": drafter.target_architecture,
-                "target_layers": drafter.shape.aux_layers[0],
-                "speculative_tokens": drafter.speculative_tokens,
-            },
+            **own_settings(drafter, target_layers=drafter.shape.aux_layers[0]),
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         return missing_and_unknown(CONFIG_FILE, config, _KEYS, _KEYS)
@@ -90,26 +80,10 @@ class EagleFormat(Format[Eagle1Shape]):
             ("mlp_bias", config["mlp_bias"], False),
             ("tie_word_embeddings", config["tie_word_embeddings"], False),
         ]
-        problems = [
-            f"{name} is {value!r}, but must be {right!r}"
-            for name, value, right in expected
-            if value != right
-        ]
-        said = self.drafter(config)
+        problems = mismatches(expected)
         if has_lm_head:
             problems.append("there is a lm_head.weight, on which vLLM fails: it is the target's")
-        if said is None:
-            problems.append("specpipe lacks the target or the number of draft tokens")
-        elif said[1] != target.architecture:
-            problems.append(f"target_architecture {said[1]!r} is not {target.architecture!r}")
-        return problems
-
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        try:
-            stated = config["specpipe"]
-            return stated["target"], stated["target_architecture"], stated["speculative_tokens"]
-        except (KeyError, TypeError):
-            return None
+        return problems + self.target_problems(config, target)
 
 
 def recognises(files: ArtifactFiles) -> bool:
@@ -212,7 +186,7 @@ def declared_shape(config: Mapping[str, Any]) -> Eagle1Shape:
         target_hidden_size=config["hidden_size"],
         vocab_size=config["vocab_size"],
         draft_vocab_size=config["vocab_size"],
-        aux_layers=(config["specpipe"]["target_layers"],),
+        aux_layers=(config[OWN]["target_layers"],),
         **declared_layers(config),
     )
 
@@ -223,18 +197,14 @@ def config_problems(shape: Eagle1Shape, target: TargetFacts) -> list[str]:
         ("vocab_size", shape.vocab_size, target.vocab_size),
         ("target_layers", shape.aux_layers[0], target.num_layers),
     )
-    problems = [
-        f"{name} is {value!r}, but must be {right!r}"
-        for name, value, right in expected
-        if value != right
-    ]
+    problems = mismatches(expected)
     problems += layer_problems(shape) + rope_problems(shape.rope_parameters)
     return problems + too_short(shape, target)
 
 
 def _final_layer(config: Mapping[str, Any], target: OfTarget | None) -> tuple[int, ...] | None:
     """The layer id of the target's final state."""
-    stated = config.get("specpipe")
+    stated = config.get(OWN)
     if isinstance(stated, dict) and isinstance(stated.get("target_layers"), int):
         return (stated["target_layers"],)
     return None if target is None or not target.aux_layers else target.aux_layers[-1:]

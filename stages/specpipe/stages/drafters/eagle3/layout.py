@@ -14,6 +14,7 @@ from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact_format import Drafter
 from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS
 from specpipe.stages.drafters.parts.artifact.layer_tensors import decoder_layer_tensors, map_tensors
+from specpipe.stages.drafters.parts.artifact.own_key import OWN
 from specpipe.stages.drafters.parts.artifact.speculators_config import REQUIRED_LAYER_KEYS
 
 USUAL_NUM_AUX = 3
@@ -40,13 +41,13 @@ REQUIRED_KEYS = frozenset(
 )
 """Every key is written explicitly: engines disagree about the defaults."""
 
-ALLOWED_KEYS = REQUIRED_KEYS | {"specpipe", "has_no_defaults_at_init", "embed_requires_grad"}
+ALLOWED_KEYS = REQUIRED_KEYS | {OWN, "has_no_defaults_at_init", "embed_requires_grad"}
 
 EAGLE3_KEYS = (
     (REQUIRED_KEYS - {"speculators_model_type", "speculators_version", "speculators_config"})
     - {"transformer_layer_config"}
     | REQUIRED_LAYER_KEYS
-    | {"eagle_config", "rope_theta", "rope_scaling", "specpipe"}
+    | {"eagle_config", "rope_theta", "rope_scaling", OWN}
 )
 """Keys of an `eagle3` config, all of them required. Engines before transformers 5 read the rope
 from `rope_theta` and `rope_scaling`, later ones from `rope_parameters`."""

@@ -16,10 +16,11 @@ from specpipe.schemas.records.artifact import CONFIG_FILE, LM_HEAD
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
-    Format,
     TargetFacts,
+    mismatches,
     missing_and_unknown,
 )
+from specpipe.stages.drafters.parts.artifact.own_key import OWN, OwnKeyFormat, own_settings
 
 ARCHITECTURE = "MedusaModel"
 MOST = 64
@@ -36,7 +37,7 @@ KEYS = frozenset(
         "num_hidden_layers",
         "medusa_fc_bias",
         "original_lm_head",
-        "specpipe",
+        OWN,
     }
 )
 
@@ -44,16 +45,13 @@ _AUTHORS = re.compile(r"(?:medusa_heads\.)?(\d+)\.(\d+)\.(linear\.)?(weight|bias
 """`0.0.linear.weight` is a residual block, `0.1.weight` the head after it."""
 
 
-class MedusaFormat(Format[MedusaShape]):
+class MedusaFormat(OwnKeyFormat[MedusaShape]):
     """vLLM's MedusaConfig; the target's number of layers stands in `specpipe`."""
 
     name = "medusa"
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return True
-
-    def inexpressible(self, shape: MedusaShape) -> list[str]:
-        return []
 
     def config(self, drafter: Drafter[MedusaShape]) -> dict[str, Any]:
         shape = drafter.shape
@@ -67,16 +65,8 @@ class MedusaFormat(Format[MedusaShape]):
             "num_hidden_layers": shape.num_layers,
             "medusa_fc_bias": shape.block_bias,
             "original_lm_head": not shape.own_lm_head,
-            "specpipe": {
-                "target": drafter.target,
-                "target_architecture": drafter.target_architecture,
-                "target_layers": shape.aux_layers[0],
-                "speculative_tokens": drafter.speculative_tokens,
-            },
+            **own_settings(drafter, target_layers=shape.aux_layers[0]),
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         misread = [
@@ -99,24 +89,8 @@ class MedusaFormat(Format[MedusaShape]):
             ("model_type", config["model_type"], "medusa"),
             ("truncated_vocab_size", config["truncated_vocab_size"], shape.vocab_size),
         )
-        problems = [
-            f"{name} is {value!r}, but must be {right!r}"
-            for name, value, right in expected
-            if value != right
-        ]
-        said = self.drafter(config)
-        if said is None:
-            problems.append("specpipe lacks the target or the number of draft tokens")
-        elif said[1] != target.architecture:
-            problems.append(f"target_architecture {said[1]!r} is not {target.architecture!r}")
-        return problems
-
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        try:
-            stated = config["specpipe"]
-            return stated["target"], stated["target_architecture"], stated["speculative_tokens"]
-        except (KeyError, TypeError):
-            return None
+        problems = mismatches(expected)
+        return problems + self.target_problems(config, target)
 
 
 def recognises(files: ArtifactFiles) -> bool:
@@ -172,7 +146,7 @@ def declared_shape(config: Mapping[str, Any]) -> MedusaShape:
         target_hidden_size=config["hidden_size"],
         vocab_size=config["vocab_size"],
         draft_vocab_size=config["vocab_size"],
-        aux_layers=(config["specpipe"]["target_layers"],),
+        aux_layers=(config[OWN]["target_layers"],),
         num_heads=config["num_heads"],
         num_layers=config["num_hidden_layers"],
         block_bias=config["medusa_fc_bias"],
@@ -186,11 +160,7 @@ def config_problems(shape: MedusaShape, target: TargetFacts) -> list[str]:
         ("vocab_size", shape.vocab_size, target.vocab_size),
         ("target_layers", shape.aux_layers[0], target.num_layers),
     )
-    problems = [
-        f"{name} is {value!r}, but must be {right!r}"
-        for name, value, right in expected
-        if value != right
-    ]
+    problems = mismatches(expected)
     for name in ("num_heads", "num_layers"):
         if getattr(shape, name) < 1:
             problems.append(f"{name} is {getattr(shape, name)}, not positive")
@@ -222,7 +192,7 @@ def _number(config: Mapping[str, Any], word: str, default: int) -> int:
 
 def _known_layers(files: ArtifactFiles, target: OfTarget | None) -> tuple[int, ...] | None:
     """The layer id of the target's final state."""
-    stated = files.config.get("specpipe")
+    stated = files.config.get(OWN)
     if isinstance(stated, dict) and isinstance(stated.get("target_layers"), int):
         return (stated["target_layers"],)
     if target is None or target.aux_layers is None:

@@ -8,9 +8,10 @@ from specpipe.schemas.drafters.mtp_families import family_of, num_mtp_layers, ou
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
-from specpipe.stages.drafters.artifact_format import Drafter, Format, TargetFacts
-from specpipe.stages.drafters.mtp.shape import OWN_KEY, shape_of_config
+from specpipe.stages.drafters.artifact_format import Drafter, TargetFacts
+from specpipe.stages.drafters.mtp.shape import shape_of_config
 from specpipe.stages.drafters.parts.artifact.layer_config import own_names
+from specpipe.stages.drafters.parts.artifact.own_key import OWN, OwnKeyFormat, own_settings
 from specpipe.stages.untrusted.foreign import foreign_call
 
 
@@ -39,7 +40,7 @@ def read(files: ArtifactFiles, target: OfTarget | None) -> Artifact:
     return Artifact(files.folder, files.config, shape, tensors, shape.aux_layers)
 
 
-class BesideTarget(Format[MtpShape]):
+class BesideTarget(OwnKeyFormat[MtpShape]):
     """A folder that vLLM loads beside an untouched target, by method `mtp`."""
 
     name = "mtp"
@@ -47,17 +48,10 @@ class BesideTarget(Format[MtpShape]):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return family_of(config) is not None
 
-    def inexpressible(self, shape: MtpShape) -> list[str]:
-        return []
-
     def config(self, drafter: Drafter[MtpShape]) -> dict[str, Any]:
         return {
             **drafter.shape.target_config,
-            OWN_KEY: {
-                "target": drafter.target,
-                "target_architecture": drafter.target_architecture,
-                "speculative_tokens": drafter.speculative_tokens,
-            },
+            **own_settings(drafter),
         }
 
     def stored_name(self, name: str) -> str:
@@ -66,7 +60,7 @@ class BesideTarget(Format[MtpShape]):
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         if family_of(config) is None:
             return [f"{CONFIG_FILE} is not that of a target that has an MTP layer"]
-        return [] if OWN_KEY in config else [f"{CONFIG_FILE}: key {OWN_KEY!r} is missing"]
+        return [] if OWN in config else [f"{CONFIG_FILE}: key {OWN!r} is missing"]
 
     def problems(
         self,
@@ -82,19 +76,7 @@ class BesideTarget(Format[MtpShape]):
                 f"{shape.of.count_key} is {count}, but must be 1: with more, one of vLLM's model"
                 " runners drafts each step with a layer of its own, and the other does not"
             )
-        said = self.drafter(config)
-        if said is None:
-            problems.append("specpipe lacks the target or the number of draft tokens")
-        elif said[1] != target.architecture:
-            problems.append(f"target_architecture {said[1]!r} is not {target.architecture!r}")
-        return problems
-
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        try:
-            said = config[OWN_KEY]
-            return said["target"], said["target_architecture"], said["speculative_tokens"]
-        except (KeyError, TypeError):
-            return None
+        return problems + self.target_problems(config, target)
 
 
 def config_problems(shape: MtpShape, target: TargetFacts) -> list[str]:

@@ -10,8 +10,8 @@ from specpipe.schemas.drafters.mtp import MtpShape
 from specpipe.schemas.drafters.mtp_families import FAMILIES, MtpFamily, family_of, text_settings
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafters.mtp.target_layer import layer_config
+from specpipe.stages.drafters.parts.artifact.own_key import OWN
 
-OWN_KEY = "specpipe"
 """What the artifact's config says beyond the target's."""
 
 _VOLATILE = ("_name_or_path", "transformers_version")
@@ -59,7 +59,7 @@ def shape_of_config(config: Mapping[str, Any], vocab_size: int | None = None) ->
 
 def with_one_layer(family: MtpFamily, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with one MTP layer, which then drafts every step in every engine."""
-    out = {key: value for key, value in config.items() if key not in (*_VOLATILE, OWN_KEY)}
+    out = {key: value for key, value in config.items() if key not in (*_VOLATILE, OWN)}
     if text_settings(config) is not config:
         out["text_config"] = {**out["text_config"], family.count_key: 1}
         if family.count_key in out:

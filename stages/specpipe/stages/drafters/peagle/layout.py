@@ -12,6 +12,7 @@ from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact_format import Drafter
 from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS
 from specpipe.stages.drafters.parts.artifact.layer_tensors import decoder_layer_tensors, map_tensors
+from specpipe.stages.drafters.parts.artifact.own_key import OWN
 from specpipe.stages.drafters.parts.artifact.speculators_config import REQUIRED_LAYER_KEYS
 
 MASK_HIDDEN = "mask_hidden"
@@ -38,16 +39,14 @@ SPECULATORS_KEYS = _OF_DRAFTER | {
 """Every key is written explicitly: engines disagree about the defaults."""
 
 ALLOWED_SPECULATORS_KEYS = SPECULATORS_KEYS | {
-    "specpipe",
+    OWN,
     "has_no_defaults_at_init",
     "embed_requires_grad",
     "fc_norm",
     "norm_output",
 }
 
-FLAT_KEYS = (
-    _OF_DRAFTER | REQUIRED_LAYER_KEYS | {"ptd_token_id", "rope_theta", "rope_scaling", "specpipe"}
-)
+FLAT_KEYS = _OF_DRAFTER | REQUIRED_LAYER_KEYS | {"ptd_token_id", "rope_theta", "rope_scaling", OWN}
 """Keys of a flat config, all of them required."""
 
 

@@ -24,9 +24,6 @@ class Speculators(Format[DFlashShape]):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return is_speculators(config)
 
-    def inexpressible(self, shape: DFlashShape) -> list[str]:
-        return []
-
     def config(self, drafter: Drafter[DFlashShape]) -> dict[str, Any]:
         """vLLM takes `sliding_window_non_causal` for all layers, also those without a window."""
         return {
@@ -35,9 +32,6 @@ class Speculators(Format[DFlashShape]):
             NON_CAUSAL: not drafter.shape.causal,
             FROM_ANCHOR: False,
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         return key_problems(config, block_keys() | {NON_CAUSAL, FROM_ANCHOR})

@@ -7,47 +7,40 @@ from specpipe.schemas.drafters.dflash import DFlashShape
 from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
-    Format,
     TargetFacts,
     missing_and_unknown,
 )
+from specpipe.stages.drafters.parts.artifact.own_key import OWN, OwnKeyFormat
 from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.block.config import (
     DFLASH_CONFIG,
-    OWN,
     TARGET_LAYER_IDS,
     block_layer_settings,
 )
-from specpipe.stages.drafters.parts.block.flat import FLAT_KEYS, own_settings, stated
+from specpipe.stages.drafters.parts.block.flat import FLAT_KEYS, flat_settings
 
 ARCHITECTURE_NAME = "DFlashDraftModel"
 _NESTED = frozenset({"mask_token_id", TARGET_LAYER_IDS, "causal"})
 
 
-class ZLab(Format[DFlashShape]):
+class ZLab(OwnKeyFormat[DFlashShape]):
     name = "z-lab"
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return not is_speculators(config)
-
-    def inexpressible(self, shape: DFlashShape) -> list[str]:
-        return []
 
     def config(self, drafter: Drafter[DFlashShape]) -> dict[str, Any]:
         shape = drafter.shape
         return {
             "architectures": [ARCHITECTURE_NAME],
             **block_layer_settings(shape),
-            **own_settings(drafter),
+            **flat_settings(drafter),
             DFLASH_CONFIG: {
                 "mask_token_id": shape.mask_token,
                 TARGET_LAYER_IDS: [layer - 1 for layer in shape.aux_layers],
                 "causal": shape.causal,
             },
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         nested, own = config.get(DFLASH_CONFIG, {}), config.get(OWN, {})
@@ -73,12 +66,4 @@ class ZLab(Format[DFlashShape]):
             problems.append(
                 f"architectures is {config['architectures']!r}, but must be [{ARCHITECTURE_NAME!r}]"
             )
-        said = self.drafter(config)
-        if said is None:
-            problems.append(f"{OWN} lacks the target or the number of draft tokens")
-        elif said[1] != target.architecture:
-            problems.append(f"target_architecture {said[1]!r} is not {target.architecture!r}")
-        return problems
-
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        return stated(config)
+        return problems + self.target_problems(config, target)

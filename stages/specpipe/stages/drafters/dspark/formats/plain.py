@@ -7,19 +7,18 @@ from specpipe.schemas.drafters.dspark import DSparkShape
 from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
-    Format,
     TargetFacts,
     missing_and_unknown,
 )
 from specpipe.stages.drafters.dspark.config import HEAD_KEYS, head_problems, head_settings
+from specpipe.stages.drafters.parts.artifact.own_key import OWN, OwnKeyFormat
 from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.block.config import (
     DFLASH_CONFIG,
-    OWN,
     TARGET_LAYER_IDS,
     block_layer_settings,
 )
-from specpipe.stages.drafters.parts.block.flat import FLAT_KEYS, own_settings, stated
+from specpipe.stages.drafters.parts.block.flat import FLAT_KEYS, flat_settings
 
 ARCHITECTURE_NAME = "Qwen3DSparkModel"
 """vLLM makes DeepSeek-V4's drafter of every other one in this format."""
@@ -28,30 +27,24 @@ _NESTED = frozenset({"causal"})
 _KEYS = FLAT_KEYS | HEAD_KEYS | {DFLASH_CONFIG, TARGET_LAYER_IDS, "mask_token_id", BONUS_ANCHOR}
 
 
-class Plain(Format[DSparkShape]):
+class Plain(OwnKeyFormat[DSparkShape]):
     name = "dspark"
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return not is_speculators(config)
-
-    def inexpressible(self, shape: DSparkShape) -> list[str]:
-        return []
 
     def config(self, drafter: Drafter[DSparkShape]) -> dict[str, Any]:
         shape = drafter.shape
         return {
             "architectures": [ARCHITECTURE_NAME],
             **block_layer_settings(shape),
-            **own_settings(drafter),
+            **flat_settings(drafter),
             **head_settings(shape),
             BONUS_ANCHOR: False,
             "mask_token_id": shape.mask_token,
             TARGET_LAYER_IDS: [layer - 1 for layer in shape.aux_layers],
             DFLASH_CONFIG: {"causal": shape.causal},
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         nested, own = config.get(DFLASH_CONFIG, {}), config.get(OWN, {})
@@ -79,12 +72,4 @@ class Plain(Format[DSparkShape]):
             for key, value in expected.items()
             if config[key] != value
         ]
-        said = self.drafter(config)
-        if said is None:
-            problems.append(f"{OWN} lacks the target or the number of draft tokens")
-        elif said[1] != target.architecture:
-            problems.append(f"target_architecture {said[1]!r} is not {target.architecture!r}")
-        return problems
-
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        return stated(config)
+        return problems + self.target_problems(config, target)

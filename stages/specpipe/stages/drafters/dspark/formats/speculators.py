@@ -25,9 +25,6 @@ class Speculators(Format[DSparkShape]):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return is_speculators(config)
 
-    def inexpressible(self, shape: DSparkShape) -> list[str]:
-        return []
-
     def config(self, drafter: Drafter[DSparkShape]) -> dict[str, Any]:
         """vLLM passes over `sliding_window_non_causal` here; speculators reads it."""
         return {
@@ -36,9 +33,6 @@ class Speculators(Format[DSparkShape]):
             **head_settings(drafter.shape),
             NON_CAUSAL: not drafter.shape.causal,
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         return key_problems(config, block_keys() | HEAD_KEYS | {NON_CAUSAL})

@@ -12,9 +12,9 @@ from specpipe.schemas.drafters.eagle3 import SWITCHES, Eagle3Shape
 from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
-    Format,
     TargetFacts,
     layer_settings,
+    mismatches,
     missing_and_unknown,
 )
 from specpipe.stages.drafters.eagle3.layout import (
@@ -24,6 +24,7 @@ from specpipe.stages.drafters.eagle3.layout import (
     drafter_settings,
 )
 from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS
+from specpipe.stages.drafters.parts.artifact.own_key import OwnKeyFormat, own_settings
 from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.rope import rope_scaling
 
@@ -33,7 +34,7 @@ ONLY_VLLM = {"llama": "Eagle3LlamaForCausalLM", "qwen3": "Eagle3Qwen3ForCausalLM
 LAYER, MIDLAYER = "layers.0.", "midlayer."
 
 
-class FlatFormat(Format[Eagle3Shape]):
+class FlatFormat(OwnKeyFormat[Eagle3Shape]):
     name = "eagle3"
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
@@ -61,11 +62,7 @@ class FlatFormat(Format[Eagle3Shape]):
                 "use_aux_hidden_state": True,
                 LAYER_IDS: [layer - 1 for layer in shape.aux_layers],
             },
-            "specpipe": {
-                "target": drafter.target,
-                "target_architecture": drafter.target_architecture,
-                "speculative_tokens": drafter.speculative_tokens,
-            },
+            **own_settings(drafter),
         }
 
     def stored_name(self, name: str) -> str:
@@ -99,30 +96,14 @@ class FlatFormat(Format[Eagle3Shape]):
             ("rope_theta", config["rope_theta"], shape.rope_parameters.get("rope_theta")),
             ("rope_scaling", config["rope_scaling"], rope_scaling(shape.rope_parameters)),
         ]
-        problems = [
-            f"{name} is {value!r}, but must be {right!r}"
-            for name, value, right in expected
-            if value != right
-        ]
+        problems = mismatches(expected)
         problems += [f"the format cannot hold {what}" for what in self.inexpressible(shape)]
         if has_lm_head != (config["draft_vocab_size"] is not None):
             problems.append(
                 f"draft_vocab_size is {config['draft_vocab_size']!r}, but a lm_head is"
                 f" {'there' if has_lm_head else 'missing'}: null says that the target's is shared"
             )
-        declared = self.drafter(config)
-        if declared is None:
-            problems.append("specpipe lacks the target or the number of draft tokens")
-        elif declared[1] != target.architecture:
-            problems.append(f"target_architecture {declared[1]!r} is not {target.architecture!r}")
-        return problems
-
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        try:
-            stated = config["specpipe"]
-            return stated["target"], stated["target_architecture"], stated["speculative_tokens"]
-        except (KeyError, TypeError):
-            return None
+        return problems + self.target_problems(config, target)
 
 
 def architecture(shape: Eagle3Shape) -> str:

@@ -34,9 +34,6 @@ class Speculators(Format[Eagle3Shape]):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return is_speculators(config)
 
-    def inexpressible(self, shape: Eagle3Shape) -> list[str]:
-        return []
-
     def config(self, drafter: Drafter[Eagle3Shape]) -> dict[str, Any]:
         shape = drafter.shape
         return {
@@ -45,9 +42,6 @@ class Speculators(Format[Eagle3Shape]):
             "transformer_layer_config": layer_settings(shape) | window_settings(shape),
             **drafter_settings(drafter),
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         layer = config.get("transformer_layer_config", {})

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specpipe.schemas.drafters.base import LayerShape
-from specpipe.stages.drafters.artifact_format import TargetFacts
+from specpipe.stages.drafters.artifact_format import TargetFacts, mismatches
 from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS, layer_config
 from specpipe.stages.drafters.parts.layer_shape import layer_problems
 from specpipe.stages.drafters.parts.rope import FIXED_LENGTH, rope_problems
@@ -52,11 +52,7 @@ def layer_structure_problems(
         ("mlp_bias", layer.get("mlp_bias", False), False),
         ("tie_word_embeddings", config["tie_word_embeddings"], False),
     ]
-    problems += [
-        f"{name} is {value!r}, but must be {right!r}"
-        for name, value, right in expected
-        if value != right
-    ]
+    problems += mismatches(expected)
     if not 0 < shape.draft_vocab_size <= shape.vocab_size:
         problems.append(
             f"draft_vocab_size {shape.draft_vocab_size} is not in 1..{shape.vocab_size}"

@@ -14,8 +14,8 @@ from specpipe.stages.drafters.parts.artifact.layer_config import (
     rope_left_out,
     target_sizes,
 )
+from specpipe.stages.drafters.parts.artifact.own_key import OWN
 from specpipe.stages.drafters.parts.block.config import (
-    OWN,
     layer_ids,
     mask_token_of,
     served_window,

@@ -25,8 +25,6 @@ TARGET_LAYER_IDS = "target_layer_ids"
 SPECULATORS_LAYER_IDS = "aux_hidden_state_layer_ids"
 NON_CAUSAL = "sliding_window_non_causal"
 FROM_ANCHOR = "sample_from_anchor"
-OWN = "specpipe"
-"""Where ours say what no engine reads."""
 
 
 def nested(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from specpipe.schemas.drafters.block import BlockShape
 from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact_format import Drafter, missing_and_unknown
+from specpipe.stages.drafters.parts.artifact.own_key import OWN
 from specpipe.stages.drafters.parts.artifact.speculators_config import (
     ALLOWED_LAYER_KEYS,
     REQUIRED_LAYER_KEYS,
@@ -13,7 +14,6 @@ from specpipe.stages.drafters.parts.artifact.speculators_config import (
 )
 from specpipe.stages.drafters.parts.block.config import (
     DFLASH_CONFIG,
-    OWN,
     SPECULATORS_LAYER_IDS,
     block_layer_settings,
 )

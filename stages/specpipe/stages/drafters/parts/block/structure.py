@@ -10,8 +10,8 @@ from specpipe.stages.drafters.parts.artifact.layer_structure import (
     declared_layers,
     layer_structure_problems,
 )
+from specpipe.stages.drafters.parts.artifact.own_key import OWN
 from specpipe.stages.drafters.parts.block.config import (
-    OWN,
     kind_problems,
     layer_ids,
     mask_token_of,

@@ -8,11 +8,12 @@ from specpipe.schemas.drafters.peagle import PeagleShape
 from specpipe.schemas.records.artifact import CONFIG_FILE
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
-    Format,
     TargetFacts,
     layer_settings,
+    mismatches,
     missing_and_unknown,
 )
+from specpipe.stages.drafters.parts.artifact.own_key import OwnKeyFormat, own_settings
 from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
 from specpipe.stages.drafters.parts.rope import rope_scaling
 from specpipe.stages.drafters.peagle.layout import FLAT_KEYS, drafter_settings
@@ -21,7 +22,7 @@ ARCHITECTURES = {"llama": "LlamaForCausalLMEagle3", "qwen3": "Eagle3Qwen3ForCaus
 """The class of vLLM that loads it, by the kind of its layers."""
 
 
-class FlatFormat(Format[PeagleShape]):
+class FlatFormat(OwnKeyFormat[PeagleShape]):
     name = "peagle"
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
@@ -40,15 +41,8 @@ class FlatFormat(Format[PeagleShape]):
             "rope_scaling": rope_scaling(rope),
             **drafter_settings(drafter),
             "ptd_token_id": shape.mask_token,
-            "specpipe": {
-                "target": drafter.target,
-                "target_architecture": drafter.target_architecture,
-                "speculative_tokens": drafter.speculative_tokens,
-            },
+            **own_settings(drafter),
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         return missing_and_unknown(CONFIG_FILE, config, FLAT_KEYS, FLAT_KEYS)
@@ -65,22 +59,6 @@ class FlatFormat(Format[PeagleShape]):
             ("rope_theta", config["rope_theta"], shape.rope_parameters.get("rope_theta")),
             ("rope_scaling", config["rope_scaling"], rope_scaling(shape.rope_parameters)),
         ]
-        problems = [
-            f"{name} is {value!r}, but must be {right!r}"
-            for name, value, right in expected
-            if value != right
-        ]
+        problems = mismatches(expected)
         problems += [f"the format cannot hold {what}" for what in self.inexpressible(shape)]
-        said = self.drafter(config)
-        if said is None:
-            problems.append("specpipe lacks the target or the number of draft tokens")
-        elif said[1] != target.architecture:
-            problems.append(f"target_architecture {said[1]!r} is not {target.architecture!r}")
-        return problems
-
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        try:
-            said = config["specpipe"]
-            return said["target"], said["target_architecture"], said["speculative_tokens"]
-        except (KeyError, TypeError):
-            return None
+        return problems + self.target_problems(config, target)

@@ -34,9 +34,6 @@ class Speculators(Format[PeagleShape]):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return is_speculators(config)
 
-    def inexpressible(self, shape: PeagleShape) -> list[str]:
-        return []
-
     def config(self, drafter: Drafter[PeagleShape]) -> dict[str, Any]:
         shape = drafter.shape
         return {
@@ -46,9 +43,6 @@ class Speculators(Format[PeagleShape]):
             **drafter_settings(drafter),
             "mask_token_id": shape.mask_token,
         }
-
-    def stored_name(self, name: str) -> str:
-        return name
 
     def key_problems(self, config: Mapping[str, Any]) -> list[str]:
         layer = config.get("transformer_layer_config", {})
