@@ -12,8 +12,8 @@ from torch import Tensor
 from specpipe.schemas.records.validation import ReplayFindings
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.stages.drafters.artifact import read_config
 from specpipe.stages.drafters.eagle3.architecture import ARCHITECTURE
-from specpipe.stages.drafters.parts.eagle.plain import read_config
 from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.export.run import run
 from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint

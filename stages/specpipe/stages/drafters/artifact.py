@@ -3,7 +3,8 @@
 Legend: V target vocabulary, D draft vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.drafters.base import DrafterShape
-from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError
 from specpipe.schemas.records.artifact import ARTIFACT_FOLDER, CONFIG_FILE, MODEL_TENSORS_FILE
 from specpipe.stages.acceptance.draft_vocab import VocabMap
 from specpipe.stages.acceptance.draft_vocab_file import vocab_map
 from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.foreign import one_line
 from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.tensors import load_tensors
 
@@ -105,6 +107,25 @@ def other_weights(folder: Path) -> str | None:
         f"its weights are pickled ({names[0]}), and reading them could run any code; save them as"
         f" {MODEL_TENSORS_FILE} first"
     )
+
+
+@contextmanager
+def reading_config(folder: Path) -> Iterator[None]:
+    """Raise ConfigError, naming the config, for whatever its values make of the code within."""
+    try:
+        yield
+    except KeyError as error:
+        raise ConfigError(f"artifact {folder}: {CONFIG_FILE} does not say {error}") from None
+    except SpecpipeError:
+        raise
+    except Exception as error:  # what transformers and we make of values of other types
+        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {one_line(error)}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of an artifact of ours. Raises IntegrityError where it is no JSON object."""
+    path = folder / CONFIG_FILE
+    return parse_object(read_file(path), str(path))
 
 
 def read_files(location: str) -> ArtifactFiles:

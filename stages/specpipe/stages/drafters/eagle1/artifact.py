@@ -11,15 +11,20 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.drafters.eagle1 import Eagle1Shape
-from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import CONFIG_FILE, EMBEDDING, LM_HEAD
-from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
+from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget, reading_config
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
     TargetFacts,
     layer_settings,
     mismatches,
     missing_and_unknown,
+)
+from specpipe.stages.drafters.parts.artifact.final_layer import (
+    declared_layers_of_target,
+    known_final_layer,
+    target_mismatches,
 )
 from specpipe.stages.drafters.parts.artifact.layer_config import (
     check_sizes,
@@ -32,16 +37,12 @@ from specpipe.stages.drafters.parts.artifact.layer_structure import declared_lay
 from specpipe.stages.drafters.parts.artifact.layer_tensors import Sizes, decoder_layer_tensors
 from specpipe.stages.drafters.parts.artifact.own_key import OWN, OwnKeyFormat, own_settings
 from specpipe.stages.drafters.parts.artifact.speculators_config import REQUIRED_LAYER_KEYS
-from specpipe.stages.drafters.parts.artifact.weights import float_weights
+from specpipe.stages.drafters.parts.artifact.weights import TARGETS_TOLERANCE, float_weights
 from specpipe.stages.drafters.parts.layer_shape import layer_problems
 from specpipe.stages.drafters.parts.rope import rope_problems
 from specpipe.stages.target.head.target_tensors import TargetTensors
-from specpipe.stages.untrusted.foreign import one_line
 
 ARCHITECTURE = "LlamaForCausalLM"
-EMBEDDING_TOLERANCE = 0.01
-"""Relative difference of an artifact's embedding from the target's that its bfloat16 explains."""
-
 _LAYER_KEYS = REQUIRED_LAYER_KEYS - {"num_aux_hidden_states"}
 _KEYS = _LAYER_KEYS | {"architectures", "torch_dtype", OWN}
 
@@ -111,9 +112,9 @@ def read(files: ArtifactFiles, target: OfTarget | None) -> Artifact:
             f"artifact {folder} has a {LM_HEAD}, on which vLLM fails: the head of EAGLE-1 is the"
             " target's; leave it out"
         )
-    try:
+    with reading_config(folder):
         vocab_size, width = target_sizes(folder, config, target)
-        layers = _final_layer(config, target)
+        layers = known_final_layer(config, target)
         if layers is None:
             raise ConfigError(
                 f"artifact {folder} does not say how many layers its target has; give --target"
@@ -126,12 +127,6 @@ def read(files: ArtifactFiles, target: OfTarget | None) -> Artifact:
             **layer_values(folder, config),
         )
         left_out = rope_left_out(config)
-    except KeyError as error:
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE} does not say {error}") from None
-    except SpecpipeError:
-        raise
-    except Exception as error:  # what transformers and we make of values of other types
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {one_line(error)}") from None
     if shape.hidden_act != "silu" or shape.layer_type != "llama" or shape.sliding_window:
         raise ConfigError(f"artifact {folder}: its layers are not those of Llama")
     if problems := layer_problems(shape):
@@ -169,10 +164,7 @@ def model_weights(artifact: Artifact, target: TargetTensors) -> dict[str, Tensor
     if own_VH is not None:
         target_VH = target.embedding_VH.float()
         same_size = own_VH.shape == target_VH.shape
-        if (
-            not same_size
-            or not (own_VH - target_VH).norm() < EMBEDDING_TOLERANCE * target_VH.norm()
-        ):
+        if not same_size or not (own_VH - target_VH).norm() < TARGETS_TOLERANCE * target_VH.norm():
             raise ConfigError(
                 f"artifact {artifact.folder} has an embedding of its own; drafters are trained"
                 " here on the target's"
@@ -186,25 +178,12 @@ def declared_shape(config: Mapping[str, Any]) -> Eagle1Shape:
         target_hidden_size=config["hidden_size"],
         vocab_size=config["vocab_size"],
         draft_vocab_size=config["vocab_size"],
-        aux_layers=(config[OWN]["target_layers"],),
+        aux_layers=declared_layers_of_target(config),
         **declared_layers(config),
     )
 
 
 def config_problems(shape: Eagle1Shape, target: TargetFacts) -> list[str]:
-    expected = (
-        ("hidden_size", shape.hidden_size, target.hidden_size),
-        ("vocab_size", shape.vocab_size, target.vocab_size),
-        ("target_layers", shape.aux_layers[0], target.num_layers),
-    )
-    problems = mismatches(expected)
+    problems = target_mismatches(shape, target)
     problems += layer_problems(shape) + rope_problems(shape.rope_parameters)
     return problems + too_short(shape, target)
-
-
-def _final_layer(config: Mapping[str, Any], target: OfTarget | None) -> tuple[int, ...] | None:
-    """The layer id of the target's final state."""
-    stated = config.get(OWN)
-    if isinstance(stated, dict) and isinstance(stated.get("target_layers"), int):
-        return (stated["target_layers"],)
-    return None if target is None or not target.aux_layers else target.aux_layers[-1:]

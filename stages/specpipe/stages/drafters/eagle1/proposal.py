@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD, MODEL_TENSORS_FILE
-from specpipe.stages.drafters.parts.eagle.plain import Keys, PlainEagle, chain_attend, read_config
+from specpipe.stages.drafters.artifact import read_config
+from specpipe.stages.drafters.parts.artifact.final_layer import declared_layers_of_target
+from specpipe.stages.drafters.parts.eagle.plain_chain import PlainChain
 from specpipe.stages.target.head.target_tensors import TargetTensors
 from specpipe.stages.untrusted.tensors import load_tensors
 
 
 @dataclass(slots=True)
-class PlainEagle1(PlainEagle):
+class PlainEagle1(PlainChain):
     final_norm: nn.Module
 
     @classmethod
@@ -43,7 +45,7 @@ class PlainEagle1(PlainEagle):
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
-        return (self.config["specpipe"]["target_layers"],)
+        return declared_layers_of_target(self.config)
 
     def logits(self, hidden_NH: Tensor, step: int = 1) -> Tensor:
         """[N, V]; every step has the target's head."""
@@ -63,33 +65,8 @@ class PlainEagle1(PlainEagle):
         self, input_ids_T: Tensor, aux_TLH: Tensor, begin: int, end: int, num_steps: int
     ) -> Tensor:
         """Outputs [K, N, H] of every step at the starts [begin, end), end < T."""
-        tokens_T = torch.cat([input_ids_T.long(), torch.zeros(num_steps, dtype=torch.int64)])
         final_PH = aux_TLH[:end, -1]
         for weight in self.final_norm.parameters():
             final_PH = final_PH.to(weight.dtype)
         state_PH = self.final_norm(final_PH).to(self.dtype)
-        seen: list[Keys] = [[] for _ in range(self.layer["num_hidden_layers"])]
-        positions_P, starts_N = torch.arange(end), torch.arange(begin, end)
-        output_PH = self._step(tokens_T[1 : end + 1], state_PH, positions_P, positions_P, seen)
-        outputs = [output_PH[begin:end]]
-        for step in range(2, num_steps + 1):
-            tokens_N = tokens_T[starts_N + step]
-            outputs.append(self._step(tokens_N, outputs[-1], starts_N, starts_N + step - 1, seen))
-        return torch.stack(outputs)
-
-    def _step(
-        self,
-        tokens_N: Tensor,
-        hidden_NH: Tensor,
-        starts_N: Tensor,
-        positions_N: Tensor,
-        seen: list[Keys],
-    ) -> Tensor:
-        """All layers at these starts; each layer's keys join those that it has seen."""
-        for number, keys in enumerate(seen):
-            inputs, residual_NH = self.attention_input(number, tokens_N, hidden_NH)
-            query, key, value = self.projected(number, inputs, positions_N)
-            keys.append((key, value))
-            mixed_NAE = chain_attend(query, starts_N, keys, None)
-            hidden_NH = self.after_attention(number, residual_NH, mixed_NAE)
-        return hidden_NH
+        return self.chain(input_ids_T, state_PH, begin, end, num_steps)

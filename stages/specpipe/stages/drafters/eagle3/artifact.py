@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from specpipe.schemas.drafters.eagle3 import SWITCHES, Eagle3Shape
-from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import CONFIG_FILE
-from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
+from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget, reading_config
 from specpipe.stages.drafters.parts.artifact.layer_config import (
-    LAYER_IDS,
     check_sizes,
     layer_ids,
     layer_values,
@@ -23,8 +22,8 @@ from specpipe.stages.drafters.parts.artifact.layer_config import (
     rope_left_out,
     target_sizes,
 )
+from specpipe.stages.drafters.parts.eagle.config import known_layers
 from specpipe.stages.drafters.parts.layer_shape import layer_problems
-from specpipe.stages.untrusted.foreign import one_line
 
 
 def recognises(files: ArtifactFiles) -> bool:
@@ -43,16 +42,10 @@ def read(files: ArtifactFiles, target: OfTarget | None) -> Artifact:
             " and no layer norms it. Only EAGLE-3 is read here; vLLM serves this one as it is, by"
             " method eagle"
         )
-    try:
+    with reading_config(folder):
         ids = layer_ids(folder, config)
         shape = _shape(files, ids, target)
         left_out = rope_left_out(config)
-    except KeyError as error:
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE} does not say {error}") from None
-    except SpecpipeError:
-        raise
-    except Exception as error:  # what transformers and we make of values of other types
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {one_line(error)}") from None
     check_sizes(folder, shape, tensors)
     return Artifact(folder, config, shape, tensors, ids, left_out)
 
@@ -73,12 +66,7 @@ def _shape(
         name: config.get(name, nested.get(name, False)) for name in SWITCHES
     }
     vocab_size, width = target_sizes(folder, config, target)
-    aux_layers = ids or (target.aux_layers if target else None)
-    if aux_layers is None:
-        raise ConfigError(
-            f"artifact {folder}: {CONFIG_FILE} names no {LAYER_IDS}, and their default depends on"
-            " the target; give --target"
-        )
+    aux_layers = known_layers(folder, ids, target)
     shape = Eagle3Shape(
         target_hidden_size=width,
         vocab_size=vocab_size,

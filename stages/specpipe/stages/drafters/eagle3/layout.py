@@ -7,11 +7,8 @@ Two formats have the same tensors. `speculators` keeps the layer's settings in
 `transformer_layer_config`; `eagle3` has them at the top, and names the layer `midlayer`.
 """
 
-from typing import Any
-
 from specpipe.schemas.drafters.eagle3 import SWITCHES, Eagle3Shape
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
-from specpipe.stages.drafters.artifact_format import Drafter
 from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS
 from specpipe.stages.drafters.parts.artifact.layer_tensors import decoder_layer_tensors, map_tensors
 from specpipe.stages.drafters.parts.artifact.own_key import OWN
@@ -104,19 +101,3 @@ def expected_tensors(
         shapes[EMBEDDING] = (shape.vocab_size, H)
     tensors = {name: (value, "float") for name, value in shapes.items()}
     return tensors | map_tensors(shape)
-
-
-def drafter_settings(drafter: Drafter[Eagle3Shape]) -> dict[str, Any]:
-    """Settings of the drafter as a whole, which every format has at the top.
-
-    Nested layer ids are read by one of vLLM's two model runners and ignored by the other.
-    """
-    shape = drafter.shape
-    return {
-        "draft_vocab_size": shape.draft_vocab_size,
-        "target_hidden_size": shape.target_hidden_size,
-        **{switch: getattr(shape, switch) for switch in SWITCHES},
-        LAYER_IDS: list(shape.aux_layers),
-        "tie_word_embeddings": False,
-        "torch_dtype": drafter.dtype,
-    }

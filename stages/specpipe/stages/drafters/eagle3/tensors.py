@@ -13,11 +13,12 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact import Artifact
 from specpipe.stages.drafters.eagle3.layout import expected_tensors, may_share_lm_head
-from specpipe.stages.drafters.parts.artifact.weights import float_weights
+from specpipe.stages.drafters.parts.artifact.weights import (
+    TARGETS_TOLERANCE,
+    float_weights,
+    written_tensors,
+)
 from specpipe.stages.target.head.target_tensors import TargetTensors
-
-EMBEDDING_TOLERANCE = 0.01
-"""Relative difference of an artifact's embedding from the target's that its bfloat16 explains."""
 
 
 def artifact_tensors(
@@ -39,13 +40,7 @@ def artifact_tensors(
         named[EMBEDDING] = target.embedding_VH.float() @ model["embed_proj.weight"].float().T
     elif with_embedding:
         named[EMBEDDING] = target.embedding_VH
-    tensors = {}
-    for name, (_, kind) in expected_tensors(shape, embedding=with_embedding).items():
-        source = vocab if kind != "float" else named
-        if name in source:
-            tensor = source[name]
-            tensors[name] = tensor.to(torch.bfloat16).contiguous() if kind == "float" else tensor
-    return tensors
+    return written_tensors(expected_tensors(shape, embedding=with_embedding), named, vocab)
 
 
 def drafter_weights(artifact: Artifact, target: TargetTensors) -> dict[str, Tensor]:
@@ -65,7 +60,7 @@ def drafter_weights(artifact: Artifact, target: TargetTensors) -> dict[str, Tens
             weights["embed_proj.weight"] = torch.linalg.lstsq(target_VH, own_VH).solution.T
             target_VH = target_VH @ weights["embed_proj.weight"].T
         difference = (own_VH - target_VH).norm() / target_VH.norm()
-        if not difference < EMBEDDING_TOLERANCE:
+        if not difference < TARGETS_TOLERANCE:
             raise ConfigError(
                 f"{where} has an embedding of its own, {float(difference):.0%} away from the"
                 " target's; drafters are trained here on the target's"

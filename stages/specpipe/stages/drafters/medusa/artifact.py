@@ -20,6 +20,11 @@ from specpipe.stages.drafters.artifact_format import (
     mismatches,
     missing_and_unknown,
 )
+from specpipe.stages.drafters.parts.artifact.final_layer import (
+    declared_layers_of_target,
+    known_final_layer,
+    target_mismatches,
+)
 from specpipe.stages.drafters.parts.artifact.own_key import OWN, OwnKeyFormat, own_settings
 
 ARCHITECTURE = "MedusaModel"
@@ -116,7 +121,7 @@ def read(files: ArtifactFiles, target: OfTarget | None) -> Artifact:
     vocab_size = config.get("vocab_size", None if head is None else len(head))
     if vocab_size is None:
         raise ConfigError(f"{where} has no lm_head, and its {CONFIG_FILE} no vocab_size")
-    known = _known_layers(files, target)
+    known = known_final_layer(config, target)
     if known is None:
         raise ConfigError(f"{where} does not say how many layers its target has; give --target")
     if target is not None and (vocab_size, first.shape[1]) != (
@@ -146,7 +151,7 @@ def declared_shape(config: Mapping[str, Any]) -> MedusaShape:
         target_hidden_size=config["hidden_size"],
         vocab_size=config["vocab_size"],
         draft_vocab_size=config["vocab_size"],
-        aux_layers=(config[OWN]["target_layers"],),
+        aux_layers=declared_layers_of_target(config),
         num_heads=config["num_heads"],
         num_layers=config["num_hidden_layers"],
         block_bias=config["medusa_fc_bias"],
@@ -155,12 +160,7 @@ def declared_shape(config: Mapping[str, Any]) -> MedusaShape:
 
 
 def config_problems(shape: MedusaShape, target: TargetFacts) -> list[str]:
-    expected = (
-        ("hidden_size", shape.target_hidden_size, target.hidden_size),
-        ("vocab_size", shape.vocab_size, target.vocab_size),
-        ("target_layers", shape.aux_layers[0], target.num_layers),
-    )
-    problems = mismatches(expected)
+    problems = target_mismatches(shape, target)
     for name in ("num_heads", "num_layers"):
         if getattr(shape, name) < 1:
             problems.append(f"{name} is {getattr(shape, name)}, not positive")
@@ -188,13 +188,3 @@ def _number(config: Mapping[str, Any], word: str, default: int) -> int:
     if not isinstance(value, int) or not 1 <= value <= MOST:
         raise ConfigError(f"the number of {word} is {value!r}, and not 1 to {MOST}")
     return value
-
-
-def _known_layers(files: ArtifactFiles, target: OfTarget | None) -> tuple[int, ...] | None:
-    """The layer id of the target's final state."""
-    stated = files.config.get(OWN)
-    if isinstance(stated, dict) and isinstance(stated.get("target_layers"), int):
-        return (stated["target_layers"],)
-    if target is None or target.aux_layers is None:
-        return None
-    return target.aux_layers[-1:]

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specpipe.schemas.records.artifact import CONFIG_FILE, MODEL_TENSORS_FILE
-from specpipe.stages.untrusted.files import read_file
-from specpipe.stages.untrusted.json_text import parse_object
+from specpipe.schemas.records.artifact import MODEL_TENSORS_FILE
+from specpipe.stages.drafters.artifact import read_config
+from specpipe.stages.drafters.parts.artifact.final_layer import declared_layers_of_target
 from specpipe.stages.untrusted.tensors import load_tensors
 
 
@@ -30,7 +30,7 @@ class PlainMedusa:
 
     @classmethod
     def load(cls, folder: Path, final_norm: nn.Module) -> "PlainMedusa":
-        config = parse_object(read_file(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+        config = read_config(folder)
         path = folder / MODEL_TENSORS_FILE
         tensors = {name: t.float() for name, t in load_tensors(path, str(path)).items()}
         return cls(config, tensors, final_norm)
@@ -40,7 +40,7 @@ class PlainMedusa:
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
-        return (self.config["specpipe"]["target_layers"],)
+        return declared_layers_of_target(self.config)
 
     @property
     def vocab_size(self) -> int:

@@ -1,7 +1,7 @@
 """The shape of a drafter's decoder layers, from the target's configuration and the settings."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -9,6 +9,9 @@ from transformers import PretrainedConfig
 from specpipe.schemas.drafters.base import LAYER_TYPES, LayerSettings, LayerShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafters.parts.rope import lent_rope, rope_problems
+from specpipe.stages.untrusted.foreign import foreign_call
+
+Shape = TypeVar("Shape", bound=LayerShape)
 
 _LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")
 _SIZES = (
@@ -50,6 +53,20 @@ def values_of_layers(
         "rope_parameters": lent_rope(text, settings.rope_theta),
         "max_position_embeddings": longest_of(text),
     }
+
+
+def fresh_shape(
+    kind: type[Shape], target: PretrainedConfig, settings: LayerSettings, further: dict[str, Any]
+) -> Shape:
+    """Layers as `values_of_layers` makes them, with the `further` fields of the shape.
+
+    Raises ConfigError where the settings do not fit each other, or the target's config none.
+    """
+    width = settings.hidden_size_or(target.get_text_config(decoder=True).hidden_size)
+    with foreign_call("the target's config fits no drafter", ConfigError):
+        shape = kind.model_validate(values_of_layers(target, settings, width) | further)
+    check_layers(shape)
+    return shape
 
 
 def check_layers(shape: LayerShape) -> None:

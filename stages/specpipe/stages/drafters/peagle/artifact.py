@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from specpipe.schemas.drafters.peagle import PeagleShape
-from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import CONFIG_FILE
-from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
+from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget, reading_config
 from specpipe.stages.drafters.parts.artifact.layer_config import (
-    LAYER_IDS,
     check_sizes,
     layer_ids,
     layer_values,
@@ -17,9 +16,9 @@ from specpipe.stages.drafters.parts.artifact.layer_config import (
     rope_left_out,
     target_sizes,
 )
+from specpipe.stages.drafters.parts.eagle.config import known_layers
 from specpipe.stages.drafters.parts.layer_shape import layer_problems
 from specpipe.stages.drafters.peagle.layout import MASK_HIDDEN, SWITCHES
-from specpipe.stages.untrusted.foreign import one_line
 
 MASK_TOKEN_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
 """Where vLLM looks for the mask token, in this order."""
@@ -42,16 +41,10 @@ def read(files: ArtifactFiles, target: OfTarget | None) -> Artifact:
             f"artifact {folder} lacks {MASK_HIDDEN}, the state of drafts that are not there yet:"
             " vLLM does not load a drafter peagle without it"
         )
-    try:
+    with reading_config(folder):
         ids = layer_ids(folder, config)
         shape = _shape(files, ids, target)
         left_out = rope_left_out(config)
-    except KeyError as error:
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE} does not say {error}") from None
-    except SpecpipeError:
-        raise
-    except Exception as error:  # what transformers and we make of values of other types
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {one_line(error)}") from None
     check_sizes(folder, shape, tensors)
     tensors[MASK_HIDDEN] = tensors[MASK_HIDDEN].reshape(1, 1, -1)
     return Artifact(folder, config, shape, tensors, ids, left_out)
@@ -67,12 +60,7 @@ def _shape(
             " peagle"
         )
     vocab_size, width = target_sizes(folder, config, target)
-    aux_layers = ids or (target.aux_layers if target else None)
-    if aux_layers is None:
-        raise ConfigError(
-            f"artifact {folder}: {CONFIG_FILE} names no {LAYER_IDS}, and their default depends on"
-            " the target; give --target"
-        )
+    aux_layers = known_layers(folder, ids, target)
     switches: dict[str, Any] = {name: config.get(name, False) for name in SWITCHES}
     shape = PeagleShape(
         target_hidden_size=width,

@@ -5,11 +5,8 @@ against it. Two formats have the same tensors: `speculators`, and `peagle`, a fl
 that names the mask token `ptd_token_id`.
 """
 
-from typing import Any
-
 from specpipe.schemas.drafters.peagle import PeagleShape
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
-from specpipe.stages.drafters.artifact_format import Drafter
 from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS
 from specpipe.stages.drafters.parts.artifact.layer_tensors import decoder_layer_tensors, map_tensors
 from specpipe.stages.drafters.parts.artifact.own_key import OWN
@@ -89,16 +86,3 @@ def expected_tensors(
         shapes[EMBEDDING] = (shape.vocab_size, H)
     tensors = {name: (value, "float") for name, value in shapes.items()}
     return tensors | map_tensors(shape)
-
-
-def drafter_settings(drafter: Drafter[PeagleShape]) -> dict[str, Any]:
-    """Settings of the drafter as a whole, which both formats have at the top."""
-    shape = drafter.shape
-    return {
-        "draft_vocab_size": shape.draft_vocab_size,
-        "target_hidden_size": shape.target_hidden_size,
-        **{switch: getattr(shape, switch) for switch in SWITCHES},
-        LAYER_IDS: list(shape.aux_layers),
-        "tie_word_embeddings": False,
-        "torch_dtype": drafter.dtype,
-    }

@@ -12,15 +12,16 @@ from specpipe.schemas.drafters.peagle import PeagleShape
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import EMBEDDING, LM_HEAD
 from specpipe.stages.drafters.artifact import Artifact
-from specpipe.stages.drafters.parts.artifact.weights import float_weights
+from specpipe.stages.drafters.parts.artifact.weights import (
+    TARGETS_TOLERANCE,
+    float_weights,
+    written_tensors,
+)
 from specpipe.stages.drafters.peagle.layout import expected_tensors, may_share_lm_head
 from specpipe.stages.target.head.target_tensors import TargetTensors
 
 MASK_EMBEDDING = "mask_embedding"
 """The model's name of the embedding's trained row."""
-
-EMBEDDING_TOLERANCE = 0.01
-"""Relative difference of an artifact's embedding from the target's that its bfloat16 explains."""
 
 
 def artifact_tensors(
@@ -39,13 +40,7 @@ def artifact_tensors(
         table_VH = target.embedding_VH.to(torch.bfloat16, copy=True)
         table_VH[shape.mask_token] = named[MASK_EMBEDDING].to(table_VH)
         named[EMBEDDING] = table_VH
-    tensors = {}
-    for name, (_, kind) in expected_tensors(shape).items():
-        source = vocab if kind != "float" else named
-        if name in source:
-            tensor = source[name]
-            tensors[name] = tensor.to(torch.bfloat16).contiguous() if kind == "float" else tensor
-    return tensors
+    return written_tensors(expected_tensors(shape), named, vocab)
 
 
 def drafter_weights(artifact: Artifact, target: TargetTensors) -> dict[str, Tensor]:
@@ -67,7 +62,7 @@ def drafter_weights(artifact: Artifact, target: TargetTensors) -> dict[str, Tens
     weights[MASK_EMBEDDING] = own_VH[shape.mask_token].clone()
     difference_VH = own_VH - target_VH
     difference_VH[shape.mask_token] = 0
-    if not difference_VH.norm() / target_VH.norm() < EMBEDDING_TOLERANCE:
+    if not difference_VH.norm() / target_VH.norm() < TARGETS_TOLERANCE:
         weights[EMBEDDING] = own_VH
     if LM_HEAD not in weights and may_share_lm_head(shape):
         weights[LM_HEAD] = target.lm_head_VH.float()

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from specpipe.schemas.drafters.dflash import DFlashShape
-from specpipe.stages.drafters.artifact_format import Drafter, Format, TargetFacts
+from specpipe.stages.drafters.artifact_format import Drafter, TargetFacts
 from specpipe.stages.drafters.parts.artifact.speculators_config import (
-    is_speculators,
     speculators_problems,
-    stated,
 )
+from specpipe.stages.drafters.parts.artifact.speculators_format import SpeculatorsFormat
 from specpipe.stages.drafters.parts.block.config import FROM_ANCHOR, NON_CAUSAL
 from specpipe.stages.drafters.parts.block.speculators import (
     block_keys,
@@ -18,12 +17,7 @@ from specpipe.stages.drafters.parts.block.speculators import (
 )
 
 
-class Speculators(Format[DFlashShape]):
-    name = "speculators"
-
-    def recognises(self, config: Mapping[str, Any]) -> bool:
-        return is_speculators(config)
-
+class Speculators(SpeculatorsFormat[DFlashShape]):
     def config(self, drafter: Drafter[DFlashShape]) -> dict[str, Any]:
         """vLLM takes `sliding_window_non_causal` for all layers, also those without a window."""
         return {
@@ -56,6 +50,3 @@ class Speculators(Format[DFlashShape]):
                 " runners refuses it for DFlash, and the other passes over it"
             )
         return problems
-
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        return stated(config)

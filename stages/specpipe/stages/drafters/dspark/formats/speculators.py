@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from specpipe.schemas.drafters.dspark import DSparkShape
-from specpipe.stages.drafters.artifact_format import Drafter, Format, TargetFacts
+from specpipe.stages.drafters.artifact_format import Drafter, TargetFacts
 from specpipe.stages.drafters.dspark.config import HEAD_KEYS, head_problems, head_settings
 from specpipe.stages.drafters.parts.artifact.speculators_config import (
-    is_speculators,
     speculators_problems,
-    stated,
 )
+from specpipe.stages.drafters.parts.artifact.speculators_format import SpeculatorsFormat
 from specpipe.stages.drafters.parts.block.config import NON_CAUSAL
 from specpipe.stages.drafters.parts.block.speculators import (
     block_keys,
@@ -19,12 +18,7 @@ from specpipe.stages.drafters.parts.block.speculators import (
 )
 
 
-class Speculators(Format[DSparkShape]):
-    name = "speculators"
-
-    def recognises(self, config: Mapping[str, Any]) -> bool:
-        return is_speculators(config)
-
+class Speculators(SpeculatorsFormat[DSparkShape]):
     def config(self, drafter: Drafter[DSparkShape]) -> dict[str, Any]:
         """vLLM passes over `sliding_window_non_causal` here; speculators reads it."""
         return {
@@ -49,6 +43,3 @@ class Speculators(Format[DSparkShape]):
         if config[NON_CAUSAL] is not (not shape.causal):
             problems.append(f"{NON_CAUSAL} is {config[NON_CAUSAL]!r}, against dflash_config")
         return problems
-
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        return stated(config)

@@ -21,11 +21,11 @@ from specpipe.stages.drafters.eagle3.layout import (
     EAGLE3_KEYS,
     NESTED_KEYS,
     USUAL_NUM_AUX,
-    drafter_settings,
 )
 from specpipe.stages.drafters.parts.artifact.layer_config import LAYER_IDS
 from specpipe.stages.drafters.parts.artifact.own_key import OwnKeyFormat, own_settings
 from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
+from specpipe.stages.drafters.parts.eagle.config import drafter_settings
 from specpipe.stages.drafters.parts.rope import rope_scaling
 
 EVERY_ENGINE = "LlamaForCausalLMEagle3"
@@ -55,7 +55,7 @@ class FlatFormat(OwnKeyFormat[Eagle3Shape]):
             **layer_settings(shape),
             "rope_theta": rope["rope_theta"],
             "rope_scaling": rope_scaling(rope),
-            **drafter_settings(drafter),
+            **drafter_settings(drafter, SWITCHES),
             # SGLang takes the target's lm_head where no size is given, and only there.
             "draft_vocab_size": shape.draft_vocab_size if drafter.has_lm_head else None,
             "eagle_config": {

@@ -1,4 +1,6 @@
-"""An artifact's weights against the parameters of the model that takes them."""
+"""An artifact's weights: those that are written, and those that a model takes."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,6 +12,30 @@ from specpipe.stages.drafters.artifact import Artifact
 _OWN_EMBEDDING = "its embedding is its own, and drafters are trained here on the target's"
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+TARGETS_TOLERANCE = 0.01
+"""Relative difference of an artifact's copy of a tensor from the target's own that its bfloat16
+explains."""
+
+Expected = Mapping[str, tuple[tuple[int, ...], str]]
+"""Size and kind of tensors by name; see `Architecture.expected_tensors`."""
+
+
+def written_tensors(
+    expected: Expected, weights: Mapping[str, Tensor], vocab: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The expected tensors that there are: weights rounded to bfloat16, and the vocabulary map.
+
+    What is missing is left for level `structure` to name.
+    """
+    tensors = {}
+    for name, (_, kind) in expected.items():
+        source = vocab if kind != "float" else weights
+        if name in source:
+            tensor = source[name]
+            tensors[name] = tensor.to(torch.bfloat16).contiguous() if kind == "float" else tensor
+    return tensors
 
 
 def float_weights(artifact: Artifact) -> dict[str, Tensor]:

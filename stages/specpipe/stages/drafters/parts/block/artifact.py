@@ -3,9 +3,9 @@
 from typing import Any, TypeVar
 
 from specpipe.schemas.drafters.block import BlockShape
-from specpipe.schemas.errors import ConfigError, SpecpipeError
+from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import CONFIG_FILE, LM_HEAD
-from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
+from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget, reading_config
 from specpipe.stages.drafters.parts.artifact.layer_config import (
     check_sizes,
     layer_config,
@@ -23,7 +23,6 @@ from specpipe.stages.drafters.parts.block.config import (
     usual_rope,
 )
 from specpipe.stages.drafters.parts.layer_shape import layer_problems
-from specpipe.stages.untrusted.foreign import one_line
 
 Shape = TypeVar("Shape", bound=BlockShape)
 
@@ -38,15 +37,9 @@ def read(
     # A head that is left to the target is the target's, also where that ties it to its embedding.
     folder, config = files.folder, {**files.config, "tie_word_embeddings": False}
     tensors = own_names(folder, files.tensors)
-    try:
+    with reading_config(folder):
         shape = kind.model_validate(_values(files, target) | more)
         left_out = rope_left_out(config)
-    except KeyError as error:
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE} does not say {error}") from None
-    except SpecpipeError:
-        raise
-    except Exception as error:  # what transformers and we make of values of other types
-        raise ConfigError(f"artifact {folder}: {CONFIG_FILE}: {one_line(error)}") from None
     if shape.hidden_act != "silu":
         raise ConfigError(f"artifact {folder}: hidden_act {shape.hidden_act!r} is not silu")
     if problems := layer_problems(shape):

@@ -22,16 +22,14 @@ from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from specpipe.schemas.records.artifact import (
-    CONFIG_FILE,
     EMBEDDING,
     LM_HEAD,
     MODEL_TENSORS_FILE,
 )
+from specpipe.stages.drafters.artifact import read_config
 from specpipe.stages.drafters.parts.artifact.layer_config import layer_config
 from specpipe.stages.drafters.parts.block.config import layer_ids, mask_token_of, nested
 from specpipe.stages.target.head.target_tensors import TargetTensors
-from specpipe.stages.untrusted.files import read_file
-from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.tensors import load_tensors
 
 Angles = tuple[Tensor, Tensor]
@@ -52,8 +50,7 @@ class PlainBlocks:
     @classmethod
     def load(cls: type[Plain], folder: Path, target: TargetTensors) -> Plain:
         """The target lends what the drafter has none of."""
-        path = folder / CONFIG_FILE
-        config = parse_object(read_file(path), str(path))
+        config = read_config(folder)
         layer = dict(layer_config(config))
         path = folder / MODEL_TENSORS_FILE
         stored = load_tensors(path, str(path))

@@ -17,11 +17,12 @@ from specpipe.stages.drafters.parts.artifact.layer_tensors import (
     decoder_layer_tensors,
     map_tensors,
 )
-from specpipe.stages.drafters.parts.artifact.weights import float_weights
+from specpipe.stages.drafters.parts.artifact.weights import (
+    TARGETS_TOLERANCE,
+    float_weights,
+    written_tensors,
+)
 from specpipe.stages.target.head.target_tensors import TargetTensors
-
-EMBEDDING_TOLERANCE = 0.01
-"""Relative difference of an artifact's embedding from the target's that its bfloat16 explains."""
 
 Expected = dict[str, tuple[tuple[int, ...], str]]
 
@@ -68,13 +69,7 @@ def artifact_tensors(
     if LM_HEAD in expected and LM_HEAD not in named:
         rows_VH = target.lm_head_VH
         named[LM_HEAD] = rows_VH[target_ids(vocab["d2t"])] if "d2t" in expected else rows_VH
-    tensors = {}
-    for name, (_, kind) in expected.items():
-        source = vocab if kind != "float" else named
-        if name in source:
-            tensor = source[name]
-            tensors[name] = tensor.to(torch.bfloat16).contiguous() if kind == "float" else tensor
-    return tensors
+    return written_tensors(expected, named, vocab)
 
 
 def target_ids(d2t_D: Tensor) -> Tensor:
@@ -107,7 +102,7 @@ def _check_targets(what: str, own: Tensor, targets: Tensor) -> None:
     if own.shape != targets.shape:
         raise ConfigError(f"{what} is {list(own.shape)}, the target's {list(targets.shape)}")
     difference = (own - targets).norm() / targets.norm()
-    if not difference < EMBEDDING_TOLERANCE:
+    if not difference < TARGETS_TOLERANCE:
         raise ConfigError(
             f"{what} is its own, {float(difference):.0%} away from the target's; drafters of this"
             " kind are trained here on the target's"

@@ -20,18 +20,13 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specpipe.schemas.records.artifact import (
-    CONFIG_FILE,
     EMBEDDING,
     LM_HEAD,
     MODEL_TENSORS_FILE,
 )
+from specpipe.stages.drafters.artifact import read_config
 from specpipe.stages.drafters.parts.artifact.layer_config import layer_config
-from specpipe.stages.untrusted.files import read_file
-from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.tensors import load_tensors
-
-Keys = list[tuple[Tensor, Tensor]]
-"""(key, value) of each step of a layer: of step 1 [P, A, E] at all positions, then [N, A, E]."""
 
 
 @dataclass(slots=True)
@@ -159,38 +154,8 @@ class PlainEagle:
         return scaled * self.tensors[f"{name}.weight"]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """An artifact's config.json. Raises IntegrityError where it is no JSON object."""
-    path = folder / CONFIG_FILE
-    return parse_object(read_file(path), str(path))
-
-
 def rotate(vectors_NAE: Tensor, cos_1NE: Tensor, sin_1NE: Tensor) -> Tensor:
     """Rotary embedding of halves, the layout of Llama checkpoints."""
     first, second = vectors_NAE.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return vectors_NAE * cos_1NE[0, :, None] + turned * sin_1NE[0, :, None]
-
-
-def chain_attend(query_NAE: Tensor, starts_N: Tensor, keys: Keys, window: int | None) -> Tensor:
-    """Attention over the step-1 keys of positions <= start, and each start's own chain.
-
-    The query stands as many positions beyond its start as its chain is long.
-    """
-    (key_PAE, value_PAE), *chain = keys
-    scale = query_NAE.shape[-1] ** -0.5
-    scores_ANP = torch.einsum("nae,pae->anp", query_NAE, key_PAE) * scale
-    behind_NP = starts_N[:, None] - torch.arange(len(key_PAE))
-    unseen_NP = behind_NP < 0
-    if window is not None:
-        unseen_NP |= behind_NP + len(chain) >= window
-    scores_ANP = scores_ANP.masked_fill(unseen_NP, float("-inf"))
-    if not chain:
-        return torch.einsum("anp,pae->nae", scores_ANP.softmax(-1), value_PAE)
-    key_CNAE, value_CNAE = (torch.stack(parts) for parts in zip(*chain, strict=True))
-    scores_ANC = torch.einsum("nae,cnae->anc", query_NAE, key_CNAE) * scale
-    weights = torch.cat([scores_ANP, scores_ANC], dim=-1).softmax(-1)
-    shared, own = weights[..., : len(key_PAE)], weights[..., len(key_PAE) :]
-    return torch.einsum("anp,pae->nae", shared, value_PAE) + torch.einsum(
-        "anc,cnae->nae", own, value_CNAE
-    )

@@ -15,8 +15,9 @@ from specpipe.stages.drafters.artifact_format import (
 )
 from specpipe.stages.drafters.parts.artifact.own_key import OwnKeyFormat, own_settings
 from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators
+from specpipe.stages.drafters.parts.eagle.config import drafter_settings
 from specpipe.stages.drafters.parts.rope import rope_scaling
-from specpipe.stages.drafters.peagle.layout import FLAT_KEYS, drafter_settings
+from specpipe.stages.drafters.peagle.layout import FLAT_KEYS, SWITCHES
 
 ARCHITECTURES = {"llama": "LlamaForCausalLMEagle3", "qwen3": "Eagle3Qwen3ForCausalLM"}
 """The class of vLLM that loads it, by the kind of its layers."""
@@ -39,7 +40,7 @@ class FlatFormat(OwnKeyFormat[PeagleShape]):
             **layer_settings(shape),
             "rope_theta": rope["rope_theta"],
             "rope_scaling": rope_scaling(rope),
-            **drafter_settings(drafter),
+            **drafter_settings(drafter, SWITCHES),
             "ptd_token_id": shape.mask_token,
             **own_settings(drafter),
         }
