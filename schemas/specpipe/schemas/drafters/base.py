@@ -204,3 +204,19 @@ def eagle_layers(num_layers: int) -> tuple[int, ...]:
         raise ValueError(f"a target of {n} layers has no three auxiliary layers: give --layers")
     # Evenly over 1..n-1, both ends included.
     return (1, (n + 1) // 2 if n > 4 else 2, n - 1)
+
+
+class EagleSettings(LayerSettings):
+    """Settings of a drafter that reads the auxiliary layers of EAGLE-3."""
+
+    @classmethod
+    def default_layers(cls, num_layers: int) -> tuple[int, ...]:
+        return eagle_layers(num_layers)
+
+    @classmethod
+    def chosen_layers(cls, stored: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+        """The default ones where the dump has them, else all that it has below the last."""
+        usual = eagle_layers(num_layers) if num_layers >= 4 else stored
+        if set(usual) <= set(stored):
+            return usual
+        return tuple(layer for layer in stored if layer < num_layers) or stored

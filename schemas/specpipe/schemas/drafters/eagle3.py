@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from specpipe.schemas.drafters.base import LayerSettings, LayerShape, LayerType, eagle_layers
+from specpipe.schemas.drafters.base import EagleSettings, LayerShape, LayerType
 
 SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 """Norms of EAGLE-3.1, which some engines pass over without a word: SGLang, TensorRT-LLM, older
@@ -20,7 +20,7 @@ _SEARCHED = (
 )
 
 
-class Eagle3Settings(LayerSettings):
+class Eagle3Settings(EagleSettings):
     short_names: ClassVar[Mapping[str, str]] = {
         "norm_before_residual": "residual",
         "norm_before_fc": "fc",
@@ -47,18 +47,6 @@ class Eagle3Settings(LayerSettings):
     serve_anywhere: bool = False
     """Plain EAGLE-3, without the norms that SGLang, TensorRT-LLM and older vLLM do not know; for
     the first two then specpipe export --format eagle3."""
-
-    @classmethod
-    def default_layers(cls, num_layers: int) -> tuple[int, ...]:
-        return eagle_layers(num_layers)
-
-    @classmethod
-    def chosen_layers(cls, stored: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-        """The default ones where the dump has them, else all that it has below the last."""
-        usual = eagle_layers(num_layers) if num_layers >= 4 else stored
-        if set(usual) <= set(stored):
-            return usual
-        return tuple(layer for layer in stored if layer < num_layers) or stored
 
     def search_choices(self) -> list[dict[str, bool]]:
         choices = [dict(zip(SWITCHES, choice, strict=True)) for choice in _SEARCHED]

@@ -4,10 +4,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from specpipe.schemas.drafters.base import LayerSettings, LayerShape, LayerType, eagle_layers
+from specpipe.schemas.drafters.base import EagleSettings, LayerShape, LayerType
 
 
-class PeagleSettings(LayerSettings):
+class PeagleSettings(EagleSettings):
     most_draft_tokens: ClassVar[int] = 15
     of_training: ClassVar[frozenset[str]] = frozenset({"anchors", "depth_ratio", "depth_floor"})
     kind: Literal["peagle"] = "peagle"
@@ -27,18 +27,6 @@ class PeagleSettings(LayerSettings):
     """Share of the anchors of a draft token that a step trains the next one at."""
     depth_floor: float = Field(0.2, ge=0, le=1)
     """Share of the anchors that a step trains every draft token at."""
-
-    @classmethod
-    def default_layers(cls, num_layers: int) -> tuple[int, ...]:
-        return eagle_layers(num_layers)
-
-    @classmethod
-    def chosen_layers(cls, stored: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-        """The default ones where the dump has them, else all that it has below the last."""
-        usual = eagle_layers(num_layers) if num_layers >= 4 else stored
-        if set(usual) <= set(stored):
-            return usual
-        return tuple(layer for layer in stored if layer < num_layers) or stored
 
     def search_choices(self) -> list[dict[str, bool]]:
         return [

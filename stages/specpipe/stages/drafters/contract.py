@@ -26,6 +26,7 @@ from transformers import PretrainedConfig
 
 from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.records.artifact import EMBEDDING
 from specpipe.schemas.settings.train import AttentionName, TrainConfig
 from specpipe.stages.acceptance.loss.denominators import Denominators
 from specpipe.stages.acceptance.loss.heads import Heads
@@ -34,7 +35,7 @@ from specpipe.stages.drafters.artifact_format import Format, TargetFacts
 from specpipe.stages.samples.batch import Batch
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors
+from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors, WithEmbedding
 from specpipe.stages.target.vllm.support.engine_needs import EngineNeeds
 
 
@@ -289,9 +290,13 @@ class Architecture(ABC, Generic[Shape]):
         target: TargetTensors,
         target_ids_D: Tensor,
     ) -> DrafterModel:
-        """The model with these weights, to score with."""
+        """The model with these weights, to score with; an embedding among them takes the place of
+        the target's."""
+        own = dict(weights)
+        if EMBEDDING in own:
+            target = WithEmbedding(target, own.pop(EMBEDDING))
         model = self.build(shape, target, target_ids_D, Runtime())
-        model.load_state_dict(dict(weights))
+        model.load_state_dict(own)
         return model
 
     def num_layers(self, shape: Shape) -> int:

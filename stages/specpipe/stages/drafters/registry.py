@@ -41,8 +41,3 @@ def recognised(files: ArtifactFiles) -> AnyArchitecture:
     raise ConfigError(
         f"artifact {files.folder} is no drafter that is known here ({', '.join(names())})"
     )
-
-
-def format_names() -> list[str]:
-    """Formats of artifacts of all architectures."""
-    return list(dict.fromkeys(f for name in names() for f in architecture(name).formats))

@@ -90,9 +90,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
             state=state,
             files=files,
         )
+    except SpecpipeError:
+        raise
     except (ValueError, KeyError) as error:
-        if isinstance(error, SpecpipeError):
-            raise
         raise IntegrityError(f"checkpoint {path} is damaged: {error}") from None
 
 
@@ -100,9 +100,9 @@ def stored_shape(path: Path) -> DrafterShape:
     """The shape of a checkpoint's drafter; raises IntegrityError where it is damaged."""
     try:
         return _shape(_read(path / DRAFTER_FILE))
+    except SpecpipeError:
+        raise
     except ValueError as error:
-        if isinstance(error, SpecpipeError):
-            raise
         raise IntegrityError(f"{path / DRAFTER_FILE} is damaged: {error}") from None
 
 

@@ -11,26 +11,20 @@ from transformers import PretrainedConfig
 
 from specpipe.schemas.drafters.eagle1 import Eagle1Settings, Eagle1Shape
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.artifact import EMBEDDING
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import TargetFacts
-from specpipe.stages.drafters.contract import Architecture, DrafterModel, Runtime, Serving
+from specpipe.stages.drafters.contract import DrafterModel, Runtime, Serving
 from specpipe.stages.drafters.eagle1 import artifact
 from specpipe.stages.drafters.eagle1.model import Eagle1
 from specpipe.stages.drafters.eagle1.proposal import PlainEagle1
-from specpipe.stages.drafters.parts.layer_shape import (
-    check_layers,
-    stored_layer_problems,
-    values_of_layers,
-)
-from specpipe.stages.drafters.parts.rope import own_keys
+from specpipe.stages.drafters.parts.layer_shape import fresh_shape
+from specpipe.stages.drafters.parts.layered import LayerArchitecture
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors
-from specpipe.stages.untrusted.foreign import foreign_call
 
 
-class Eagle1Architecture(Architecture[Eagle1Shape]):
+class Eagle1Architecture(LayerArchitecture[Eagle1Shape]):
     name = "eagle1"
     settings = Eagle1Settings
     shape = Eagle1Shape
@@ -47,22 +41,12 @@ class Eagle1Architecture(Architecture[Eagle1Shape]):
         draft_vocab_size: int,
     ) -> Eagle1Shape:
         assert isinstance(config.drafter, Eagle1Settings)
-        width = target.get_text_config(decoder=True).hidden_size
-        with foreign_call("the target's config fits no drafter", ConfigError):
-            shape = Eagle1Shape(
-                **values_of_layers(target, config.drafter, width),
-                vocab_size=vocab_size,
-                draft_vocab_size=vocab_size,
-                aux_layers=aux_layers[-1:],
-            )
-        check_layers(shape)
-        return shape
-
-    def as_trained(self, shape: Eagle1Shape) -> Eagle1Shape:
-        return shape.model_copy(update={"rope_parameters": own_keys(shape.rope_parameters)})
-
-    def stored_problems(self, shape: Eagle1Shape, weights: Mapping[str, Tensor]) -> list[str]:
-        return stored_layer_problems(shape, weights)
+        further = {
+            "vocab_size": vocab_size,
+            "draft_vocab_size": vocab_size,
+            "aux_layers": aux_layers[-1:],
+        }
+        return fresh_shape(Eagle1Shape, target, config.drafter, further)
 
     def build(
         self, shape: Eagle1Shape, target: TargetTensors, target_ids_D: Tensor, runtime: Runtime
@@ -130,21 +114,6 @@ class Eagle1Architecture(Architecture[Eagle1Shape]):
 
     def proposal(self, folder: Path, target: TargetTensors) -> PlainEagle1:
         return PlainEagle1.of(folder, target)
-
-    def scoring_model(
-        self,
-        shape: Eagle1Shape,
-        weights: Mapping[str, Tensor],
-        target: TargetTensors,
-        target_ids_D: Tensor,
-    ) -> DrafterModel:
-        """An embedding among the weights is the target's, rounded."""
-        own = {name: weight for name, weight in weights.items() if name != EMBEDDING}
-        model = super().scoring_model(shape, own, target, target_ids_D)
-        if EMBEDDING in weights:
-            assert isinstance(model, Eagle1)
-            model.embedding.table_VH = weights[EMBEDDING]
-        return model
 
 
 ARCHITECTURE = Eagle1Architecture()

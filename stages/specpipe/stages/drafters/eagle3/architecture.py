@@ -13,7 +13,7 @@ from specpipe.schemas.records.artifact import EMBEDDING
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import Format, TargetFacts
-from specpipe.stages.drafters.contract import Architecture, DrafterModel, Runtime, Serving
+from specpipe.stages.drafters.contract import DrafterModel, Runtime, Serving
 from specpipe.stages.drafters.eagle3 import artifact, layout, structure, tensors
 from specpipe.stages.drafters.eagle3.formats.flat import FlatFormat
 from specpipe.stages.drafters.eagle3.formats.speculators import Speculators
@@ -21,15 +21,14 @@ from specpipe.stages.drafters.eagle3.model import Eagle3
 from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
 from specpipe.stages.drafters.eagle3.shape import drafter_shape
 from specpipe.stages.drafters.eagle3.start import initialise
-from specpipe.stages.drafters.parts.layer_shape import stored_layer_problems
-from specpipe.stages.drafters.parts.rope import own_keys
+from specpipe.stages.drafters.parts.layered import LayerArchitecture
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors
 
 _FORMATS: tuple[Format[Eagle3Shape], ...] = (Speculators(), FlatFormat())
 
 
-class Eagle3Architecture(Architecture[Eagle3Shape]):
+class Eagle3Architecture(LayerArchitecture[Eagle3Shape]):
     name = "eagle3"
     settings = Eagle3Settings
     shape = Eagle3Shape
@@ -46,12 +45,6 @@ class Eagle3Architecture(Architecture[Eagle3Shape]):
     ) -> Eagle3Shape:
         assert isinstance(config.drafter, Eagle3Settings)
         return drafter_shape(target, config.drafter, aux_layers, vocab_size, draft_vocab_size)
-
-    def as_trained(self, shape: Eagle3Shape) -> Eagle3Shape:
-        return shape.model_copy(update={"rope_parameters": own_keys(shape.rope_parameters)})
-
-    def stored_problems(self, shape: Eagle3Shape, weights: Mapping[str, Tensor]) -> list[str]:
-        return stored_layer_problems(shape, weights)
 
     def build(
         self, shape: Eagle3Shape, target: TargetTensors, target_ids_D: Tensor, runtime: Runtime

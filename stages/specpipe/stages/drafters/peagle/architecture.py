@@ -9,26 +9,19 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from specpipe.schemas.drafters.peagle import PeagleSettings, PeagleShape
-from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.artifact import EMBEDDING
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import Format, TargetFacts
 from specpipe.stages.drafters.contract import (
-    Architecture,
     DrafterModel,
     Generator,
     Rows,
     Runtime,
     Serving,
 )
-from specpipe.stages.drafters.parts.layer_shape import (
-    check_layers,
-    stored_layer_problems,
-    values_of_layers,
-)
+from specpipe.stages.drafters.parts.layer_shape import fresh_shape
+from specpipe.stages.drafters.parts.layered import LayerArchitecture
 from specpipe.stages.drafters.parts.mask_token import mask_token
-from specpipe.stages.drafters.parts.rope import own_keys
 from specpipe.stages.drafters.peagle import artifact, layout, sampling, structure, tensors
 from specpipe.stages.drafters.peagle.formats.flat import FlatFormat
 from specpipe.stages.drafters.peagle.formats.speculators import Speculators
@@ -38,12 +31,11 @@ from specpipe.stages.drafters.peagle.start import initialise
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors
-from specpipe.stages.untrusted.foreign import foreign_call
 
 _FORMATS: tuple[Format[PeagleShape], ...] = (Speculators(), FlatFormat())
 
 
-class PeagleArchitecture(Architecture[PeagleShape]):
+class PeagleArchitecture(LayerArchitecture[PeagleShape]):
     name = "peagle"
     settings = PeagleSettings
     shape = PeagleShape
@@ -69,20 +61,16 @@ class PeagleArchitecture(Architecture[PeagleShape]):
     ) -> PeagleShape:
         settings = config.drafter
         assert isinstance(settings, PeagleSettings)
-        width = target.get_text_config(decoder=True).hidden_size
-        with foreign_call("the target's config fits no drafter", ConfigError):
-            shape = PeagleShape(
-                layer_type=settings.layer_type,
-                **values_of_layers(target, settings, width),
-                vocab_size=vocab_size,
-                draft_vocab_size=draft_vocab_size,
-                aux_layers=aux_layers,
-                norm_before_residual=settings.norm_before_residual,
-                norm_before_fc=settings.norm_before_fc,
-                mask_token=settings.mask_token or 0,
-            )
-        check_layers(shape)
-        return shape
+        further = {
+            "layer_type": settings.layer_type,
+            "vocab_size": vocab_size,
+            "draft_vocab_size": draft_vocab_size,
+            "aux_layers": aux_layers,
+            "norm_before_residual": settings.norm_before_residual,
+            "norm_before_fc": settings.norm_before_fc,
+            "mask_token": settings.mask_token or 0,
+        }
+        return fresh_shape(PeagleShape, target, settings, further)
 
     def fitted_to_text(
         self, shape: PeagleShape, config: TrainConfig, statistics: Callable[[], VocabStatistics]
@@ -91,11 +79,8 @@ class PeagleArchitecture(Architecture[PeagleShape]):
         token = mask_token(statistics(), config.drafter.mask_token)
         return shape.model_copy(update={"mask_token": token})
 
-    def as_trained(self, shape: PeagleShape) -> PeagleShape:
-        return shape.model_copy(update={"rope_parameters": own_keys(shape.rope_parameters)})
-
     def stored_problems(self, shape: PeagleShape, weights: Mapping[str, Tensor]) -> list[str]:
-        return [*stored_layer_problems(shape, weights), *artifact.shape_problems(shape)]
+        return [*super().stored_problems(shape, weights), *artifact.shape_problems(shape)]
 
     def build(
         self, shape: PeagleShape, target: TargetTensors, target_ids_D: Tensor, runtime: Runtime
@@ -169,20 +154,6 @@ class PeagleArchitecture(Architecture[PeagleShape]):
 
     def proposal(self, folder: Path, target: TargetTensors) -> PlainDrafter:
         return PlainDrafter.load(folder, target.embedding_VH, lambda: target.lm_head_VH)
-
-    def scoring_model(
-        self,
-        shape: PeagleShape,
-        weights: Mapping[str, Tensor],
-        target: TargetTensors,
-        target_ids_D: Tensor,
-    ) -> Peagle:
-        """With an embedding among the weights, that one is taken."""
-        own = dict(weights)
-        own_VH = own.pop(EMBEDDING, None)
-        model = Peagle(shape, target.embedding_VH if own_VH is None else own_VH)
-        model.load_state_dict(own)
-        return model
 
 
 ARCHITECTURE = PeagleArchitecture()

@@ -18,7 +18,6 @@ from specpipe.stages.target.head.verifier_head import (
     load_embedding,
     load_final_norm,
     load_lm_head,
-    load_norm,
     load_stored_config,
 )
 
@@ -65,11 +64,6 @@ class StoredTarget:
         return load_final_norm(self.read)
 
     @cached_property
-    def norm_H(self) -> Tensor:
-        """The weight of the final norm, as it is stored."""
-        return load_norm(self.read)
-
-    @cached_property
     def final_norm_H(self) -> Tensor:
         """As it acts."""
         return final_norm(self.read)
@@ -78,6 +72,26 @@ class StoredTarget:
     def final_scale_H(self) -> Tensor:
         """See `final_scale`."""
         return final_scale(self.read)
+
+
+@dataclass(frozen=True, slots=True)
+class WithEmbedding:
+    """The target's tensors but for the embedding, which is a drafter's own."""
+
+    of: TargetTensors
+    embedding_VH: Tensor
+
+    @property
+    def lm_head_VH(self) -> Tensor:
+        return self.of.lm_head_VH
+
+    @property
+    def final_norm_H(self) -> Tensor:
+        return self.of.final_norm_H
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.of.final_norm
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,17 @@
 """What the architectures of blocks have in common behind the contract."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from specpipe.schemas.drafters.block import BlockSettings, BlockShape
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.artifact import EMBEDDING
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import TargetFacts
 from specpipe.stages.drafters.contract import (
-    Architecture,
     DrafterModel,
     Generator,
     Rows,
@@ -25,32 +22,17 @@ from specpipe.stages.drafters.parts.artifact.speculators_config import is_specul
 from specpipe.stages.drafters.parts.block import artifact, start, structure, tensors
 from specpipe.stages.drafters.parts.block.model import BlockDrafter
 from specpipe.stages.drafters.parts.block.rows import chosen_anchors
-from specpipe.stages.drafters.parts.layer_shape import (
-    check_layers,
-    stored_layer_problems,
-    values_of_layers,
-)
+from specpipe.stages.drafters.parts.layer_shape import fresh_shape
+from specpipe.stages.drafters.parts.layered import LayerArchitecture
 from specpipe.stages.drafters.parts.mask_token import mask_token
-from specpipe.stages.drafters.parts.rope import own_keys
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.head.target_tensors import StoredTarget, TargetTensors
-from specpipe.stages.untrusted.foreign import foreign_call
 
 Shape = TypeVar("Shape", bound=BlockShape)
 
 
-@dataclass(frozen=True, slots=True)
-class _OtherEmbedding:
-    """The target's tensors, with an artifact's embedding."""
-
-    embedding_VH: Tensor
-    lm_head_VH: Tensor
-    final_norm_H: Tensor
-    final_norm: nn.Module
-
-
-class BlockArchitecture(Architecture[Shape]):
+class BlockArchitecture(LayerArchitecture[Shape]):
     """Subclasses say their name, formats and proposal, and what they have beside the blocks."""
 
     samples_starts = True
@@ -80,24 +62,16 @@ class BlockArchitecture(Architecture[Shape]):
     ) -> Shape:
         settings = config.drafter
         assert isinstance(settings, BlockSettings)
-        width = target.get_text_config(decoder=True).hidden_size
-        with foreign_call("the target's config fits no drafter", ConfigError):
-            values = values_of_layers(target, settings, width)
-            shape = self.shape.model_validate(
-                values
-                | {
-                    "vocab_size": vocab_size,
-                    "draft_vocab_size": draft_vocab_size,
-                    "aux_layers": aux_layers,
-                    "causal": settings.causal,
-                    "block_size": self.slots(config.num_heads),
-                    "mask_token": settings.mask_token or 0,
-                    "own_lm_head": settings.own_lm_head,
-                }
-                | self.further_values(config)
-            )
-        check_layers(shape)
-        return shape
+        further = {
+            "vocab_size": vocab_size,
+            "draft_vocab_size": draft_vocab_size,
+            "aux_layers": aux_layers,
+            "causal": settings.causal,
+            "block_size": self.slots(config.num_heads),
+            "mask_token": settings.mask_token or 0,
+            "own_lm_head": settings.own_lm_head,
+        }
+        return fresh_shape(self.shape, target, settings, further | self.further_values(config))
 
     def fitted_to_text(
         self, shape: Shape, config: TrainConfig, statistics: Callable[[], VocabStatistics]
@@ -107,11 +81,8 @@ class BlockArchitecture(Architecture[Shape]):
         token = mask_token(statistics(), settings.mask_token)
         return shape.model_copy(update={"mask_token": token})
 
-    def as_trained(self, shape: Shape) -> Shape:
-        return shape.model_copy(update={"rope_parameters": own_keys(shape.rope_parameters)})
-
     def stored_problems(self, shape: Shape, weights: Mapping[str, Tensor]) -> list[str]:
-        problems = stored_layer_problems(shape, weights)
+        problems = super().stored_problems(shape, weights)
         if not 0 <= shape.mask_token < shape.vocab_size:
             problems.append(f"its mask token {shape.mask_token} is not in the vocabulary")
         return problems
@@ -195,21 +166,3 @@ class BlockArchitecture(Architecture[Shape]):
         self, config: Mapping[str, Any], shape: Shape, target: TargetFacts
     ) -> list[str]:
         return structure.block_problems(config, shape, target)
-
-    def scoring_model(
-        self,
-        shape: Shape,
-        weights: Mapping[str, Tensor],
-        target: TargetTensors,
-        target_ids_D: Tensor,
-    ) -> BlockDrafter:
-        """With an embedding among the weights, that one is taken."""
-        own = dict(weights)
-        own_VH = own.pop(EMBEDDING, None)
-        if own_VH is not None:
-            target = _OtherEmbedding(
-                own_VH, target.lm_head_VH, target.final_norm_H, target.final_norm
-            )
-        model = self.build(shape, target, target_ids_D, Runtime())
-        model.load_state_dict(own)
-        return model
