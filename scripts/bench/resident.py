@@ -18,7 +18,10 @@ def forget_peak() -> None:
 
 
 def peak() -> int:
-    """Most bytes since the start or `forget_peak`."""
+    """Most bytes since the start or `forget_peak`.
+
+    `ru_maxrss` will not do in a child: it begins with what its parent held.
+    """
     return _status("VmHWM")
 
 

@@ -215,7 +215,8 @@ def test_rows_that_expand_are_refused_in_bounded_memory(tmp_path: Path, kind: st
 
 
 _READ = """
-import resource, sys
+import sys
+from scripts.bench.resident import peak
 from specpipe.schemas.errors import InputError
 from specpipe.stages.untrusted.parquet import ParquetRows
 try:
@@ -224,7 +225,7 @@ try:
         batch.to_pylist()
 except InputError as error:
     print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peak())
 """
 
 

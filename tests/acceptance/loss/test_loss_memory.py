@@ -9,8 +9,9 @@ MIB = 2**20
 ROWS, SIZE, WIDTH, HEADS = 3000, 8192, 8, 2
 
 PROGRAM = """
-import resource, sys
+import sys
 import torch
+from scripts.bench.resident import peak
 from specpipe.stages.acceptance.loss.head_loss import HeadLoss
 from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
@@ -36,9 +37,6 @@ def step(rows):
     head_loss, of_heads = HeadLoss(verifier, chunk_rows), Heads.shared(head)
     head_loss.alpha_sums(hidden, of_heads, batch)
     head_loss(hidden, of_heads, batch, settings)[0].backward()
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 step(8)
 before = peak()

@@ -27,20 +27,21 @@ MOST_MIB = 1024
 """What docs/operations.md states of a row before it is tokenised."""
 
 READ = """
-import resource, sys
+import sys
+from scripts.bench.resident import peak
 from specpipe.schemas.errors import InputError
 from specpipe.stages.text.rejected import Rejections
 from specpipe.stages.text.input.rows import read_rows
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def grown() -> int:
+    return (peak() - before) // 2**20
 
 before = peak()
 try:
     kept = sum(1 for _ in read_rows(sys.argv[1:], Rejections(0)))
-    print(peak() - before, "kept", kept)
+    print(grown(), "kept", kept)
 except InputError as error:
-    print(peak() - before, error)
+    print(grown(), error)
 """
 
 
