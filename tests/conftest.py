@@ -1,6 +1,7 @@
-"""All tests run torch on one thread; any test may use the local S3 server; without vLLM its own are
-skipped; the files that take longest come first."""
+"""All tests run torch on one thread and leave no engine's variables; any test may use the local S3
+server; without vLLM its own are skipped; the files that take longest come first."""
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,3 +44,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def engine_variables() -> Iterator[None]:
+    """An engine that is started in the tests' process sets variables for its children: the next
+    file's children shall not see them."""
+    before = _engine_variables()
+    yield
+    for name in _engine_variables().keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _engine_variables() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k.startswith(("SPECPIPE_", "VLLM_"))}

@@ -224,7 +224,8 @@ def test_few_samples_of_many_shards_are_read_alone(
 
 
 def reading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("specpipe-")]
+    names = ("specpipe-read", "specpipe-batch")
+    return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
 
 
 def check_threads_end() -> None:

@@ -153,9 +153,11 @@ def _heard(show: Progress) -> Iterator[None]:
             show.go_on()
 
     thread = threading.Thread(target=go_on, name="specpipe-progress", daemon=True)
-    thread.start()
     try:
+        # Starting waits, and a signal may end the step right there: the thread ends as well.
+        thread.start()
         yield
     finally:
         is_over.set()
-        thread.join()
+        if thread.is_alive():
+            thread.join()
