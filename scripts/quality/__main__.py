@@ -1,12 +1,13 @@
-"""How good are drafters as they come out of the box? A study of the defaults, and a head to head.
+"""How good are drafters as they come out of the box? The defaults, architectures, and peers.
 
     python -m scripts.quality --out runs/quality                   the defaults, one thing changed
+    python -m scripts.quality --out runs/quality --architectures   EAGLE-3 beside blocks
     python -m scripts.quality --out runs/quality --peers           beside speculators 0.9.0
     python -m scripts.quality --out runs/quality --peers --tables  what is done so far
 
 Drafters are judged by the replayed tau on held-out prompts, at temperature 1 on text of temperature
 1 and greedily on greedy text: the study shows the half of them that settings are chosen by (with
---report the other one), the head to head the other one. Every cell that is done is skipped, so that
+--report the other one), the others the other one. Every cell that is done is skipped, so that
 it may be ended and run again.
 """
 
@@ -20,7 +21,8 @@ import click
 
 from scripts.bench.train_environment import peer_python
 from scripts.material import Material, Text, code_material, make_dumps, sample_material
-from scripts.quality import peer_tables, study
+from scripts.quality import architectures, peer_tables, study
+from scripts.quality.architectures import Architectures, architecture_cells
 from scripts.quality.cell import dump_of
 from scripts.quality.matrix import study_cells
 from scripts.quality.peers import HeadToHead
@@ -39,15 +41,20 @@ Folder = click.Path(path_type=Path)
 @click.option("--held-out-prompts", type=Number, default=240, help="To judge on.")
 @click.option("--answers", type=Number, default=1, help="To each training prompt.")
 @click.option("--epochs", type=Number, default=5, help="With --peers: passes, of both sides.")
-@click.option("--max-steps", type=Number, help="Of the study; default: the trainer's own.")
-@click.option("--seeds", type=Number, default=1, help="Of the study.")
+@click.option(
+    "--max-steps",
+    type=Number,
+    help=f"Of the study; default: the trainer's own, of architectures {architectures.STEPS}.",
+)
+@click.option("--seeds", type=Number, default=1, help="Of the study, and of architectures.")
 @click.option("--report", is_flag=True, help="Show the half that nothing was chosen by.")
+@click.option("--architectures", "of_kinds", is_flag=True, help="The study of architectures.")
 @click.option("--peers", is_flag=True, help="The head to head.")
 @click.option("--serve", is_flag=True, help="With --peers: serve what is trained with vLLM.")
 @click.option("--peer-python", help="Interpreter of an environment with speculators 0.9.0.")
 @click.option("--processes", type=Number, default=1, help="Trainings at the same time.")
 @click.option("--tables", is_flag=True, help="Only print what is there.")
-def main(peers: bool, **options: Any) -> None:
+def main(peers: bool, of_kinds: bool, **options: Any) -> None:
     out: Path = options["out"]
     out.mkdir(parents=True, exist_ok=True)
     known = {"gsm8k": sample_material("gsm8k"), "code": code_material("code", options["code"])}
@@ -57,7 +64,7 @@ def main(peers: bool, **options: Any) -> None:
             few = _few(out, material, options["prompts"], options["held_out_prompts"])
             left = [text for text in TEXTS if not _is_dumped(out, material, text)]
             make_dumps(out, few, options["answers"], left)
-    (_head_to_head if peers else _study)(out, materials, options)
+    (_head_to_head if peers else _architectures if of_kinds else _study)(out, materials, options)
 
 
 def _few(out: Path, material: Material, train: int, held_out: int) -> Material:
@@ -86,6 +93,16 @@ def _study(out: Path, materials: list[Material], options: dict[str, Any]) -> Non
         with ThreadPoolExecutor(options["processes"]) as pool:
             list(pool.map(lambda cell: study.train(out, [cell]), cells))
     study.print_tables(out, cells, "report" if options["report"] else "choose")
+
+
+def _architectures(out: Path, materials: list[Material], options: dict[str, Any]) -> None:
+    every = architecture_cells([material.name for material in materials], options["seeds"])
+    cells = [cell for cell in every if fnmatch(cell.name, options["only"])]
+    trainings = Architectures(out, options["max_steps"] or architectures.STEPS)
+    if not options["tables"]:
+        for cell in cells:  # one at a time: those at equal time ask for others
+            trainings.train(cell)
+    architectures.print_tables(cells, trainings.read)
 
 
 def _head_to_head(out: Path, materials: list[Material], options: dict[str, Any]) -> None:

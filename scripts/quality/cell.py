@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scripts.bench.child import in_child
 from scripts.commands import specpipe
@@ -16,8 +16,8 @@ RESULT_FILE = "result.json"
 Settings = dict[str, Any]
 
 
-class Trained(Frozen):
-    """What a training left."""
+class Counted(Frozen):
+    """What a training took."""
 
     settings: Settings
     """Those that were given; the others are the trainer's defaults."""
@@ -26,16 +26,29 @@ class Trained(Frozen):
     cpu_seconds: float
     """Of the steps, on one thread: what they take where nothing else runs."""
     seconds: float
+
+
+class Trained(Counted):
+    """What a training left."""
+
     judged: Judged
+
+
+Result = TypeVar("Result", bound=Counted)
 
 
 def read_trained(folder: Path) -> Trained | None:
     """None where the cell is not done."""
+    return read_result(folder, Trained)
+
+
+def read_result(folder: Path, kind: type[Result]) -> Result | None:
+    """None where the cell is not done."""
     path = folder / RESULT_FILE
-    return Trained.model_validate_json(path.read_text("utf-8")) if path.exists() else None
+    return kind.model_validate_json(path.read_text("utf-8")) if path.exists() else None
 
 
-def write_trained(folder: Path, trained: Trained) -> None:
+def write_trained(folder: Path, trained: Counted) -> None:
     """Whole or not at all."""
     path = folder / RESULT_FILE
     path.with_suffix(".part").write_text(trained.model_dump_json(indent=1), encoding="utf-8")
@@ -47,7 +60,19 @@ def dump_of(out: Path, material: str, text: str) -> str:
 
 
 def train_ours(out: Path, folder: Path, material: str, settings: Settings) -> Trained:
-    """Train from the beginning (the seconds of a part say nothing), export, and judge."""
+    """Train, export, and judge."""
+    counted = make_ours(out, folder, material, settings)
+    found = judged(out, artifact_of(folder), material, settings)
+    return Trained(**counted.model_dump(), judged=found)
+
+
+def artifact_of(folder: Path) -> Path:
+    """The artifact that a cell exported."""
+    return folder / "artifact" / "checkpoint"
+
+
+def make_ours(out: Path, folder: Path, material: str, settings: Settings) -> Counted:
+    """Train from the beginning (the seconds of a part say nothing), and export."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     run, log = folder / "run", folder / "log"
@@ -59,13 +84,12 @@ def train_ours(out: Path, folder: Path, material: str, settings: Settings) -> Tr
         "--dump", dump_of(out, material, "held_out"), "--validation", "structure",
     )  # fmt: skip
     shutil.rmtree(run / "checkpoints")
-    return Trained(
+    return Counted(
         settings=settings,
         steps=counted["steps"],
         num_tokens=counted["num_tokens"],
         cpu_seconds=counted["cpu_seconds"],
         seconds=counted["seconds"],
-        judged=judged(out, folder / "artifact" / "checkpoint", material, settings),
     )
 
 

@@ -4,19 +4,20 @@ Settings are chosen by one half of the prompts and reported by the other. The re
 one of export, which reads the artifact alone, so that drafters of other trainers are judged alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from specpipe.schemas.base import Frozen
 from specpipe.schemas.records.metrics import ReplayCurve
 from specpipe.stages.acceptance.replay import replay
-from specpipe.stages.drafters.eagle3.proposal import PlainDrafter
+from specpipe.stages.drafters.artifact import read_files
+from specpipe.stages.drafters.registry import recognised
 from specpipe.stages.samples.batch import DrafterSample
 from specpipe.stages.samples.read_ahead import read_samples
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
+from specpipe.stages.target.head.target_tensors import StoredTarget
 from specpipe.stages.validate.drafted_text import TextSpans
 from specpipe.stages.validate.replay.run import text_of
 
@@ -47,13 +48,23 @@ def half_of(prompt_id: str) -> Half:
     return HALVES[int(prompt_id[-1], 16) % 2]
 
 
-def judge(artifact: Path, held_out: str, greedy: str, num_draft_tokens: int) -> Judged:
-    """Replay the artifact on a dump of text of temperature 1 and on one of greedy text."""
+def judge(
+    artifact: Path,
+    held_out: str,
+    greedy: str,
+    num_draft_tokens: int,
+    halves: Sequence[Half] = HALVES,
+) -> Judged:
+    """Replay the artifact on a dump of text of temperature 1 and on one of greedy text.
+
+    Blocks that depend on their length are drafted for `num_draft_tokens` alone: of theirs, the
+    curve's last entry counts.
+    """
     curves: dict[Mode, dict[Half, ReplayCurve]] = {mode: {} for mode in MODES}
-    for half, spans in _halves(artifact, held_out, num_draft_tokens):
+    for half, spans in _halves(artifact, held_out, num_draft_tokens, halves):
         curves["temperature_1"][half] = replay(spans.sampled, num_draft_tokens, exact=True)
         curves["greedy_draft"][half] = replay(spans.greedy, num_draft_tokens, exact=True)
-    for half, spans in _halves(artifact, greedy, num_draft_tokens):
+    for half, spans in _halves(artifact, greedy, num_draft_tokens, halves):
         curves["greedy"][half] = replay(spans.greedy, num_draft_tokens, exact=True)
     return Judged(curves=curves)
 
@@ -65,13 +76,15 @@ def samples_of(dump: Dump) -> Iterator[tuple[SampleRef, DrafterSample]]:
     yield from zip(refs, read_samples(reader, refs), strict=True)
 
 
-def _halves(artifact: Path, url: str, num_draft_tokens: int) -> Iterator[tuple[Half, TextSpans]]:
+def _halves(
+    artifact: Path, url: str, num_draft_tokens: int, halves: Sequence[Half]
+) -> Iterator[tuple[Half, TextSpans]]:
     dump = Dump.open(url)
-    plain = PlainDrafter.load(
-        artifact, load_embedding(dump.target_file), lambda: load_lm_head(dump.target_file)
-    )
+    kind = recognised(read_files(str(artifact)))
+    plain = kind.proposal(artifact, StoredTarget(dump.target_file))
     assert plain.aux_layers == tuple(dump.identity.layers), "the drafter is of other layers"
-    spans = {half: TextSpans() for half in HALVES}
+    spans = {half: TextSpans() for half in halves}
     for ref, sample in samples_of(dump):
-        spans[half_of(ref.prompt_id)].add(plain, text_of(sample), num_draft_tokens)
+        if (half := half_of(ref.prompt_id)) in spans:
+            spans[half].add(plain, text_of(sample), num_draft_tokens)
     yield from spans.items()
