@@ -43,7 +43,7 @@ Size = click.IntRange(min=1)
 )
 @click.option(
     "--drafter",
-    type=click.Choice(["eagle3", "peagle"]),
+    type=click.Choice(["eagle3", "peagle", "dflash"]),
     default="eagle3",
     help="a, b: what both train.",
 )

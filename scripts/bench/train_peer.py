@@ -86,6 +86,7 @@ def _arguments(values: dict[str, Any], root: Path, on_gpu: bool) -> list[str]:
         "hidden-states-dtype": "bfloat16" if on_gpu else "float32",
         "optimizer": "adamw",
         "lr": 1e-4,
+        "num-layers": 1,
         **_steps(values),
         "draft-vocab-size": values["draft_vocab"],
         "seed": 0,
@@ -101,6 +102,13 @@ def _steps(values: dict[str, Any]) -> dict[str, Any]:
     if values["drafter"] == "peagle":
         # Ours takes as many of each text, and theirs of each pack.
         return {"num-depths": values["num_heads"], "max-anchors": values["pack_tokens"]}
+    if values["drafter"] == "dflash":
+        # Half of a pack is supervised; with more, theirs computes padded blocks too.
+        return {
+            "block-size": values["num_heads"] + 1,
+            "max-anchors": values["pack_tokens"] // 2,
+            "per-position-loss-weight": "fixed-exp-decay",
+        }
     return {"ttt-steps": values["num_heads"], "ttt-step-loss-decay": values["head_decay"]}
 
 

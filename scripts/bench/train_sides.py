@@ -39,7 +39,7 @@ def config_of(setup: Setup, loss: str, **settings: Any) -> TrainConfig:
         dump=str(setup.root / "dump"),
         eval_dump=str(setup.root / "eval"),
         out=str(Path(mkdtemp(dir=setup.root, prefix="run-")) / "run"),
-        drafter=setup.drafter,
+        drafter={"kind": setup.drafter, "num_layers": 1},
         loss=loss,
         num_heads=setup.num_heads,
         draft_vocab_size=setup.draft_vocab,
