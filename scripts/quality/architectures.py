@@ -23,7 +23,7 @@ from scripts.quality.cell import (
     read_result,
     write_trained,
 )
-from scripts.quality.judge import Judged, Mode, judge
+from scripts.quality.judge import JUDGED_BY, MODES, Judged, Mode, judge
 from scripts.quality.study import spread
 from specpipe.stages.storage.dump import Dump
 
@@ -43,7 +43,6 @@ all drafts."""
 
 Budget = Literal["steps", "time"]
 BUDGETS: Mapping[Budget, str] = {"steps": "equal steps", "time": "equal time"}
-_MODES: Mapping[Mode, str] = {"temperature_1": "temperature 1", "greedy": "greedy"}
 
 HEADER = (
     "decoding", "budget", "drafter", "seeds", *(f"tau, K = {k}" for k in NUM_DRAFT_TOKENS),
@@ -143,7 +142,7 @@ def print_tables(cells: Sequence[ArchitectureCell], read: Read) -> None:
 
 
 def _rows(found: Mapping[ArchitectureCell, Replayed]) -> Iterator[tuple[str, ...]]:
-    for mode, decoding in _MODES.items():
+    for mode in JUDGED_BY:
         for budget, words in BUDGETS.items():
             for drafter in DRAFTERS:
                 runs = [
@@ -151,7 +150,7 @@ def _rows(found: Mapping[ArchitectureCell, Replayed]) -> Iterator[tuple[str, ...
                     if (cell.drafter, cell.budget) == (drafter, budget)
                 ]  # fmt: skip
                 if runs:
-                    yield decoding, words, drafter, str(len(runs)), *_figures(runs, mode)
+                    yield MODES[mode], words, drafter, str(len(runs)), *_figures(runs, mode)
 
 
 def _figures(runs: Sequence[Replayed], mode: Mode) -> Iterator[str]:

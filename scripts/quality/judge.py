@@ -31,6 +31,8 @@ MODES: dict[Mode, str] = {
     "greedy": "greedy",
 }
 """How is decoded, and drafted; in words."""
+JUDGED_BY: tuple[Mode, ...] = ("temperature_1", "greedy")
+"""What our own drafters are compared by."""
 
 
 class Judged(Frozen):

@@ -3,13 +3,14 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from scripts.bench.table import table
 from scripts.quality.cell import read_trained
 from scripts.quality.engine_side import read_served
 from scripts.quality.judge import MODES, Mode
 from scripts.quality.peer_cells import PeerCell, Side, best_swept
+from scripts.quality.study import spread
 
 Taus = dict[Side, dict[int, float]]
 """By side and seed."""
@@ -66,24 +67,16 @@ def _taus(
 def compared(taus: Taus, swept: Side) -> tuple[str, ...]:
     """tau of the four sides, and the ratios of ours to theirs, of the seeds that both have."""
     sides: tuple[Side, ...] = ("peer", swept, "ours", "ours-time")
-    means = [_spread(list(taus.get(side, {}).values()), 3) for side in sides]
+    means = [spread(list(taus.get(side, {}).values()), "") for side in sides]
     pairs: tuple[tuple[Side, Side], ...] = (
         ("ours", "peer"), ("ours-time", "peer"), ("ours", swept), ("ours-time", swept),
     )  # fmt: skip
     ratios = []
     for ours, theirs in pairs:
         a, b = taus.get(ours, {}), taus.get(theirs, {})
-        ratios.append(_spread([a[seed] / b[seed] for seed in sorted(a.keys() & b.keys())], 3))
+        ratios.append(spread([a[seed] / b[seed] for seed in sorted(a.keys() & b.keys())], ""))
     means[1] = f"{means[1]} ({swept})" if means[1] != "-" else "-"
     return *means, *ratios
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    """The mean, and the standard deviation of several."""
-    if not values:
-        return "-"
-    middle = f"{mean(values):.{digits}f}"
-    return middle if len(values) < 2 else f"{middle} ± {stdev(values):.{digits}f}"
 
 
 def _costs(

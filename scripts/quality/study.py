@@ -8,14 +8,13 @@ import click
 
 from scripts.bench.table import heading, table
 from scripts.quality.cell import Trained, read_trained, train_ours, write_trained
-from scripts.quality.judge import Half, Mode
+from scripts.quality.judge import JUDGED_BY, Half
 from scripts.quality.matrix import DEFAULT, StudyCell
 
 HEADER = (
     "choice", "seeds", "tau, temperature 1", "to the default", "tau, greedy", "to the default",
     "CPU s",
 )  # fmt: skip
-_MODES: tuple[Mode, ...] = ("temperature_1", "greedy")
 
 Found = dict[StudyCell, Trained]
 
@@ -27,7 +26,7 @@ def train(out: Path, cells: Iterable[StudyCell]) -> None:
         if read_trained(folder) is None:
             trained = train_ours(out, folder, cell.material, cell.settings)
             write_trained(folder, trained)
-            taus = ", ".join(f"{trained.judged.tau(mode, 'choose'):.3f}" for mode in _MODES)
+            taus = ", ".join(f"{trained.judged.tau(mode, 'choose'):.3f}" for mode in JUDGED_BY)
             click.echo(f"{cell.name}: {taus}", err=True)
 
 
@@ -52,7 +51,7 @@ def _rows(
     for choice in dict.fromkeys(cell.choice for cell in found if cell.coordinate == coordinate):
         runs = _by_seed(found, coordinate, choice)
         row = [choice, str(len(runs))]
-        for mode in _MODES:
+        for mode in JUDGED_BY:
             ours = {seed: one.judged.tau(mode, half) for seed, one in runs.items()}
             theirs = {seed: one.judged.tau(mode, half) for seed, one in default.items()}
             row += [spread(list(ours.values()), ""), gains(ours, theirs)]

@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from scripts.bench.table import table
 from scripts.commands import specpipe
 from scripts.material import Material, code_material, make_dumps, sample_material
 from specpipe.schemas.drafters.registry import KINDS
@@ -165,11 +166,8 @@ def main(
         make_dumps(out, material, 1, ("train", "held_out"), (*KINDS,))
         for name in drafters:
             serve(out, material, name, max_steps, prompts, formats)
-    click.echo(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
-    for material in chosen:
-        for name in drafters:
-            for row in rows(out, material, name, formats):
-                click.echo(f"| {' | '.join(row)} |")
+    cells = ((material, name) for material in chosen for name in drafters)
+    table(HEADER, (row for cell in cells for row in rows(out, *cell, formats)))
 
 
 if __name__ == "__main__":
