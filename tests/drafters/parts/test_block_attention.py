@@ -166,7 +166,7 @@ def test_a_blocks_triangle_is_the_chains_growing_diagonal() -> None:
         for b in range(4):
             chain = [(own_k[:, c], own_v[:, c]) for c in range(b + 1)]
             # The chain's query stands its own length beyond its start: it is slot b.
-            step = chain_attention(q[:, b], k, v, chain, layout, window)
+            step = chain_attention(q[:, b], (k, v), chain, layout, window)
             torch.testing.assert_close(block[:, b], step, rtol=0, atol=1e-12)
 
 

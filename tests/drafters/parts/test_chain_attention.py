@@ -77,7 +77,7 @@ def attend(
 ) -> Tensor:
     q, k, v, *chain = leaves
     pairs = list(zip(chain[::2], chain[1::2], strict=True))
-    return chain_attention(q, k, v, pairs, Layout.of_starts(spans), window, attention)
+    return chain_attention(q, (k, v), pairs, Layout.of_starts(spans), window, attention)
 
 
 def attend_densely(

@@ -16,7 +16,6 @@ from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.drafters.contract import DrafterModel, Runtime
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.rotary import Rotary
-from specpipe.stages.drafters.parts.attention.self_attention import KeyValue
 from specpipe.stages.drafters.parts.eagle.chain_layer import ChainLayer
 from specpipe.stages.drafters.parts.eagle.first_step import first_step, runner
 from specpipe.stages.drafters.parts.embedding import FrozenEmbedding
@@ -72,23 +71,22 @@ class Eagle1(DrafterModel):
         shared = [layer.project_tokens(inputs_TH) for layer in layers]
         hidden_NH, step_1 = first_step(batch, inputs_TH, layers, shared, self.rotary, run)
         outputs = [hidden_NH]
-        chains: list[list[KeyValue]] = [[] for _ in layers]
+        seen = [[keys] for keys in step_1]
         for k in range(2, batch.num_heads + 1):
             rows_N = (starts_N + k).clamp(max=last)
             hidden_NH = tokens_TH[rows_N] + nn.functional.linear(outputs[-1], of_state)
             cos_sin = self.rotary(positions_N + k - 1, hidden_NH.dtype)
-            for layer, projections, keys, chain in zip(layers, shared, step_1, chains, strict=True):
+            for layer, projections, keys in zip(layers, shared, seen, strict=True):
                 hidden_NH, own = run(
                     layer.next_step,
                     hidden_NH,
                     rows_N,
                     projections,
                     cos_sin,
-                    keys,
-                    tuple(chain),
+                    tuple(keys),
                     layout,
                 )
-                chain.append(own)
+                keys.append(own)
             outputs.append(hidden_NH)
         return torch.stack(outputs)
 

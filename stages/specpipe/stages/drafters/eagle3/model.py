@@ -16,7 +16,6 @@ from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.drafters.contract import DrafterModel
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.rotary import Rotary
-from specpipe.stages.drafters.parts.attention.self_attention import KeyValue
 from specpipe.stages.drafters.parts.eagle.chain_layer import ChainLayer
 from specpipe.stages.drafters.parts.eagle.first_step import first_step, runner
 from specpipe.stages.drafters.parts.embedding import FrozenEmbedding
@@ -104,25 +103,22 @@ class Eagle3(DrafterModel):
         h0_TH = self.features(batch.aux_TLH)
         hidden_NH, step_1 = first_step(batch, h0_TH, self._layers, shared, self.rotary, run)
         outputs = [self.norm(hidden_NH)]
-        chains: list[list[KeyValue]] = [[] for _ in self.layers]
+        seen = [[keys] for keys in step_1]
         for k in range(2, batch.num_heads + 1):
             hidden_NH = outputs[-1] if self.shape.norm_output else hidden_NH
             tokens_N = (starts_N + k).clamp(max=last)
             cos_sin = self.rotary(positions_N + k - 1, hidden_NH.dtype)
-            for layer, projections, keys, chain in zip(
-                self._layers, shared, step_1, chains, strict=True
-            ):
+            for layer, projections, keys in zip(self._layers, shared, seen, strict=True):
                 hidden_NH, own = run(
                     layer.next_step,
                     hidden_NH,
                     tokens_N,
                     projections,
                     cos_sin,
-                    keys,
-                    tuple(chain),
+                    tuple(keys),
                     layout,
                 )
-                chain.append(own)
+                keys.append(own)
             outputs.append(self.norm(hidden_NH))
         return torch.stack(outputs)
 

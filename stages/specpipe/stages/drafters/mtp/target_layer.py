@@ -88,13 +88,13 @@ def chained(
     seen.made.append((k, v))
     if seen.step_1 is None:
         out_NhE = chain_attention(
-            q[seen.starts_N].contiguous(), k, v, (), seen.layout, None, seen.attention
+            q[seen.starts_N].contiguous(), (k, v), (), seen.layout, None, seen.attention
         )
         out_XhE = out_NhE.new_zeros(q.shape).index_copy(0, seen.starts_N, out_NhE)
     else:
         chain = (*seen.chain, (k, v))
         out_XhE = chain_attention(
-            q.contiguous(), *seen.step_1, chain, seen.layout, None, seen.attention
+            q.contiguous(), seen.step_1, chain, seen.layout, None, seen.attention
         )
     return out_XhE[None, :, :, :size_of_value], None
 

@@ -24,29 +24,29 @@ from specpipe.schemas.settings.train import AttentionName
 from specpipe.stages.drafters.parts.attention.kernel import AttentionKernel, attention_kernel
 from specpipe.stages.drafters.parts.attention.layout import Layout
 from specpipe.stages.drafters.parts.attention.piece import widened
+from specpipe.stages.drafters.parts.attention.self_attention import KeyValue
 
 
 def chain_attention(
     q_NhE: Tensor,
-    k_TgE: Tensor,
-    v_TgE: Tensor,
-    chain: Sequence[tuple[Tensor, Tensor]],
+    step_1_TgE: KeyValue,
+    chain_NgE: Sequence[KeyValue],
     layout: Layout,
     window: int | None = None,
     attention: AttentionName = "auto",
 ) -> Tensor:
-    """Attention output [N, h, E] of one draft step; differentiable in q, k, v and the chain.
+    """Attention output [N, h, E] of one draft step; differentiable in q, all keys and all values.
 
-    `chain` holds the (key, value) of steps 2..k, each [N, g, E]. The scale is 1/sqrt(E); h is a
-    multiple of g (grouped queries). With a `window`, which must hold the chain and the own key,
+    `chain_NgE` holds the keys and values of steps 2..k. The scale is 1/sqrt(E); h is a multiple of
+    g (grouped queries). With a `window`, which must hold the chain and the own key,
     only that many last keys are seen. Rows that the layout does not cover are 0.
     """
-    assert window is None or window > len(chain), "the window holds the chain and the own key"
-    flat = [tensor for pair in chain for tensor in pair]
+    assert window is None or window > len(chain_NgE), "the window holds the chain and the own key"
+    flat = [tensor for pair in chain_NgE for tensor in pair]
     kernel = attention_kernel(attention, q_NhE)
-    seen = None if window is None else window - len(chain)
+    seen = None if window is None else window - len(chain_NgE)
     out: Tensor = _ChainAttention.apply(  # type: ignore[no-untyped-call]
-        q_NhE, k_TgE, v_TgE, kernel, layout, seen, *flat
+        q_NhE, *step_1_TgE, kernel, layout, seen, *flat
     )
     return out
 

@@ -23,15 +23,18 @@ class ChainLayer(EagleLayer):
         tokens_N: Tensor,
         shared: Projections,
         cos_sin_N: CosSin,
-        step_1: KeyValue,
-        chain: Sequence[KeyValue],
+        keys: Sequence[KeyValue],
         layout: Layout,
     ) -> tuple[Tensor, KeyValue]:
-        """Output [N, H], and the step's key and value, which the chain gains."""
+        """Output [N, H], and the step's key and value.
+
+        `keys` are those of step 1, then those of the own chain, which gains the step's.
+        """
+        step_1, *chain = keys
         x_NH, residual_NH = self.attention_input(hidden_NH)
         own = self.self_attn.keys_values(x_NH, shared, tokens_N, cos_sin_N)
         queries_NhE = self.self_attn.queries(x_NH, shared, tokens_N, cos_sin_N)
         attended_NhE = chain_attention(
-            queries_NhE, *step_1, (*chain, own), layout, self.window, self.attention
+            queries_NhE, step_1, (*chain, own), layout, self.window, self.attention
         )
         return self.finish(attended_NhE, residual_NH), own

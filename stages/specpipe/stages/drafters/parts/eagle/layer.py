@@ -66,7 +66,7 @@ class EagleLayer(nn.Module):
             x, residual, tokens = x[rows_X], residual[rows_X], tokens[rows_X]
             cos_sin_T = cos[rows_X], sin[rows_X]
         queries = self.self_attn.queries(x, shared, tokens, cos_sin_T)
-        attended = chain_attention(queries, *step_1, (), layout, self.window, self.attention)
+        attended = chain_attention(queries, step_1, (), layout, self.window, self.attention)
         return self.finish(attended, residual), step_1
 
     def attention_input(self, hidden_XH: Tensor) -> tuple[Tensor, Tensor]:
