@@ -19,7 +19,7 @@ from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.shard.samples import PlannedSample
 from specpipe.stages.storage.shard.scales import AuxScales, write_scales
 from specpipe.stages.storage.shard.states import U16, SampleStates
-from specpipe.stages.storage.shard.writer import WRITE_BUFFER_BYTES, ShardWriter
+from specpipe.stages.storage.shard.writer import WRITE_BUFFER_BYTES, ShardAttempt, ShardWriter
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.vocab import VocabStatistics
 
@@ -83,9 +83,8 @@ def write_shard(
 ) -> ShardManifest:
     """Append and commit."""
     writer = ShardWriter(
-        folder,
+        ShardAttempt(folder, shard_id),
         identity,
-        shard_id,
         sum(sample.num_tokens for sample, _ in shard),
         sum(sample.num_rows for sample, _ in shard),
         scales=scales,

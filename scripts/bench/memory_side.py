@@ -25,7 +25,7 @@ from specpipe.stages.samples.shard_window import Read
 from specpipe.stages.storage.chunks.arrays import planned_chunks, shard_arrays
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.records import read_manifest
-from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.shard.writer import ShardAttempt, ShardWriter
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.store.local_disk import LocalDisk
 from specpipe.stages.storage.store.retry import DEFAULT_POLICY
@@ -92,9 +92,8 @@ class _Writer:
     def _write(self, repeats: int) -> None:
         root = str(self._root)
         writer = ShardWriter(
-            Folder(root, SlowDisk(), root, DEFAULT_POLICY),
+            ShardAttempt(Folder(root, SlowDisk(), root, DEFAULT_POLICY), 0),
             self._identity,
-            0,
             self._tokens,
             self._rows,
             write_buffer_bytes=self._buffer,

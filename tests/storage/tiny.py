@@ -34,7 +34,7 @@ from specpipe.stages.storage.records import parse_index, read_manifest
 from specpipe.stages.storage.shard.samples import PlannedSample, plan_to_parquet
 from specpipe.stages.storage.shard.scales import AuxScales, write_scales
 from specpipe.stages.storage.shard.states import SampleStates
-from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.shard.writer import ShardAttempt, ShardWriter
 from specpipe.stages.storage.store.crc import chunk_entry, crc32c, object_entry
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.store.objects import measure_object
@@ -146,13 +146,12 @@ def write_shard(
 ) -> ShardManifest:
     num_tokens = sum(sample.num_tokens for sample, _ in pairs)
     num_rows = sum(sample.num_rows for sample, _ in pairs)
+    this = ShardAttempt(folder, shard_id)
     writer = ShardWriter(
-        folder,
+        this if attempt is None else replace(this, name=attempt),
         identity,
-        shard_id,
         num_tokens,
         num_rows,
-        attempt=attempt,
         scales=write_tiny_scales(folder, identity),
     )
     for sample, states in pairs:

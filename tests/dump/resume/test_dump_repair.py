@@ -146,8 +146,8 @@ def test_what_another_worker_committed_meanwhile_is_not_done_again(
     run(other)
     written: list[int] = []
 
-    def and_then_the_other_commits_all(folder: Folder, *rest: Any, **named: Any) -> Any:
-        manifest = write_shard(folder, *rest, **named)
+    def and_then_the_other_commits_all(*rest: Any, **named: Any) -> Any:
+        manifest = write_shard(*rest, **named)
         written.append(manifest.shard_id)
         for key in Folder.open(other.out).list("shards"):
             if not key.startswith(f"shards/{manifest.shard_id:06d}"):
@@ -171,9 +171,9 @@ def test_the_first_shard_does_not_matter(
     """Workers begin at random shards, so that they meet late."""
     order: list[int] = []
 
-    def noted(folder: Folder, identity: Any, shard_id: int, *rest: Any, **named: Any) -> Any:
+    def noted(prepared: Any, shard_id: int, *rest: Any, **named: Any) -> Any:
         order.append(shard_id)
-        return write_shard(folder, identity, shard_id, *rest, **named)
+        return write_shard(prepared, shard_id, *rest, **named)
 
     other = config.model_copy(update={"out": str(tmp_path / "other")})
     run(other)

@@ -29,7 +29,7 @@ from specpipe.stages.storage.shard.listing import listed_arrays, shard_entries
 from specpipe.stages.storage.shard.reader import ShardReader
 from specpipe.stages.storage.shard.samples import PlannedSample, StoredSample
 from specpipe.stages.storage.shard.states import SampleStates
-from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.shard.writer import ShardAttempt, ShardWriter
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.upkeep.verify.run import verify
 from tests.storage.tiny import (
@@ -131,7 +131,7 @@ def write(
     folder: Folder, identity: DumpIdentity, pairs: list[Pair], num_tokens: int, num_rows: int
 ) -> ShardManifest:
     scales = write_tiny_scales(folder, identity)
-    writer = ShardWriter(folder, identity, 0, num_tokens, num_rows, scales=scales)
+    writer = ShardWriter(ShardAttempt(folder, 0), identity, num_tokens, num_rows, scales=scales)
     for pair in pairs:
         writer.append(*pair)
     return writer.commit(vocab_of(pairs))

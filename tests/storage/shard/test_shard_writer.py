@@ -15,7 +15,7 @@ from specpipe.stages.storage.chunks.arrays import planned_chunks, shard_arrays, 
 from specpipe.stages.storage.shard.reader import ShardReader
 from specpipe.stages.storage.shard.scales import AuxScales, write_scales
 from specpipe.stages.storage.shard.states import bfloat16_is_finite
-from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.shard.writer import ShardAttempt, ShardWriter
 from specpipe.stages.storage.store.folder import Folder
 from tests.storage.tiny import (
     Pair,
@@ -46,7 +46,7 @@ def assert_samples_are(reader: ShardReader, pairs: list[Pair]) -> None:
 def test_a_shard_of_refused_samples_only(root: str) -> None:
     identity = make_identity()
     folder = Folder.open(root)
-    manifest = ShardWriter(folder, identity, 0, 50, 20).commit(vocab_of([]))
+    manifest = ShardWriter(ShardAttempt(folder, 0), identity, 50, 20).commit(vocab_of([]))
     reader = ShardReader(folder, identity, manifest)
     assert reader.samples() == []
     assert reader.read_all().aux_TLH.shape == (0, 3, 4)
@@ -81,7 +81,7 @@ def test_the_writer_refuses_what_does_not_fit(
     sample, states = make_pair(identity, 0, 9, [(3, 9)])
     folder = Folder.open(str(tmp_path))
     scales = write_tiny_scales(folder, identity)
-    writer = ShardWriter(folder, identity, 0, 9, 6, scales=scales)
+    writer = ShardWriter(ShardAttempt(folder, 0), identity, 9, 6, scales=scales)
     wrong: Any = {field: change(getattr(states, field))}
     with pytest.raises(IntegrityError, match=rf"data\.jsonl:1\): {field.rpartition('_')[0]} is"):
         writer.append(sample, replace(states, **wrong))
@@ -97,7 +97,7 @@ def test_the_writer_refuses_what_does_not_fit(
 def test_int8_needs_the_scales_of_the_dump(tmp_path: Path) -> None:
     identity = make_identity(states_dtype="int8")
     with pytest.raises(ConfigError, match="need the scales"):
-        ShardWriter(Folder.open(str(tmp_path)), identity, 0, 9, 6)
+        ShardWriter(ShardAttempt(Folder.open(str(tmp_path)), 0), identity, 9, 6)
 
 
 @pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F7F])
@@ -107,7 +107,9 @@ def test_int8_refuses_what_it_cannot_hold(bits: int, tmp_path: Path) -> None:
     sample, states = make_pair(identity, 0, 9, [(3, 9)])
     folder = Folder.open(str(tmp_path))
     scales = AuxScales.from_states(np.full_like(states.aux_TLH, 0x3080))  # 2^-30
-    writer = ShardWriter(folder, identity, 0, 9, 6, scales=write_scales(folder, identity, scales))
+    writer = ShardWriter(
+        ShardAttempt(folder, 0), identity, 9, 6, scales=write_scales(folder, identity, scales)
+    )
     states.aux_TLH[4, 1, 2] = bits
     with pytest.raises(IntegrityError, match="not finite, or too large to be stored as int8"):
         writer.append(sample, states)
@@ -136,7 +138,7 @@ def test_two_attempts_at_one_shard(root: str) -> None:
     identity = make_identity()
     pairs = make_shards(identity)[0]
     folder = Folder.open(root)
-    first, second = (ShardWriter(folder, identity, 0, 26, 14) for _ in range(2))
+    first, second = (ShardWriter(ShardAttempt(folder, 0), identity, 26, 14) for _ in range(2))
     for pair in pairs:  # Both at once, as two workers would.
         first.append(*pair)
         second.append(*pair)

@@ -15,7 +15,7 @@ import pytest
 from specpipe.schemas.errors import StoreError
 from specpipe.schemas.records.dump import DumpIdentity
 from specpipe.stages.storage.shard.reader import ShardReader
-from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.shard.writer import ShardAttempt, ShardWriter
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.store.local_disk import TEMPORARY_PREFIX, write_file
 from tests.storage.damages import FORMATS
@@ -213,7 +213,7 @@ def test_a_full_disk_loses_nothing_committed(format: str, small_disk: Path) -> N
     filler.write_bytes(bytes(free_bytes(small_disk) - 2**17))
 
     def shard() -> ShardReader:
-        writer = ShardWriter(folder, identity, 1, 480, 472, scales=scales)
+        writer = ShardWriter(ShardAttempt(folder, 1), identity, 480, 472, scales=scales)
         pairs = append_many(writer, identity)
         return ShardReader(folder, identity, writer.commit(vocab_of(pairs)))
 

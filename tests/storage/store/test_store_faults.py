@@ -14,7 +14,7 @@ from specpipe.stages.storage.chunks.arrays import planned_chunks, shard_arrays
 from specpipe.stages.storage.chunks.codec import buffer_bytes
 from specpipe.stages.storage.shard import outbox
 from specpipe.stages.storage.shard.reader import ShardReader
-from specpipe.stages.storage.shard.writer import ShardWriter
+from specpipe.stages.storage.shard.writer import ShardAttempt, ShardWriter
 from specpipe.stages.storage.store import retry
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.store.retry import RetryPolicy
@@ -194,9 +194,8 @@ def test_a_slow_store_makes_the_writer_wait_and_fills_no_memory(
     sizes = {name: buffer_bytes(array) for name, array in arrays.items()}
     budget = num_buffers * max(sizes.values())
     writer = ShardWriter(
-        folder,
+        ShardAttempt(folder, 0),
         identity,
-        0,
         480,
         384,
         scales=scales,

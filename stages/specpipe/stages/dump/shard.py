@@ -4,6 +4,7 @@ Legend: T tokens, S verifier rows, K kept logits, L aux layers, H hidden size, V
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.generate import generated_texts
 from specpipe.stages.dump.score import score
 from specpipe.stages.dump.target_text import TextWithStates
+from specpipe.stages.dump_plan.prepared import Prepared
 from specpipe.stages.storage.shard.samples import PlannedSample
 from specpipe.stages.storage.shard.scales import AuxScales
 from specpipe.stages.storage.shard.states import SampleStates
-from specpipe.stages.storage.shard.writer import ShardWriter
-from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.storage.shard.writer import ShardAttempt, ShardWriter
 from specpipe.stages.storage.vocab import VocabStatistics
 from specpipe.stages.target.backend import Backend, bfloat16_bits
 from specpipe.stages.target.head.verifier_head import VerifierHead
@@ -29,41 +30,47 @@ NOT_WRITTEN = "the target wrote nothing, or its states or logits are not finite"
 """Of planned prompts, which of the two a sample is refused for is not kept."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedTarget:
+    """The target, with all that its states and the text that it writes are read by."""
+
+    backend: Backend
+    head: VerifierHead
+    scales: AuxScales | None
+    """Of a dump of int8 states."""
+    template: ChatTemplate
+    """For text that the target writes."""
+
+
 def write_shard(
-    folder: Folder,
-    identity: DumpIdentity,
+    prepared: Prepared,
     shard_id: int,
-    samples: Sequence[PlannedSample],
-    backend: Backend,
-    head: VerifierHead,
+    target: LoadedTarget,
     config: DumpConfig,
-    scales: AuxScales | None,
-    template: ChatTemplate,
     refuse: Callable[[PlannedSample, str], None],
     progress: Callable[[int], None],
 ) -> ShardManifest:
     """Capture, score and commit a shard; returns the manifest that counts.
 
-    `scales` are those of a dump of int8 states; `template` is for text that the target writes.
     Samples with states or logits that are not finite go to `refuse` instead, which may raise.
     `progress` takes the planned tokens of each sample that is done.
     """
+    identity, samples = prepared.identity, prepared.plan[shard_id]
     num_tokens = sum(sample.size for sample in samples)
     num_rows = sum(sample.most_rows for sample in samples)
     writer = ShardWriter(
-        folder,
+        ShardAttempt(prepared.folder, shard_id),
         identity,
-        shard_id,
         num_tokens,
         num_rows,
-        scales=scales,
+        scales=target.scales,
         write_buffer_bytes=config.write_buffer_mib * 2**20,
     )
     vocab = VocabStatistics.zeros(identity.target.vocab_size)
     counts = GenerationCounts()
-    texts = _texts(backend, samples, config, template)
+    texts = _texts(target, samples, config)
     for sample, text in zip(samples, texts, strict=True):
-        if not _append(writer, vocab, identity, head, text):
+        if not _append(writer, vocab, identity, target.head, text):
             refuse(sample, NOT_WRITTEN if identity.text.is_planned else NON_FINITE)
         elif text.counts is not None:
             counts = counts.plus(text.counts)
@@ -72,14 +79,11 @@ def write_shard(
 
 
 def _texts(
-    backend: Backend,
-    samples: Sequence[PlannedSample],
-    config: DumpConfig,
-    template: ChatTemplate,
+    target: LoadedTarget, samples: Sequence[PlannedSample], config: DumpConfig
 ) -> Iterator[TextWithStates]:
     if config.generate is not None:
-        return generated_texts(backend, samples, config.generate, template)
-    return map(TextWithStates, samples, backend.capture(samples))
+        return generated_texts(target.backend, samples, config.generate, target.template)
+    return map(TextWithStates, samples, target.backend.capture(samples))
 
 
 def _append(

@@ -11,7 +11,7 @@ from specpipe.schemas.records.dump import TARGET_FOLDER, ShardManifest
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.calibrate import dump_scales
 from specpipe.stages.dump.generated_text import GeneratedText
-from specpipe.stages.dump.shard import write_shard
+from specpipe.stages.dump.shard import LoadedTarget, write_shard
 from specpipe.stages.dump_plan.prepared import Prepared
 from specpipe.stages.process.activity import doing
 from specpipe.stages.storage.committed import committed_shard
@@ -93,23 +93,17 @@ class Worker:
         `max_rejected` have no usable states.
         """
         prepared = self._prepared
-        samples = prepared.plan[shard_id]
         committed = committed_shard(prepared.folder, shard_id, prepared.identity.fingerprint)
         if committed is not None:
-            advance(sum(sample.size for sample in samples))
+            advance(sum(sample.size for sample in prepared.plan[shard_id]))
             return committed
         if self._config.generate is None:  # else the backend says how much is written
             doing("running the target")
         return write_shard(
-            prepared.folder,
-            prepared.identity,
+            prepared,
             shard_id,
-            samples,
-            self._backend,
-            self._head,
+            LoadedTarget(self._backend, self._head, self._scales, self._template),
             self._config,
-            self._scales,
-            self._template,
             refuse=lambda sample, reason: self._rejections.lose(sample.source, reason),
             progress=advance,
         )

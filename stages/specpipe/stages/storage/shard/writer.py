@@ -4,7 +4,7 @@ Legend: T tokens, S verifier rows, L aux layers, H hidden.
 """
 
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,23 @@ WRITE_BUFFER_BYTES = 256 * 2**20
 _BLOCK_BYTES = 2**18
 
 
+@dataclass(frozen=True, slots=True)
+class ShardAttempt:
+    """One attempt at a shard, in a folder of its own that nobody else writes to."""
+
+    dump: Folder
+    """The dump's root."""
+    shard_id: int
+    name: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+
+    @property
+    def prefix(self) -> str:
+        """Of the keys of its objects."""
+        return shard_folder(self.shard_id, self.name)
+
+
 class ShardWriter:
-    """One attempt at shard `shard_id`, in a folder of its own that nobody else writes to.
+    """Writes one attempt at a shard.
 
     Memory: `write_buffer_bytes` for chunks that are being filled or are on their way to the store,
     or one chunk of each array where that is more. `append` waits while all of it is in use.
@@ -51,33 +66,27 @@ class ShardWriter:
 
     def __init__(
         self,
-        folder: Folder,
+        attempt: ShardAttempt,
         identity: DumpIdentity,
-        shard_id: int,
         planned_tokens: int,
         planned_rows: int,
         *,
-        attempt: str | None = None,
         scales: AuxScales | None = None,
         write_buffer_bytes: int = WRITE_BUFFER_BYTES,
     ) -> None:
-        """`folder` is the dump's root; `attempt` is random unless given (for fixed test data).
+        """`planned_tokens` and `planned_rows` are those that are to come, or the most that may.
 
-        `planned_tokens` and `planned_rows` are those that are to come, or the most that may come.
         `scales` are the dump's, for int8 states; raises ConfigError without them.
         """
-        self._folder = folder
+        self._attempt = attempt
         self._identity = identity
-        self._shard_id = shard_id
-        self._attempt = attempt or uuid.uuid4().hex[:16]
         self._scales = scales if identity.states_dtype == "int8" else None
         self._quantiser = Quantiser(self._scales.channel_LH) if self._scales else None
         if identity.states_dtype == "int8" and not self._scales:
             raise ConfigError("int8 states need the scales of the dump's channels")
         self._codec = chunk_codec(identity)
         chunk_rows = planned_chunks(identity, planned_tokens, planned_rows)
-        prefix = shard_folder(shard_id, self._attempt)
-        self._outbox = Outbox(folder, prefix, self._codec, write_buffer_bytes)
+        self._outbox = Outbox(attempt.dump, attempt.prefix, self._codec, write_buffer_bytes)
         self._arrays = {
             name: _ArrayWriter(layout, self._outbox)
             for name, layout in shard_arrays(identity, 0, 0, chunk_rows).items()
@@ -149,8 +158,8 @@ class ShardWriter:
         self._outbox.put(SAMPLES_FILE, samples_to_parquet(self._samples, [*layouts]))
         self._outbox.put(VOCAB_FILE, vocab.to_parquet())
         manifest = ShardManifest(
-            shard_id=self._shard_id,
-            attempt=self._attempt,
+            shard_id=self._attempt.shard_id,
+            attempt=self._attempt.name,
             fingerprint=self._identity.fingerprint,
             num_samples=len(self._samples),
             num_tokens=self._num_tokens,
@@ -161,10 +170,10 @@ class ShardWriter:
             generation=generation,
             objects=tuple(self._outbox.close()),
         )
-        key = manifest_key(self._shard_id)
-        if self._folder.create(key, manifest.to_json()):
+        key = manifest_key(self._attempt.shard_id)
+        if self._attempt.dump.create(key, manifest.to_json()):
             return manifest
-        return read_manifest(self._folder, key, self._identity.fingerprint)
+        return read_manifest(self._attempt.dump, key, self._identity.fingerprint)
 
 
 class _ArrayWriter:
