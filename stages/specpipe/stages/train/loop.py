@@ -63,8 +63,6 @@ class Loop:
     reports: Reports
     should_stop: StopQuestion
     """Asked after every step, between the batches of an evaluation, and while data is late."""
-    progress: Progress
-
     idle: Batch | None = None
     """Of a sharded run: what a rank walks that has a pack less than another one in a step."""
 
@@ -76,10 +74,12 @@ class Loop:
     """Of one evaluation, on all ranks."""
     _before: TrainState = field(init=False)
     _began: float = field(init=False)
+    _progress: Progress = field(init=False)
     _report_error: Exception | None = field(init=False, default=None)
 
-    def run(self) -> TrainState:
+    def run(self, progress: Progress) -> TrainState:
         """Train to the end; raises UnfinishedError after saving when asked to stop early."""
+        self._progress = progress
         config, ranks = self.trainee.config, self.trainee.ranks
         share = slice(ranks.rank, None, ranks.size)
         pack_tokens = config.pack_tokens or config.batch_tokens
@@ -301,7 +301,7 @@ class Loop:
 
     def _show(self, figures: dict[str, float]) -> None:
         if self.trainee.ranks.is_first:
-            self.progress(self.state.step, self.state.total_steps, figures)
+            self._progress(self.state.step, self.state.total_steps, figures)
 
     def _save(self, best: bool) -> None:
         seconds = self._before.seconds + time.monotonic() - self._began

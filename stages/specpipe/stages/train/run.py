@@ -81,9 +81,7 @@ def run(
         checkpoint_path = Path(latest.decode()) if latest else None
         reports = Reports()
         with ranks.together(), enough_memory("as the drafter is made"):
-            loop, recipe = _prepare(
-                config, folder, checkpoint_path, ranks, reports, should_stop, progress
-            )
+            loop, recipe = _prepare(config, folder, checkpoint_path, ranks, reports, should_stop)
             if ranks.is_first:
                 # Only now: a first attempt that is refused must not make the directory its own.
                 folder.write_config(located(recipe.config))
@@ -92,7 +90,7 @@ def run(
                 held.enter_context(open_loggers(recipe.config, folder.path, step, reports))
         if tell is not None:
             tell(recipe)
-        result = _result(recipe, folder, loop.run())
+        result = _result(recipe, folder, loop.run(progress or (lambda *_: None)))
         with ranks.together():
             if ranks.is_first:
                 data = result.model_dump_json(indent=2).encode()
@@ -127,7 +125,6 @@ def _prepare(
     ranks: Ranks,
     reports: Reports,
     should_stop: StopQuestion,
-    progress: Progress | None,
 ) -> tuple[Loop, Recipe]:
     # One rank reads what is to be verified for all.
     preverify = config.preverify if ranks.is_first else "metadata"
@@ -171,7 +168,6 @@ def _prepare(
         state=state,
         reports=reports,
         should_stop=should_stop,
-        progress=progress or (lambda *_: None),
         idle=_idle(reader, training, settings) if is_sharded(trainee.model) else None,
     )
     return loop, replace(recipe, num_steps=state.total_steps, is_counted=True)
