@@ -14,6 +14,7 @@ from specpipe.stages.export.out_folder import LOCK_FILE
 from specpipe.stages.export.run import run
 from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint
 from specpipe.stages.runs.metric_rows import recorded_metrics
+from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.validate.replay import agreement
 from specpipe.stages.validate.serve import run as serve
 from tests.validate.small import Trained
@@ -102,7 +103,7 @@ def test_a_target_that_cannot_be_loaded_is_found_before_an_engine_starts(
     with pytest.raises(ConfigError, match="transformers cannot run it"):
         serve.check(
             exported / "checkpoint",
-            str(trained.target),
+            TargetSource(str(trained.target)),
             [[1, 2, 3], [4, 5, 6]],
             ExportConfig(checkpoint="-", out="-"),
             lines.append,

@@ -24,6 +24,7 @@ from transformers import (
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.target.files.identity import load_config, target_identity
+from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.target.files.model_config import build_config, parse_config
 from specpipe.stages.target.head.head_model import head_numbers
 from specpipe.stages.target.hf.backend import HfBackend
@@ -111,7 +112,7 @@ def test_numbers_that_are_not_finite(
         written["time_step_limit"] = [0.0, math.inf]
         (target / "config.json").write_text(json.dumps(written))
     assert load_config(target).time_step_limit[1] == math.inf
-    capture = TargetCapture(str(target), None, (1, 2), trust_remote_code=False)
+    capture = TargetCapture(TargetSource(str(target)), (1, 2), trust_remote_code=False)
     (text,) = capture.capture([[5, 6, 7]], [[8, 9]])
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)

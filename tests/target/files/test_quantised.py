@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.target.files.quantised import missing_package
 from specpipe.stages.target.hf.backend import HfBackend
 from specpipe.stages.validate.serve.capture import TargetCapture
@@ -60,7 +61,7 @@ def test_a_capture_comes_first(target: Callable[..., Path], tmp_path: Path) -> N
     second = next(iter(proven.capture([sample])))
     assert torch.equal(first.aux_TLH, second.aux_TLH)
     assert torch.equal(first.final_TH, second.final_TH)
-    capture = TargetCapture(str(folder), None, (1, 2, 4), trust_remote_code=False)
+    capture = TargetCapture(TargetSource(str(folder)), (1, 2, 4), trust_remote_code=False)
     ids = sample.input_ids.tolist()
     (text,) = capture.capture([ids[:10]], [ids[10:]])
     assert text.mean_logprob == pytest.approx(float(own_S[9:].mean()), abs=2e-2)

@@ -22,6 +22,7 @@ from specpipe.stages.export.convert import run as convert
 from specpipe.stages.export.run import run
 from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.train.run import run as train
 from specpipe.stages.validate.replay import run as replay_check
 from specpipe.stages.validate.run import run as validate
@@ -166,7 +167,9 @@ def test_engine_that_follows_a_schedule(sample_trained: Trained, served: Path) -
         "draft_schedule": [(1, 8, 5), (9, 12, 0), (13, 16, 2)],
     }
     scheduled = decode(request.model_copy(update=changes))
-    capture = TargetCapture(str(sample_trained.target), None, (1, 2, 3), trust_remote_code=False)
+    capture = TargetCapture(
+        TargetSource(str(sample_trained.target)), (1, 2, 3), trust_remote_code=False
+    )
     before, after = plain.decoded[0].output_ids, scheduled.decoded[0].output_ids
     texts = capture.capture(prompts, after)
     differences = [
@@ -204,7 +207,7 @@ def test_unrepaired_engine_is_found_not_to_be_lossless(
     config = ExportConfig(checkpoint="-", out="-", serve_max_tokens=32)
     found = serve.check(
         served / "checkpoint",
-        str(sample_trained.target),
+        TargetSource(str(sample_trained.target)),
         prompts,
         config,
         lambda _: None,

@@ -14,6 +14,7 @@ from pydantic import ValidationError as BadConfig
 from specpipe.schemas.errors import ConfigError, SpecpipeError, StoreError, ValidationError
 from specpipe.schemas.settings.stages import ServerConfig, ValidateConfig
 from specpipe.stages.acceptance.replay import ReplaySpan, expected_rounds
+from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.validate.server import client as server
 from specpipe.stages.validate.server import run as server_check
 from specpipe.stages.validate.server.client import Server
@@ -202,7 +203,7 @@ def test_a_token_that_no_header_holds_is_not_shown(
 def test_texts_that_the_server_cannot_hold(says: StandIn, tmp_path: Path) -> None:
     config = ServerConfig(serve_url=says.url, serve_max_tokens=57)
     with pytest.raises(ConfigError, match=r"takes 64 tokens at most: .* are 65"):
-        server_check.check(tmp_path, "target", PROMPTS, config, lambda _: None)
+        server_check.check(tmp_path, TargetSource("target"), PROMPTS, config, lambda _: None)
     assert says.bodies == []
 
 

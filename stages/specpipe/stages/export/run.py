@@ -1,7 +1,7 @@
 """`specpipe export` as a function: from a checkpoint to an artifact that is proven to work."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from specpipe.stages.runs.checkpoint import (
 from specpipe.stages.runs.held_out import evaluation, run_settings, settings_for
 from specpipe.stages.runs.metric_rows import recorded_metrics
 from specpipe.stages.storage.dump import Dump
+from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.target.head.target_tensors import StoredTarget
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.validate import structure
@@ -156,7 +157,7 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
         )
         out.write_artifact(format, format.config(drafter), tensors)
         findings, problems = _validate(
-            config, out.artifact, checkpoint, dump, settings, target.name, chosen, report
+            config, out.artifact, _Trained(checkpoint, settings, dump), target.name, chosen, report
         )
         advice = recommendation(
             config, checkpoint.state.num_heads, findings, drafter_kind(checkpoint.shape).serving
@@ -211,19 +212,26 @@ def _tensors(config: ExportConfig, checkpoint: Checkpoint, dump: Dump) -> dict[s
     return without_lm_head(checkpoint.shape, tensors, target)
 
 
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A checkpoint with its run's settings and dump, which the artifact is replayed by."""
+
+    checkpoint: Checkpoint
+    settings: ResolvedTrainConfig | None
+    dump: Dump
+
+
 def _validate(
     config: ExportConfig,
     artifact: Path,
-    checkpoint: Checkpoint,
-    dump: Dump,
-    settings: ResolvedTrainConfig | None,
+    trained: _Trained,
     target: str,
     chosen: list[prompts.Prompt],
     report: Progress,
 ) -> tuple[LevelFindings, list[str]]:
     """Every level that is asked for, the cheap ones first, up to the first that fails; and what is
     wrong."""
-    state = checkpoint.state
+    checkpoint, dump = trained.checkpoint, trained.dump
     findings = LevelFindings()
     problems: list[str] = []
     for level in ("structure", "replay", "serve"):
@@ -235,13 +243,12 @@ def _validate(
             findings = replace(findings, structure=proof)
         elif level == "replay":
             replayed = replay_check.check(
-                artifact, checkpoint, dump, settings, config.replay_samples
+                artifact, checkpoint, dump, trained.settings, config.replay_samples
             )
             findings = replace(findings, replay=replayed)
         else:
-            served = serve.check(
-                artifact, target, chosen, config, report, revision=state.target.revision
-            )
+            source = TargetSource(target, checkpoint.state.target.revision)
+            served = serve.check(artifact, source, chosen, config, report)
             findings = replace(findings, serve=served)
         problems += [f"{level}: {one}" for one in findings.by_level()[level].problems]
     return findings, problems

@@ -22,6 +22,7 @@ from specpipe.stages.drafters.registry import recognised
 from specpipe.stages.runs.held_out import evaluation
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.store.local_disk import write_file
+from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.target.head.target_tensors import StoredTarget
 from specpipe.stages.validate import structure
 from specpipe.stages.validate.record import artifact_sha256
@@ -75,9 +76,9 @@ def run(
             problems.append(f"replay: {error}")
     if "serve" in config.validation and not problems:
         report("validation: serve")
-        revision = dump.identity.target.revision
+        source = TargetSource(target, dump.identity.target.revision)
         check = serve.check if config.serve_url is None else server_check.check
-        served = check(folder, target, chosen, config, report, revision=revision)
+        served = check(folder, source, chosen, config, report)
         problems += [f"serve: {problem}" for problem in served.problems]
     validation = ArtifactValidation(
         passed=not problems,

@@ -1,6 +1,7 @@
 """Where a target's files are, and which of them specpipe reads."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError, StoreError
@@ -39,6 +40,14 @@ _NOT_OF_THE_MODEL = ["*/*.json", "*/*.txt", "*/*.model"]
 
 _REFUSED = (401, 403, 404)
 """The hub's answers to an id or a revision that is not there, or not for everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSource:
+    """Where a target is had from: a folder, or a name on the hub and a revision there."""
+
+    name: str
+    revision: str | None = None
 
 
 def local_folder(

@@ -17,6 +17,7 @@ from specpipe.schemas.records.sample import Ids
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.acceptance.evidence import chance, slopes
 from specpipe.stages.storage.store.folder import Folder
+from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.target.head.verifier_head import (
     VerifierHead,
     acting_weight,
@@ -91,11 +92,11 @@ class TargetCapture:
     """The target in transformers, with its head."""
 
     def __init__(
-        self, target: str, revision: str | None, layers: Sequence[int], *, trust_remote_code: bool
+        self, target: TargetSource, layers: Sequence[int], *, trust_remote_code: bool
     ) -> None:
         config = DumpConfig(
-            target=target,
-            revision=revision,
+            target=target.name,
+            revision=target.revision,
             data=("-",),
             out="-",
             trust_remote_code=trust_remote_code,

@@ -18,7 +18,7 @@ from specpipe.stages.drafters.contract import Proposal
 from specpipe.stages.drafters.reading import read_artifact
 from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.target.files.identity import architecture_of, cached_numbers, load_config
-from specpipe.stages.target.files.location import local_folder
+from specpipe.stages.target.files.location import TargetSource, local_folder
 from specpipe.stages.target.vllm.support.servable import servable
 from specpipe.stages.validate.drafted_text import text_spans
 from specpipe.stages.validate.serve.capture import (
@@ -48,19 +48,18 @@ Report = Callable[[str], None]
 
 def check(
     artifact: Path,
-    target: str,
+    target: TargetSource,
     prompts: Sequence[Sequence[int]],
     config: ServeConfig,
     report: Report,
     *,
-    revision: str | None = None,
     fix_cpu: bool = True,
 ) -> ServeFindings:
     """Serve `prompts` (token ids) without a drafter, then with it for each number of drafts."""
     if len(prompts) < 2:
         raise ConfigError("serve needs at least two prompts; give --serve-data with more")
 
-    folder = local_folder(target, revision, with_code=config.trust_remote_code)
+    folder = local_folder(target.name, target.revision, with_code=config.trust_remote_code)
     model = load_config(folder, trust_remote_code=config.trust_remote_code)
     architecture = architecture_of(folder, trust_remote_code=config.trust_remote_code)
     longest = max(map(len, prompts)) + config.serve_max_tokens
@@ -74,8 +73,8 @@ def check(
         has_schedule = is_timed and num_draft_tokens > 0 and kind.serving.follows_schedule
         return decode(
             EngineRequest(
-                target=target,
-                revision=revision,
+                target=target.name,
+                revision=target.revision,
                 artifact=str(artifact.resolve()) if num_draft_tokens else None,
                 method=kind.serving.method,
                 options=dict(kind.serving.options),
@@ -96,9 +95,7 @@ def check(
         )
 
     def capture() -> TargetCapture:
-        return TargetCapture(
-            target, revision, shape.aux_layers, trust_remote_code=config.trust_remote_code
-        )
+        return TargetCapture(target, shape.aux_layers, trust_remote_code=config.trust_remote_code)
 
     # What transformers cannot load or run is found before engines have run for minutes. They want
     # the memory: the target is let go, and loaded again when they are done.
@@ -124,7 +121,7 @@ def check(
         vllm_version=plain.vllm_version,
         cpu_fix_applied=plain.cpu_fix_applied,
         with_plugin=with_plugin,
-        target=target,
+        target=target.name,
         num_prompts=len(prompts),
         max_tokens=config.serve_max_tokens,
         seconds_without_drafter_greedy=plain.decoded[0].seconds,

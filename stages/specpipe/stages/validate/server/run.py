@@ -19,6 +19,7 @@ from specpipe.schemas.settings.stages import ServerConfig
 from specpipe.stages.acceptance.replay import Rounds, expected_rounds
 from specpipe.stages.drafters.reading import read_artifact
 from specpipe.stages.drafters.registry import drafter_kind
+from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.validate.drafted_text import text_spans
 from specpipe.stages.validate.serve.capture import (
     CapturedText,
@@ -35,12 +36,10 @@ from specpipe.stages.validate.server.client import Group, Server, ServerDecoded
 
 def check(
     artifact: Path,
-    target: str,
+    target: TargetSource,
     prompts: Sequence[Sequence[int]],
     config: ServerConfig,
     report: Report,
-    *,
-    revision: str | None = None,
 ) -> ServeFindings:
     """Let the server of `config` decode `prompts` (token ids), and replay what it wrote."""
     trust = config.trust_remote_code
@@ -48,7 +47,7 @@ def check(
         _check_room(server, prompts, config)
         shape = read_artifact(str(artifact)).shape
         # Transformers may not be able to load or run the target: before the server works in vain.
-        capture = TargetCapture(target, revision, shape.aux_layers, trust_remote_code=trust)
+        capture = TargetCapture(target, shape.aux_layers, trust_remote_code=trust)
         greedy, sampled = _decoded(server, prompts, config, report)
     num_draft_tokens = server.num_draft_tokens
     report("replaying the texts that it wrote")
@@ -100,7 +99,7 @@ def check(
         passed=not problems,
         vllm_version=server.version,
         cpu_fix_applied=None,
-        target=target,
+        target=target.name,
         num_prompts=len(prompts),
         max_tokens=config.serve_max_tokens,
         server=server.url,
