@@ -20,7 +20,7 @@ import click
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
-from scripts.targets.fit import Samples, fit, new_model, save
+from scripts.targets.fit import Samples, Split, fit, new_model, save
 from scripts.targets.tokens import train_tokenizer
 
 _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings"}
@@ -122,16 +122,16 @@ def main(
             tie_word_embeddings=True,
         )
     )
+    samples = Split(train, held_out)
     fit(
         model,
-        train,
-        held_out,
+        samples,
         num_epochs=num_epochs,
         learning_rate=learning_rate,
         batch_tokens=batch_tokens,
         seed=seed,
     )
-    save(model, tokenizer, out / "target", train, held_out)
+    save(model, tokenizer, out / "target", samples)
 
 
 if __name__ == "__main__":

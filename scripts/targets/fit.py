@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import (
@@ -19,6 +20,13 @@ from transformers import (
 Samples = list[list[int]]
 
 
+class Split(NamedTuple):
+    """The samples of a language model."""
+
+    train: Samples
+    held_out: Samples
+
+
 def new_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A model with random weights; eager attention, which at these lengths is faster on a CPU than
     the flash kernel's backward."""
@@ -28,8 +36,7 @@ def new_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 def fit(
     model: PreTrainedModel,
-    train: Samples,
-    held_out: Samples,
+    samples: Split,
     *,
     num_epochs: int,
     learning_rate: float,
@@ -42,7 +49,7 @@ def fit(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     generator = torch.Generator().manual_seed(seed)
-    epochs = [make_batches(train, batch_tokens, generator) for _ in range(num_epochs)]
+    epochs = [make_batches(samples.train, batch_tokens, generator) for _ in range(num_epochs)]
     num_steps, step, start = sum(map(len, epochs)), 0, time.monotonic()
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -64,22 +71,22 @@ def fit(
                 seconds = time.monotonic() - start
                 mean = (loss / count).item()
                 print(f"step {step}/{num_steps} loss {mean:.3f} {seconds:.0f} s", flush=True)
-        print(f"epoch {epoch} held-out loss {held_out_loss(model, held_out):.4f}", flush=True)
+        of_held_out = held_out_loss(model, samples.held_out)
+        print(f"epoch {epoch} held-out loss {of_held_out:.4f}", flush=True)
 
 
 def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     out: Path,
-    train: Samples,
-    held_out: Samples,
+    samples: Split,
 ) -> None:
     """Write the model in bfloat16, and print its loss beside that of a unigram model."""
     model = model.bfloat16()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    print(f"held-out loss per token, bf16: {held_out_loss(model, held_out):.4f} nats")
-    floor = unigram_loss(train, held_out, len(tokenizer))
+    print(f"held-out loss per token, bf16: {held_out_loss(model, samples.held_out):.4f} nats")
+    floor = unigram_loss(samples, len(tokenizer))
     print(f"unigram model:                 {floor:.4f} nats")
 
 
@@ -127,9 +134,13 @@ def held_out_loss(model: PreTrainedModel, samples: Samples) -> float:
     return float(sum(loss for loss, _ in sums) / sum(count for _, count in sums))
 
 
-def unigram_loss(train: Samples, held_out: Samples, vocab_size: int) -> float:
+def unigram_loss(samples: Split, vocab_size: int) -> float:
     """Held-out loss per token of add-one-smoothed token frequencies."""
-    counts = Counter(token for sample in train for token in sample[1:])
+    counts = Counter(token for sample in samples.train for token in sample[1:])
     total = sum(counts.values()) + vocab_size
-    losses = [-math.log((counts[token] + 1) / total) for sample in held_out for token in sample[1:]]
+    losses = [
+        -math.log((counts[token] + 1) / total)
+        for sample in samples.held_out
+        for token in sample[1:]
+    ]
     return sum(losses) / len(losses)

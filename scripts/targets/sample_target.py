@@ -15,7 +15,7 @@ import click
 import torch
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from scripts.targets.fit import Samples, fit, new_model, save
+from scripts.targets.fit import Samples, Split, fit, new_model, save
 from scripts.targets.gsm8k import Conversation, read_conversations
 from scripts.targets.tokens import train_tokenizer
 
@@ -83,16 +83,16 @@ def main(
         tie_word_embeddings=False,
     )
     model = new_model(config)
+    samples = Split(train, held_out)
     fit(
         model,
-        train,
-        held_out,
+        samples,
         num_epochs=num_epochs,
         learning_rate=learning_rate,
         batch_tokens=batch_tokens,
         seed=seed,
     )
-    save(model, tokenizer, out, train, held_out)
+    save(model, tokenizer, out, samples)
 
 
 if __name__ == "__main__":
