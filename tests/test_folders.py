@@ -1,4 +1,4 @@
-"""Each folder is small, and explained in one line: in its __init__ and in docs/development.md."""
+"""The rules of the house: folders are small and explained in a line, functions take few values."""
 
 import ast
 import re
@@ -8,6 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "development.md").read_text(encoding="utf-8")
 MOST_FILES = 13
+MOST_PARAMETERS = 6
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def folders() -> Iterator[Path]:
@@ -33,6 +35,50 @@ def test_no_folder_holds_more_than_a_dozen_files() -> None:
     for folder in folders():
         files = [f for f in folder.glob("*.py") if f.name != "__init__.py"]
         assert len(files) <= MOST_FILES, folder
+
+
+def parameters(function: Function) -> list[str]:
+    of = function.args
+    names = [argument.arg for argument in (*of.posonlyargs, *of.args, *of.kwonlyargs)]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def is_kernels(of: ast.ClassDef) -> bool:
+    """Of an autograd function; or its `forward` goes with a `backward`, which no module has."""
+    methods = {method.name for method in of.body if isinstance(method, Function)}
+    return {"forward", "backward"} <= methods
+
+
+def ruled_elsewhere(tree: ast.Module) -> Iterator[Function]:
+    """Functions whose parameters are not ours to choose: a command's are its flags, a kernel's its
+    tensors, and what transformers calls as its attention takes what transformers gives."""
+    registered = {
+        ast.unparse(call.args[1])
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "AttentionInterface.register"
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and is_kernels(node):
+            for method in node.body:
+                if isinstance(method, Function) and method.name in ("forward", "backward"):
+                    yield method
+        elif isinstance(node, Function):
+            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+            is_ours = not any(re.match(r"click\.command\b|triton\.jit\b", at) for at in decorators)
+            if not is_ours or node.name in registered:
+                yield node
+
+
+def test_no_function_of_ours_has_more_than_six_parameters() -> None:
+    for folder in folders():
+        for file in folder.glob("*.py"):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            others = set(ruled_elsewhere(tree))
+            for node in ast.walk(tree):
+                if isinstance(node, Function) and node not in others:
+                    assert len(parameters(node)) <= MOST_PARAMETERS, (
+                        f"{file}:{node.lineno} {node.name}: give it a value type"
+                    )
 
 
 def test_the_places_that_the_page_sends_to_are_there() -> None:
