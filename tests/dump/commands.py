@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.settings.stages import DumpConfig
+from tests.processes import children, command_line
 
 DEADLINE = 400.0
 """Seconds after which something that does not happen is a failure."""
@@ -34,6 +36,8 @@ class Command:
                 stderr=stderr,
                 env={**os.environ, **(environment or {})},
             )
+        # A test that fails leaves no process behind.
+        weakref.finalize(self, end, self.process)
 
     def num_shards(self) -> int:
         """Shards that are committed by now."""
@@ -65,25 +69,14 @@ class Command:
         return values
 
 
+def end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait until it holds; an AssertionError after too long."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, "this does not happen"
         time.sleep(0.005)
-
-
-def children(pid: int) -> list[int]:
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(child) for child in text.split()]
-
-
-def command_line(pid: int) -> bytes:
-    """Empty for a process that has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter
 from specpipe.pipeline.launch.executor import executor_of
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump.run import run
-from tests.dump.commands import DEADLINE, children, command_line, until
+from tests.dump.commands import DEADLINE, until
+from tests.processes import children, command_line, kill
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,27 +69,27 @@ def outcome(command: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
 
 
-def run_killed(config: DumpConfig, kill: Kill) -> tuple[bool, list[int]]:
+def run_killed(config: DumpConfig, wanted: Kill) -> tuple[bool, list[int]]:
     """Whether the kill came in time, and the workers that the command had by then."""
     command = start(config)
     out = Path(config.out)
 
     def is_time() -> bool:
-        return len(list(out.glob("shards/*.manifest.json"))) >= kill.num_shards and (
-            kill.whom == "command" or bool(workers_of(command))
+        return len(list(out.glob("shards/*.manifest.json"))) >= wanted.num_shards and (
+            wanted.whom == "command" or bool(workers_of(command))
         )
 
     until(lambda: is_time() or has_ended(command))
-    time.sleep(kill.seconds)
+    time.sleep(wanted.seconds)
     workers = workers_of(command)
     in_time = not has_ended(command) and bool(workers)
-    doomed = {"command": [command], "worker": workers[:1], "all": [command, *workers]}[kill.whom]
+    doomed = {"command": [command], "worker": workers[:1], "all": [command, *workers]}[wanted.whom]
     for pid in doomed:
-        os.kill(pid, signal.SIGKILL)
+        kill(pid)
     code = outcome(command)
     # A worker that dies is replaced; a command that dies is dead.
-    if in_time and code != (0 if kill.whom == "worker" else -signal.SIGKILL):
-        raise SystemExit(f"the dump ended with {code} after {kill}")
+    if in_time and code != (0 if wanted.whom == "worker" else -signal.SIGKILL):
+        raise SystemExit(f"the dump ended with {code} after {wanted}")
     return in_time, workers
 
 
@@ -100,13 +101,13 @@ def main() -> None:
     config_file, out, kills_file = map(Path, sys.argv[1:])
     config = DumpConfig.model_validate_json(config_file.read_bytes())
     num_in_time = 0
-    for i, kill in enumerate(KILLS.validate_json(kills_file.read_bytes())):
+    for i, wanted in enumerate(KILLS.validate_json(kills_file.read_bytes())):
         here = config.model_copy(update={"out": str(out / str(i))})
-        in_time, orphans = run_killed(here, kill)
+        in_time, orphans = run_killed(here, wanted)
         num_in_time += in_time
         # At once: workers of the command that was killed may still be at their shards.
-        if outcome(start(here.model_copy(update={"workers": kill.workers_then}))):
-            raise SystemExit(f"the run after {kill} failed")
+        if outcome(start(here.model_copy(update={"workers": wanted.workers_then}))):
+            raise SystemExit(f"the run after {wanted} failed")
         wait_for_end(orphans)
     print(num_in_time)
 

@@ -16,6 +16,7 @@ from specpipe.stages.upkeep.verify.run import verify
 from tests.dump.commands import Command
 from tests.dump.resume.crew_killed import KILLS, Kill
 from tests.dump.resume.test_dump_kill import contents
+from tests.processes import kill
 
 NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
 """scripts/prove sets 25."""
@@ -74,12 +75,12 @@ def test_killed_and_run_again(alone: DumpConfig, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) > len(kills) // 2
     expected = contents(alone.out)
-    for i, kill in enumerate(kills):
+    for i, planned in enumerate(kills):
         found = contents(str(out / str(i)))
-        assert found.keys() == expected.keys(), kill
-        assert [key for key in expected if found[key] != expected[key]] == [], kill
+        assert found.keys() == expected.keys(), planned
+        assert [key for key in expected if found[key] != expected[key]] == [], planned
         report = verify(str(out / str(i)))
-        assert (report.complete, report.damages) == (True, ()), kill
+        assert (report.complete, report.damages) == (True, ()), planned
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_workers_that_keep_dying_end_the_command(alone: DumpConfig, tmp_path: Pa
     command = Command(config, tmp_path / "command")
     while command.process.poll() is None:
         for pid in command.workers():
-            os.kill(pid, 9)
+            kill(pid)
     assert command.wait() == 5, command.stderr
     assert command.result["kind"] == "UnfinishedError"
     assert "killed by SIGKILL, perhaps for lack of memory" in command.result["error"]

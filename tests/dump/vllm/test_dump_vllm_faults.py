@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from specpipe.stages.target.open_backend import choose_backend
 from specpipe.stages.text.rejected import Rejections
 from specpipe.stages.upkeep.verify.run import verify
 from tests.architectures import build
-from tests.dump.commands import Command, children, until
+from tests.dump.commands import Command, until
+from tests.processes import children, kill, runs
 
 # Before the import of a module that stops halfway without vLLM.
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -51,11 +51,11 @@ def test_an_engine_that_dies_is_said_and_the_next_run_completes(
     engine = descendants(command.process.pid)
     assert command.process.poll() is None, command.stderr
     assert len(engine) > 1
-    os.kill(engine[-1], signal.SIGKILL)
+    kill(engine[-1])
     assert command.wait() == 5, command.stderr
     assert "engine died" in command.stderr
     assert "run the same command again to continue" in command.stderr
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in engine))
+    until(lambda: not any(runs(pid) for pid in engine))
     before = command.num_shards()
     again = Command(config, tmp_path / "again")
     again.wait_for_shards(before + 1)
@@ -64,7 +64,7 @@ def test_an_engine_that_dies_is_said_and_the_next_run_completes(
     assert len(engine) > 1
     again.process.kill()
     again.process.wait()
-    until(lambda: not any(_runs(pid) for pid in engine))
+    until(lambda: not any(runs(pid) for pid in engine))
     last = Command(config, tmp_path / "last")
     assert last.wait() == 0, last.stderr
     assert last.result["num_samples"] == 400
@@ -109,14 +109,6 @@ def test_an_engine_that_ends_slowly_leaves_no_shared_memory(
 def shared_memory(pid: int) -> list[str]:
     """The files of /dev/shm that a process has mapped and that have a name."""
     return re.findall(r"(/dev/shm/\S+)$", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE)
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process lives; one that has ended may wait for somebody to ask how."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(

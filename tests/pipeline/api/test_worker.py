@@ -18,6 +18,7 @@ from specpipe.pipeline.api.queue_worker import MOST_STOPS, QueueWorker
 from tests.dump.conftest import rows
 from tests.pipeline.api import conftest as api_conftest
 from tests.pipeline.job.conftest import EXTRA
+from tests.processes import kill
 
 AddJob = Callable[[], str]
 
@@ -79,7 +80,7 @@ def jobs_processes() -> list[int]:
 def end_the_process(number: int) -> None:
     wait(jobs_processes)
     (pid,) = jobs_processes()
-    os.kill(pid, number)
+    kill(pid, number)
     wait(lambda: pid not in jobs_processes())
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from specpipe.pipeline.launch.ray import OBJECT_STORE_BYTES
-from tests.dump.commands import children, command_line
+from tests.processes import children, command_line
 
 NUM_NODES = 2
 

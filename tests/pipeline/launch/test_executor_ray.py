@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from tests.dump.conftest import rows, save_target, small_config, write_lines
 from tests.dump.resume.test_dump_kill import contents
 from tests.dump.test_dump_not_finite import poison
 from tests.pipeline.launch.ray_cluster import RayCluster, two_nodes
+from tests.processes import kill
 
 JOB_SCRIPT = Path(__file__).parents[3] / "docs" / "operations" / "ray_job.sh"
 
@@ -47,7 +47,7 @@ def test_the_shard_of_an_actor_that_is_killed_is_done_by_another(
         alone.model_copy(update=changes), tmp_path / "command", {"RAY_ADDRESS": cluster.address}
     )
     command.wait_for_shards(2)
-    os.kill(cluster.engines()[0], signal.SIGKILL)
+    kill(cluster.engines()[0])
     assert command.wait() == 0, command.stderr
     assert "another one takes over" in command.stderr
     assert command.result["complete"]

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from specpipe.schemas.settings.train import LoggerName, TrainConfig
 from specpipe.stages.train.loggers.opening import open_loggers
 from specpipe.stages.train.loggers.reports import Reports
 from specpipe.stages.train.run import run
+from tests.processes import kill
 from tests.train.conftest import MakeConfig, read_metrics
 from tests.train.loggers.logger_readers import History, history, tensorboard_history
 
@@ -105,6 +107,20 @@ def test_a_run_that_is_killed_is_reported_again_from_its_checkpoint(
         assert {step for step, _ in wanted[key]} - set(steps) <= {3, 4, 5}, (key, steps)
 
 
+def test_event_files_of_one_second_are_read_in_the_order_of_the_runs(
+    make_config: MakeConfig,
+) -> None:
+    pytest.importorskip("tensorboard")
+    config = make_config(log="tensorboard", max_steps=3)
+    with pytest.raises(UnfinishedError):
+        run(config.model_copy(update={"time_limit": 1e-6}))
+    [earlier] = Path(config.out).glob("tensorboard/events.*")
+    # Behind any file of the coming second.
+    earlier.rename(earlier.with_name(f"events.out.tfevents.{int(time.time()) + 1}.zzz.9.9"))
+    run(config)
+    same_history(tensorboard_history(Path(config.out)), expected(Path(config.out)))
+
+
 def test_no_secret_reaches_a_logger(name: str, tmp_path: Path) -> None:
     config = TrainConfig(
         dump="s3://key:hunter2@bucket/dump", out=str(tmp_path / "run"), log=(name,)
@@ -166,7 +182,7 @@ def test_a_logger_whose_service_dies_warns_once_and_training_ends_well(
     def kill_the_service(step: int, _total: int, figures: dict[str, float]) -> None:
         if step == 4 and "loss" in figures:
             for pid in wandb_services():
-                os.kill(pid, signal.SIGKILL)
+                kill(pid)
 
     with caplog.at_level(logging.WARNING):
         assert run(config, progress=kill_the_service).steps == 12

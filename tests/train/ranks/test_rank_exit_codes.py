@@ -19,6 +19,7 @@ from specpipe.stages.runs.checkpoint import latest_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.train.run import run
+from tests.processes import children, command_line, kill
 from tests.storage.damages import flip
 from tests.train.conftest import MakeConfig, MakeDump
 
@@ -47,30 +48,21 @@ def _after_a_checkpoint(config: TrainConfig, stage: StageProcess, disturb: Distu
 
 def kill_a_rank(_stage: StageProcess) -> None:
     _, *ranks = launcher_and_ranks()
-    os.kill(ranks[-1], signal.SIGKILL)
+    kill(ranks[-1])
 
 
 def stop_all(stage: StageProcess) -> None:
     """A scheduler sends it to every process, and the job to its stage, too."""
     for pid in launcher_and_ranks():
-        os.kill(pid, signal.SIGTERM)
+        kill(pid, signal.SIGTERM)
     stage.stop()
 
 
 def launcher_and_ranks() -> list[int]:
-    [launcher] = [pid for pid in children(os.getpid()) if "torchrun" in command(pid)]
-    ranks = [pid for pid in children(launcher) if "specpipe" in command(pid)]
+    [launcher] = [pid for pid in children(os.getpid()) if b"torchrun" in command_line(pid)]
+    ranks = [pid for pid in children(launcher) if b"specpipe" in command_line(pid)]
     assert len(ranks) == 2
     return [launcher, *ranks]
-
-
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-
-
-def command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 @pytest.mark.parametrize(
