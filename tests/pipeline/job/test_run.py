@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from specpipe.pipeline.cli import specpipe
 from specpipe.pipeline.job.stage_process import StageProcess, is_unfinished
-from specpipe.schemas.records.job_state import JobState
+from specpipe.schemas.records.job import JobState
 from specpipe.stages.storage.store.lock import locked
 from tests.pipeline.job.conftest import Job, MakeJob
 

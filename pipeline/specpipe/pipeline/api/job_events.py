@@ -4,7 +4,7 @@ from specpipe.pipeline.api.database import JobDatabase, NewEvent
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.pipeline.job.status import running_stage
 from specpipe.schemas.errors import SpecpipeError
-from specpipe.schemas.records.job_metrics import JobMetrics, job_metrics
+from specpipe.schemas.records.job import JobMetrics, job_metrics
 from specpipe.stages.runs.metric_rows import NewMetricRows
 
 

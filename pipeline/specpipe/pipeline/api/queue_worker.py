@@ -17,7 +17,7 @@ from specpipe.pipeline.job.folder import JobFolder
 from specpipe.pipeline.job.status import job_report
 from specpipe.pipeline.terminal.console import note
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
-from specpipe.schemas.records.job_state import METRICS_FILE, REPORT_FILE, JobReport
+from specpipe.schemas.records.job import METRICS_FILE, REPORT_FILE, JobReport
 from specpipe.stages.process.parent import with_this_parent
 
 _LOOK_SECONDS = 0.5

@@ -19,8 +19,8 @@ from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.stages.export.run import run as export
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.validate.serve import prompts
-from specpipe.stages.validate.serve.chosen_prompts import serve_prompts
 from specpipe.stages.validate.serve.engine_times import engine_times
+from specpipe.stages.validate.serve.prompts import serve_prompts
 from specpipe.stages.validate.target_check import check_target
 
 Say = Callable[[str], None]

@@ -10,7 +10,7 @@ from specpipe.pipeline.terminal.flags import flag, flags_of
 from specpipe.pipeline.terminal.local_folder import LocalFolder
 from specpipe.pipeline.terminal.options import json_option, with_options
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.job_state import JobReport
+from specpipe.schemas.records.job import JobReport
 from specpipe.schemas.settings.stages import DumpConfig, ExportConfig
 
 

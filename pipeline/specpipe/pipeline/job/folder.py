@@ -18,7 +18,7 @@ from specpipe.schemas.records.artifact import (
 )
 from specpipe.schemas.records.artifact import CONFIG_FILE as ARTIFACT_CONFIG
 from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
-from specpipe.schemas.records.job_state import (
+from specpipe.schemas.records.job import (
     DUMP_FOLDER,
     JOB_FILE,
     METRICS_FILE,

@@ -12,8 +12,14 @@ from specpipe.pipeline.job.settings import JobSettings
 from specpipe.pipeline.job.stage_process import StageOutcome, StageProcess, is_unfinished
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
 from specpipe.schemas.records.artifact import ARTIFACT_FOLDER
-from specpipe.schemas.records.job_metrics import job_metrics
-from specpipe.schemas.records.job_state import REPORT_FILE, STAGES, JobError, JobState, StageName
+from specpipe.schemas.records.job import (
+    REPORT_FILE,
+    STAGES,
+    JobError,
+    JobState,
+    StageName,
+    job_metrics,
+)
 from specpipe.stages.process.stop import stop_question
 from specpipe.stages.runs.metric_rows import metric_rows
 from specpipe.stages.validate.record import artifact_sha256

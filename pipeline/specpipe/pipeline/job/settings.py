@@ -13,7 +13,7 @@ from specpipe.pipeline.terminal.settings import SomeConfig, problems, read_setti
 from specpipe.schemas.drafters.registry import settings_fields
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.location import without_credentials
-from specpipe.schemas.records.job_state import DUMP_FOLDER, TRAIN_FOLDER, StageName
+from specpipe.schemas.records.job import DUMP_FOLDER, TRAIN_FOLDER, StageName
 from specpipe.schemas.settings.job import SpecDraftJob, parse_job
 from specpipe.schemas.settings.stages import Config, DumpConfig, ExportConfig
 from specpipe.schemas.settings.train import TrainConfig

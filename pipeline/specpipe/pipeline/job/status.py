@@ -3,13 +3,14 @@
 from specpipe.pipeline.job.folder import JobFolder
 from specpipe.schemas.location import without_credentials
 from specpipe.schemas.records.checkpoint import STATE_FILE, TrainState
-from specpipe.schemas.records.job_metrics import job_metrics, newest
-from specpipe.schemas.records.job_state import (
+from specpipe.schemas.records.job import (
     REPORT_FILE,
     JobReport,
     JobState,
     StageName,
     StageProgress,
+    job_metrics,
+    newest,
 )
 from specpipe.stages.runs.checkpoint import latest_checkpoint
 from specpipe.stages.runs.metric_rows import metric_rows

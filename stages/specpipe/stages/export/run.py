@@ -57,10 +57,9 @@ from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.validate import structure
 from specpipe.stages.validate.record import artifact_sha256, still_stands
 from specpipe.stages.validate.replay import run as replay_check
-from specpipe.stages.validate.serve import prompts
 from specpipe.stages.validate.serve import run as serve
-from specpipe.stages.validate.serve.chosen_prompts import serve_prompts
 from specpipe.stages.validate.serve.engine_support import check_served
+from specpipe.stages.validate.serve.prompts import Prompt, from_dump, serve_prompts
 from specpipe.stages.validate.target_check import check_target
 from specpipe.stages.validate.target_facts import target_facts
 
@@ -135,7 +134,7 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
         report,
         required=config.require_servable,
     )
-    chosen: list[prompts.Prompt] = []
+    chosen: list[Prompt] = []
     to_serve = "serve" in config.validation
     if to_serve or config.target is not None:
         check_target(target.name, checkpoint.state.target, config, report, to_serve=to_serve)
@@ -226,7 +225,7 @@ def _validate(
     artifact: Path,
     trained: _Trained,
     target: str,
-    chosen: list[prompts.Prompt],
+    chosen: list[Prompt],
     report: Progress,
 ) -> tuple[LevelFindings, list[str]]:
     """Every level that is asked for, the cheap ones first, up to the first that fails; and what is
@@ -286,10 +285,10 @@ def _prompts(
     settings: ResolvedTrainConfig | None,
     state: TrainState,
     target: str,
-) -> list[prompts.Prompt]:
+) -> list[Prompt]:
     settings = settings_for(dump, state, settings)
     return serve_prompts(
-        config, target, state.target, lambda: prompts.from_dump(dump, evaluation(dump, settings)[1])
+        config, target, state.target, lambda: from_dump(dump, evaluation(dump, settings)[1])
     )
 
 

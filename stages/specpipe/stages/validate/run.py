@@ -28,10 +28,9 @@ from specpipe.stages.validate import structure
 from specpipe.stages.validate.record import artifact_sha256
 from specpipe.stages.validate.replay import run as replay_check
 from specpipe.stages.validate.replay.artifact_weights import artifact_weights
-from specpipe.stages.validate.serve import prompts
 from specpipe.stages.validate.serve import run as serve
-from specpipe.stages.validate.serve.chosen_prompts import serve_prompts
 from specpipe.stages.validate.serve.engine_support import check_served
+from specpipe.stages.validate.serve.prompts import Prompt, from_dump, serve_prompts
 from specpipe.stages.validate.server import run as server_check
 from specpipe.stages.validate.target_check import check_target
 from specpipe.stages.validate.target_facts import target_facts
@@ -49,7 +48,7 @@ def run(
     folder = artifact_folder(config.artifact)
     dump = Dump.open(config.dump)
     target = without_credentials(config.target or dump.identity.target.name)
-    chosen: list[prompts.Prompt] = []
+    chosen: list[Prompt] = []
     to_serve = "serve" in config.validation
     if to_serve or config.target is not None:
         check_target(target, dump.identity.target, config, report, to_serve=to_serve)
@@ -58,7 +57,7 @@ def run(
             config,
             target,
             dump.identity.target,
-            lambda: prompts.from_dump(dump, evaluation(dump, None)[1]),
+            lambda: from_dump(dump, evaluation(dump, None)[1]),
         )
         if config.serve_url is None:
             serving = recognised(read_files(str(folder))).serving

@@ -4,7 +4,7 @@ A prompt is what stands before the first supervised token.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,49 @@ import fsspec
 
 from specpipe.schemas.errors import ConfigError, InputError, SpecpipeError, StoreError
 from specpipe.schemas.location import without_credentials
+from specpipe.schemas.records.checkpoint import TargetReference
+from specpipe.schemas.records.dump import TargetIdentity
 from specpipe.schemas.records.sample import Source, first_supervised, sample_from_pretokenized
 from specpipe.schemas.settings.chat_template import not_to_be_set
+from specpipe.schemas.settings.stages import ServeConfig
+from specpipe.stages.drafters.parts.layer_shape import longest_of
 from specpipe.stages.samples.reader import SampleRef
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.files.location import tokenizer_files
+from specpipe.stages.target.files.identity import load_config
+from specpipe.stages.target.files.location import local_folder, tokenizer_files
 from specpipe.stages.target.files.tokenizer import load_tokenizer
 from specpipe.stages.untrusted.json_text import parse_object
 from specpipe.stages.untrusted.templates import render_template
+from specpipe.stages.validate.serve.engine import spare_tokens
 
 Prompt = tuple[int, ...]
 
 _SETTINGS = "chat_template_kwargs"
 _PREPARE = "`specpipe prepare --out FILE.jsonl` makes 'input_ids' of other forms"
+
+
+def serve_prompts(
+    config: ServeConfig,
+    target: str,
+    trained_for: TargetReference | TargetIdentity,
+    from_dump: Callable[[], Iterator[Prompt]],
+) -> list[Prompt]:
+    """Prompts of `serve_data`, else of the dump, that leave room for their output."""
+    folder = local_folder(target, trained_for.revision, with_code=config.trust_remote_code)
+    model = load_config(folder, trust_remote_code=config.trust_remote_code)
+    text = model.get_text_config(decoder=True)
+    source = (
+        from_dump()
+        if config.serve_data is None
+        else from_file(
+            config.serve_data,
+            folder,
+            text.vocab_size,
+            trust_remote_code=config.trust_remote_code,
+        )
+    )
+    spare = spare_tokens(max(config.serve_speculative_tokens))
+    return choose(source, config.serve_prompts, longest_of(text) - config.serve_max_tokens - spare)
 
 
 def from_dump(dump: Dump, refs: list[SampleRef]) -> Iterator[Prompt]:
