@@ -3,7 +3,8 @@
 Legend: T tokens, S verifier rows, L aux layers, H hidden size, V vocabulary, D draft vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -192,3 +193,29 @@ def bytes_saved() -> Iterator[list[int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         yield total
+
+
+def assert_slopes(
+    loss: Callable[[], Tensor],
+    model: nn.Module,
+    rel: float,
+    absolute: float = 0.0,
+    leave_out: Collection[str] = (),
+) -> None:
+    """Each parameter's gradient along a random direction is the slope of the loss there; the model
+    is in float64."""
+    loss().backward()
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or name in leave_out:
+            continue
+        assert parameter.grad is not None, name
+        along = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        around = []
+        with torch.no_grad():
+            for step in (1e-5, -2e-5, 1e-5):
+                parameter.add_(along, alpha=step)
+                around.append(float(loss()))
+        slope = (around[0] - around[1]) / 2e-5
+        found = float((parameter.grad * along).sum())
+        assert math.isclose(found, slope, rel_tol=rel, abs_tol=absolute), (name, found, slope)

@@ -27,7 +27,7 @@ from tests.drafters.blocks import (
     target_of,
     weights_of,
 )
-from tests.drafters.toys import ExactRotary
+from tests.drafters.toys import ExactRotary, assert_slopes
 
 
 def make_shape(**changes: Any) -> DFlashShape:
@@ -139,19 +139,7 @@ def test_gradients_are_those_of_finite_differences(changes: dict[str, Any]) -> N
     model.load_state_dict(weights_of(ARCHITECTURE, shape, generator))
     batch = make_batch([sample_of(shape, generator)], K)
     weights_KNH = torch.randn(K, len(batch.starts_N), H, generator=generator, dtype=torch.float64)
-    _sum(model, batch, weights_KNH).backward()
-    step = 1e-5
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        along = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        values = []
-        with torch.no_grad():
-            for sign in (1, -2):
-                parameter.add_(sign * step * along)
-                values.append(_sum(model, batch, weights_KNH))
-            parameter.add_(step * along)
-        numeric = float(values[0] - values[1]) / (2 * step)
-        assert float((parameter.grad * along).sum()) == pytest.approx(numeric, rel=1e-5), name
+    assert_slopes(lambda: _sum(model, batch, weights_KNH), model, 1e-5)
 
 
 def test_no_gradient_is_made_of_what_is_the_targets() -> None:

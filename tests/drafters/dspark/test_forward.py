@@ -26,7 +26,7 @@ from tests.drafters.blocks import (
     target_of,
     weights_of,
 )
-from tests.drafters.toys import ExactRotary
+from tests.drafters.toys import ExactRotary, assert_slopes
 
 R = 6
 
@@ -130,18 +130,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
         out: torch.Tensor = (logits.view_as(weights_KND) * weights_KND).sum() + 10 * extra
         return out
 
-    loss().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        along = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        values = []
-        with torch.no_grad():
-            for sign in (1, -2):
-                parameter.add_(sign * 1e-5 * along)
-                values.append(loss())
-            parameter.add_(1e-5 * along)
-        numeric = float(values[0] - values[1]) / 2e-5
-        assert float((parameter.grad * along).sum()) == pytest.approx(numeric, rel=1e-4), name
+    assert_slopes(loss, model, 1e-4)
 
 
 def test_the_confidence_learns_the_acceptance() -> None:

@@ -30,6 +30,7 @@ from tests.drafters.toys import (
     Given,
     H,
     V,
+    assert_slopes,
     double_batch,
     random_samples,
     shape_of,
@@ -122,20 +123,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
         assert further is not None
         return total + further
 
-    loss().backward()
-    for name in ("fc.weight", "layers.0.self_attn.k_proj.weight", "layers.1.mlp.up_proj.weight"):
-        weight = model.get_parameter(name)
-        assert weight.grad is not None
-        at = int(weight.grad.abs().argmax())
-        with torch.no_grad():
-            flat = weight.view(-1)
-            flat[at] += 1e-5
-            above = loss()
-            flat[at] -= 2e-5
-            below = loss()
-            flat[at] += 1e-5
-        slope = float(above - below) / 2e-5
-        assert slope == pytest.approx(float(weight.grad.view(-1)[at]), rel=1e-5)
+    assert_slopes(loss, model, 1e-5)
 
 
 def test_an_artifact_has_the_structure_that_vllm_reads(tmp_path: Path) -> None:

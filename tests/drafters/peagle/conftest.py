@@ -11,10 +11,7 @@ from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as dump_run
 from specpipe.stages.export.run import run as export
 from specpipe.stages.train.run import run as train
-from tests.served import one_engine_without_a_drafter
 from tests.validate.small import Trained, save_target, write_samples
-
-__all__ = ["one_engine_without_a_drafter"]
 
 MakeTraining = Callable[..., TrainConfig]
 

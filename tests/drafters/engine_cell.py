@@ -1,0 +1,64 @@
+"""A drafter of the sample target in a real vLLM: dumped for, trained, exported, served."""
+
+import json
+from pathlib import Path
+
+from specpipe.schemas.records.served import Served, ServeFindings
+from specpipe.schemas.settings.stages import DumpConfig, ExportConfig
+from specpipe.schemas.settings.train import TrainConfig
+from specpipe.stages.dump.run import run as dump
+from specpipe.stages.export.run import run as export
+from specpipe.stages.train.run import run as train
+from tests.validate.serve.test_export_serve import PROMPTS, SHARED, prompts_of_one_length
+from tests.validate.small import SAMPLE_DATA
+
+
+def sample_dump(root: Path, name: str, num_samples: int, *drafters: str) -> Path:
+    """Of texts that the sample target wrote, with the layers that these drafters read."""
+    text = (SAMPLE_DATA / name / "generated.jsonl").read_text(encoding="utf-8")
+    data = root / f"{name}.jsonl"
+    data.write_text("\n".join(text.splitlines()[:num_samples]) + "\n", encoding="utf-8")
+    dump(
+        DumpConfig(
+            target=str(SAMPLE_DATA / "target"),
+            data=(str(data),),
+            out=str(root / name),
+            backend="hf",
+            text_temperature=1.0,
+            for_drafters=drafters,
+        )
+    )
+    return root / name
+
+
+def served(config: TrainConfig, out: Path) -> Served:
+    """Train, export, and what vLLM measured with 3 draft tokens.
+
+    The drafts lose nothing, and are accepted within 1 % (greedy) and 2 % or twice the interval
+    (temperature 1) as the replay predicts. The engine without a drafter is the one of all tests
+    that ask it these prompts.
+    """
+    train(config)
+    export(
+        ExportConfig(
+            checkpoint=config.out,
+            out=str(out),
+            validation=("structure", "replay", "serve"),
+            serve_data=str(prompts_of_one_length(out.with_name("prompts.jsonl"))),
+            serve_speculative_tokens=(3,),
+            **SHARED,
+        )
+    )
+    text = (out / "validation.json").read_text(encoding="utf-8")
+    (found,) = ServeFindings.model_validate(json.loads(text)["serve"]).runs
+    assert found.lossless_greedy.num_identical >= 0.95 * PROMPTS
+    assert found.lossless_greedy.passed
+    assert found.lossless_temperature_1.passed
+    assert found.greedy is not None
+    assert found.temperature_1 is not None
+    assert found.greedy.passed
+    assert found.temperature_1.passed
+    assert abs(found.greedy.relative_difference) <= 0.01
+    sampled = found.temperature_1
+    assert abs(sampled.relative_difference) <= max(0.02, 2 * sampled.relative_error_95)
+    return found
