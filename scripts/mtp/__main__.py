@@ -1,4 +1,4 @@
-"""What stands in docs/drafter.md on MTP.
+"""What stands in docs/mtp.md.
 
 python -m scripts.mtp masks --out DIR      the peer's mask and input beside ours, in tau
 python -m scripts.mtp engine --out DIR     vLLM beside the replay, for each of --families

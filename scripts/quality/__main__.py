@@ -1,6 +1,7 @@
 """How good are drafters as they come out of the box? The defaults, architectures, and peers.
 
     python -m scripts.quality --out runs/quality                   the defaults, one thing changed
+    python -m scripts.quality --out runs/quality --drafter dflash  its losses
     python -m scripts.quality --out runs/quality --architectures   EAGLE-3 beside blocks
     python -m scripts.quality --out runs/quality --peers           beside speculators 0.9.0
     python -m scripts.quality --out runs/quality --peers --tables  what is done so far
@@ -24,7 +25,7 @@ from scripts.material import Material, Text, code_material, make_dumps, sample_m
 from scripts.quality import architectures, peer_tables, study
 from scripts.quality.architectures import Architectures, architecture_cells
 from scripts.quality.cell import dump_of
-from scripts.quality.matrix import study_cells
+from scripts.quality.matrix import EAGLE3, study_cells
 from scripts.quality.peers import HeadToHead
 
 TEXTS: tuple[Text, ...] = ("train", "held_out", "greedy")
@@ -47,6 +48,12 @@ Folder = click.Path(path_type=Path)
     help=f"Of the study; default: the trainer's own, of architectures {architectures.STEPS}.",
 )
 @click.option("--seeds", type=Number, default=1, help="Of the study, and of architectures.")
+@click.option(
+    "--drafter",
+    type=click.Choice([EAGLE3, "peagle", "dflash", "dspark"]),
+    default=EAGLE3,
+    help="Of the study; of the others it compares losses.",
+)
 @click.option("--report", is_flag=True, help="Show the half that nothing was chosen by.")
 @click.option("--architectures", "of_kinds", is_flag=True, help="The study of architectures.")
 @click.option("--peers", is_flag=True, help="The head to head.")
@@ -87,7 +94,7 @@ def _is_dumped(out: Path, material: Material, text: Text) -> bool:
 def _study(out: Path, materials: list[Material], options: dict[str, Any]) -> None:
     targets = {material.name: str(material.target) for material in materials}
     common = {"max_steps": options["max_steps"]} if options["max_steps"] else {}
-    every = study_cells(targets, range(options["seeds"]), common)
+    every = study_cells(targets, options["drafter"], range(options["seeds"]), common)
     cells = [cell for cell in every if fnmatch(cell.name, options["only"])]
     if not options["tables"]:
         with ThreadPoolExecutor(options["processes"]) as pool:

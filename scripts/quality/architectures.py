@@ -20,12 +20,12 @@ from scripts.quality.cell import (
     artifact_of,
     dump_of,
     make_ours,
+    of_drafter,
     read_result,
     write_trained,
 )
 from scripts.quality.judge import JUDGED_BY, MODES, Judged, Mode, judge
 from scripts.quality.study import spread
-from specpipe.stages.storage.dump import Dump
 
 NUM_DRAFT_TOKENS = (3, 7, 15)
 STEPS = 200
@@ -96,13 +96,10 @@ class Architectures:
         """The cell's result, from its file where there is one."""
         if (done := self.read(cell)) is not None:
             return done
-        folder, dump = self._folder(cell), Dump.open(dump_of(self.out, cell.material, "train"))
-        settings = DRAFTERS[cell.drafter] | {
-            "drafter": cell.drafter,
-            "layers": dump.identity.layers,
-            "max_steps": self._steps(cell),
-            "seed": cell.seed,
-        }
+        folder = self._folder(cell)
+        given = {"max_steps": self._steps(cell), "seed": cell.seed}
+        kind = of_drafter(self.out, cell.material, cell.drafter)
+        settings = DRAFTERS[cell.drafter] | kind | given
         counted = make_ours(self.out, folder, cell.material, settings)
         held_out, greedy = (
             dump_of(self.out, cell.material, text) for text in ("held_out", "greedy")

@@ -9,6 +9,7 @@ from scripts.bench.child import in_child
 from scripts.commands import specpipe
 from scripts.quality.judge import Judged, judge
 from specpipe.schemas.base import Frozen
+from specpipe.stages.storage.dump import Dump
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 RESULT_FILE = "result.json"
@@ -57,6 +58,12 @@ def write_trained(folder: Path, trained: Counted) -> None:
 
 def dump_of(out: Path, material: str, text: str) -> str:
     return str(out / f"dump-{material}-{text}")
+
+
+def of_drafter(out: Path, material: str, drafter: str) -> Settings:
+    """An architecture on the layers that the dump has, whichever it would choose itself."""
+    layers = Dump.open(dump_of(out, material, "train")).identity.layers
+    return {"drafter": drafter, "layers": layers}
 
 
 def train_ours(out: Path, folder: Path, material: str, settings: Settings) -> Trained:

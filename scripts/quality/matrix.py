@@ -1,11 +1,13 @@
 """Which trainings the study of defaults compares: one coordinate at a time, beside the defaults."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scripts.quality.cell import Settings
 
 DEFAULT = "default"
+EAGLE3 = "eagle3"
 
 _NORMS = ("norm_before_residual", "norm_before_fc")
 
@@ -57,8 +59,28 @@ COORDINATES: Mapping[str, Mapping[str, Settings]] = {
         "K-7": {"num_heads": 7},
     },
 }
-"""What is changed, by coordinate and name; a draft is always judged with three tokens. `warm` comes
+"""What is changed of EAGLE-3, by coordinate and name. `warm` comes
 from `warm_start`, which needs the target's folder."""
+
+
+BLOCKS: Settings = {"num_heads": 7, "num_layers": 2, "max_steps": 200}
+"""What is set of drafters that draft in one pass, beside what is changed."""
+
+_PUBLISHED_DECAY = math.exp(-1 / 4)
+"""DFlash's and DSpark's, for blocks of 8 slots: weights exp(-(k - 1) / 4)."""
+
+BLOCK_COORDINATES: Mapping[str, Mapping[str, Settings]] = {
+    "loss": {
+        "kl": {"loss": "kl"},
+        "lk_alpha": {"loss": "lk_alpha"},
+        "lk_hybrid-survival": {"head_weights": "survival"},
+        "lk_hybrid-dpace": {"head_weights": "dpace"},
+        "ce (DFlash)": {"loss": "ce", "head_decay": _PUBLISHED_DECAY},
+        "ce-dpace (D-PACE)": {"loss": "ce", "head_weights": "dpace"},
+        "ce-tv (DSpark)": {"loss": "dspark", "head_decay": _PUBLISHED_DECAY},
+    }
+}
+"""Of drafters that draft in one pass: our losses, and those that were published for blocks."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,7 @@ class StudyCell:
     """A training with one thing changed."""
 
     material: str
+    drafter: str
     coordinate: str
     choice: str
     seed: int
@@ -73,22 +96,25 @@ class StudyCell:
 
     @property
     def name(self) -> str:
-        return f"{self.material}-{self.coordinate}-{self.choice}-{self.seed}"
+        kind = () if self.drafter == EAGLE3 else (self.drafter,)
+        return "-".join((self.material, *kind, self.coordinate, self.choice, str(self.seed)))
 
 
 def study_cells(
-    targets: Mapping[str, str], seeds: Sequence[int], common: Settings
+    targets: Mapping[str, str], drafter: str, seeds: Sequence[int], common: Settings
 ) -> Iterator[StudyCell]:
     """All cells, seed by seed; `targets` is the folder of each material's target."""
     for seed in seeds:
         for material, target in targets.items():
-            given = common | {"seed": seed}
-            yield StudyCell(material, DEFAULT, DEFAULT, seed, given)
-            for coordinate, choices in coordinates_for(target).items():
+            given = (common if drafter == EAGLE3 else BLOCKS | common) | {"seed": seed}
+            yield StudyCell(material, drafter, DEFAULT, DEFAULT, seed, given)
+            for coordinate, choices in coordinates_for(target, drafter).items():
                 for choice, settings in choices.items():
-                    yield StudyCell(material, coordinate, choice, seed, given | settings)
+                    yield StudyCell(material, drafter, coordinate, choice, seed, given | settings)
 
 
-def coordinates_for(target: str) -> Mapping[str, Mapping[str, Settings]]:
+def coordinates_for(target: str, drafter: str) -> Mapping[str, Mapping[str, Settings]]:
     """With those that name the target."""
+    if drafter != EAGLE3:
+        return BLOCK_COORDINATES
     return {**COORDINATES, "warm": {"start": {"warm_start": target}}}

@@ -7,9 +7,9 @@ from statistics import mean, stdev
 import click
 
 from scripts.bench.table import heading, table
-from scripts.quality.cell import Trained, read_trained, train_ours, write_trained
+from scripts.quality.cell import Trained, of_drafter, read_trained, train_ours, write_trained
 from scripts.quality.judge import JUDGED_BY, Half
-from scripts.quality.matrix import DEFAULT, StudyCell
+from scripts.quality.matrix import DEFAULT, EAGLE3, StudyCell
 
 HEADER = (
     "choice", "seeds", "tau, temperature 1", "to the default", "tau, greedy", "to the default",
@@ -24,7 +24,8 @@ def train(out: Path, cells: Iterable[StudyCell]) -> None:
     for cell in cells:
         folder = out / "study" / cell.name
         if read_trained(folder) is None:
-            trained = train_ours(out, folder, cell.material, cell.settings)
+            kind = {} if cell.drafter == EAGLE3 else of_drafter(out, cell.material, cell.drafter)
+            trained = train_ours(out, folder, cell.material, cell.settings | kind)
             write_trained(folder, trained)
             taus = ", ".join(f"{trained.judged.tau(mode, 'choose'):.3f}" for mode in JUDGED_BY)
             click.echo(f"{cell.name}: {taus}", err=True)

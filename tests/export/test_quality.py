@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from scripts.quality.engine_side import tau_of
 from scripts.quality.judge import HALVES, half_of, judge, samples_of
-from scripts.quality.matrix import DEFAULT, study_cells
+from scripts.quality.matrix import DEFAULT, EAGLE3, study_cells
 from scripts.quality.peer_cells import SWEPT, PeerCell, best_swept, pack_tokens, peer_cells
 from scripts.quality.peer_input import HELD_OUT, mask_with_states, write
 from scripts.quality.peer_tables import compared
@@ -21,18 +21,21 @@ from specpipe.stages.validate.serve.engine import Decoded
 from tests.validate.small import Trained
 
 
-def test_every_cell_is_a_training_of_ours() -> None:
-    cells = list(study_cells({"a": "target-a", "b": "target-b"}, range(2), {"max_steps": 5}))
+@pytest.mark.parametrize("drafter", [EAGLE3, "peagle", "dflash", "dspark"])
+def test_every_cell_is_a_training_of_ours(drafter: str) -> None:
+    targets = {"a": "target-a", "b": "target-b"}
+    cells = list(study_cells(targets, drafter, range(2), {"max_steps": 5}))
     assert len({cell.name for cell in cells}) == len(cells)
     assert sum(cell.coordinate == DEFAULT for cell in cells) == 4
     for cell in cells:
-        TrainConfig(dump="dump", out="out", **cell.settings)
+        TrainConfig(dump="dump", out="out", drafter=cell.drafter, **cell.settings)
     for ours in (cell for cell in peer_cells({"a": 96}) if cell.is_ours):
         TrainConfig(dump="dump", out="out", **ours.settings(5, 2048))
 
 
-def test_a_cell_changes_nothing_but_its_own() -> None:
-    default, *others = study_cells({"a": "target"}, [0], {"max_steps": 5})
+@pytest.mark.parametrize("drafter", [EAGLE3, "dflash"])
+def test_a_cell_changes_nothing_but_its_own(drafter: str) -> None:
+    default, *others = study_cells({"a": "target"}, drafter, [0], {"max_steps": 5})
     for cell in others:
         assert cell.settings != default.settings, cell.name
         assert default.settings.items() <= cell.settings.items(), cell.name
