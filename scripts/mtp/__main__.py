@@ -21,13 +21,14 @@ from specpipe.stages.validate.serve.engine import EngineRequest, decode
 
 SAMPLE = Path(__file__).parents[2] / "sample_data"
 DRAFTS = 3
+FAMILIES = ["mimo", "glm4_moe"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts.mtp", description=__doc__)
     parser.add_argument("what", choices=("masks", "engine", "stitched"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--families", nargs="+", default=["mimo", "glm4_moe"])
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()

@@ -1,10 +1,11 @@
 """How good are drafters as they come out of the box? The defaults, architectures, and peers.
 
-    python -m scripts.quality --out runs/quality                   the defaults, one thing changed
-    python -m scripts.quality --out runs/quality --drafter dflash  its losses
-    python -m scripts.quality --out runs/quality --architectures   EAGLE-3 beside blocks
-    python -m scripts.quality --out runs/quality --peers           beside speculators 0.9.0
-    python -m scripts.quality --out runs/quality --peers --tables  what is done so far
+    python -m scripts.quality --out runs/quality                           the defaults
+    python -m scripts.quality --out runs/quality --drafter dflash          losses of blocks
+    python -m scripts.quality --out runs/quality --architectures blocks  in one pass
+    python -m scripts.quality --out runs/quality --architectures final-state
+    python -m scripts.quality --out runs/quality --peers                   beside speculators 0.9.0
+    python -m scripts.quality --out runs/quality --peers --tables          what is done so far
 
 Drafters are judged by the replayed tau on held-out prompts, at temperature 1 on text of temperature
 1 and greedily on greedy text: the study shows the half of them that settings are chosen by (with
@@ -12,7 +13,9 @@ Drafters are judged by the replayed tau on held-out prompts, at temperature 1 on
 it may be ended and run again.
 """
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
@@ -23,10 +26,11 @@ import click
 from scripts.bench.train_environment import peer_python
 from scripts.material import Material, Text, code_material, make_dumps, sample_material
 from scripts.quality import architectures, peer_tables, study
-from scripts.quality.architectures import Architectures, architecture_cells
+from scripts.quality.architectures import STUDIES, Architectures, architecture_cells
 from scripts.quality.cell import dump_of
 from scripts.quality.matrix import EAGLE3, study_cells
 from scripts.quality.peers import HeadToHead
+from scripts.targets.mtp_target import mtp_target
 
 TEXTS: tuple[Text, ...] = ("train", "held_out", "greedy")
 Number = click.IntRange(min=1)
@@ -55,23 +59,37 @@ Folder = click.Path(path_type=Path)
     help="Of the study; of the others it compares losses.",
 )
 @click.option("--report", is_flag=True, help="Show the half that nothing was chosen by.")
-@click.option("--architectures", "of_kinds", is_flag=True, help="The study of architectures.")
+@click.option("--architectures", type=click.Choice([*STUDIES]), help="A study of architectures.")
 @click.option("--peers", is_flag=True, help="The head to head.")
 @click.option("--serve", is_flag=True, help="With --peers: serve what is trained with vLLM.")
 @click.option("--peer-python", help="Interpreter of an environment with speculators 0.9.0.")
 @click.option("--processes", type=Number, default=1, help="Trainings at the same time.")
 @click.option("--tables", is_flag=True, help="Only print what is there.")
-def main(peers: bool, of_kinds: bool, **options: Any) -> None:
+def main(peers: bool, **options: Any) -> None:
     out: Path = options["out"]
     out.mkdir(parents=True, exist_ok=True)
     known = {"gsm8k": sample_material("gsm8k"), "code": code_material("code", options["code"])}
     materials = [known[name] for name in options["materials"].split(",")]
+    kinds = STUDIES[options["architectures"]] if options["architectures"] else None
+    if kinds is not None and kinds.has_mtp:
+        materials = [_with_mtp(out, material) for material in materials]
+    stored = () if kinds is None or kinds.shares_layers else tuple(kinds.drafters)
     if not options["tables"]:
         for material in materials:
             few = _few(out, material, options["prompts"], options["held_out_prompts"])
             left = [text for text in TEXTS if not _is_dumped(out, material, text)]
-            make_dumps(out, few, options["answers"], left)
-    (_head_to_head if peers else _architectures if of_kinds else _study)(out, materials, options)
+            make_dumps(out, few, options["answers"], left, stored)
+    (_head_to_head if peers else _architectures if kinds else _study)(out, materials, options)
+
+
+def _with_mtp(out: Path, material: Material) -> Material:
+    """The target as one of a family that has MTP layers."""
+    config = json.loads((material.target / "config.json").read_text(encoding="utf-8"))
+    family = "mimo" if config["model_type"] == "llama" else "glm4_moe"
+    name = f"{material.name}-{family}"
+    return replace(
+        material, name=name, target=mtp_target(out / f"target-{name}", family, material.target)
+    )
 
 
 def _few(out: Path, material: Material, train: int, held_out: int) -> Material:
@@ -103,13 +121,14 @@ def _study(out: Path, materials: list[Material], options: dict[str, Any]) -> Non
 
 
 def _architectures(out: Path, materials: list[Material], options: dict[str, Any]) -> None:
-    every = architecture_cells([material.name for material in materials], options["seeds"])
+    kinds = STUDIES[options["architectures"]]
+    every = architecture_cells(kinds, [material.name for material in materials], options["seeds"])
     cells = [cell for cell in every if fnmatch(cell.name, options["only"])]
-    trainings = Architectures(out, options["max_steps"] or architectures.STEPS)
+    trainings = Architectures(kinds, out, options["max_steps"] or architectures.STEPS)
     if not options["tables"]:
         for cell in cells:  # one at a time: those at equal time ask for others
             trainings.train(cell)
-    architectures.print_tables(cells, trainings.read)
+    architectures.print_tables(cells, trainings)
 
 
 def _head_to_head(out: Path, materials: list[Material], options: dict[str, Any]) -> None:

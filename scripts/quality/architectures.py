@@ -1,11 +1,11 @@
-"""The study of architectures: drafters of each kind at equal steps and at equal time.
+"""The studies of architectures: drafters of each kind at equal steps and at equal time.
 
 One training of a drafter serves every K: those that draft in one pass are trained for the largest,
-EAGLE-3 for as many as it takes, and its chain drafts on. All read the same layers, those that the
-dump has. Nothing is chosen by tau, and only the half of the prompts that is reported is replayed.
+chains for 7 at the most, and draft on. Nothing is chosen by tau, and only the half of the prompts
+that is reported is replayed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,27 +27,43 @@ from scripts.quality.cell import (
 from scripts.quality.judge import JUDGED_BY, MODES, Judged, Mode, judge
 from scripts.quality.study import spread
 
-NUM_DRAFT_TOKENS = (3, 7, 15)
 STEPS = 200
 
-_IN_ONE_PASS: Settings = {"num_heads": max(NUM_DRAFT_TOKENS), "num_layers": 2}
+_CHAIN: Settings = {"num_heads": 7}
+_IN_ONE_PASS: Settings = {"num_heads": 15, "num_layers": 2}
+"""Two layers of those that pay one pass for all drafts."""
 
-DRAFTERS: Mapping[str, Settings] = {
-    "eagle3": {"num_heads": 7},
-    "peagle": _IN_ONE_PASS,
-    "dflash": _IN_ONE_PASS,
-    "dspark": _IN_ONE_PASS,
+
+@dataclass(frozen=True)
+class Study:
+    """Drafters that are compared."""
+
+    drafters: Mapping[str, Settings]
+    """What is set of each; all else is the trainer's default."""
+    draft_tokens: tuple[int, ...]
+    shares_layers: bool
+    """All read the layers that the dump has; else each its own."""
+    has_mtp: bool = False
+    """The targets are of families that have MTP layers: the same functions, under other names."""
+
+
+StudyName = Literal["blocks", "final-state"]
+STUDIES: Mapping[StudyName, Study] = {
+    "blocks": Study(
+        {"eagle3": _CHAIN, **dict.fromkeys(("peagle", "dflash", "dspark"), _IN_ONE_PASS)},
+        draft_tokens=(3, 7, 15),
+        shares_layers=True,
+    ),
+    "final-state": Study(
+        dict.fromkeys(("eagle3", "mtp", "eagle1", "medusa"), _CHAIN),
+        draft_tokens=(3, 7),
+        shares_layers=False,
+        has_mtp=True,
+    ),
 }
-"""What is set of each; all else is the trainer's default. Two layers of those that pay one pass for
-all drafts."""
 
 Budget = Literal["steps", "time"]
 BUDGETS: Mapping[Budget, str] = {"steps": "equal steps", "time": "equal time"}
-
-HEADER = (
-    "decoding", "budget", "drafter", "seeds", *(f"tau, K = {k}" for k in NUM_DRAFT_TOKENS),
-    "steps", "CPU s",
-)  # fmt: skip
 
 
 class Replayed(Counted):
@@ -70,19 +86,22 @@ class ArchitectureCell:
         return f"{self.material}-{self.drafter}-{self.budget}-{self.seed}"
 
 
-def architecture_cells(materials: Sequence[str], seeds: int) -> Iterator[ArchitectureCell]:
+def architecture_cells(
+    study: Study, materials: Sequence[str], seeds: int
+) -> Iterator[ArchitectureCell]:
     """All cells, seed by seed."""
     for seed in range(seeds):
         for budget in BUDGETS:
             for material in materials:
-                for drafter in DRAFTERS:
+                for drafter in study.drafters:
                     yield ArchitectureCell(material, drafter, budget, seed)
 
 
 @dataclass(frozen=True)
 class Architectures:
-    """Where the cells lie, and what they have in common."""
+    """Where the cells of a study lie, and what they have in common."""
 
+    study: Study
     out: Path
     """With the dumps; the cells are in `architectures/`."""
     num_steps: int
@@ -98,14 +117,16 @@ class Architectures:
             return done
         folder = self._folder(cell)
         given = {"max_steps": self._steps(cell), "seed": cell.seed}
-        kind = of_drafter(self.out, cell.material, cell.drafter)
-        settings = DRAFTERS[cell.drafter] | kind | given
+        kind: Settings = {"drafter": cell.drafter}
+        if self.study.shares_layers:
+            kind = of_drafter(self.out, cell.material, cell.drafter)
+        settings = self.study.drafters[cell.drafter] | kind | given
         counted = make_ours(self.out, folder, cell.material, settings)
         held_out, greedy = (
             dump_of(self.out, cell.material, text) for text in ("held_out", "greedy")
         )
         replayed = partial(judge, artifact_of(folder), held_out, greedy, halves=("report",))
-        found = {number: replayed(number) for number in NUM_DRAFT_TOKENS}
+        found = {number: replayed(number) for number in self.study.draft_tokens}
         trained = Replayed(**counted.model_dump(), judged=found)
         write_trained(folder, trained)
         taus = ", ".join(f"{one.tau('temperature_1', 'report'):.3f}" for one in found.values())
@@ -121,27 +142,28 @@ class Architectures:
             return self.num_steps
         took = {
             drafter: self.train(replace(cell, drafter=drafter, budget="steps")).cpu_seconds
-            for drafter in DRAFTERS
+            for drafter in self.study.drafters
         }
         return round(self.num_steps * max(took.values()) / took[cell.drafter])
 
 
-Read = Callable[[ArchitectureCell], Replayed | None]
-
-
-def print_tables(cells: Sequence[ArchitectureCell], read: Read) -> None:
+def print_tables(cells: Sequence[ArchitectureCell], of: Architectures) -> None:
     """A table for each target, of the cells that are done."""
-    found = {cell: done for cell in cells if (done := read(cell)) is not None}
+    found = {cell: done for cell in cells if (done := of.read(cell)) is not None}
+    header = (
+        "decoding", "budget", "drafter", "seeds",
+        *(f"tau, K = {k}" for k in of.study.draft_tokens), "steps", "CPU s",
+    )  # fmt: skip
     for material in dict.fromkeys(cell.material for cell in found):
         heading(f"{material}: architectures")
         of_material = {cell: one for cell, one in found.items() if cell.material == material}
-        table(HEADER, _rows(of_material))
+        table(header, _rows(of_material, of.study))
 
 
-def _rows(found: Mapping[ArchitectureCell, Replayed]) -> Iterator[tuple[str, ...]]:
+def _rows(found: Mapping[ArchitectureCell, Replayed], study: Study) -> Iterator[tuple[str, ...]]:
     for mode in JUDGED_BY:
         for budget, words in BUDGETS.items():
-            for drafter in DRAFTERS:
+            for drafter in study.drafters:
                 runs = [
                     one for cell, one in found.items()
                     if (cell.drafter, cell.budget) == (drafter, budget)
@@ -151,7 +173,7 @@ def _rows(found: Mapping[ArchitectureCell, Replayed]) -> Iterator[tuple[str, ...
 
 
 def _figures(runs: Sequence[Replayed], mode: Mode) -> Iterator[str]:
-    for number in NUM_DRAFT_TOKENS:
+    for number in runs[0].judged:
         yield spread([one.judged[number].tau(mode, "report") for one in runs], "")
     yield " ".join(dict.fromkeys(f"{one.steps:,}" for one in runs))
     yield f"{sum(one.cpu_seconds for one in runs) / len(runs):.0f}"

@@ -71,9 +71,11 @@ def judge(
     return Judged(curves=curves)
 
 
-def samples_of(dump: Dump) -> Iterator[tuple[SampleRef, DrafterSample]]:
-    """Every sample that has something to draft."""
-    reader = SampleReader(dump, None)
+def samples_of(
+    dump: Dump, layers: Sequence[int] | None = None
+) -> Iterator[tuple[SampleRef, DrafterSample]]:
+    """Every sample that has something to draft, with these of the dump's layers; default: all."""
+    reader = SampleReader(dump, None, layers=layers)
     refs = sorted(reader.refs())
     yield from zip(refs, read_samples(reader, refs), strict=True)
 
@@ -84,9 +86,11 @@ def _halves(
     dump = Dump.open(url)
     kind = recognised(read_files(str(artifact)))
     plain = kind.proposal(artifact, StoredTarget(dump.target_file))
-    assert plain.aux_layers == tuple(dump.identity.layers), "the drafter is of other layers"
-    spans = {half: TextSpans() for half in halves}
-    for ref, sample in samples_of(dump):
+    stored = {*dump.identity.layers, dump.identity.target.num_layers}
+    assert stored.issuperset(plain.aux_layers), "the drafter is of other layers"
+    samples_drafts = kind.settings.samples_drafts
+    spans = {half: TextSpans(samples_drafts=samples_drafts) for half in halves}
+    for ref, sample in samples_of(dump, plain.aux_layers):
         if (half := half_of(ref.prompt_id)) in spans:
             spans[half].add(plain, text_of(sample), num_draft_tokens)
     yield from spans.items()

@@ -1,8 +1,9 @@
-"""The sample target as a target of a family that has MTP layers: the same function, other names.
+"""A small target as one of a family that has MTP layers: the same function, other names.
 
 A Llama is a Qwen2 whose biases are 0, which MiMo's checkpoints are; and a GLM-4-MoE all of whose
-layers are dense, turn whole heads and norm neither queries nor keys. Its MTP layer, which is not in
-the checkpoint, is then a mixture of experts.
+layers are dense, turn whole heads and norm neither queries nor keys. A Qwen3 is a GLM-4-MoE whose
+layers norm both. The MTP layer of a GLM-4-MoE, which is not in the checkpoint, is then a mixture of
+experts.
 """
 
 import json
@@ -17,11 +18,13 @@ SAMPLE = Path(__file__).parents[2] / "sample_data" / "target"
 
 
 def mtp_target(folder: Path, family: str, source: Path = SAMPLE) -> Path:
-    """Write it, the tokenizer included; `family` is `mimo` or `glm4_moe`."""
+    """Write it, the tokenizer included; `family` is `mimo` (of a Llama) or `glm4_moe`."""
+    assert family in ("mimo", "glm4_moe"), family
     shutil.copytree(source, folder, dirs_exist_ok=True)
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
     tensors = load_file(source / "model.safetensors")
     layers = config["num_hidden_layers"]
+    assert family == "glm4_moe" or config["model_type"] == "llama", config["model_type"]
     config["num_nextn_predict_layers"] = 1
     if family == "mimo":
         config |= {"model_type": "qwen2", "architectures": ["MiMoForCausalLM"]}
@@ -37,7 +40,7 @@ def mtp_target(folder: Path, family: str, source: Path = SAMPLE) -> Path:
             "architectures": ["Glm4MoeForCausalLM"],
             "rope_parameters": rope,
             "first_k_dense_replace": layers,
-            "use_qk_norm": False,
+            "use_qk_norm": config["model_type"] == "qwen3",
             "attention_bias": False,
             "moe_intermediate_size": config["intermediate_size"] // 4,
             "n_routed_experts": 8,
