@@ -6,6 +6,7 @@ on a quiet machine only; on a busy one, look at CPU seconds with one thread.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ Size = click.IntRange(min=1)
 )
 @click.option(
     "--drafter",
-    type=click.Choice(["eagle3", "peagle", "dflash"]),
+    type=click.Choice(["eagle3", "peagle", "dflash", "mtp"]),
     default="eagle3",
-    help="a, b: what both train.",
+    help="a, b: what both train; d: what we do.",
 )
 @click.option("--heads", type=Size, multiple=True, default=(3, 7), help="K; may be repeated.")
 @click.option("--threads", type=Size, multiple=True, default=(1, 2), help="May be repeated.")
@@ -86,6 +87,8 @@ def _run(parts: list[str], folder: Path, python: str | None, options: dict[str, 
     texts = Texts(10 * pack // options["sample_tokens"], options["sample_tokens"])
     if {*parts} & {*"abd"}:
         shape = _shape(options["hidden"], options["vocab"])
+        if options["drafter"] == "mtp":
+            shape = replace(shape, has_mtp=True, aux=(shape.layers,))
         setup = Setup(folder / "small", shape, heads[0], pack, threads[0], shape.vocab)
         drafting = setup.at(drafter=options["drafter"])
         make(setup.root, shape, texts, theirs=python is not None)
@@ -94,7 +97,7 @@ def _run(parts: list[str], folder: Path, python: str | None, options: dict[str, 
         if "b" in parts:
             train_memory.bench(drafting, heads, (pack // 2, pack), python)
         if "d" in parts:
-            train_profile.bench(setup, heads, threads, steps, repeats)
+            train_profile.bench(drafting, heads, threads, steps, repeats)
     if "c" in parts:
         shape = _shape(options["hidden"], options["large_vocab"])
         setup = Setup(folder / "large", shape, heads[0], pack, threads[0], options["vocab"])

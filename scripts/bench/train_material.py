@@ -1,6 +1,7 @@
 """What both sides of the training benchmark train on: one target, the same texts and states.
 
-The target is a random Llama of the asked shape with peaked logits. Its states over the texts are
+The target is a random Llama of the asked shape with peaked logits; for MTP a random Qwen3.5 whose
+layers all attend, with an MTP layer. Its states over the texts are
 captured once for each layout: by the dump stage as a dump, and as the files that speculators
 trains from (layout.py says what those are; its Arrow dataset is written from `rows.jsonl` by its
 own `datasets`, in its own environment).
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from scripts.bench.layout import Row, write_states
 from specpipe.schemas.settings.stages import DumpConfig
@@ -37,10 +39,12 @@ class TargetShape:
     kv_heads: int
     layers: int = 4
     aux: tuple[int, ...] = (1, 2, 3)
+    has_mtp: bool = False
 
     def describe(self) -> str:
+        of = "Qwen3.5, " if self.has_mtp else ""
         return (
-            f"H = {self.hidden:,}, intermediate {self.intermediate:,}, {self.heads} query and"
+            f"{of}H = {self.hidden:,}, intermediate {self.intermediate:,}, {self.heads} query and"
             f" {self.kv_heads} key heads, V = {self.vocab:,}, auxiliary layers {list(self.aux)}"
         )
 
@@ -68,20 +72,51 @@ def make(root: Path, shape: TargetShape, texts: Texts, *, theirs: bool) -> None:
 
 def _save_target(folder: Path, shape: TargetShape) -> None:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=8192,
-        tie_word_embeddings=False,
+    sizes: dict[str, Any] = {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
         # Logits of a spread of 2.4 whatever the width: a random target is flat otherwise.
-        initializer_range=2.4 * shape.hidden**-0.5,
-    )
-    model: Any = LlamaForCausalLM(config)
+        "initializer_range": 2.4 * shape.hidden**-0.5,
+    }
+    model: Any = _qwen35(shape, sizes) if shape.has_mtp else LlamaForCausalLM(LlamaConfig(**sizes))
     model.to(torch.bfloat16).save_pretrained(folder)
+    if shape.has_mtp:
+        _add_mtp_layer(folder, shape)
+
+
+def _qwen35(shape: TargetShape, sizes: dict[str, Any]) -> Qwen3_5ForCausalLM:
+    config = Qwen3_5TextConfig(
+        **sizes,
+        head_dim=shape.hidden // shape.heads,
+        layer_types=["full_attention"] * shape.layers,
+        rope_parameters={
+            "rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25,
+        },
+    )  # fmt: skip
+    config.mtp_num_hidden_layers = 1
+    return Qwen3_5ForCausalLM(config)
+
+
+def _add_mtp_layer(folder: Path, shape: TargetShape) -> None:
+    """The target's last layer, and random weights for what an MTP layer has beside it."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    last, width = f"model.layers.{shape.layers - 1}.", shape.hidden
+    layer = {
+        name.replace(last, "mtp.layers.0."): value.clone()
+        for name, value in tensors.items()
+        if name.startswith(last)
+    }
+    norms = ("mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden", "mtp.norm")
+    layer |= {f"{name}.weight": torch.zeros(width, dtype=torch.bfloat16) for name in norms}
+    layer["mtp.fc.weight"] = (torch.randn(width, 2 * width) * width**-0.5).to(torch.bfloat16)
+    save_file({**tensors, **layer}, path, metadata={"format": "pt"})
 
 
 def _rows(vocab: int, texts: Texts) -> list[Row]:

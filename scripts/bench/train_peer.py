@@ -71,7 +71,6 @@ def _arguments(values: dict[str, Any], root: Path, on_gpu: bool) -> list[str]:
         "speculator-type": values["drafter"],
         "verifier-name-or-path": values["target"],
         "data-path": root / "data",
-        "mask-token-id": 0,
         "on-missing": "raise",
         "total-seq-len": values["pack_tokens"],
         "epochs": 10**6,
@@ -82,23 +81,28 @@ def _arguments(values: dict[str, Any], root: Path, on_gpu: bool) -> list[str]:
         "log-dir": root / "logs",
         "loss-fn": "kl_div",
         "loss-implementation": "fused" if on_gpu else "eager",
-        "draft-attn-impl": "simple_flex_attention" if on_gpu else "sdpa",
         "hidden-states-dtype": "bfloat16" if on_gpu else "float32",
         "optimizer": "adamw",
         "lr": 1e-4,
-        "num-layers": 1,
         **_steps(values),
-        "draft-vocab-size": values["draft_vocab"],
         "seed": 0,
     }
-    if options["draft-vocab-size"] is None:
-        del options["draft-vocab-size"]
+    layers = ["--target-layer-ids", *map(str, values["aux"])]
+    if values["drafter"] == "mtp":  # the layer is the target's: nothing else can be asked for
+        layers = []
+    else:
+        options |= {"mask-token-id": 0, "num-layers": 1}
+        options["draft-attn-impl"] = "simple_flex_attention" if on_gpu else "sdpa"
+        if values["draft_vocab"] is not None:
+            options["draft-vocab-size"] = values["draft_vocab"]
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return ["train", *flags, "--target-layer-ids", *map(str, values["aux"])]
+    return ["train", *flags, *layers]
 
 
 def _steps(values: dict[str, Any]) -> dict[str, Any]:
     """How many tokens are drafted, in its words for the drafter."""
+    if values["drafter"] == "mtp":
+        return {"num-speculative-steps": values["num_heads"]}
     if values["drafter"] == "peagle":
         # Ours takes as many of each text, and theirs of each pack.
         return {"num-depths": values["num_heads"], "max-anchors": values["pack_tokens"]}
