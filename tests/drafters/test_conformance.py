@@ -4,17 +4,27 @@ An architecture that needs another target than a tiny Llama says so in `TARGETS`
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from specpipe.schemas.drafters.registry import KINDS, shape_of_json
-from specpipe.stages.drafters.registry import architecture
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.settings.stages import ConvertConfig
+from specpipe.stages.drafters.artifact import read_files
+from specpipe.stages.drafters.reading import read_as
+from specpipe.stages.drafters.registry import architecture, drafter_kind, recognised
+from specpipe.stages.export.convert import run as convert
 from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.storage.dump import Dump
+from specpipe.stages.validate.structure import check
+from specpipe.stages.validate.target_facts import target_facts
 from tests.drafters.mtp.targets import save_target as mtp_target
 from tests.pipeline.in_process import Ended, specpipe
 from tests.train.conftest import read_metrics, save_target, write_data
@@ -136,6 +146,47 @@ def test_an_artifact_with_a_tensor_too_many_or_too_few_is_refused(
         ended = specpipe("validate", folder, "--dump", trained.dump)
         assert ended.returncode in (2, 4), ended.stderr
         assert ("something" if change == "more" else name.split(".")[-2]) in ended.stderr
+
+
+def test_a_config_of_senseless_values_is_refused_in_a_line(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """Any value of it replaced, on the top or one level below: by both readers, or it is none of
+    those that they ask for."""
+    source = trained.artifact / "checkpoint"
+    config = json.loads((source / "config.json").read_text())
+    facts = target_facts(Dump.open(str(trained.dump)))
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(source / "model.safetensors")
+    for number, (where, edited) in enumerate(_edits(config)):
+        (folder / "config.json").write_text(json.dumps(edited))
+        assert all("\n" not in line for line in check(folder, facts).problems), where
+        with suppress(ConfigError):
+            files = read_files(str(folder))
+            artifact = read_as(recognised(files), files, None)
+            format = next(iter(drafter_kind(artifact.shape).formats))
+            out = str(tmp_path / str(number))
+            convert(ConvertConfig(source=str(folder), out=out, format=format))
+
+
+SENSELESS: tuple[Any, ...] = (None, -1, 10**30, "x", [["a"]], {})
+
+
+def _edits(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in config.items():
+        for odd in SENSELESS:
+            yield f"{key} = {odd}", config | {key: odd}
+            for below in value if isinstance(value, dict) else ():
+                yield f"{key}.{below} = {odd}", config | {key: value | {below: odd}}
+
+
+def test_a_warm_start_is_taken_or_refused(trained: Trained, tmp_path: Path) -> None:
+    flags = [*trained.flags, "--warm-start", str(tmp_path / "nowhere"), "--max-steps", "1"]
+    ended = specpipe("train", "--out", tmp_path / "run", *flags)
+    assert ended.returncode == 2, ended.stderr
+    takes = architecture(trained.name).takes_warm_start
+    assert ("nowhere" if takes else "warm_start: a drafter") in ended.stderr
 
 
 def test_a_run_begins_from_an_artifact(trained: Trained, tmp_path: Path) -> None:

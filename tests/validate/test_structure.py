@@ -105,7 +105,10 @@ def test_the_engine_that_a_drafter_needs_is_named(exported: Path, trained: Train
         ),
         (lambda c: _layer(c, layer_types=["sliding_attention"]), "must be None"),
         (lambda c: _layer(c, hidden_size=16), r"tensor embed_tokens\.weight is missing"),
-        (lambda c: c["speculators_config"].update(proposal_methods=[]), "speculators_config lacks"),
+        (
+            lambda c: c["speculators_config"].update(proposal_methods=[]),
+            "speculators_config does not say",
+        ),
         (
             lambda c: c["transformer_layer_config"]["rope_parameters"].update(mrope_section=[2, 2]),
             "have mrope_section, which rope type 'default' does not have",

@@ -59,6 +59,7 @@ def test_a_sound_artifact_has_no_problem(trained: Trained, artifact: Path) -> No
         (layer(model_type="llama"), "qwen3"),
         (layer(dflash_config={}), "'causal' is missing"),
         (layer(dflash_config={"causal": True}), "sliding_window_non_causal is True"),
+        (layer(dflash_config={"causal": "no"}), "causal is 'no', but must be true or false"),
         (lambda c: c.update(speculators_model_type="eagle3"), "must be 'dflash'"),
     ],
 )

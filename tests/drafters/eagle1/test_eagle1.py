@@ -137,6 +137,17 @@ def test_an_artifact_has_the_structure_that_vllm_reads(tmp_path: Path) -> None:
         assert ARCHITECTURE.model_weights(read, given()).keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize("fc", [None, torch.ones(H, H)])
+def test_what_is_wrong_with_fc_is_said(fc: torch.Tensor | None, tmp_path: Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["fc.weight"]
+    save_file(tensors if fc is None else tensors | {"fc.weight": fc}, path)
+    assert any("fc.weight" in found for found in structure.check(tmp_path, FACTS).problems)
+    assert recognised(files_of(tmp_path)).name == "eagle1"
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "problem", "refusal"),
     [

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from specpipe.schemas.drafters.medusa import MedusaSettings, MedusaShape
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.settings.stages import ConvertConfig
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.acceptance.loss.head_loss import HeadLoss
 from specpipe.stages.acceptance.loss.settings import LossSettings
@@ -23,6 +24,7 @@ from specpipe.stages.drafters.medusa.architecture import ARCHITECTURE
 from specpipe.stages.drafters.medusa.artifact import MedusaFormat
 from specpipe.stages.drafters.medusa.model import Medusa
 from specpipe.stages.drafters.medusa.proposal import PlainMedusa
+from specpipe.stages.export.convert import run as convert
 from specpipe.stages.samples.batch import make_batch
 from specpipe.stages.samples.final_layer import with_final_layer
 from specpipe.stages.samples.reader import SampleRef
@@ -222,3 +224,21 @@ def test_a_start_before_a_span_has_no_state_to_learn_from() -> None:
     assert not bool(everything.emitted_N.all())
     kept = everything.starts_N[everything.emitted_N]
     assert torch.equal(batch.starts_N, kept)
+
+
+def test_more_draft_tokens_than_heads_are_refused(tmp_path: Path) -> None:
+    shape, folder = shape_of(), tmp_path / "artifact"
+    folder.mkdir()
+    written(shape, folder)
+    sound = (folder / "config.json").read_text()
+    for tokens, words in ((shape.num_heads + 1, f"it has {shape.num_heads}"), ("x", "positive")):
+        config = json.loads(sound)
+        config["specpipe"]["speculative_tokens"] = tokens
+        (folder / "config.json").write_text(json.dumps(config))
+        assert any(words in problem for problem in structure.check(folder, FACTS).problems)
+    (folder / "config.json").write_text(sound.replace(f'tokens": {K}', 'tokens": 1'))
+    assert structure.check(folder, FACTS).problems == []
+    given = {"source": str(folder), "out": str(tmp_path / "out"), "format": "medusa"}
+    with pytest.raises(ConfigError, match=f"speculative_tokens 99: it has {shape.num_heads}"):
+        convert(ConvertConfig(**given, speculative_tokens=99))
+    assert not (tmp_path / "out").exists()

@@ -66,3 +66,21 @@ def test_the_targets_layer_goes_from_the_dump_to_an_artifact(tmp_path: Path) -> 
 def config_of(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return config
+
+
+@pytest.mark.slow
+def test_other_drafters_take_the_layers_that_are_named_of_a_target_of_few(tmp_path: Path) -> None:
+    """EAGLE-3 has no default layers in a target of three."""
+    dump = dump_of(tmp_path, "mimo", layers="1,2")
+    flags: list[str | Path] = [
+        "--dump",
+        dump,
+        "--drafter",
+        "eagle3",
+        "--layers",
+        "1,2",
+        "--max-steps",
+        "1",
+    ]
+    flags += ["--batch-tokens", "300", "--held-out-fraction", "0.2", "--device", "cpu"]
+    done(specpipe("train", "--out", tmp_path / "run", *flags))

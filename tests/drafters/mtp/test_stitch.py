@@ -105,3 +105,15 @@ def test_a_target_that_would_not_draft_so_is_refused(
     assert ended.returncode == 2
     assert says in ended.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("below", ["out", "a/b"])
+def test_a_copy_of_the_target_within_itself_is_refused(below: str, tmp_path: Path) -> None:
+    target = save_target(tmp_path / "target", "mimo")
+    save_artifact(tmp_path / "artifact", "mimo", seed=1)
+    before = sorted(target.rglob("*"))
+    flags: list[str | Path] = ["--format", "stitched", "--target", target, "--out", target / below]
+    ended = specpipe("convert", tmp_path / "artifact", *flags)
+    assert ended.returncode == 2
+    assert "lies in the target's folder" in ended.stderr
+    assert sorted(target.rglob("*")) == before

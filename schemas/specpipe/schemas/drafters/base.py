@@ -6,7 +6,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from specpipe.schemas.base import Record
+from specpipe.schemas.records.dump import MOST_LAYERS, MOST_VOCAB
 from specpipe.schemas.settings.stages import Config
+
+MOST_WIDTH = 2**24
+"""Of any size in a layer: a config that says more is damaged."""
 
 
 class DrafterSettings(Config):
@@ -77,13 +81,13 @@ class DrafterShape(Record):
     """Everything that is needed to build a drafter: stored in its checkpoints."""
 
     architecture: str
-    target_hidden_size: int
+    target_hidden_size: int = Field(gt=0, le=MOST_WIDTH)
     """Width of the target's hidden states and of its embedding."""
-    vocab_size: int
+    vocab_size: int = Field(gt=0, le=MOST_VOCAB)
     """V, the target's."""
-    draft_vocab_size: int
+    draft_vocab_size: int = Field(gt=0, le=MOST_VOCAB)
     """D."""
-    aux_layers: tuple[int, ...]
+    aux_layers: tuple[int, ...] = Field(max_length=MOST_LAYERS)
     """Layer ids of the dump that it reads."""
 
     @property
@@ -97,6 +101,10 @@ class DrafterShape(Record):
 
     def num_heads_problem(self, num_heads: int) -> str | None:
         """Why a run with so many draft tokens cannot go on with it; None where it can."""
+        return None
+
+    def draft_tokens_problem(self, number: int) -> str | None:
+        """Why it cannot be served with so many draft tokens; None where it can."""
         return None
 
     def differences(self, given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -146,14 +154,14 @@ class LayerShape(DrafterShape):
 
     layer_type: str = "llama"
     """`llama`, or `qwen3` (queries and keys are normed per head)."""
-    num_layers: int = 1
+    num_layers: int = Field(1, le=MOST_LAYERS)
     sliding_window: int | None = None
     """Most positions that a query sees, its own included; None: all before it."""
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
+    hidden_size: int = Field(le=MOST_WIDTH)
+    intermediate_size: int = Field(le=MOST_WIDTH)
+    num_attention_heads: int = Field(le=MOST_WIDTH)
+    num_key_value_heads: int = Field(le=MOST_WIDTH)
+    head_dim: int = Field(le=MOST_WIDTH)
     rms_norm_eps: float
     hidden_act: str = "silu"
     rope_parameters: dict[str, Any]

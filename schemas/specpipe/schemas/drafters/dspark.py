@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from specpipe.schemas.drafters.base import MOST_WIDTH
 from specpipe.schemas.drafters.block import BlockSettings, BlockShape
 
 
@@ -19,5 +20,5 @@ class DSparkShape(BlockShape):
     """Slot 0 of a block is the last token, and drafts the next one."""
 
     architecture: Literal["dspark"] = "dspark"
-    markov_rank: int
+    markov_rank: int = Field(le=MOST_WIDTH)
     confidence: bool

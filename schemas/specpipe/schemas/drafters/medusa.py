@@ -41,5 +41,10 @@ class MedusaShape(DrafterShape):
             return None
         return f"num_heads {num_heads}: it has {self.num_heads}, one for each draft token"
 
+    def draft_tokens_problem(self, number: int) -> str | None:
+        if number <= self.num_heads:
+            return None
+        return f"it has {self.num_heads} heads, one for each draft token"
+
     def summary(self) -> str:
         return f"medusa, {self.num_heads} heads of {self.num_layers} residual block(s)"

@@ -16,7 +16,11 @@ from torch import Tensor
 
 from specpipe.schemas.base import Frozen
 from specpipe.schemas.drafters.base import DrafterShape, LayerShape
+from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.artifact import CONFIG_FILE, MODEL_TENSORS_FILE
+
+Stated = tuple[str, str, int]
+"""Name and architecture of the target, and number of draft tokens."""
 
 Shape = TypeVar("Shape", bound=DrafterShape)
 
@@ -47,6 +51,22 @@ class Drafter(Generic[Shape]):
     dtype: str = "bfloat16"
     has_lm_head: bool = True
     """Whether the artifact has its own lm_head; else it shares the target's."""
+
+
+def check_draft_tokens(shape: DrafterShape, number: int) -> None:
+    """Raise ConfigError where the drafter cannot be served with so many draft tokens."""
+    if problem := shape.draft_tokens_problem(number):
+        raise ConfigError(f"speculative_tokens {number}: {problem}")
+
+
+def stated_drafter(target: object, architecture: object, tokens: object) -> Stated | None:
+    """Name and architecture of the target and number of draft tokens, as a config says them; None
+    where one of them is nothing of the kind."""
+    if not (isinstance(target, str) and isinstance(architecture, str)):
+        return None
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        return None
+    return target, architecture, tokens
 
 
 class Format(ABC, Generic[Shape]):
@@ -85,7 +105,7 @@ class Format(ABC, Generic[Shape]):
         """Contradictions of the format's own keys with the rest, or with the target."""
 
     @abstractmethod
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
+    def drafter(self, config: Mapping[str, Any]) -> Stated | None:
         """Name and architecture of the target, and number of draft tokens; None if the config
         lacks them."""
 

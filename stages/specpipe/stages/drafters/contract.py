@@ -195,6 +195,9 @@ class Architecture(ABC, Generic[Shape]):
     has_draft_vocab: bool = True
     """Whether the drafter may propose from a part of the vocabulary only."""
 
+    takes_warm_start: bool = False
+    """Whether its first layers may be the target's last ones."""
+
     samples_starts: bool = False
     """Whether `choose_rows` leaves any out."""
 

@@ -16,8 +16,10 @@ from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import (
     Drafter,
     Format,
+    Stated,
     TargetFacts,
     missing_and_unknown,
+    stated_drafter,
 )
 from specpipe.stages.drafters.contract import Architecture, Runtime
 from specpipe.stages.drafters.parts.artifact.layer_tensors import map_tensors
@@ -60,8 +62,10 @@ class OwnFormat(Format[DrafterShape]):
             return []
         return [f"target_architecture {architecture!r} is not {target.architecture!r}"]
 
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
-        return config["target"], config["target_architecture"], config["speculative_tokens"]
+    def drafter(self, config: Mapping[str, Any]) -> Stated | None:
+        return stated_drafter(
+            config["target"], config["target_architecture"], config["speculative_tokens"]
+        )
 
 
 class OwnArtifact(Architecture[Shape]):

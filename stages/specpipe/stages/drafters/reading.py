@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from specpipe.stages.drafters.artifact import Artifact, OfTarget, read_files
+from specpipe.stages.drafters.artifact import (
+    Artifact,
+    ArtifactFiles,
+    OfTarget,
+    read_files,
+    reading_config,
+)
 from specpipe.stages.drafters.artifact_format import Format
 from specpipe.stages.drafters.registry import AnyArchitecture, recognised
 
@@ -14,7 +20,13 @@ def read_artifact(location: str, target: OfTarget | None = None) -> Artifact:
     Without a target, the artifact has to say everything itself.
     """
     files = read_files(location)
-    return recognised(files).read(files, target)
+    return read_as(recognised(files), files, target)
+
+
+def read_as(kind: AnyArchitecture, files: ArtifactFiles, target: OfTarget | None) -> Artifact:
+    """The files as an artifact of this architecture; raises ConfigError where they are none."""
+    with reading_config(files.folder):
+        return kind.read(files, target)
 
 
 def format_of(architecture: AnyArchitecture, config: Mapping[str, Any]) -> Format[Any]:

@@ -6,7 +6,7 @@ from typing import Any, cast
 from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.drafters.registry import foreign
 from specpipe.schemas.errors import ConfigError
-from specpipe.stages.drafters.artifact import ArtifactFiles
+from specpipe.stages.drafters.artifact import ArtifactFiles, reading_config
 from specpipe.stages.drafters.contract import Architecture
 
 _FOLDERS = ("eagle3", "peagle", "dflash", "dspark", "mtp", "medusa", "eagle1")
@@ -35,9 +35,10 @@ def drafter_kind(shape: DrafterShape) -> AnyArchitecture:
 
 def recognised(files: ArtifactFiles) -> AnyArchitecture:
     """The architecture of an artifact; raises ConfigError where it is of none that is known."""
-    for name in reversed(names()):
-        if architecture(name).recognises(files):
-            return architecture(name)
+    with reading_config(files.folder):
+        for name in reversed(names()):
+            if architecture(name).recognises(files):
+                return architecture(name)
     raise ConfigError(
         f"artifact {files.folder} is no drafter that is known here ({', '.join(names())})"
     )

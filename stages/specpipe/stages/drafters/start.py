@@ -49,6 +49,11 @@ def begin(
         given.load_into(model)
         return Start(given.shape, given.vocab, model)
     kind, vocab_size = architecture(config.drafter.kind), dump.identity.target.vocab_size
+    if config.warm_start is not None and not kind.takes_warm_start:
+        raise ConfigError(
+            f"warm_start: a drafter {kind.name} does not begin with the target's last layers; leave"
+            " it out"
+        )
     if not kind.has_draft_vocab:
         for name in ("draft_vocab_size", "draft_vocab_file"):
             if getattr(config, name) is not None:

@@ -27,10 +27,15 @@ from specpipe.schemas.records.artifact import (
 from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.records.dump import TargetIdentity
 from specpipe.schemas.settings.stages import ConvertConfig
-from specpipe.stages.drafters.artifact import Artifact, OfTarget, read_files
-from specpipe.stages.drafters.artifact_format import DRAFT_TOKENS, Drafter, TargetFacts
+from specpipe.stages.drafters.artifact import Artifact, OfTarget, read_files, reading_config
+from specpipe.stages.drafters.artifact_format import (
+    DRAFT_TOKENS,
+    Drafter,
+    TargetFacts,
+    check_draft_tokens,
+)
 from specpipe.stages.drafters.parts.artifact.layer_config import layer_config
-from specpipe.stages.drafters.reading import format_of
+from specpipe.stages.drafters.reading import format_of, read_as
 from specpipe.stages.drafters.registry import AnyArchitecture, drafter_kind, recognised
 from specpipe.stages.storage.store.local_disk import check_no_file
 from specpipe.stages.target.files.identity import load_config, target_identity
@@ -72,7 +77,7 @@ def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None)
     target = _target(config)
     files = read_files(config.source)
     kind = recognised(files)
-    source = kind.read(files, None if target is None else _of_target(kind, target))
+    source = read_as(kind, files, None if target is None else _of_target(kind, target))
     if source.layer_ids is None and progress is not None:
         progress(
             f"{source.folder} does not name its layers: {kind.serving.title}'s default is taken"
@@ -92,7 +97,8 @@ def run(config: ConvertConfig, *, progress: Callable[[str], None] | None = None)
         )
     if cannot := format.inexpressible(source.shape):
         raise ConfigError(f"format {format.name} cannot hold {source.folder}: {'; '.join(cannot)}")
-    drafter, tensors = _drafter(config, source, target), _tensors(source)
+    with reading_config(source.folder):
+        drafter, tensors = _drafter(config, source, target), _tensors(source)
     check_no_file(out.parent)
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
@@ -129,8 +135,12 @@ def _stitched(config: ConvertConfig, source: Artifact, out: Path) -> ConvertResu
     """A copy of the target's checkpoint with the artifact's tensors in it."""
     if config.target is None:
         raise ConfigError(f"format {STITCHED} is a copy of the target's checkpoint; give --target")
-    kind, tensors = drafter_kind(source.shape), _tensors(source)
+    kind = drafter_kind(source.shape)
+    with reading_config(source.folder):
+        tensors = _tensors(source)
     target = local_folder(config.target, config.revision)
+    if out.resolve().is_relative_to(target.resolve()):
+        raise ConfigError(f"{out} lies in the target's folder {target}; give another --out")
     check_no_file(out.parent)
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
@@ -212,11 +222,13 @@ def _drafter(
         name, architecture = target.name, target.architecture
     if not name or not architecture:
         raise ConfigError(f"artifact {source.folder} does not say its target; give --target")
+    draft_tokens = config.speculative_tokens or tokens or DRAFT_TOKENS
+    check_draft_tokens(source.shape, draft_tokens)
     return Drafter(
         shape=source.shape,
         target=name,
         target_architecture=architecture,
-        speculative_tokens=config.speculative_tokens or tokens or DRAFT_TOKENS,
+        speculative_tokens=draft_tokens,
         dtype=str(_dtype(source)).removeprefix("torch."),
         has_lm_head=LM_HEAD in source.tensors,
     )

@@ -36,7 +36,7 @@ from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.speedup import Recommendation, Schedule, Speedup
 from specpipe.schemas.versions import versions
-from specpipe.stages.drafters.artifact_format import Drafter, Format
+from specpipe.stages.drafters.artifact_format import Drafter, Format, check_draft_tokens
 from specpipe.stages.drafters.lm_head import without_lm_head
 from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.export.card import model_card
@@ -124,6 +124,8 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
         return _result(config, out, path, state, validation, did_nothing=True)
     checkpoint = load_checkpoint(path)
     format = _format(config, shape)
+    draft_tokens = config.speculative_tokens or checkpoint.state.num_heads
+    check_draft_tokens(shape, draft_tokens)
     settings = run_settings(path)
     dump = _dump(config, settings, checkpoint)
     target = _served(config, checkpoint.state)
@@ -146,7 +148,6 @@ def run(config: ExportConfig, *, progress: Progress | None = None) -> ExportResu
         out.write_validation(
             _validation(config, out.artifact, checkpoint, LevelFindings(), [UNFINISHED])
         )
-        draft_tokens = config.speculative_tokens or checkpoint.state.num_heads
         drafter = Drafter(
             shape=checkpoint.shape,
             target=target.name,

@@ -4,6 +4,8 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pydantic import ValidationError
+
 from specpipe.schemas.errors import SpecpipeError, StoreError
 
 _LONGEST = 300
@@ -50,7 +52,11 @@ def foreign_call(what: str, refuse: type[SpecpipeError]) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and message of an error in one line of bounded length."""
+    """Type and message of an error in one line of bounded length; of values that pydantic refuses
+    the first one's name and why."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     text = " ".join(str(error).split())
     if len(text) > _LONGEST:
         text = text[:_LONGEST] + " ..."

@@ -16,8 +16,8 @@ from specpipe.schemas.records.validation import (
 from specpipe.schemas.settings.stages import ValidateConfig
 from specpipe.schemas.versions import versions
 from specpipe.stages.drafters.artifact import OfTarget, artifact_folder, read_files
-from specpipe.stages.drafters.artifact_format import DRAFT_TOKENS
-from specpipe.stages.drafters.reading import format_of
+from specpipe.stages.drafters.artifact_format import DRAFT_TOKENS, check_draft_tokens
+from specpipe.stages.drafters.reading import format_of, read_as
 from specpipe.stages.drafters.registry import recognised
 from specpipe.stages.runs.held_out import evaluation
 from specpipe.stages.storage.dump import Dump
@@ -107,9 +107,10 @@ def _replay(config: ValidateConfig, folder: Path, dump: Dump) -> ReplayFindings:
     known = OfTarget(target.vocab_size, target.hidden_size, dump.identity.layers)
     files = read_files(str(folder))
     kind = recognised(files)
-    artifact = kind.read(files, known)
+    artifact = read_as(kind, files, known)
     declared = format_of(kind, artifact.config).drafter(artifact.config)
     num_heads = config.speculative_tokens or (declared[2] if declared else DRAFT_TOKENS)
+    check_draft_tokens(artifact.shape, num_heads)
     exported = artifact_weights(artifact, StoredTarget(dump.target_file), num_heads)
     return replay_check.compare(exported, None, dump, reader.context_length, refs)
 

@@ -19,7 +19,7 @@ from specpipe.schemas.errors import IntegrityError, SpecpipeError
 from specpipe.schemas.records.artifact import CONFIG_FILE, EMBEDDING, LM_HEAD, MODEL_TENSORS_FILE
 from specpipe.schemas.records.validation import StructureFindings
 from specpipe.stages.acceptance.draft_vocab import VocabMap
-from specpipe.stages.drafters.artifact import ArtifactFiles, other_weights
+from specpipe.stages.drafters.artifact import ArtifactFiles, other_weights, reading_config
 from specpipe.stages.drafters.artifact_format import Format, TargetFacts
 from specpipe.stages.drafters.reading import format_of
 from specpipe.stages.drafters.registry import AnyArchitecture, drafter_kind, recognised
@@ -63,17 +63,14 @@ def check(
         except SpecpipeError as error:
             problems.append(str(error))
     if config is not None and kind is not None:
-        format = format_of(kind, config)
-        missing = format.key_problems(config)
-        problems += missing
-        if not missing:
-            shape = _shape(kind, config, problems)
-            if shape is not None:
-                problems += kind.config_problems(config, shape, target)
-                problems += format.problems(config, shape, target, LM_HEAD in tensors)
+        try:
+            with reading_config(folder):
+                shape = _check_config(kind, config, target, LM_HEAD in tensors, problems)
                 problems += _as_trained(shape, trained)
-                if tensors:
-                    problems += tensor_problems(tensors, shape, format)
+                if tensors and shape is not None:
+                    problems += tensor_problems(tensors, shape, format_of(kind, config))
+        except SpecpipeError as error:
+            problems.append(str(error))
     return StructureFindings(
         passed=not problems,
         num_tensors=len(tensors),
@@ -83,20 +80,31 @@ def check(
     )
 
 
-def _shape(
-    kind: AnyArchitecture, config: Mapping[str, Any], problems: list[str]
+def _check_config(
+    kind: AnyArchitecture,
+    config: Mapping[str, Any],
+    target: TargetFacts,
+    has_lm_head: bool,
+    problems: list[str],
 ) -> DrafterShape | None:
-    """The drafter that the config declares; None, and a problem, where a value has no sense."""
-    try:
-        shape: DrafterShape = kind.declared_shape(config)
-    except (ValueError, TypeError) as error:
-        problems.append(f"{CONFIG_FILE}: {error}")
+    """The drafter that the config declares, None where it lacks a key; what is wrong is added to
+    `problems`."""
+    format = format_of(kind, config)
+    if missing := format.key_problems(config):
+        problems += missing
         return None
+    shape: DrafterShape = kind.declared_shape(config)
+    problems += kind.config_problems(config, shape, target)
+    problems += format.problems(config, shape, target, has_lm_head)
+    if (stated := format.drafter(config)) is not None:
+        _, _, tokens = stated
+        if problem := shape.draft_tokens_problem(tokens):
+            problems.append(f"speculative_tokens {tokens}: {problem}")
     return shape
 
 
-def _as_trained(shape: DrafterShape, trained: DrafterShape | None) -> list[str]:
-    if trained is None:
+def _as_trained(shape: DrafterShape | None, trained: DrafterShape | None) -> list[str]:
+    if trained is None or shape is None:
         return []
     return [
         f"{name} is {getattr(shape, name)!r}, but the drafter was trained with {value!r}"

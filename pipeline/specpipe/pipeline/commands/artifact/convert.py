@@ -34,7 +34,7 @@ _OPTIONS = flags_of(
 @with_options(_OPTIONS)
 @json_option
 def convert(as_json: bool, **flags: Any) -> None:
-    """Write the EAGLE-3 drafter in SRC in another format.
+    """Write the drafter in SRC in another format.
 
     \b
       specpipe convert SpecForge/checkpoint --target TARGET \\

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from specpipe.schemas.drafters.eagle1 import Eagle1Settings, Eagle1Shape
-from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import TargetFacts
@@ -63,8 +62,6 @@ class Eagle1Architecture(LayerArchitecture[Eagle1Shape]):
         target_ids_D: Tensor,
     ) -> None:
         """The state is handed on as it is: the lm_head then says what the target says next."""
-        if config.warm_start is not None:
-            raise ConfigError("warm_start: a drafter eagle1 begins with layers of its own")
         assert isinstance(model, Eagle1)
         nn.init.eye_(model.fc.weight[:, model.shape.hidden_size :])
 

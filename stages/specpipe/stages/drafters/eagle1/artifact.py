@@ -88,12 +88,15 @@ class EagleFormat(OwnKeyFormat[Eagle1Shape]):
 
 
 def recognises(files: ArtifactFiles) -> bool:
-    """fc takes one state beside the token, and no layer norms it."""
-    fc = files.tensors.get("fc.weight")
+    """fc takes one state beside the token, and no layer norms it; ours say their target's layers,
+    whatever became of fc."""
+    fc, own = files.tensors.get("fc.weight"), files.config.get(OWN)
     is_normed = any(name.endswith("hidden_norm.weight") for name in files.tensors)
     is_plain = "speculators_model_type" not in files.config
     is_square = fc is not None and fc.ndim == 2 and fc.shape[1] == 2 * fc.shape[0]
-    return is_plain and is_square and not is_normed
+    is_llama = files.config.get("architectures") == [ARCHITECTURE]
+    is_ours = is_llama and isinstance(own, dict) and "target_layers" in own
+    return is_plain and (is_square or is_ours) and not is_normed
 
 
 def read(files: ArtifactFiles, target: OfTarget | None) -> Artifact:

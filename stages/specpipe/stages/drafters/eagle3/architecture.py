@@ -34,6 +34,7 @@ class Eagle3Architecture(LayerArchitecture[Eagle3Shape]):
     shape = Eagle3Shape
     serving = Serving(method="eagle3", title="EAGLE-3", reads="aux_states")
     formats = MappingProxyType({format.name: format for format in _FORMATS})
+    takes_warm_start = True
 
     def make_shape(
         self,

@@ -49,6 +49,7 @@ class PeagleArchitecture(LayerArchitecture[PeagleShape]):
         follows_schedule=False,
     )
     formats = MappingProxyType({format.name: format for format in _FORMATS})
+    takes_warm_start = True
     samples_starts = True
 
     def make_shape(

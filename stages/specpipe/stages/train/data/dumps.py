@@ -124,8 +124,10 @@ def chosen_layers(dump: Dump, config: TrainConfig) -> tuple[int, ...]:
             f"--layers {','.join(map(str, config.layers))}: {dump.folder.url} holds the layers"
             f" {', '.join(map(str, layers))}; name some of them, ascending"
         )
+    if config.drafter.takes_any_layers:
+        return config.layers
     usual = config.drafter.default_layers(dump.identity.target.num_layers)
-    if not config.drafter.takes_any_layers and config.layers != usual:
+    if config.layers != usual:
         raise ConfigError(
             f"--layers {','.join(map(str, config.layers))}: a drafter {config.drafter.kind} takes"
             f" layer {', '.join(map(str, usual))} alone; leave --layers out"

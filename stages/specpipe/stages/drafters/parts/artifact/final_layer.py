@@ -21,8 +21,9 @@ def declared_layers_of_target(config: Mapping[str, Any]) -> tuple[int, ...]:
 def known_final_layer(config: Mapping[str, Any], target: OfTarget | None) -> tuple[int, ...] | None:
     """The layer id of the final state, by the config or by the target; None where neither says."""
     own = config.get(OWN)
-    if isinstance(own, dict) and isinstance(own.get("target_layers"), int):
-        return (own["target_layers"],)
+    stated = own.get("target_layers") if isinstance(own, dict) else None
+    if isinstance(stated, int) and not isinstance(stated, bool) and stated > 0:
+        return (stated,)
     return None if target is None or not target.aux_layers else target.aux_layers[-1:]
 
 

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from specpipe.schemas.drafters.base import DrafterShape
-from specpipe.stages.drafters.artifact_format import Drafter, Format, TargetFacts
+from specpipe.stages.drafters.artifact_format import (
+    Drafter,
+    Format,
+    Stated,
+    TargetFacts,
+    stated_drafter,
+)
 
 OWN = "specpipe"
 
@@ -29,10 +35,12 @@ def own_settings(drafter: Drafter[Any], **more: object) -> dict[str, Any]:
 class OwnKeyFormat(Format[Shape]):
     """A format that names the target and the number of draft tokens under this key."""
 
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
+    def drafter(self, config: Mapping[str, Any]) -> Stated | None:
         try:
             own = config[OWN]
-            return own["target"], own["target_architecture"], own["speculative_tokens"]
+            return stated_drafter(
+                own["target"], own["target_architecture"], own["speculative_tokens"]
+            )
         except (KeyError, TypeError):
             return None
 
@@ -40,7 +48,7 @@ class OwnKeyFormat(Format[Shape]):
         """Whether the key says the target, and this one."""
         declared = self.drafter(config)
         if declared is None:
-            return [f"{OWN} lacks the target or the number of draft tokens"]
+            return [f"{OWN} does not say the target and a positive number of draft tokens"]
         if declared[1] != target.architecture:
             return [f"target_architecture {declared[1]!r} is not {target.architecture!r}"]
         return []

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specpipe.schemas.drafters.base import LayerShape
-from specpipe.stages.drafters.artifact_format import Drafter, TargetFacts
+from specpipe.stages.drafters.artifact_format import Drafter, Stated, TargetFacts, stated_drafter
 
 SPECULATORS_VERSION = "0.9.0"
 """Version of the `speculators` library whose config layout this is."""
@@ -65,13 +65,13 @@ def speculators_settings(kind: str, drafter: Drafter[Any]) -> dict[str, Any]:
     }
 
 
-def stated(config: Mapping[str, Any]) -> tuple[str, str, int] | None:
+def stated(config: Mapping[str, Any]) -> Stated | None:
     """Name and architecture of the target, and number of draft tokens; None where not said."""
     try:
         own = config["speculators_config"]
         (architecture,) = own["verifier"]["architectures"]
         tokens = own["proposal_methods"][0]["speculative_tokens"]
-        return own["verifier"]["name_or_path"], architecture, tokens
+        return stated_drafter(own["verifier"]["name_or_path"], architecture, tokens)
     except (KeyError, IndexError, TypeError, ValueError):
         return None
 
@@ -85,10 +85,12 @@ def speculators_problems(config: Mapping[str, Any], kind: str, target: TargetFac
     try:
         declared = stated(config)
         if declared is None:
-            return [*problems, "speculators_config lacks the verifier or the proposal method"]
-        name, architecture, tokens = declared
-        if not (isinstance(tokens, int) and tokens > 0):
-            problems.append("speculative_tokens must be a positive number")
+            return [
+                *problems,
+                "speculators_config does not say the verifier and, in the proposal method, a"
+                " positive number of speculative_tokens",
+            ]
+        name, architecture, _ = declared
         if not name:
             problems.append("speculators_config.verifier.name_or_path is empty")
         if architecture != target.architecture:

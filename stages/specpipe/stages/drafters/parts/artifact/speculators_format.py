@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from specpipe.schemas.drafters.base import DrafterShape
-from specpipe.stages.drafters.artifact_format import Format
+from specpipe.stages.drafters.artifact_format import Format, Stated
 from specpipe.stages.drafters.parts.artifact.speculators_config import is_speculators, stated
 
 Shape = TypeVar("Shape", bound=DrafterShape)
@@ -18,5 +18,5 @@ class SpeculatorsFormat(Format[Shape]):
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return is_speculators(config)
 
-    def drafter(self, config: Mapping[str, Any]) -> tuple[str, str, int] | None:
+    def drafter(self, config: Mapping[str, Any]) -> Stated | None:
         return stated(config)

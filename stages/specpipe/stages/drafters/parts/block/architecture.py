@@ -7,7 +7,6 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from specpipe.schemas.drafters.block import BlockSettings, BlockShape
-from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.artifact import Artifact, ArtifactFiles, OfTarget
 from specpipe.stages.drafters.artifact_format import TargetFacts
@@ -101,11 +100,6 @@ class BlockArchitecture(LayerArchitecture[Shape]):
         target: StoredTarget,
         target_ids_D: Tensor,
     ) -> None:
-        if config.warm_start is not None:
-            raise ConfigError(
-                f"--warm-start is for drafters whose layers take the target's states; those of"
-                f" {self.name} begin from mask tokens"
-            )
         assert isinstance(model, BlockDrafter)
         start.initialise(model, target, target_ids_D)
 

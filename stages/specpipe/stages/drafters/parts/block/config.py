@@ -66,11 +66,18 @@ def usual_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
 
 
+def said_causal(value: object) -> bool:
+    """The value of `causal`; raises ConfigError where it is neither true nor false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{CONFIG_FILE}: causal is {value!r}, but must be true or false")
+    return value
+
+
 def trained_causal(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether blocks were causal in training; raises ConfigError where that cannot be told."""
     said = nested(config).get("causal")
     if said is not None:
-        return bool(said)
+        return said_causal(said)
     kinds = set(layer_config(config).get("layer_types") or ["full_attention"])
     if len(kinds) > 1:
         raise ConfigError(

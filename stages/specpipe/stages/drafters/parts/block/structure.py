@@ -16,6 +16,7 @@ from specpipe.stages.drafters.parts.block.config import (
     layer_ids,
     mask_token_of,
     nested,
+    said_causal,
 )
 
 
@@ -29,7 +30,7 @@ def declared_values(config: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": layer["vocab_size"],
         "draft_vocab_size": layer["vocab_size"] if size is None else size,
         **declared_layers(layer),
-        "causal": nested(config)["causal"],
+        "causal": said_causal(nested(config)["causal"]),
         "block_size": config["block_size"],
         "mask_token": mask_token_of(config),
         "own_lm_head": config[OWN]["own_lm_head"],
