@@ -3,7 +3,13 @@
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
+
+
+def fits(name: str, patterns: str) -> bool:
+    """Whether a name is one of those that are asked for: patterns with commas."""
+    return any(fnmatch(name, pattern) for pattern in patterns.split(","))
 
 
 def specpipe(log: Path, *arguments: object) -> None:

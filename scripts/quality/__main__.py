@@ -16,7 +16,6 @@ it may be ended and run again.
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import click
 
 from scripts.bench.train_environment import peer_python
+from scripts.commands import fits
 from scripts.material import Material, Text, code_material, make_dumps, sample_material
 from scripts.quality import architectures, peer_tables, study
 from scripts.quality.architectures import STUDIES, Architectures, architecture_cells
@@ -41,7 +41,7 @@ Folder = click.Path(path_type=Path)
 @click.option("--out", type=Folder, default=Path("runs/prove/quality"))
 @click.option("--code", type=Folder, default=Path("runs/code"), help="The code target.")
 @click.option("--materials", default="gsm8k,code", help="Targets and texts, with commas.")
-@click.option("--only", default="*", help="Cells whose name fits this pattern.")
+@click.option("--only", default="*", help="Cells whose name fits one of these patterns.")
 @click.option("--prompts", type=Number, default=500, help="To train on, of each target.")
 @click.option("--held-out-prompts", type=Number, default=240, help="To judge on.")
 @click.option("--answers", type=Number, default=1, help="To each training prompt.")
@@ -113,7 +113,7 @@ def _study(out: Path, materials: list[Material], options: dict[str, Any]) -> Non
     targets = {material.name: str(material.target) for material in materials}
     common = {"max_steps": options["max_steps"]} if options["max_steps"] else {}
     every = study_cells(targets, options["drafter"], range(options["seeds"]), common)
-    cells = [cell for cell in every if fnmatch(cell.name, options["only"])]
+    cells = [cell for cell in every if fits(cell.name, options["only"])]
     if not options["tables"]:
         with ThreadPoolExecutor(options["processes"]) as pool:
             list(pool.map(lambda cell: study.train(out, [cell]), cells))
@@ -123,7 +123,7 @@ def _study(out: Path, materials: list[Material], options: dict[str, Any]) -> Non
 def _architectures(out: Path, materials: list[Material], options: dict[str, Any]) -> None:
     kinds = STUDIES[options["architectures"]]
     every = architecture_cells(kinds, [material.name for material in materials], options["seeds"])
-    cells = [cell for cell in every if fnmatch(cell.name, options["only"])]
+    cells = [cell for cell in every if fits(cell.name, options["only"])]
     trainings = Architectures(kinds, out, options["max_steps"] or architectures.STEPS)
     if not options["tables"]:
         for cell in cells:  # one at a time: those at equal time ask for others

@@ -11,14 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import click
 
 from scripts.bench.table import table
-from scripts.commands import specpipe
+from scripts.commands import fits, specpipe
 from scripts.material import Material, code_material, make_dumps, sample_material
 from specpipe.schemas.drafters.registry import KINDS
 from specpipe.schemas.errors import ValidationError
@@ -68,10 +67,6 @@ def materials(code: Path, out: Path, chosen: str) -> Iterator[Material]:
             command = [sys.executable, "-m", "scripts.targets.code_target", "--out", str(folder)]
             subprocess.run([*command, "--architecture", architecture], check=True)
         yield code_material(name, folder)
-
-
-def fits(name: str, patterns: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns.split(","))
 
 
 def serve(
