@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 import click
 
+from scripts.commands import fits
 from scripts.material import Material
 from scripts.quality import peer_input
 from scripts.quality.cell import Trained, dump_of, read_trained, train_ours, write_trained
@@ -36,7 +36,7 @@ class HeadToHead:
     def cells(self, only: str) -> Iterator[PeerCell]:
         """Those whose name fits the pattern, in the order of how much they say."""
         sizes = {material.name: _vocab_size(material.target) for material in self.materials}
-        return (cell for cell in peer_cells(sizes) if fnmatch(cell.name, only))
+        return (cell for cell in peer_cells(sizes) if fits(cell.name, only))
 
     def run(self, cells: Sequence[PeerCell], *, to_serve: bool) -> None:
         """Train these, one after the other; then serve them."""
