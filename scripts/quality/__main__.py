@@ -117,7 +117,8 @@ def _study(out: Path, materials: list[Material], options: dict[str, Any]) -> Non
     if not options["tables"]:
         with ThreadPoolExecutor(options["processes"]) as pool:
             list(pool.map(lambda cell: study.train(out, [cell]), cells))
-    study.print_tables(out, cells, "report" if options["report"] else "choose")
+    is_reported = options["report"] or options["drafter"] != EAGLE3
+    study.print_tables(out, cells, "report" if is_reported else "choose")
 
 
 def _architectures(out: Path, materials: list[Material], options: dict[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from scripts.bench.child import in_child
 from scripts.commands import specpipe
-from scripts.quality.judge import Judged, judge
+from scripts.quality.judge import HALVES, Half, Judged, judge
 from specpipe.schemas.base import Frozen
 from specpipe.stages.storage.dump import Dump
 
@@ -66,10 +67,12 @@ def of_drafter(out: Path, material: str, drafter: str) -> Settings:
     return {"drafter": drafter, "layers": layers}
 
 
-def train_ours(out: Path, folder: Path, material: str, settings: Settings) -> Trained:
-    """Train, export, and judge."""
+def train_ours(
+    out: Path, folder: Path, material: str, settings: Settings, halves: Sequence[Half] = HALVES
+) -> Trained:
+    """Train, export, and judge by these halves of the prompts."""
     counted = make_ours(out, folder, material, settings)
-    found = judged(out, artifact_of(folder), material, settings)
+    found = judged(out, artifact_of(folder), material, settings, halves)
     return Trained(**counted.model_dump(), judged=found)
 
 
@@ -100,7 +103,9 @@ def make_ours(out: Path, folder: Path, material: str, settings: Settings) -> Cou
     )
 
 
-def judged(out: Path, artifact: Path, material: str, settings: Settings) -> Judged:
+def judged(
+    out: Path, artifact: Path, material: str, settings: Settings, halves: Sequence[Half] = HALVES
+) -> Judged:
     """On the material's held-out texts, with as many draft tokens as it is trained for."""
     held_out, greedy = (dump_of(out, material, text) for text in ("held_out", "greedy"))
-    return judge(artifact, held_out, greedy, settings.get("num_heads", 3))
+    return judge(artifact, held_out, greedy, settings.get("num_heads", 3), halves)

@@ -8,7 +8,7 @@ import click
 
 from scripts.bench.table import heading, table
 from scripts.quality.cell import Trained, of_drafter, read_trained, train_ours, write_trained
-from scripts.quality.judge import JUDGED_BY, Half
+from scripts.quality.judge import HALVES, JUDGED_BY, Half
 from scripts.quality.matrix import DEFAULT, EAGLE3, StudyCell
 
 HEADER = (
@@ -24,10 +24,13 @@ def train(out: Path, cells: Iterable[StudyCell]) -> None:
     for cell in cells:
         folder = out / "study" / cell.name
         if read_trained(folder) is None:
-            kind = {} if cell.drafter == EAGLE3 else of_drafter(out, cell.material, cell.drafter)
-            trained = train_ours(out, folder, cell.material, cell.settings | kind)
+            settings, halves = cell.settings, HALVES
+            if cell.drafter != EAGLE3:  # nothing is chosen by it: it is only reported
+                settings = settings | of_drafter(out, cell.material, cell.drafter)
+                halves = ("report",)
+            trained = train_ours(out, folder, cell.material, settings, halves)
             write_trained(folder, trained)
-            taus = ", ".join(f"{trained.judged.tau(mode, 'choose'):.3f}" for mode in JUDGED_BY)
+            taus = ", ".join(f"{trained.judged.tau(mode, halves[0]):.3f}" for mode in JUDGED_BY)
             click.echo(f"{cell.name}: {taus}", err=True)
 
 
