@@ -41,6 +41,7 @@ def config_of(setup: Setup, loss: str, **settings: Any) -> TrainConfig:
         out=str(Path(mkdtemp(dir=setup.root, prefix="run-")) / "run"),
         drafter={"kind": setup.drafter} | ({} if setup.drafter == "mtp" else {"num_layers": 1}),
         loss=loss,
+        head_weights="static",  # as theirs
         num_heads=setup.num_heads,
         draft_vocab_size=None if setup.drafter == "mtp" else setup.draft_vocab,
         batch_tokens=setup.pack_tokens,

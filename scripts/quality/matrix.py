@@ -66,18 +66,19 @@ from `warm_start`, which needs the target's folder."""
 BLOCKS: Settings = {"num_heads": 7, "num_layers": 2, "max_steps": 200}
 """What is set of drafters that draft in one pass, beside what is changed."""
 
-_PUBLISHED_DECAY = math.exp(-1 / 4)
-"""DFlash's and DSpark's, for blocks of 8 slots: weights exp(-(k - 1) / 4)."""
+_PUBLISHED: Settings = {"head_weights": "static", "head_decay": math.exp(-1 / 4)}
+"""DFlash's and DSpark's weights, for blocks of 8 slots: exp(-(k - 1) / 4)."""
 
 BLOCK_COORDINATES: Mapping[str, Mapping[str, Settings]] = {
     "loss": {
         "kl": {"loss": "kl"},
         "lk_alpha": {"loss": "lk_alpha"},
+        "lk_hybrid-static": {"head_weights": "static"},
         "lk_hybrid-survival": {"head_weights": "survival"},
         "lk_hybrid-dpace": {"head_weights": "dpace"},
-        "ce (DFlash)": {"loss": "ce", "head_decay": _PUBLISHED_DECAY},
+        "ce (DFlash)": {"loss": "ce"} | _PUBLISHED,
         "ce-dpace (D-PACE)": {"loss": "ce", "head_weights": "dpace"},
-        "ce-tv (DSpark)": {"loss": "dspark", "head_decay": _PUBLISHED_DECAY},
+        "ce-tv (DSpark)": {"loss": "dspark"} | _PUBLISHED,
     }
 }
 """Of drafters that draft in one pass: our losses, and those that were published for blocks."""

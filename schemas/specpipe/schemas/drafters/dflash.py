@@ -1,11 +1,13 @@
 """DFlash: a block of mask tokens behind the last token, filled in one pass."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from specpipe.schemas.drafters.block import BlockSettings, BlockShape
 
 
 class DFlashSettings(BlockSettings):
+    own_recipe: ClassVar[Mapping[str, Any]] = {"head_weights": "dpace"}
     kind: Literal["dflash"] = "dflash"
 
 

@@ -86,7 +86,8 @@ class TrainConfig(Config):
     """Weight of draft step k in the loss: head_decay^(k-1)."""
     head_weights: Literal["static", "survival", "dpace"] = "static"
     """Weights of the draft steps. static: --head-decay. survival: the measured share of rounds that
-    reach the step. dpace: D-PACE's weight of each start, measured by an extra pass of the loss."""
+    reach the step. dpace: D-PACE's weight of each start, measured by an extra pass of the loss; a
+    drafter dflash's default."""
     dpace_smoothing: float = Field(0.5, gt=0, le=1)
     """dpace: a in a draft's confidence, (1 - a) q(token) + a."""
     draft_vocab_size: int | None = Field(None, gt=0)
