@@ -5,12 +5,10 @@ from pathlib import Path
 import pytest
 
 from specpipe.schemas.records.metrics import ReplayCurve
-from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.dump.run import run as dump
 from specpipe.stages.train.run import run as train
+from tests.validate.small import sample_dump
 
-SAMPLE_DATA = Path(__file__).parents[1] / "sample_data"
 K = 3
 
 
@@ -18,18 +16,7 @@ K = 3
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("dumps")
     for part, num_samples in (("train", 250), ("held_out", 80)):
-        lines = (SAMPLE_DATA / part / "generated.jsonl").read_text(encoding="utf-8").splitlines()
-        data = root / f"{part}.jsonl"
-        data.write_text("\n".join(lines[:num_samples]) + "\n", encoding="utf-8")
-        dump(
-            DumpConfig(
-                target=str(SAMPLE_DATA / "target"),
-                data=(str(data),),
-                out=str(root / part),
-                backend="hf",
-                text_temperature=1.0,
-            )
-        )
+        sample_dump(root, part, num_samples)
     return root
 
 

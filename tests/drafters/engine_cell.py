@@ -4,31 +4,11 @@ import json
 from pathlib import Path
 
 from specpipe.schemas.records.served import Served, ServeFindings
-from specpipe.schemas.settings.stages import DumpConfig, ExportConfig
+from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.dump.run import run as dump
 from specpipe.stages.export.run import run as export
 from specpipe.stages.train.run import run as train
 from tests.validate.serve.test_export_serve import PROMPTS, SHARED, prompts_of_one_length
-from tests.validate.small import SAMPLE_DATA
-
-
-def sample_dump(root: Path, name: str, num_samples: int, *drafters: str) -> Path:
-    """Of texts that the sample target wrote, with the layers that these drafters read."""
-    text = (SAMPLE_DATA / name / "generated.jsonl").read_text(encoding="utf-8")
-    data = root / f"{name}.jsonl"
-    data.write_text("\n".join(text.splitlines()[:num_samples]) + "\n", encoding="utf-8")
-    dump(
-        DumpConfig(
-            target=str(SAMPLE_DATA / "target"),
-            data=(str(data),),
-            out=str(root / name),
-            backend="hf",
-            text_temperature=1.0,
-            for_drafters=drafters,
-        )
-    )
-    return root / name
 
 
 def served(config: TrainConfig, out: Path) -> Served:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from specpipe.schemas.settings.train import TrainConfig
-from tests.drafters.engine_cell import sample_dump, served
+from tests.drafters.engine_cell import served
+from tests.validate.small import sample_dump
 
 
 @pytest.mark.vllm

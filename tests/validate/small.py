@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.dump.run import run as dump
 from tests.tiny_llama import save_tiny_llama
 
 SAMPLE_DATA = Path(__file__).parents[2] / "sample_data"
@@ -43,3 +45,21 @@ def write_samples(path: Path, num_samples: int) -> Path:
             row = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
             file.write(json.dumps(row) + "\n")
     return path
+
+
+def sample_dump(root: Path, name: str, num_samples: int, *drafters: str) -> Path:
+    """Of texts that the sample target wrote, with the layers that these drafters read."""
+    text = (SAMPLE_DATA / name / "generated.jsonl").read_text(encoding="utf-8")
+    data = root / f"{name}.jsonl"
+    data.write_text("\n".join(text.splitlines()[:num_samples]) + "\n", encoding="utf-8")
+    dump(
+        DumpConfig(
+            target=str(SAMPLE_DATA / "target"),
+            data=(str(data),),
+            out=str(root / name),
+            backend="hf",
+            text_temperature=1.0,
+            for_drafters=drafters,
+        )
+    )
+    return root / name

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.drafters.engine_cell import sample_dump, served
+from tests.drafters.engine_cell import served
 from tests.drafters.peagle.conftest import training
+from tests.validate.small import sample_dump
 
 
 @pytest.mark.vllm

@@ -44,7 +44,7 @@ class MedusaShape(DrafterShape):
     def draft_tokens_problem(self, number: int) -> str | None:
         if number <= self.num_heads:
             return None
-        return f"it has {self.num_heads} heads, one for each draft token"
+        return f"speculative_tokens {number}: it has {self.num_heads} heads, one for each"
 
     def summary(self) -> str:
         return f"medusa, {self.num_heads} heads of {self.num_layers} residual block(s)"

@@ -56,7 +56,7 @@ class Drafter(Generic[Shape]):
 def check_draft_tokens(shape: DrafterShape, number: int) -> None:
     """Raise ConfigError where the drafter cannot be served with so many draft tokens."""
     if problem := shape.draft_tokens_problem(number):
-        raise ConfigError(f"speculative_tokens {number}: {problem}")
+        raise ConfigError(problem)
 
 
 def stated_drafter(target: object, architecture: object, tokens: object) -> Stated | None:

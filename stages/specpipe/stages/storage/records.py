@@ -13,6 +13,7 @@ from specpipe.schemas.records.dump import (
     manifest_key,
 )
 from specpipe.stages.storage.store.folder import HOW_TO_REPAIR, Folder
+from specpipe.stages.untrusted.foreign import first_bad_field
 
 R = TypeVar("R", bound=Record)
 
@@ -63,8 +64,6 @@ def parse_record(record: type[R], data: bytes, where: str) -> R:
     try:
         return record.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
         raise IntegrityError(
-            f"{where} is damaged ({field + ': ' if field else ''}{first['msg']}); {HOW_TO_REPAIR}"
+            f"{where} is damaged ({first_bad_field(error)}); {HOW_TO_REPAIR}"
         ) from None

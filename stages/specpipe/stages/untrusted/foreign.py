@@ -51,12 +51,18 @@ def foreign_call(what: str, refuse: type[SpecpipeError]) -> Iterator[None]:
         raise refuse(f"{what}: {one_line(error)}") from error
 
 
+def first_bad_field(error: ValidationError) -> str:
+    """The first value that pydantic refuses: its name, where it has one, and why."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {first['msg']}" if field else str(first["msg"])
+
+
 def one_line(error: BaseException) -> str:
     """Type and message of an error in one line of bounded length; of values that pydantic refuses
     the first one's name and why."""
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_bad_field(error)
     text = " ".join(str(error).split())
     if len(text) > _LONGEST:
         text = text[:_LONGEST] + " ..."

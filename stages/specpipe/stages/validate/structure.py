@@ -99,7 +99,7 @@ def _check_config(
     if (stated := format.drafter(config)) is not None:
         _, _, tokens = stated
         if problem := shape.draft_tokens_problem(tokens):
-            problems.append(f"speculative_tokens {tokens}: {problem}")
+            problems.append(problem)
     return shape
 
 
