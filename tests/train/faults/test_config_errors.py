@@ -186,8 +186,8 @@ IDLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"num_layers": 1}, {"init_from": None}, "is for drafters without init_from"),
     ({"fc_norm": False}, {"init_from": None}, "is for drafters without init_from"),
     ({"rope_theta": 1e4}, {"init_from": None}, "is for drafters without init_from"),
-    ({"draft_vocab_by": "mass"}, {"init_from": None}, "is for vocabularies that are chosen"),
-    ({"draft_vocab_by": "mass"}, {"draft_vocab_file": None}, "is for vocabularies that are chosen"),
+    ({"draft_vocab_by": "mass"}, {"init_from": None}, "is for draft vocabularies"),
+    ({"draft_vocab_by": "mass"}, {"draft_vocab_file": None}, "is for draft vocabularies"),
 ]
 """A flag, what makes it count, and what is said where it does not."""
 WITHOUT: dict[str, Any] = {
@@ -226,6 +226,13 @@ def test_decay_is_for_weights_of_heads() -> None:
     with pytest.raises(ConfigError, match="head_decay is for head_weights static and survival"):
         train_config(None, flags | {"head_weights": "dpace"})
     assert train_config(None, flags | {"head_weights": "survival"}).head_decay == 0.7
+
+
+@pytest.mark.parametrize("kind", ["mtp", "eagle1", "medusa"])
+def test_a_way_to_choose_a_draft_vocabulary_is_for_drafters_that_have_one(kind: str) -> None:
+    flags = {"dump": "d", "out": "o", "drafter": kind, "draft_vocab_by": "count"}
+    with pytest.raises(ConfigError, match="draft_vocab_by is for draft vocabularies"):
+        train_config(None, flags)
 
 
 def test_shard_is_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,9 @@ class DrafterSettings(Config):
     reads_starts_alone: ClassVar[bool] = False
     """It takes the target's states at its starts alone, each of them a verifier row."""
 
+    has_draft_vocab: ClassVar[bool] = True
+    """It can draft from a part of the vocabulary only."""
+
     samples_drafts: ClassVar[bool] = True
     """Engines can draw its drafts from its distribution; else they are greedy at every
     temperature."""

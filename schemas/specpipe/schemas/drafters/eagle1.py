@@ -12,6 +12,7 @@ from specpipe.schemas.drafters.base import LayerSettings, LayerShape
 
 class Eagle1Settings(LayerSettings):
     takes_any_layers: ClassVar[bool] = False
+    has_draft_vocab: ClassVar[bool] = False
 
     kind: Literal["eagle1"] = "eagle1"
     num_layers: int = Field(1, ge=1, le=8)

@@ -12,6 +12,7 @@ class MedusaSettings(DrafterSettings):
     takes_any_layers: ClassVar[bool] = False
     reads_starts_alone: ClassVar[bool] = True
     samples_drafts: ClassVar[bool] = False
+    has_draft_vocab: ClassVar[bool] = False
     own_recipe: ClassVar[Mapping[str, Any]] = {"eta": 10.0}
 
     kind: Literal["medusa"] = "medusa"

@@ -1,12 +1,14 @@
 """MTP: the target's own layer for multi-token prediction, trained further, or a new one."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from specpipe.schemas.drafters.base import DrafterSettings, DrafterShape
 from specpipe.schemas.drafters.mtp_families import FAMILIES, MtpFamily, text_settings
 
 
 class MtpSettings(DrafterSettings):
+    has_draft_vocab: ClassVar[bool] = False
+
     kind: Literal["mtp"] = "mtp"
     fresh_layer: bool = False
     """Begin with a new layer, also where the target has one of its own."""

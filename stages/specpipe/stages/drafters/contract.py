@@ -192,9 +192,6 @@ class Architecture(ABC, Generic[Shape]):
         """
         return rows_KN
 
-    has_draft_vocab: bool = True
-    """Whether the drafter may propose from a part of the vocabulary only."""
-
     takes_warm_start: bool = False
     """Whether its first layers may be the target's last ones."""
 

@@ -54,7 +54,7 @@ def begin(
             f"warm_start: a drafter {kind.name} does not begin with the target's last layers; leave"
             " it out"
         )
-    if not kind.has_draft_vocab:
+    if not config.drafter.has_draft_vocab:
         for name in ("draft_vocab_size", "draft_vocab_file"):
             if getattr(config, name) is not None:
                 raise ConfigError(
@@ -62,7 +62,7 @@ def begin(
                 )
     if config.draft_vocab_file is not None:
         vocab = read_vocab_file(Path(config.draft_vocab_file).expanduser(), vocab_size)
-    elif kind.has_draft_vocab:
+    elif config.drafter.has_draft_vocab:
         vocab = choose_vocab(statistics(), config.draft_vocab_size, config.draft_vocab_by)
     else:
         vocab = VocabMap(torch.arange(vocab_size), vocab_size)

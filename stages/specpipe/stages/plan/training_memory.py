@@ -77,7 +77,7 @@ def trainer_memory(
     vocab_size = identity.target.vocab_size
     draft_vocab_size = default_size(settings.draft_vocab_size, vocab_size)
     kind = architecture(settings.drafter.kind)
-    if not kind.has_draft_vocab:
+    if not settings.drafter.has_draft_vocab:
         draft_vocab_size = vocab_size
     shape = kind.make_shape(settings, config, identity.layers, vocab_size, draft_vocab_size)
     target = NoTensors(vocab_size, shape.target_hidden_size)

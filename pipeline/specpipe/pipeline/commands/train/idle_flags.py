@@ -20,6 +20,10 @@ def _fresh(config: TrainConfig) -> bool:
     return config.init_from is None
 
 
+def _chooses_vocab(config: TrainConfig) -> bool:
+    return _fresh(config) and config.drafter.has_draft_vocab and config.draft_vocab_file is None
+
+
 _COUNTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
     "muon_learning_rate": (_muon, "optimizer muon"),
     "muon_momentum": (_muon, "optimizer muon"),
@@ -47,8 +51,8 @@ _COUNTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
         if not any(name in KINDS[kind].settings.of_training for kind in kinds)
     },
     "draft_vocab_by": (
-        lambda c: _fresh(c) and c.draft_vocab_file is None,
-        "vocabularies that are chosen, without draft_vocab_file and init_from",
+        _chooses_vocab,
+        "draft vocabularies that are chosen, without draft_vocab_file and init_from",
     ),
 }
 """When a setting counts, and in words what it is for; others always count."""

@@ -29,7 +29,6 @@ class Eagle1Architecture(LayerArchitecture[Eagle1Shape]):
     shape = Eagle1Shape
     serving = Serving(method="eagle", title="EAGLE-1", reads="final_state")
     formats = MappingProxyType({artifact.EagleFormat.name: artifact.EagleFormat()})
-    has_draft_vocab = False
 
     def make_shape(
         self,

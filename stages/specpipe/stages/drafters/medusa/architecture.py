@@ -33,7 +33,6 @@ class MedusaArchitecture(Architecture[MedusaShape]):
         follows_schedule=False,
     )
     formats = MappingProxyType({artifact.MedusaFormat.name: artifact.MedusaFormat()})
-    has_draft_vocab = False
 
     def make_shape(
         self,

@@ -31,7 +31,6 @@ class MtpArchitecture(Architecture[MtpShape]):
     shape = MtpShape
     serving = Serving(method="mtp", title="MTP", reads="mtp_layer")
     formats = MappingProxyType({format.name: format for format in _FORMATS})
-    has_draft_vocab = False
 
     def make_shape(
         self,
