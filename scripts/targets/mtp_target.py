@@ -1,9 +1,10 @@
 """A small target as one of a family that has MTP layers: the same function, other names.
 
-A Llama is a Qwen2 whose biases are 0, which MiMo's checkpoints are; and a GLM-4-MoE all of whose
-layers are dense, turn whole heads and norm neither queries nor keys. A Qwen3 is a GLM-4-MoE whose
-layers norm both. The MTP layer of a GLM-4-MoE, which is not in the checkpoint, is then a mixture of
-experts.
+A Llama is a Qwen2 whose biases are 0, which MiMo's checkpoints are; and a GLM-4-MoE whose layers
+turn whole heads and norm neither queries nor keys. A Qwen3 is a GLM-4-MoE whose layers norm both.
+All but the last are dense; the last one's shared experts are the dense MLP, and its routed experts
+give 0: vLLM takes no GLM-4-MoE without one. The MTP layer, which is not in the checkpoint, is then
+a mixture of experts.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+SHARED, ROUTED = 4, 8
 SAMPLE = Path(__file__).parents[2] / "sample_data" / "target"
 
 
@@ -34,21 +36,41 @@ def mtp_target(folder: Path, family: str, source: Path = SAMPLE) -> Path:
                 rows = len(tensors[f"{at}.weight"])
                 tensors[f"{at}.bias"] = torch.zeros(rows, dtype=torch.bfloat16)
     else:
+        tensors |= _as_experts(tensors, layers - 1)
         rope = {**config["rope_parameters"], "partial_rotary_factor": 1.0}
         config |= {
             "model_type": "glm4_moe",
             "architectures": ["Glm4MoeForCausalLM"],
             "rope_parameters": rope,
-            "first_k_dense_replace": layers,
+            "first_k_dense_replace": layers - 1,
             "use_qk_norm": config["model_type"] == "qwen3",
             "attention_bias": False,
-            "moe_intermediate_size": config["intermediate_size"] // 4,
-            "n_routed_experts": 8,
+            "moe_intermediate_size": config["intermediate_size"] // SHARED,
+            "n_routed_experts": ROUTED,
             "num_experts_per_tok": 2,
-            "n_shared_experts": 1,
+            "n_shared_experts": SHARED,
             "n_group": 1,
             "topk_group": 1,
         }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def _as_experts(tensors: dict[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
+    """The dense MLP of a layer, which is taken out of `tensors`, as a mixture of experts."""
+    mlp = f"model.layers.{layer}.mlp"
+    made = {}
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        dense = tensors.pop(f"{mlp}.{name}.weight")
+        made[f"{mlp}.shared_experts.{name}.weight"] = dense
+        if name == "down_proj":
+            part = torch.zeros_like(dense[:, : dense.shape[1] // SHARED])
+        else:
+            part = dense[: len(dense) // SHARED]
+        for expert in range(ROUTED):
+            made[f"{mlp}.experts.{expert}.{name}.weight"] = part.clone()
+    hidden = made[f"{mlp}.shared_experts.gate_proj.weight"].shape[1]
+    made[f"{mlp}.gate.weight"] = torch.zeros(ROUTED, hidden, dtype=torch.bfloat16)
+    made[f"{mlp}.gate.e_score_correction_bias"] = torch.zeros(ROUTED)
+    return made

@@ -12,6 +12,7 @@ import pytest
 from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafters.registry import architecture as drafter_architecture
 from specpipe.stages.target.vllm.support import servable as module
+from specpipe.stages.target.vllm.support.aux_interface import FOR_MTP_ALONE
 from specpipe.stages.target.vllm.support.engine_needs import EngineNeeds, runners
 from specpipe.stages.target.vllm.support.families import ENVIRONMENT, FAMILIES
 from specpipe.stages.target.vllm.support.model_source import ModelSource
@@ -84,7 +85,8 @@ def test_interfaces_are_read_from_the_source(source: ModelSource) -> None:
     assert models_of(source) == {
         "": ("PlainForCausalLM", "Qwen3NextForCausalLM"),
         "aux_states": ("AForCausalLM", "BForCausalLM", "CForCausalLM"),
-        "aux_states mtp_layer": ("MiMoForCausalLM",),
+        # It has the interface in name alone.
+        "mtp_layer": ("MiMoForCausalLM",),
     }
 
 
@@ -126,7 +128,7 @@ def test_what_is_served_depends_on_target_and_drafter(monkeypatch: pytest.Monkey
     how = {
         "LlamaForCausalLM": {"mtp": "no"},
         "Qwen3_5ForCausalLM": {},
-        "MiMoForCausalLM": {},
+        "MiMoForCausalLM": dict.fromkeys(DRAFTERS, "no") | {"mtp": "vllm"},
         "Gemma3ForCausalLM": {"mtp": "no"}
         | dict.fromkeys(("eagle3", "peagle", "dflash", "dspark"), "plugin"),
         "GPT2LMHeadModel": dict.fromkeys(("eagle3", "peagle", "dflash", "dspark", "mtp"), "no"),
@@ -139,8 +141,8 @@ def test_what_is_served_depends_on_target_and_drafter(monkeypatch: pytest.Monkey
         ) | others, architecture
         for name, one in found.items():
             assert one.is_served_on_cpu == (one.how != "no" and name != "dspark")
-    assert "serves DSpark drafters for MiMoForCausalLM (on a GPU alone)" in (
-        servable("MiMoForCausalLM", DRAFTERS["dspark"]).in_words
+    assert "serves DSpark drafters for Qwen3_5ForCausalLM (on a GPU alone)" in (
+        servable("Qwen3_5ForCausalLM", DRAFTERS["dspark"]).in_words
     )
     monkeypatch.setattr(module, "installed_version", lambda: "0.33.0")
     found_then = servable("LlamaForCausalLM", DRAFTERS["medusa"])
@@ -308,7 +310,13 @@ def test_the_source_says_what_the_classes_are() -> None:
     names = [
         *FAMILIES,
         *("LlamaForCausalLM", "Qwen2ForCausalLM", "Phi3ForCausalLM", "GptOssForCausalLM"),
-        *("DeepseekV3ForCausalLM", "Olmo2ForCausalLM", "OPTForCausalLM", "Gemma4ForCausalLM"),
+        *(
+            "MiMoForCausalLM",
+            "DeepseekV3ForCausalLM",
+            "Olmo2ForCausalLM",
+            "OPTForCausalLM",
+            "Gemma4ForCausalLM",
+        ),
     ]
     done = subprocess.run(
         [sys.executable, "-c", CLASSES, *names], capture_output=True, text=True, check=True
@@ -317,3 +325,32 @@ def test_the_source_says_what_the_classes_are() -> None:
     read = {name: "aux_states" in (readable_in(models, name) or []) for name in names}
     assert read == json.loads(done.stdout.splitlines()[-1])
     assert set(read.values()) == {True, False}
+
+
+LOOPS = """
+import importlib, inspect, json, pkgutil
+from vllm.model_executor import models
+from vllm.model_executor.models.interfaces import EagleModelMixin
+found = set()
+for name in (each.name for each in pkgutil.iter_modules(models.__path__)):
+    try:
+        module = importlib.import_module(f"{models.__name__}.{name}")
+    except Exception:  # of a package that is not installed
+        continue
+    for one in vars(module).values():
+        if isinstance(one, type) and EagleModelMixin in one.__mro__[1:]:
+            text = inspect.getsource(one.forward)
+            if "aux_hidden_states" not in text and "super().forward(" not in text:
+                found.add(one.__name__)
+print(json.dumps(sorted(found)))
+"""
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_models_that_have_the_interface_collect_states() -> None:
+    """But for the decoders of those that serve MTP alone, and of drafters."""
+    done = subprocess.run([sys.executable, "-c", LOOPS], capture_output=True, text=True, check=True)
+    found = set(json.loads(done.stdout.splitlines()[-1]))
+    drafters = {name for name in found if "Eagle" in name or "DFlash" in name}
+    assert found - drafters == {name.replace("ForCausalLM", "Model") for name in FOR_MTP_ALONE}

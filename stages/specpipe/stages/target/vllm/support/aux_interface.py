@@ -9,6 +9,11 @@ from typing import Any
 SETTER = "set_aux_hidden_state_layers"
 """The interface's method that takes the layers."""
 
+FOR_MTP_ALONE = frozenset({"MiMoForCausalLM"})
+"""Models of vLLM whose loop over the layers serves MTP alone. They inherit the interface, but
+collect nothing: an engine that asks them for states dies. And what they hand a drafter of the final
+state is the state before the final norm, which it was not trained on."""
+
 
 def aux_states_interface() -> Any:
     interfaces = import_module("vllm.model_executor.models.interfaces")
@@ -21,5 +26,7 @@ def aux_states_interface() -> Any:
 
 
 def gives_aux_states(model: Any) -> bool:
-    """Whether a model of vLLM's, or a class of them, has the interface."""
-    return isinstance(model, aux_states_interface())
+    """Whether a model of vLLM's, or a class of them, has the interface, and what it gives
+    are the states."""
+    own = model if isinstance(model, type) else type(model)
+    return own.__name__ not in FOR_MTP_ALONE and isinstance(model, aux_states_interface())

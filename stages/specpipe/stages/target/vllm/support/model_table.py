@@ -8,13 +8,13 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from specpipe.stages.target.vllm.support.aux_interface import SETTER
+from specpipe.stages.target.vllm.support.aux_interface import FOR_MTP_ALONE, SETTER
 from specpipe.stages.target.vllm.support.model_source import ModelSource
 from specpipe.stages.target.vllm.support.mtp_layers import MTP_LAYERS
 
 Models = dict[str, tuple[str, ...]]
-"""Architectures by what of theirs drafters can read in vLLM, beside the final state, which all of
-them give (values of `engine_needs.Reads`, blanks between)."""
+"""Architectures by what of theirs drafters can read in vLLM, beside the final state, which they
+give but for FOR_MTP_ALONE (values of `engine_needs.Reads`, blanks between)."""
 
 FILE = "models.json"
 
@@ -31,7 +31,8 @@ def readable_of(source: ModelSource, architecture: str) -> list[str]:
     """What of a registered architecture drafters can read, from a vLLM's source."""
     layer = MTP_LAYERS.get(architecture)
     found = {
-        "aux_states": source.has(architecture, source.interface_with(SETTER)),
+        "aux_states": architecture not in FOR_MTP_ALONE
+        and source.has(architecture, source.interface_with(SETTER)),
         "mtp_layer": layer is not None and layer.drafter in source.drafters(),
     }
     return [name for name, has_it in found.items() if has_it]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.tested import is_tested
+from specpipe.stages.target.vllm.support.aux_interface import FOR_MTP_ALONE
 from specpipe.stages.target.vllm.support.engine_needs import EngineNeeds, Runner, runners
 from specpipe.stages.target.vllm.support.families import ENVIRONMENT, FAMILIES
 from specpipe.stages.target.vllm.support.model_source import ModelSource
@@ -107,7 +108,8 @@ def _how(architecture: str, needs: EngineNeeds, vllm: str, *, is_installed: bool
     if readable is None:
         # A model that vLLM has not has no MTP layer there either.
         return "no" if needs.reads == "mtp_layer" else _through_transformers(architecture)
-    if needs.reads == "final_state" or needs.reads in readable:
+    gives_final_state = architecture not in FOR_MTP_ALONE
+    if (needs.reads == "final_state" and gives_final_state) or needs.reads in readable:
         return "vllm"
     is_ours = architecture in FAMILIES and is_tested("vllm", vllm)
     return "plugin" if needs.reads == "aux_states" and is_ours else "no"
