@@ -21,7 +21,9 @@ from specpipe.stages.validate.serve.engine import EngineRequest, decode
 
 SAMPLE = Path(__file__).parents[2] / "sample_data"
 DRAFTS = 3
-FAMILIES = ["mimo", "glm4_moe"]
+FAMILIES = ["mimo", "glm4_moe", "qwen3_5"]
+CODE = Path("runs/code")
+"""Where scripts/make_code_target has put its target, of which Qwen3.5's is made."""
 
 
 def main() -> None:
@@ -45,7 +47,7 @@ def dumps(out: Path, family: str) -> tuple[Path, Path]:
     """The dump of what the target wrote, and one of what it wrote to other prompts."""
     target = out / "target"
     if not target.exists():
-        mtp_target(target, family)
+        mtp_target(target, family, *([CODE / "target"] if family == "qwen3_5" else []))
     layers = json.loads((target / "config.json").read_text())["num_hidden_layers"]
     folders = []
     for part in ("train", "held_out"):
@@ -53,13 +55,18 @@ def dumps(out: Path, family: str) -> tuple[Path, Path]:
         dump(
             DumpConfig(
                 target=str(target),
-                data=(str(SAMPLE / part / "generated.jsonl"),),
+                data=(str(texts(family, part)),),
                 out=str(folders[-1]),
                 backend="hf",
                 layers=(layers,),
             )
         )
     return folders[0], folders[1]
+
+
+def texts(family: str, part: str) -> Path:
+    """What the target wrote."""
+    return CODE / f"{part}.jsonl" if family == "qwen3_5" else SAMPLE / part / "generated.jsonl"
 
 
 def trained(out: Path, family: str, name: str, steps: int, seed: int = 0) -> list[float]:

@@ -5,6 +5,9 @@ turn whole heads and norm neither queries nor keys. A Qwen3 is a GLM-4-MoE whose
 All but the last are dense; the last one's shared experts are the dense MLP, and its routed experts
 give 0: vLLM takes no GLM-4-MoE without one. The MTP layer, which is not in the checkpoint, is then
 a mixture of experts.
+
+A Qwen3 is also a Qwen3.5 of full attention alone: its gates are sigmoid(0), made up for by o_proj,
+and its norms multiply by 1 + w. That w is rounded, so this one is near the function, not equal.
 """
 
 import json
@@ -16,17 +19,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 SHARED, ROUTED = 4, 8
+SOURCES = {"mimo": ("llama",), "glm4_moe": ("llama", "qwen3"), "qwen3_5": ("qwen3",)}
+"""Families, and what kinds of targets can be written as one."""
+
 SAMPLE = Path(__file__).parents[2] / "sample_data" / "target"
 
 
 def mtp_target(folder: Path, family: str, source: Path = SAMPLE) -> Path:
-    """Write it, the tokenizer included; `family` is `mimo` (of a Llama) or `glm4_moe`."""
-    assert family in ("mimo", "glm4_moe"), family
+    """Write it, the tokenizer included; `family` is one of SOURCES."""
+    assert family in SOURCES, family
     shutil.copytree(source, folder, dirs_exist_ok=True)
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
     tensors = load_file(source / "model.safetensors")
     layers = config["num_hidden_layers"]
-    assert family == "glm4_moe" or config["model_type"] == "llama", config["model_type"]
+    assert config["model_type"] in SOURCES[family], config["model_type"]
     config["num_nextn_predict_layers"] = 1
     if family == "mimo":
         config |= {"model_type": "qwen2", "architectures": ["MiMoForCausalLM"]}
@@ -35,6 +41,15 @@ def mtp_target(folder: Path, family: str, source: Path = SAMPLE) -> Path:
                 at = f"model.layers.{layer}.self_attn.{name}"
                 rows = len(tensors[f"{at}.weight"])
                 tensors[f"{at}.bias"] = torch.zeros(rows, dtype=torch.bfloat16)
+    elif family == "qwen3_5":
+        _gate(tensors, config["head_dim"])
+        rope = {**config["rope_parameters"], "partial_rotary_factor": 1.0}
+        config |= {
+            "model_type": "qwen3_5_text",
+            "architectures": ["Qwen3_5ForCausalLM"],
+            "rope_parameters": rope,
+            "mtp_num_hidden_layers": 1,
+        }
     else:
         tensors |= _as_experts(tensors, layers - 1)
         rope = {**config["rope_parameters"], "partial_rotary_factor": 1.0}
@@ -74,3 +89,15 @@ def _as_experts(tensors: dict[str, torch.Tensor], layer: int) -> dict[str, torch
     made[f"{mlp}.gate.weight"] = torch.zeros(ROUTED, hidden, dtype=torch.bfloat16)
     made[f"{mlp}.gate.e_score_correction_bias"] = torch.zeros(ROUTED)
     return made
+
+
+def _gate(tensors: dict[str, torch.Tensor], head_dim: int) -> None:
+    """Gates of 1/2 behind each head's query, and norms less 1."""
+    for name, tensor in tensors.items():
+        if "norm" in name:
+            tensors[name] = (tensor.float() - 1).to(tensor.dtype)
+        elif name.endswith("q_proj.weight"):
+            heads = tensor.view(-1, head_dim, tensor.shape[1])
+            tensors[name] = torch.cat([heads, torch.zeros_like(heads)], dim=1).flatten(0, 1)
+        elif name.endswith("o_proj.weight"):
+            tensors[name] = 2 * tensor
