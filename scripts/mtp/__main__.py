@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scripts.mtp.peer import VARIANTS, trained_as
 from scripts.targets.mtp_target import mtp_target
-from specpipe.schemas.settings.stages import ConvertConfig, DumpConfig, ExportConfig
+from specpipe.schemas.settings.stages import ConvertConfig, DumpConfig, ExportConfig, GenerateConfig
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as dump
 from specpipe.stages.export.convert import run as convert
@@ -56,6 +56,7 @@ def dumps(out: Path, family: str) -> tuple[Path, Path]:
             DumpConfig(
                 target=str(target),
                 data=(str(texts(family, part)),),
+                generate=GenerateConfig(max_tokens=128) if family == "qwen3_5" else None,
                 out=str(folders[-1]),
                 backend="hf",
                 layers=(layers,),
@@ -65,7 +66,7 @@ def dumps(out: Path, family: str) -> tuple[Path, Path]:
 
 
 def texts(family: str, part: str) -> Path:
-    """What the target wrote."""
+    """What the target wrote; of Qwen3.5's kind the prompts that it answers."""
     return CODE / f"{part}.jsonl" if family == "qwen3_5" else SAMPLE / part / "generated.jsonl"
 
 

@@ -167,7 +167,7 @@ def _show_memory(estimate: "Estimate") -> None:
         ("of the host: shards that are read ahead", estimate.read_ahead),
     ]
     show_columns(
-        "Trainer memory (specpipe train with nothing set)",
+        "Trainer memory (specpipe train with nothing set: an EAGLE-3 drafter)",
         ["what", "size"],
         [(name, file_size(size)) for name, size in parts],
     )
