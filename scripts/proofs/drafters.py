@@ -36,7 +36,7 @@ DAMAGE_HEADER = (
     "damage", "structure", "replay", "validate alone", "engine, greedy", "engine, temperature 1",
 )  # fmt: skip
 SET_SIZES = (2, 8, 32)
-EARLIER_TOLERANCE = 0.002
+SIMPLE_TOLERANCE = 0.002
 NUM_HEADS = 3
 
 
@@ -63,7 +63,7 @@ def rounding_rows(
                 sides = ([spans[at] for at in chosen] for spans in (ours, theirs))
                 exported, trained = (replay(side, NUM_HEADS, exact=True).tau for side in sides)
                 failed += any(
-                    abs(a / b - 1) > EARLIER_TOLERANCE
+                    abs(a / b - 1) > SIMPLE_TOLERANCE
                     for a, b in zip(exported, trained, strict=True)
                 )
             yield (

@@ -15,7 +15,7 @@ from specpipe.stages.validate.serve.rounds import compare, measured_rounds
 
 Array = npt.NDArray[np.floating]
 
-HEADER = ("rounds of", "set", "drafter", "earlier limit", "now", "chance below 1 %")
+HEADER = ("rounds of", "set", "drafter", "simple limit", "ours", "chance below 1 %")
 SETS = ((2, 8), (8, 32), (48, 64))
 """Prompts and tokens of each."""
 DRAFTERS = {"young": (0.3, 3.0), "old": (3.0, 1.0)}
@@ -40,8 +40,8 @@ def _rounds(span: ReplaySpan, num_drafts: int, rng: np.random.Generator) -> Iter
         start += accepted + 1
 
 
-def failed_earlier(found: RoundsComparison, mode: str) -> bool:
-    """By the limits that there were: 1 % greedily; 2 %, or the 95 % error, at temperature 1."""
+def failed_simply(found: RoundsComparison, mode: str) -> bool:
+    """By simple limits: 1 % greedily; 2 %, or the 95 % error, at temperature 1."""
     tolerance, with_error = TOLERANCES[mode], mode != "greedy"
     pairs = [
         (found.relative_difference, found.relative_error_95),
@@ -59,7 +59,7 @@ def rows(runs: int, rng: np.random.Generator) -> Iterator[tuple[str, ...]]:
     for mode in TOLERANCES:
         for prompts, tokens in SETS:
             for name, (a, b) in DRAFTERS.items():
-                earlier = now = small = 0
+                simple = ours = small = 0
                 num = max(1, runs * 16 // max(16, prompts * tokens // 4))
                 for _ in range(num):
                     chances = rng.beta(a, b, size=(prompts, tokens - 1, NUM_DRAFTS))
@@ -67,11 +67,11 @@ def rows(runs: int, rng: np.random.Generator) -> Iterator[tuple[str, ...]]:
                     measured = decode(honest, NUM_DRAFTS, rng)
                     replayed = expected_rounds(hard, NUM_DRAFTS)
                     found = compare(measured, replayed, honest, tolerance=TOLERANCES[mode])
-                    earlier += failed_earlier(found, mode)
-                    now += not found.passed
+                    simple += failed_simply(found, mode)
+                    ours += not found.passed
                     small += min([found.chance or 0, *found.acceptance_chance]) < 0.01
                 set_of = f"{prompts} x {tokens}"
-                yield mode, set_of, name, share(earlier, num), share(now, num), share(small, num)
+                yield mode, set_of, name, share(simple, num), share(ours, num), share(small, num)
 
 
 def _spans(

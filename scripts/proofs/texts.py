@@ -15,10 +15,10 @@ from specpipe.stages.validate.serve.capture import CapturedText, excess_chance
 from specpipe.stages.validate.serve.lossless import check_sampled
 from specpipe.stages.validate.serve.near_ties import LEAST_STEPS, near_tie_steps
 
-HEADER = ("temperature 1", "set", "V", "earlier limit", "now")
-TIE_HEADER = ("greedy, error of a logit's difference", "set", "earlier limit", "now")
+HEADER = ("temperature 1", "set", "V", "simple limit", "ours")
+TIE_HEADER = ("greedy, error of a logit's difference", "set", "simple limit", "ours")
 SETS = ((2, 8), (8, 32), (48, 64))
-EARLIER_Z = 3.5
+SIMPLE_Z = 3.5
 ROWS = 64
 ERRORS = (0.45, 1.0, 2.0)
 MEAN_LEAD = 20.0
@@ -35,10 +35,10 @@ def rows(runs: int, temperature: float = 1.0) -> Iterator[tuple[str, ...]]:
             # Of few rows, so that a large vocabulary costs no more than it must.
             logits_RV = 2.5 * torch.randn(ROWS, size)
             found = [_failed(logits_RV, prompts, tokens, temperature) for _ in range(num)]
-            earlier, now = (sum(column) for column in zip(*found, strict=True))
+            simple, ours = (sum(column) for column in zip(*found, strict=True))
             yield (
                 f"T = {temperature:g}", f"{prompts} x {tokens}", f"{size:,}",
-                share(earlier, num), share(now, num),
+                share(simple, num), share(ours, num),
             )  # fmt: skip
 
 
@@ -52,8 +52,8 @@ def _failed(logits_RV: Tensor, prompts: int, tokens: int, temperature: float) ->
         np.array([text.excess for text in drafted]),
         excess_chance(drafted),
     )
-    earlier = max(abs(check.z or 0.0), abs(check.excess_z)) > EARLIER_Z
-    return earlier, not check.passed
+    simple = max(abs(check.z or 0.0), abs(check.excess_z)) > SIMPLE_Z
+    return simple, not check.passed
 
 
 def _text(logits_RV: Tensor, tokens: int, temperature: float) -> CapturedText:
@@ -69,15 +69,15 @@ def tie_rows(runs: int, rng: np.random.Generator) -> Iterator[tuple[str, ...]]:
     """Two engines whose differences of logits have a normal error, against a third's logits."""
     for error in ERRORS:
         for prompts, tokens in SETS:
-            earlier = now = 0
+            simple = ours = 0
             for _ in range(runs):
                 lead_S = rng.exponential(MEAN_LEAD, prompts * tokens)
                 one_S, other_S = (lead_S + error * rng.normal(size=lead_S.shape) < 0 for _ in "ab")
                 differ_S = one_S != other_S
                 worst = float(lead_S[differ_S].max(initial=0.0))
                 limit = near_tie_steps(lead_S[~differ_S], int(one_S[~differ_S].sum()))
-                earlier += worst > LEAST_STEPS
-                now += worst > limit
+                simple += worst > LEAST_STEPS
+                ours += worst > limit
             yield (
-                f"{error:g} steps", f"{prompts} x {tokens}", share(earlier, runs), share(now, runs)
+                f"{error:g} steps", f"{prompts} x {tokens}", share(simple, runs), share(ours, runs)
             )  # fmt: skip
