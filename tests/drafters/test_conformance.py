@@ -108,6 +108,16 @@ def test_trainer_and_proposal_are_one_drafter(trained: Trained) -> None:
     assert again.last_json["replay"]["agreement"]["num_starts"] > 100
 
 
+def test_one_draft_token_is_trained_and_replayed(trained: Trained, tmp_path: Path) -> None:
+    steps = [*trained.flags, "--num-heads", "1", "--max-steps", "2"]
+    done(specpipe("train", "--out", tmp_path / "run", *steps))
+    done(specpipe("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "out"))
+    # A drafter of more, served with one.
+    one = ["--dump", trained.dump, "--speculative-tokens", "1", "--json"]
+    found = done(specpipe("validate", trained.artifact, *one)).last_json
+    assert found["replay"]["agreement"]["problem"] is None
+
+
 def test_an_artifact_goes_there_and_back_in_every_format(trained: Trained, tmp_path: Path) -> None:
     formats = architecture(trained.name).formats
     first = next(iter(formats))

@@ -136,10 +136,11 @@ def recommend(
 
 
 def _none_pays(first: Speedup, times: str, how: str) -> str:
-    """Why: of a small target, a draft step costs nearly what a step of the target does."""
+    """Why: of a small target, a drafter costs nearly what the target does."""
     return (
-        f"no number pays: at best {times}, {how}; a draft step costs {first.cost.step_cost:.2f} of"
-        " a step of this target, of a large one a few hundredths"
+        f"no number pays: at best {times}, {how}; a round costs {first.cost.overhead:.2f} steps of"
+        f" this target and {first.cost.step_cost:.2f} more for each draft token, beside a large"
+        " target little more than 1 and a few hundredths"
     )
 
 

@@ -1,6 +1,6 @@
 """Which architectures are compared, and why others are not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from specpipe.pipeline.trials.opened import Opened, train_settings
@@ -57,19 +57,28 @@ class Candidate:
         return TrialRun(self.recipe, min(tokens, self.recipe.eval_tokens))
 
 
-def candidates(config: ChooseConfig) -> tuple[list[Candidate], dict[str, str]]:
+def candidates(
+    config: ChooseConfig, planned: Collection[str] = ()
+) -> tuple[list[Candidate], dict[str, str]]:
     """Those that can be compared, and by name why the others cannot.
+
+    `planned` are those of a comparison that has begun: it goes on with them, whatever the engine
+    that is installed now serves.
 
     Raises what opening dumps raises, and ConfigError where there is none to compare.
     """
     identity = Dump.open(config.dump).identity
     found: list[Candidate] = []
     left_out: dict[str, str] = {}
-    for name in config.drafters or names():
+    named = planned or config.drafters
+    for name in named or names():
         kind = architecture(name)
         served = servable(identity.target.architecture, kind.serving)
-        if served.how == "no" and name not in config.drafters:
-            left_out[name] = f"{served.in_words}; --drafters {name} compares its tau all the same"
+        if served.how == "no" and name not in named:
+            left_out[name] = served.in_words
+            # A target without such a layer trains none.
+            if kind.serving.reads != "mtp_layer":
+                left_out[name] += f"; --drafters {name} compares its tau all the same"
             continue
         drafter = drafter_settings({**config.drafters.get(name, {}), "kind": name})
         if lacking := _lacking(drafter, identity):

@@ -19,10 +19,11 @@ from specpipe.pipeline.choose.judge import (
 )
 from specpipe.pipeline.choose.page import choose_page
 from specpipe.pipeline.choose.planning import check_same_dumps, made_plan
-from specpipe.pipeline.choose.timing import Say, collected, given_times
+from specpipe.pipeline.choose.timing import Say, check_target_of, collected, given_times, target_of
+from specpipe.pipeline.choose.train_file import settings_of_best
 from specpipe.pipeline.trials.clock import Clock
 from specpipe.pipeline.trials.trial import TrialRun
-from specpipe.schemas.errors import DivergedError
+from specpipe.schemas.errors import ConfigError, DivergedError
 from specpipe.schemas.records.choose import (
     PAGE_FILE,
     PLAN_FILE,
@@ -35,6 +36,7 @@ from specpipe.schemas.records.choose import (
     StepTimes,
 )
 from specpipe.schemas.records.metrics import ReplayCurve
+from specpipe.schemas.records.tune import SETTINGS_FILE
 from specpipe.schemas.settings.choose import ChooseConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.runs.folder import MAY_CHANGE
@@ -57,7 +59,7 @@ def choose(config: ChooseConfig, *, progress: Progress, say: Say) -> ChooseResul
             return result.model_copy(update={"did_nothing": True})
         times = given_times(config)
         clock = folder.clock()
-        found, left_out = candidates(config)
+        found, left_out = candidates(config, [] if plan is None else [*plan.recipes])
         if plan is None:
 
             def probed(step: int, total: int, figures: dict[str, float]) -> None:
@@ -66,7 +68,11 @@ def choose(config: ChooseConfig, *, progress: Progress, say: Say) -> ChooseResul
             plan = made_plan(config, (found, left_out), folder, clock, (probed, say))
             folder.write(PLAN_FILE, plan.to_json())
         check_same_dumps(plan, found[0])
-        planned = {one.name: one for one in found if one.name in plan.recipes}
+        planned = {one.name: one for one in found}
+        if gone := sorted(plan.recipes.keys() - planned.keys()):
+            raise ConfigError(f"{gone[0]} was compared before: {left_out[gone[0]]}")
+        if times is not None:
+            check_target_of(times, target_of(config, found[0]), say)
         return _Comparison(config, folder, clock, planned, plan, times).run(progress, say)
 
 
@@ -83,9 +89,9 @@ class _Comparison:
 
     def run(self, progress: Progress, say: Say) -> ChooseResult:
         compared = []
-        times = self.given or collected(
-            self.folder, self._target(), [*self.plan.recipes.keys() - self.plan.no_speed.keys()]
-        )
+        timed = [*self.plan.recipes.keys() - self.plan.no_speed.keys()]
+        target = target_of(self.config, self._first)
+        times = self.given or collected(self.folder, target, timed)
         for at, name in enumerate(self.plan.recipes):
             replayed = self._train(at, name, progress)
             tau = f"tau {replayed.tau[-1]:.3f}" if replayed else "diverged"
@@ -94,14 +100,17 @@ class _Comparison:
         result = self._result(compared, times)
         if times is not None:
             self.folder.write(STEP_TIMES_FILE, times.to_json())
+        if result.recommended is not None:
+            settings = settings_of_best(self.config, self.found[result.recommended], result)
+            self.folder.write(SETTINGS_FILE, settings)
         self.folder.write(PAGE_FILE, choose_page(result, self.folder.path))
         self.clock.save()
         self.folder.write(RESULT_FILE, result.to_json())
         return result
 
-    def _target(self) -> str:
-        first = next(iter(self.found.values()))
-        return self.config.target or first.opened.dumps.dump.identity.target.name
+    @property
+    def _first(self) -> Candidate:
+        return next(iter(self.found.values()))
 
     def _train(self, at: int, name: str, progress: Progress) -> ReplayCurve | None:
         """None where training diverged."""
@@ -167,7 +176,7 @@ class _Comparison:
         return ChooseResult(
             steps=plan.steps,
             full_steps=plan.full_steps,
-            num_samples=len(next(iter(self.found.values())).eval_refs),
+            num_samples=len(self._first.eval_refs),
             batch_sizes=sizes,
             times_of=times_of,
             compared=order,

@@ -27,8 +27,10 @@ def speedups(
     found = []
     for size in batch_sizes(times):
         rounds = relative_rounds(own, size, plain_seconds(everything, size))
-        if any(rounds):
-            found.append(speedup(tau, fitted_cost(size, rounds, is_parallel=parallel)))
+        if most := max(rounds, default=0):
+            # Beyond what was timed nothing is known.
+            cost = fitted_cost(size, rounds, is_parallel=parallel)
+            found.append(speedup(tau[:most], cost))
     return found
 
 
@@ -98,7 +100,9 @@ def _beside(order: Sequence[Compared], size: int) -> list[str]:
 
 
 def _passes(one: Compared, number: int) -> str:
-    return "one pass" if one.is_parallel else f"{number} draft steps"
+    if one.is_parallel:
+        return "one pass"
+    return "1 draft step" if number == 1 else f"{number} draft steps"
 
 
 def _elsewhere(order: Sequence[Compared], first: Compared, size: int) -> list[str]:

@@ -30,20 +30,31 @@ def made_plan(
     progress, say = told
     found, left_out = given
     measured: dict[str, Measured] = {}
+    check_steps(config, found)
+
+    def ticking(step: int, total: int, figures: dict[str, float]) -> None:
+        clock.tick()
+        progress(step, total, figures)
+
+    def saving(line: str) -> None:
+        clock.save()
+        say(line)
+
     for candidate in found:
         say(f"measuring a step of {candidate.name}")
         try:
             name = candidate.name
             trial = candidate.trial if config.budget_seconds else candidate.short_trial
-            measured[name] = measure(trial, folder.probe(name), None, progress)
+            measured[name] = measure(trial, folder.probe(name), None, ticking)
         except (ConfigError, DivergedError) as error:
             left_out = left_out | {candidate.name: str(error)}
-        clock.save()
+        finally:
+            clock.save()
     found = [candidate for candidate in found if candidate.name in measured]
     check_some(found, left_out)
-    no_speed = {} if config.step_times is not None else Timing(config, folder, say).run(found)
+    no_speed = {} if config.step_times is not None else Timing(config, folder, saving).run(found)
     clock.save()
-    full_steps = min(candidate.opened.recipe.num_steps for candidate in found)
+    full_steps = full_run(found)
     opened = found[0].opened
     return ChoosePlan(
         config=config.without_credentials().flat("json"),
@@ -65,24 +76,38 @@ def planned_steps(
     """Of every training; `seconds` of the budget are gone."""
     least = min(LEAST_STEPS, full_steps)
     if config.budget_steps is not None:
-        steps = math.floor(config.budget_steps / len(measured))
-        needed = f"{least * len(measured)}steps"
-    else:
-        assert config.budget_seconds is not None
-        per_step = sum(one.seconds_per_step for one in measured)
-        per_run = sum(one.seconds_per_run for one in measured)
-        left = _PLANNED_SHARE * (config.budget_seconds - seconds) - per_run
-        steps = math.floor(left / per_step)
-        most = seconds + (per_run + least * per_step) / _PLANNED_SHARE
-        needed = f"{math.ceil(most / 60)}m"
+        return min(math.floor(config.budget_steps / len(measured)), full_steps)
+    assert config.budget_seconds is not None
+    per_step = sum(one.seconds_per_step for one in measured)
+    per_run = sum(one.seconds_per_run for one in measured)
+    left = _PLANNED_SHARE * (config.budget_seconds - seconds) - per_run
+    steps = math.floor(left / per_step)
     if steps < least:
-        raise ConfigError(
-            f"the budget of {config.budget} is too small to train {len(measured)} drafters, each"
-            f" for {least} steps at least"
-            + (f" ({timedelta(seconds=round(seconds))} are gone)" if seconds > 1 else "")
-            + f"; give --budget {needed} or more, or fewer --drafters"
-        )
+        most = seconds + (per_run + least * per_step) / _PLANNED_SHARE
+        gone = f" ({timedelta(seconds=round(seconds))} are gone)" if seconds > 1 else ""
+        raise _too_small(config, len(measured), least, f"{math.ceil(most / 60)}m", gone)
     return min(steps, full_steps)
+
+
+def check_steps(config: ChooseConfig, found: list[Candidate]) -> None:
+    """Raise ConfigError where a budget of steps is too small: that needs no measurement."""
+    least, number = min(LEAST_STEPS, full_run(found)), len(found)
+    if config.budget_steps is not None and config.budget_steps < least * number:
+        raise _too_small(config, number, least, f"{least * number}steps")
+
+
+def full_run(found: list[Candidate]) -> int:
+    """Steps of a run without `specpipe choose`, of the drafter with the fewest."""
+    return min(candidate.opened.recipe.num_steps for candidate in found)
+
+
+def _too_small(
+    config: ChooseConfig, number: int, least: int, needed: str, gone: str = ""
+) -> ConfigError:
+    return ConfigError(
+        f"the budget of {config.budget} is too small to train {number} drafters, each for {least}"
+        f" steps at least{gone}; give --budget {needed} or more, or fewer --drafters"
+    )
 
 
 def check_same_dumps(plan: ChoosePlan, candidate: Candidate) -> None:

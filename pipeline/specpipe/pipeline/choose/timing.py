@@ -10,14 +10,21 @@ from pydantic import ValidationError as PydanticError
 
 from specpipe.pipeline.choose.candidates import Candidate
 from specpipe.pipeline.choose.folder import ChooseFolder
+from specpipe.pipeline.trials.folder import damaged
 from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.schemas.extras import install_hint
 from specpipe.schemas.location import local_path
-from specpipe.schemas.records.choose import STEP_TIMES_FILE, EngineTimes, StepTimes
+from specpipe.schemas.records.choose import (
+    ENGINE_FOLDER,
+    STEP_TIMES_FILE,
+    EngineTimes,
+    StepTimes,
+)
 from specpipe.schemas.settings.choose import ChooseConfig
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.stages.export.run import run as export
 from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.foreign import first_bad_field
 from specpipe.stages.validate.serve import prompts
 from specpipe.stages.validate.serve.engine_times import engine_times
 from specpipe.stages.validate.serve.prompts import serve_prompts
@@ -36,9 +43,20 @@ def given_times(config: ChooseConfig) -> StepTimes | None:
         return StepTimes.model_validate_json(read_file(path, ConfigError))
     except PydanticError as error:
         raise ConfigError(
-            f"{path} holds no step times ({error.errors()[0]['msg']}); give the {STEP_TIMES_FILE}"
+            f"{path} holds no step times ({first_bad_field(error)}); give the {STEP_TIMES_FILE}"
             " that another specpipe choose wrote"
         ) from None
+
+
+def target_of(config: ChooseConfig, candidate: Candidate) -> str:
+    """The target that an engine serves."""
+    return config.target or candidate.opened.dumps.dump.identity.target.name
+
+
+def check_target_of(times: StepTimes, target: str, say: Say) -> None:
+    """Say where given times are of a target of another name: paths differ between machines."""
+    if times.target != target:
+        say(f"the step times are of target {times.target}, the dump of {target}")
 
 
 def no_engine(config: ChooseConfig) -> str | None:
@@ -123,12 +141,15 @@ def collected(folder: ChooseFolder, target: str, names: Sequence[str]) -> StepTi
     if plain is None:
         return None
     drafters: dict[str, EngineTimes | None] = {name: folder.times(name) for name in names}
-    return StepTimes(
-        target=target,
-        vllm_version=plain.vllm_version,
-        without_drafter=plain.times,
-        drafters={name: found.times for name, found in drafters.items() if found is not None},
-    )
+    try:
+        return StepTimes(
+            target=target,
+            vllm_version=plain.vllm_version,
+            without_drafter=plain.times,
+            drafters={name: found.times for name, found in drafters.items() if found is not None},
+        )
+    except PydanticError as error:
+        raise damaged(folder.path / ENGINE_FOLDER, error) from None
 
 
 def _first(error: Exception) -> str:

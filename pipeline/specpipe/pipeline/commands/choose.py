@@ -1,6 +1,7 @@
 """`specpipe choose`."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,8 +76,8 @@ def choose(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     architecture is trained by the same number of steps, and its tau replayed on held-out prompts
     for 1 to K draft tokens; steps of the engine are timed with a drafter of the same shape, whose
     weights do not matter. The speed-up that follows at each batch size decides, the first one
-    before the others. OUT gets choose.json, choose.html, a page with pictures, and
-    step_times.json.
+    before the others. OUT gets train.yaml, choose.json, choose.html, a page with pictures,
+    and step_times.json.
 
     Compared are all architectures that the dump holds the states for and vLLM serves the target
     with, or --drafters. Without vLLM, or with --no-engine, only tau is known, and none is
@@ -116,16 +117,15 @@ def _show(result: "ChooseResult") -> None:
 
 def _rows(config: ChooseConfig, result: "ChooseResult", seconds: float) -> list[tuple[str, str]]:
     from specpipe.schemas.records.choose import PAGE_FILE
+    from specpipe.schemas.records.tune import SETTINGS_FILE
     from specpipe.schemas.speedup import in_words
 
     rows = [("page", str(Path(config.out) / PAGE_FILE))]
     if result.recommended is None:
         rows.append(("recommended", "none"))
     else:
-        command = (
-            f"specpipe train --drafter {result.recommended} --num-heads {result.num_heads}"
-            f" --dump {config.dump} --out RUN"
-        )
+        file = shlex.quote(str(Path(config.out) / SETTINGS_FILE))
+        command = f"specpipe train --config {file} --out RUN"
         rows += [("recommended", result.recommended), ("train it", command)]
     if result.schedule:
         rows.append(("draft tokens", in_words(result.schedule)))

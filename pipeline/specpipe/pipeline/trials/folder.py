@@ -12,10 +12,11 @@ from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.schemas.location import local_path
 from specpipe.schemas.records.checkpoint import CONFIG_FILE
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.runs.folder import check_same
+from specpipe.stages.runs.folder import check_same, refuse_dump
 from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.storage.store.lock import locked
 from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.foreign import first_bad_field
 
 CLOCK_FILE = "clock.json"
 """Seconds that the search has taken so far, over all its runs."""
@@ -39,6 +40,7 @@ class SearchFolder:
             raise ConfigError(
                 f"{self.path} holds a training run; give {self.command} another --out"
             )
+        refuse_dump(self.path)
         return locked(self.path, f"another {self.command} works in this folder")
 
     def clock(self) -> Clock:
@@ -67,6 +69,6 @@ class SearchFolder:
 
 def damaged(path: Path, error: PydanticError) -> IntegrityError:
     return IntegrityError(
-        f"{path} is damaged ({error.errors()[0]['msg']}); give another --out, or remove it:"
+        f"{path} is damaged ({first_bad_field(error)}); give another --out, or remove it:"
         " runs that are complete are not trained twice"
     )

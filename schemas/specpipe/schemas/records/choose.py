@@ -8,10 +8,11 @@ OUT/
   plan.json                 the ChoosePlan, written once
   runs/NAME/                the training run that is compared
   clock.json                seconds so far
+  train.yaml                settings of the recommended drafter, for `specpipe train --config`
   choose.json, choose.html  the ChooseResult, and a page that shows it
 """
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specpipe.schemas.base import Record
 from specpipe.schemas.records.served import StepTime
@@ -43,6 +44,15 @@ class StepTimes(Record):
     without_drafter: list[StepTime] = Field(min_length=1)
     drafters: dict[str, list[StepTime]]
     """By architecture."""
+
+    @model_validator(mode="after")
+    def _of_engines_with_and_without(self) -> "StepTimes":
+        if any(time.num_draft_tokens is not None for time in self.without_drafter):
+            raise ValueError("without_drafter holds a step of an engine with a drafter")
+        for name, times in self.drafters.items():
+            if any(time.num_draft_tokens is None for time in times):
+                raise ValueError(f"{name}: a step does not say how many tokens it drafts")
+        return self
 
 
 class ChoosePlan(Record):
@@ -89,6 +99,14 @@ class Compared(Record):
     run: str
     """Folder of the run, below OUT."""
 
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "Compared":
+        lengths = {len(self.tau), len(self.tau_low), len(self.tau_high)}
+        speeds = {len(one.expected) for one in self.speedups}
+        if len(lengths) > 1 or not all(0 < speed <= len(self.tau) for speed in speeds):
+            raise ValueError(f"{self.drafter}: not as many figures as draft tokens")
+        return self
+
     def best(self, batch_size: int) -> tuple[int, float, float, float] | None:
         """Draft tokens with the largest speed-up at a batch size, and it with the interval that
         tau's gives; None where it is not known."""
@@ -124,3 +142,11 @@ class ChooseResult(Record):
     """Of draft tokens by batch size; empty where one number is best for all."""
     reasons: list[str]
     did_nothing: bool = False
+
+    @model_validator(mode="after")
+    def _of_those_compared(self) -> "ChooseResult":
+        if self.recommended not in (None, *(one.drafter for one in self.compared)):
+            raise ValueError(f"{self.recommended} is recommended and was not compared")
+        if len(self.schedule) == 1:
+            raise ValueError("a schedule of one range")
+        return self

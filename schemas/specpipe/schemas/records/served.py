@@ -119,13 +119,16 @@ class Counters(Frozen):
         )
 
 
+MOST_STEP_SECONDS = 1e6
+
+
 class StepTime(Frozen):
     """Time of a decoding step at one batch size and number of draft tokens."""
 
-    batch_size: int
-    num_draft_tokens: int | None
+    batch_size: int = Field(ge=1, le=2**20)
+    num_draft_tokens: int | None = Field(ge=0, le=2**10)
     """0: a drafter is loaded and only follows the text; None: an engine without one."""
-    seconds_per_step: float
+    seconds_per_step: float = Field(ge=1 / MOST_STEP_SECONDS, le=MOST_STEP_SECONDS)
     """A step of the target, or a round of drafts and their verification, for the whole batch."""
 
 

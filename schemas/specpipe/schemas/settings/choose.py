@@ -17,12 +17,18 @@ def _by_name(value: Any) -> Any:
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",")]
     if isinstance(value, list | tuple):
+        if not all(isinstance(name, str) and name for name in value):
+            raise ValueError("a list holds names alone; with settings, write NAME: {...} for each")
         if len(set(value)) < len(value):
             raise ValueError("a drafter is named twice")
         value = {name: {} for name in value}
     if not isinstance(value, Mapping):
         raise ValueError("give names of drafters, or a mapping from names to settings")
     for name, settings in value.items():
+        if not isinstance(settings or {}, Mapping):
+            raise ValueError(f"{name}: give a mapping of its settings, or nothing")
+        if "kind" in (settings or {}):
+            raise ValueError(f"{name}: its name says the kind; leave kind out")
         drafter_settings({**(settings or {}), "kind": name})
     return {name: dict(settings or {}) for name, settings in value.items()}
 

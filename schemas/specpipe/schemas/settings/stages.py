@@ -232,7 +232,9 @@ class DumpConfig(InputConfig):
     @model_validator(mode="after")
     def _one_way_to_choose_layers(self) -> "DumpConfig":
         if self.layers is not None and self.for_drafters:
-            raise ValueError("layers excludes for_drafters: give one of --layers and --for")
+            raise ValueError(
+                "which layers are stored is said twice; give one of --layers and --for"
+            )
         return self
 
     @model_validator(mode="after")

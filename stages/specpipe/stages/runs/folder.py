@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
 from specpipe.schemas.location import local_path
 from specpipe.schemas.records.checkpoint import CONFIG_FILE, METRICS_FILE, TrainState
+from specpipe.schemas.records.dump import DUMP_FILE
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.runs.metric_rows import Row, metric_rows
 from specpipe.stages.storage.store.local_disk import write_file
@@ -50,7 +52,9 @@ class RunFolder:
         self.path = local_path(path, "a run is written to a local disk; copy it there").expanduser()
 
     def locked(self) -> AbstractContextManager[object]:
-        """Hold the folder for this process; raises ConfigError where another one has it."""
+        """Hold the folder for this process; raises ConfigError where another one has it, or a dump
+        lies there."""
+        refuse_dump(self.path)
         return locked(self.path, "another process is training in this directory")
 
     def check_config(self, config: TrainConfig) -> None:
@@ -150,3 +154,9 @@ def _stands(row: Row, state: TrainState) -> bool:
 
 def _as_line(row: dict[str, Any]) -> str:
     return json.dumps(row) + "\n"
+
+
+def refuse_dump(path: Path) -> None:
+    """Raise ConfigError where a folder to write to holds a dump, whose files must not change."""
+    if (path / DUMP_FILE).exists():
+        raise ConfigError(f"{path} holds a dump; give another --out")

@@ -41,11 +41,14 @@ class PlainDrafter(PlainEagle):
             mixed = _attend(query, key, value, seen_PP)
             hidden_PH = self.after_attention(number, residual_PH, mixed)
             of_text.append((key, value))
+        first_1RH = hidden_PH[None, begin:end]
+        if num_steps == 1:
+            return first_1RH
         blocks = [
             self._masked(torch.arange(first, min(first + STARTS, end)), num_steps - 1, of_text)
             for first in range(begin, end, STARTS)
         ]
-        return torch.cat([hidden_PH[None, begin:end], torch.cat(blocks, dim=1)])
+        return torch.cat([first_1RH, torch.cat(blocks, dim=1)])
 
     def _masked(
         self, starts_n: Tensor, num_rows: int, of_text: list[tuple[Tensor, Tensor]]
