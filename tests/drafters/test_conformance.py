@@ -109,11 +109,11 @@ def test_trainer_and_proposal_are_one_drafter(trained: Trained) -> None:
 
 
 def test_one_draft_token_is_trained_and_replayed(trained: Trained, tmp_path: Path) -> None:
-    steps = [*trained.flags, "--num-heads", "1", "--max-steps", "2"]
+    steps: list[str | Path] = [*trained.flags, "--num-heads", "1", "--max-steps", "2"]
     done(specpipe("train", "--out", tmp_path / "run", *steps))
     done(specpipe("export", "--checkpoint", tmp_path / "run", "--out", tmp_path / "out"))
     # A drafter of more, served with one.
-    one = ["--dump", trained.dump, "--speculative-tokens", "1", "--json"]
+    one: list[str | Path] = ["--dump", trained.dump, "--speculative-tokens", "1", "--json"]
     found = done(specpipe("validate", trained.artifact, *one)).last_json
     assert found["replay"]["agreement"]["problem"] is None
 

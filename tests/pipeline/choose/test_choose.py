@@ -4,19 +4,26 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from pydantic import ValidationError as PydanticError
 
+from specpipe.pipeline.choose import candidates
 from specpipe.pipeline.choose.compare import choose
+from specpipe.pipeline.choose.judge import speedups
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.schemas.records.choose import ChooseResult, StepTimes
 from specpipe.schemas.records.served import StepTime
 from specpipe.schemas.settings.choose import ChooseConfig
 from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run as run_dump
 from specpipe.stages.process.stop import stops_early
+from specpipe.stages.target.vllm.support.servable import Servable, servable
 from tests.pipeline.in_process import Ended, specpipe
 from tests.train.conftest import MakeDump
 from tests.validate.small import SAMPLE_DATA
@@ -86,6 +93,10 @@ def test_choose_compares_by_given_step_times_and_recommends_the_faster_one(
     assert "Toy: " in result.reasons[0]
     assert "comes next" in result.reasons[1]
     assert "toy *" in ended.stderr
+    settings = yaml.safe_load((out / "train.yaml").read_text("utf-8"))
+    chosen = TrainConfig.model_validate({**settings, "out": "run"})
+    assert (chosen.drafter.kind, chosen.num_heads) == ("toy", result.num_heads)
+    assert (chosen.max_steps, chosen.held_out_fraction) == (STEPS, 0.3)
     assert (out / "runs" / "eagle3" / "best").exists()
     page = (out / "choose.html").read_text("utf-8")
     for words in ("tau by draft tokens", "speed-up at batch size 8", "comes next"):
@@ -157,6 +168,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_result(
         (["--budget", "1steps"], "give --budget 6steps or more"),
         (["--drafters", "eagle9"], "'eagle9' is no drafter"),
         (["--step-times", "none.json"], "none.json"),
+        (["--serve-batch-sizes", "4"], "serve_batch_sizes is for an engine that is timed here"),
     ],
 )
 def test_what_cannot_be_compared_says_what_would_do(
@@ -169,6 +181,95 @@ def test_what_cannot_be_compared_says_what_would_do(
     assert not (out / "plan.json").exists()
 
 
+def _changed(drafter: str | None, **values: Any) -> Callable[[dict[str, Any]], None]:
+    """Change the first step time of a drafter, or of the target alone."""
+
+    def change(times: dict[str, Any]) -> None:
+        rows = times["without_drafter"] if drafter is None else times["drafters"][drafter]
+        rows[0].update(values)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (_changed(None, seconds_per_step=0), "without_drafter.0.seconds_per_step"),
+        (_changed(None, seconds_per_step=1e308), "without_drafter.0.seconds_per_step"),
+        (_changed("eagle3", seconds_per_step=-1.0), "drafters.eagle3.0.seconds_per_step"),
+        (_changed("eagle3", seconds_per_step=float("nan")), "drafters.eagle3.0.seconds_per_step"),
+        (_changed("eagle3", batch_size=-8), "drafters.eagle3.0.batch_size"),
+        (_changed("eagle3", num_draft_tokens=-2), "drafters.eagle3.0.num_draft_tokens"),
+        (_changed("eagle3", num_draft_tokens=None), "eagle3: a step does not say"),
+        (_changed(None, num_draft_tokens=2), "an engine with a drafter"),
+    ],
+)
+def test_step_times_that_none_measured_are_refused_before_any_training(
+    dump: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], field: str
+) -> None:
+    times = json.loads(step_times(eagle3=lambda n: 1 + n).to_json())
+    change(times)
+    file, out = tmp_path / "times.json", tmp_path / "choice"
+    file.write_text(json.dumps(times))
+    ended = specpipe(*arguments(dump, out, "--drafters", "eagle3", "--step-times", file))
+    assert ended.returncode == 2
+    assert field in ended.stderr
+    assert not (out / "probe").exists()
+
+
+def test_a_speed_is_known_up_to_the_number_that_was_timed() -> None:
+    times = step_times(eagle3=lambda _: 1.5)
+    found = speedups(times, "eagle3", [1.5, 1.8, 2.0, 2.1, 2.2], parallel=True)
+    assert [len(one.expected) for one in found] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("drafters", "words"),
+    [
+        ({"dflash": 3}, "dflash: give a mapping of its settings"),
+        ([{"dflash": {}}, "eagle3"], "a list holds names alone"),
+        ([["dflash"]], "a list holds names alone"),
+        (",", "a list holds names alone"),
+        ({"dflash": {"kind": "eagle3"}}, "leave kind out"),
+    ],
+)
+def test_drafters_of_another_form_are_refused(drafters: Any, words: str) -> None:
+    with pytest.raises(PydanticError, match=words):
+        ChooseConfig.model_validate({"dump": "d", "out": "o", "drafters": drafters})
+
+
+def test_what_began_goes_on_with_another_engine_and_its_records_are_checked(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "choice"
+    flags = arguments(dump, out, "--drafters", "medusa", "--no-engine", "--budget", f"{STEPS}steps")
+    first = done(specpipe(*flags, "--json"))
+    result = out / "choose.json"
+    whole = json.loads(result.read_text())
+    result.unlink()
+
+    def none_served(*asked: Any) -> Servable:
+        return replace(servable(*asked), how="no")
+
+    monkeypatch.setattr(candidates, "servable", none_served)
+    again = done(specpipe(*flags, "--json"))
+    assert again.compared == first.compared
+    for name, value in {"tau_low": [], "tau": [1.0]}.items():
+        whole["compared"][0][name] = value
+        result.write_text(json.dumps(whole))
+        ended = specpipe(*flags)
+        assert (ended.returncode, "medusa: not as many figures" in ended.stderr) == (4, True)
+
+
+def test_a_dump_is_no_place_for_what_is_found(dump: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in dump.rglob("*")}
+    ended = specpipe(*arguments(dump, dump, "--drafters", "eagle3", "--no-engine"))
+    assert (ended.returncode, "holds a dump; give another --out" in ended.stderr) == (2, True)
+    ended = specpipe("train", "--dump", dump, "--out", dump, "--max-steps", "1")
+    assert (ended.returncode, "holds a dump; give another --out" in ended.stderr) == (2, True)
+    assert before == {path: path.stat().st_mtime_ns for path in dump.rglob("*")}
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_the_engine_is_timed_with_an_untrained_drafter_of_the_same_shape(tmp_path: Path) -> None:
@@ -178,9 +279,9 @@ def test_the_engine_is_timed_with_an_untrained_drafter_of_the_same_shape(tmp_pat
     dump, out, again = (tmp_path / name for name in ("dump", "choice", "again"))
     target = str(SAMPLE_DATA / "target")
     run_dump(DumpConfig(target=target, data=(str(data),), out=str(dump), backend="hf"))
-    flags = ["--drafters", "eagle3", "--budget", f"{STEPS}steps", "--serve-batch-sizes", "2"]
-    flags += ["--serve-max-tokens", "32", "--json"]
-    result = done(specpipe(*arguments(dump, out, *flags)))
+    flags = ["--drafters", "eagle3", "--budget", f"{STEPS}steps", "--json"]
+    engine = ["--serve-batch-sizes", "2", "--serve-max-tokens", "32"]
+    result = done(specpipe(*arguments(dump, out, *flags, *engine)))
     assert result.recommended == "eagle3"
     assert result.batch_sizes == [2]
     assert "by step times in vLLM" in result.reasons[0]

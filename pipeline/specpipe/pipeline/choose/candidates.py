@@ -12,6 +12,7 @@ from specpipe.schemas.records.dump import DumpIdentity
 from specpipe.schemas.settings.choose import ChooseConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.drafters.registry import AnyArchitecture, architecture, names
+from specpipe.stages.samples.final_layer import layers_for
 from specpipe.stages.samples.reader import SampleRef
 from specpipe.stages.samples.selection import evaluated, limit_tokens
 from specpipe.stages.storage.dump import Dump
@@ -111,19 +112,22 @@ def check_some(found: list[Candidate], left_out: dict[str, str]) -> None:
 
 
 def settings_of(config: ChooseConfig, drafter: DrafterSettings) -> TrainConfig:
-    """The settings of one drafter's training, with as many heads as it allows."""
+    """The settings of one drafter's training, with as many heads as it allows, and those of a draft
+    vocabulary where it has one."""
     heads = config.num_heads
     while heads > 1 and drafter.num_heads_problem(heads) is not None:
         heads -= 1
     common = train_settings(config.model_copy(update={"num_heads": heads}))
-    values = {name: getattr(common, name) for name in common.model_fields_set}
+    idle = set() if drafter.has_draft_vocab else {"draft_vocab_size", "draft_vocab_by"}
+    values = {name: getattr(common, name) for name in common.model_fields_set - idle}
     return TrainConfig.model_validate(values | {"drafter": drafter, "num_heads": heads})
 
 
 def _lacking(drafter: DrafterSettings, identity: DumpIdentity) -> str | None:
     """What the dump lacks for it, and how it comes in."""
     try:
-        drafter.chosen_layers(identity.layers, identity.target.num_layers)
+        held = layers_for(type(drafter), identity)
+        drafter.chosen_layers(held, identity.target.num_layers)
     except ValueError as error:
         hint = f"specpipe dump --for {drafter.kind} stores what it reads"
         return f"{error}; {hint}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specpipe.pipeline.commands.train.idle_flags import Counts, refuse_idle
 from specpipe.pipeline.commands.train.options import DATA, DRAFTER, MODELS, RUN, TRAIN, config_of
 from specpipe.pipeline.commands.train.progress import TrialFigures
 from specpipe.pipeline.launch.provenance import write_provenance
@@ -21,6 +22,7 @@ from specpipe.pipeline.terminal.options import (
     with_options,
 )
 from specpipe.pipeline.terminal.progress import progress
+from specpipe.pipeline.terminal.settings import given
 from specpipe.schemas.drafters.registry import KINDS
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.choose import ChooseConfig
@@ -44,6 +46,13 @@ _OWN: dict[str, tuple[str | Flag, ...]] = {
         "--trust-remote-code",
     ),
 }
+_TIMES_AN_ENGINE: Counts[ChooseConfig] = dict.fromkeys(
+    ("target", "serve_batch_sizes", "serve_max_tokens", "serve_data", "trust_remote_code"),
+    (
+        lambda config: config.engine and config.step_times is None,
+        "an engine that is timed here, without no_engine and step_times",
+    ),
+)
 _NOT_HERE = ("--layers", "--learning-curve", "--require-servable")
 
 
@@ -87,6 +96,7 @@ def choose(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     the same command goes on; SIGTERM and --time-limit save and exit with code 5.
     """
     config = config_of(ChooseConfig, config_file, flags)
+    refuse_idle(config, given(flags), _TIMES_AN_ENGINE)
     if "WORLD_SIZE" in os.environ:
         raise ConfigError("specpipe choose is one process; leave torchrun out")
     quiet_libraries()

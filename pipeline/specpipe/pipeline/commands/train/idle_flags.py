@@ -1,7 +1,8 @@
 """Flags of `specpipe train` that could do nothing beside the other settings."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from specpipe.schemas.drafters.registry import KINDS, settings_fields
 from specpipe.schemas.errors import ConfigError
@@ -24,7 +25,11 @@ def _chooses_vocab(config: TrainConfig) -> bool:
     return _fresh(config) and config.drafter.has_draft_vocab and config.draft_vocab_file is None
 
 
-_COUNTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
+SomeConfig = TypeVar("SomeConfig", bound=TrainConfig)
+Counts = Mapping[str, tuple[Callable[[SomeConfig], bool], str]]
+"""When a setting counts, and in words what it is for; others always count."""
+
+OF_TRAINING: Counts[TrainConfig] = {
     "muon_learning_rate": (_muon, "optimizer muon"),
     "muon_momentum": (_muon, "optimizer muon"),
     "wsd_decay": (lambda c: c.schedule == "wsd", "schedule wsd"),
@@ -55,19 +60,20 @@ _COUNTS: dict[str, tuple[Callable[[TrainConfig], bool], str]] = {
         "draft vocabularies that are chosen, without draft_vocab_file and init_from",
     ),
 }
-"""When a setting counts, and in words what it is for; others always count."""
 
 
-def refuse_idle(config: TrainConfig, flags: Iterable[str]) -> None:
+def refuse_idle(
+    config: SomeConfig, flags: Iterable[str], counts: Counts[SomeConfig] = OF_TRAINING
+) -> None:
     """Raise ConfigError naming every one of the given flags that has no effect.
 
     In a file such a setting may stand: it may serve several runs, and a job's says everything.
     """
-    idle = [name for name in flags if name in _COUNTS and not _COUNTS[name][0](config)]
+    idle = [name for name in flags if name in counts and not counts[name][0](config)]
     if idle:
         raise ConfigError(
             "; ".join(
-                f"{name} is for {_COUNTS[name][1]}: leave --{name.replace('_', '-')} out"
+                f"{name} is for {counts[name][1]}: leave --{name.replace('_', '-')} out"
                 for name in idle
             )
         )
