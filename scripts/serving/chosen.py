@@ -3,27 +3,35 @@
     python -m scripts.serving.chosen --out runs/chosen [--budget 1000steps] [--max-steps 1000]
 
 On the sample target and its own text: `choose` by short trainings; then each drafter is trained
-whole and `serve` measures its rounds. Every step does nothing where its result lies there already.
+whole, and its tau gives a speed-up by the same step times, and one by those that `serve` measures
+with it. Every step does nothing where its result lies there already.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from scripts.bench.table import table
 from scripts.commands import specpipe
 from scripts.material import make_dumps, sample_material
+from specpipe.pipeline.choose.judge import speedups
 from specpipe.schemas.drafters.registry import KINDS
 from specpipe.schemas.records.artifact import VALIDATION_FILE
-from specpipe.schemas.records.choose import RESULT_FILE, ChooseResult, Compared
-from specpipe.schemas.speedup import Recommendation
+from specpipe.schemas.records.choose import (
+    RESULT_FILE,
+    STEP_TIMES_FILE,
+    ChooseResult,
+    StepTimes,
+)
+from specpipe.schemas.speedup import Recommendation, Speedup
 
 BATCH_SIZES = (1, 8)
 DRAFT_TOKENS = (1, 3, 5)
 HEADER = (
-    "batch size", "drafter", "draft tokens", "predicted by choose", "its rank", "measured there",
-    "measured at best", "measured rank",
+    "batch size", "drafter", "by choose", "rank", "trained whole", "rank",
+    "by the step times of serve", "rank",
 )  # fmt: skip
 
 
@@ -36,8 +44,8 @@ def train(out: Path, drafter: str, max_steps: int) -> None:
     )  # fmt: skip
 
 
-def serve(out: Path, drafter: str, prompts: int) -> Recommendation:
-    """What the engine measured of a trained drafter."""
+def serve(out: Path, drafter: str, prompts: int) -> dict[str, Any]:
+    """What validation found of a trained drafter, in the engine too."""
     artifact = out / f"{drafter}-artifact"
     specpipe(
         out / f"{drafter}.log", "export", "--checkpoint", out / drafter, "--out", artifact,
@@ -45,19 +53,13 @@ def serve(out: Path, drafter: str, prompts: int) -> Recommendation:
         "--serve-batch-sizes", ",".join(map(str, BATCH_SIZES)),
         "--serve-speculative-tokens", ",".join(map(str, DRAFT_TOKENS)),
     )  # fmt: skip
-    found = json.loads((artifact / VALIDATION_FILE).read_text("utf-8"))["recommendation"]
-    return Recommendation.model_validate(found)
+    found: dict[str, Any] = json.loads((artifact / VALIDATION_FILE).read_text("utf-8"))
+    return found
 
 
-def _predicted(one: Compared, size: int) -> list[float]:
-    """Speed-ups at the numbers of draft tokens that are served."""
-    [at_size] = [found for found in one.speedups if found.cost.batch_size == size]
-    return [at_size.expected[number - 1] for number in DRAFT_TOKENS]
-
-
-def _measured(advice: Recommendation, size: int) -> list[float]:
-    [at_size] = [found for found in advice.speedups if found.cost.batch_size == size]
-    return [at_size.measured[number] for number in DRAFT_TOKENS]
+def _best(found: list[Speedup], size: int) -> float:
+    [at_size] = [one for one in found if one.cost.batch_size == size]
+    return max(at_size.expected)
 
 
 def _ranks(values: dict[str, float]) -> dict[str, int]:
@@ -79,32 +81,31 @@ def main(out: Path, budget: str, max_steps: int, prompts: int) -> None:
         "--eval-dump", out / "dump-Llama-held_out", "--out", out / "choice", "--budget", budget,
         "--num-heads", max(DRAFT_TOKENS), "--serve-batch-sizes", ",".join(map(str, BATCH_SIZES)),
     )  # fmt: skip
-    result = ChooseResult.model_validate_json((out / "choice" / RESULT_FILE).read_bytes())
+    choice = out / "choice"
+    result = ChooseResult.model_validate_json((choice / RESULT_FILE).read_bytes())
+    times = StepTimes.model_validate_json((choice / STEP_TIMES_FILE).read_bytes())
     compared = {one.drafter: one for one in result.compared if one.speedups}
     for name in compared:
         train(out, name, max_steps)
     # One after the other, with nothing beside them: they are timed.
-    served = {name: serve(out, name, prompts) for name in compared}
+    whole, measured = {}, {}
+    for name, one in compared.items():
+        found = serve(out, name, prompts)
+        tau = found["replay"]["artifact"][one.replay]["tau"]
+        whole[name] = speedups(times, name, tau, parallel=one.is_parallel)
+        measured[name] = Recommendation.model_validate(found["recommendation"])
     rows = []
     for size in BATCH_SIZES:
-        predicted = {name: _predicted(one, size) for name, one in compared.items()}
-        measured = {name: _measured(advice, size) for name, advice in served.items()}
-        by_choose = _ranks({name: max(values) for name, values in predicted.items()})
-        by_serve = _ranks({name: max(values) for name, values in measured.items()})
-        for name, rank in by_choose.items():
-            best = predicted[name].index(max(predicted[name]))
-            rows.append(
-                (
-                    str(size),
-                    name,
-                    str(DRAFT_TOKENS[best]),
-                    f"{predicted[name][best]:.2f}",
-                    str(rank),
-                    f"{measured[name][best]:.2f}",
-                    f"{max(measured[name]):.2f}",
-                    str(by_serve[name]),
-                )
-            )
+        columns = [
+            {name: _best(one.speedups, size) for name, one in by_name.items()}
+            for by_name in (compared, measured)
+        ]
+        columns.insert(1, {name: _best(found, size) for name, found in whole.items()})
+        ranks = [_ranks(column) for column in columns]
+        for name in ranks[0]:
+            pairs = zip(columns, ranks, strict=True)
+            cells = [cell for by, rank in pairs for cell in (f"{by[name]:.2f}", str(rank[name]))]
+            rows.append((str(size), name, *cells))
     table(HEADER, rows)
 
 
