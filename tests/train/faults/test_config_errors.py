@@ -186,8 +186,12 @@ IDLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"num_layers": 1}, {"init_from": None}, "is for drafters without init_from"),
     ({"fc_norm": False}, {"init_from": None}, "is for drafters without init_from"),
     ({"rope_theta": 1e4}, {"init_from": None}, "is for drafters without init_from"),
-    ({"draft_vocab_by": "mass"}, {"init_from": None}, "is for draft vocabularies"),
-    ({"draft_vocab_by": "mass"}, {"draft_vocab_file": None}, "is for draft vocabularies"),
+    ({"draft_vocab_by": "mass"}, {"init_from": None}, "is for draft vocabularies that are chosen"),
+    (
+        {"draft_vocab_by": "mass"},
+        {"draft_vocab_file": None},
+        "is for draft vocabularies that are chosen",
+    ),
 ]
 """A flag, what makes it count, and what is said where it does not."""
 WITHOUT: dict[str, Any] = {

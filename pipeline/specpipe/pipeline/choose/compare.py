@@ -64,6 +64,7 @@ def choose(config: ChooseConfig, *, progress: Progress, say: Say) -> ChooseResul
 
             def probed(step: int, total: int, figures: dict[str, float]) -> None:
                 progress(step, total, "measuring a step", figures)
+                clock.tick()
 
             plan = made_plan(config, (found, left_out), folder, clock, (probed, say))
             folder.write(PLAN_FILE, plan.to_json())

@@ -32,10 +32,6 @@ def made_plan(
     measured: dict[str, Measured] = {}
     check_steps(config, found)
 
-    def ticking(step: int, total: int, figures: dict[str, float]) -> None:
-        clock.tick()
-        progress(step, total, figures)
-
     def saving(line: str) -> None:
         clock.save()
         say(line)
@@ -45,7 +41,7 @@ def made_plan(
         try:
             name = candidate.name
             trial = candidate.trial if config.budget_seconds else candidate.short_trial
-            measured[name] = measure(trial, folder.probe(name), None, ticking)
+            measured[name] = measure(trial, folder.probe(name), None, progress)
         except (ConfigError, DivergedError) as error:
             left_out = left_out | {candidate.name: str(error)}
         finally:
