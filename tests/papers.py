@@ -8,4 +8,5 @@ PAPERS: dict[str, Any] = {
     "norm_before_residual": False,
     "norm_before_fc": False,
     "norm_output": False,
+    "fresh_layer": True,
 }

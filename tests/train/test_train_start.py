@@ -17,6 +17,7 @@ from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.acceptance.draft_vocab import VocabMap
+from specpipe.stages.drafters.parts.eagle.warm_start import with_norm_in_it
 from specpipe.stages.drafters.start import Start, begin
 from specpipe.stages.export.run import run as export
 from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
@@ -327,6 +328,43 @@ def test_warm_start_says_what_the_targets_last_layer_does(
     torch.testing.assert_close(got_NH, want_TH[batch.starts_N], rtol=1e-4, atol=1e-4)
     rows_DH = target.lm_head.weight[start.vocab.target_ids_D]
     assert torch.equal(start.model.heads().of(0)[0], rows_DH)
+
+
+def begins_alike(first: Start, second: Start) -> bool:
+    ours, theirs = first.model.state_dict(), second.model.state_dict()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_by_default_it_begins_with_the_layer_that_the_dump_holds(
+    make_config: MakeConfig, dump: Path
+) -> None:
+    stored = started(make_config, fresh_layer=False)
+    target = str(dump.parent / "target")
+    assert begins_alike(stored, started(make_config, fresh_layer=True, warm_start=target))
+    assert not begins_alike(stored, started(make_config, fresh_layer=True))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_layers": 2}, {"intermediate_size": 20}, {"hidden_size": 24}]
+)
+def test_a_drafter_of_another_shape_begins_fresh(
+    make_config: MakeConfig, changes: dict[str, Any]
+) -> None:
+    stored = started(make_config, fresh_layer=False, **changes)
+    assert begins_alike(stored, started(make_config, fresh_layer=True, **changes))
+
+
+def test_projections_give_what_norms_of_queries_and_keys_would() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_OH = torch.randn(16, 32, generator=generator)
+    norm_E, input_norm_H = torch.rand(8, generator=generator), torch.rand(32, generator=generator)
+    x_TH = torch.randn(4096, 32, generator=generator) * input_norm_H
+    normed_ThE = torch.nn.functional.rms_norm((x_TH @ weight_OH.T).view(-1, 2, 8), (8,), norm_E)
+    plain_ThE = (x_TH @ with_norm_in_it(weight_OH, norm_E, input_norm_H).T).view(-1, 2, 8)
+    size_hE = normed_ThE.square().mean(0).sqrt()
+    torch.testing.assert_close(plain_ThE.square().mean(0).sqrt(), size_hE, rtol=0.1, atol=0.01)
+    cosine = torch.nn.functional.cosine_similarity(normed_ThE, plain_ThE, dim=-1)
+    torch.testing.assert_close(cosine, torch.ones_like(cosine))
 
 
 @pytest.mark.parametrize(

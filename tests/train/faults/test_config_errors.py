@@ -71,6 +71,7 @@ REFUSED: dict[str, list[Any]] = {
     "muon_learning_rate": POSITIVE,
     "muon_momentum": [*SHARE, 1],
     "weight_decay": SHARE,
+    "muon_weight_decay": SHARE,
     "adam_betas": [[0.9], [0.9, 1.0], [0.9, -0.1], [0.9, 0.9, 0.9], "0.9", [True, 0.9], 0.9],
     "warmup_ratio": [*SHARE, 1],
     "schedule": CHOICE,

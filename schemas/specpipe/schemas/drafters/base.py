@@ -43,6 +43,11 @@ class DrafterSettings(Config):
     kind: str
     """Name of the architecture."""
 
+    @property
+    def begins_trained(self) -> bool:
+        """Its first weights are the target's own drafter's, where the target has one."""
+        return False
+
     @classmethod
     def default_layers(cls, num_layers: int) -> tuple[int, ...]:
         """Layer ids that a dump for this drafter stores, of a target with `num_layers` layers.
@@ -219,6 +224,9 @@ def eagle_layers(num_layers: int) -> tuple[int, ...]:
 
 class EagleSettings(LayerSettings):
     """Settings of a drafter that reads the auxiliary layers of EAGLE-3."""
+
+    fresh_layer: bool = False
+    """Begin with a new layer, also where the dump holds the target's last one."""
 
     @classmethod
     def default_layers(cls, num_layers: int) -> tuple[int, ...]:

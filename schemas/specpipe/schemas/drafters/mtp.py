@@ -13,6 +13,10 @@ class MtpSettings(DrafterSettings):
     fresh_layer: bool = False
     """Begin with a new layer, also where the target has one of its own."""
 
+    @property
+    def begins_trained(self) -> bool:
+        return not self.fresh_layer
+
     @classmethod
     def default_layers(cls, num_layers: int) -> tuple[int, ...]:
         """The last layer's output, before the final norm."""

@@ -30,6 +30,7 @@ HEAD_FILE = "head.json"
 HEAD_WEIGHTS_FILE = "head.safetensors"
 MTP_FILE = "mtp.json"
 MTP_WEIGHTS_FILE = "mtp.safetensors"
+LAST_LAYER_FILE = "last_layer.safetensors"
 AUX_SCALES_FILE = "aux_scales.safetensors"
 """int8 states only: the scale of each channel of each auxiliary layer."""
 

@@ -109,7 +109,10 @@ class TrainConfig(Config):
     muon_momentum: Beta = 0.95
     """Muon's (Nesterov) momentum."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay, of both optimisers."""
+    """Decoupled weight decay."""
+    muon_weight_decay: float | None = Field(None, ge=0)
+    """Weight decay of Muon's matrices. [default: --weight-decay where that is given, else by the
+    data]"""
     adam_betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's betas."""
     warmup_ratio: float | None = Field(None, ge=0, lt=1)
@@ -249,7 +252,16 @@ class ResolvedTrainConfig(TrainConfig):
     """The settings of a run, with every default filled in; stored in the run's config.json."""
 
     learning_rate: float = Field(gt=0)
+    muon_weight_decay: float = Field(ge=0)
     warmup_ratio: float = Field(ge=0, lt=1)
     num_epochs: int = Field(gt=0)
     batch_tokens: int = Field(gt=0)
     eval_tokens: int = Field(gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_decay(cls, values: Any) -> Any:
+        """Of runs that began when both optimisers had the same one."""
+        if not isinstance(values, dict) or "muon_weight_decay" in values:
+            return values
+        return {**values, "muon_weight_decay": values.get("weight_decay", 0.0)}

@@ -18,6 +18,7 @@ from specpipe.stages.storage.committed import committed_shard
 from specpipe.stages.storage.shard.samples import PlannedSample
 from specpipe.stages.storage.store.objects import put_object
 from specpipe.stages.target.files.location import CONFIG_FILE, tokenizer_files
+from specpipe.stages.target.head.last_layer import save_last_layer
 from specpipe.stages.target.head.mtp_layer import save_mtp
 from specpipe.stages.target.head.verifier_head import VerifierHead
 from specpipe.stages.target.open_backend import open_backend
@@ -116,6 +117,7 @@ class Worker:
             put_object(target, path.name, path.read_bytes())
         self._backend.save_head(target)
         save_mtp(source, target)
+        save_last_layer(source, target)
         head = VerifierHead.load(target.read, self._backend.device)
         vocab_size = prepared.identity.target.vocab_size
         if len(head.lm_head_VH) != vocab_size:

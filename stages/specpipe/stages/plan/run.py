@@ -33,6 +33,7 @@ from specpipe.stages.target.files.identity import load_config
 from specpipe.stages.target.files.location import CONFIG_FILE, local_folder, tokenizer_files
 from specpipe.stages.target.files.quantised import missing_package
 from specpipe.stages.target.head.head_model import head_numbers
+from specpipe.stages.target.head.last_layer import last_layer_bytes
 from specpipe.stages.target.head.mtp_layer import mtp_bytes
 from specpipe.stages.target.version_warning import VLLM, warn_untested
 from specpipe.stages.text.rejected import (
@@ -243,6 +244,7 @@ def _target_to_come(
     copied = [folder / CONFIG_FILE, *tokenizer_files(folder)]
     itemsize = getattr(torch, identity.compute_dtype).itemsize
     head = head_numbers(folder, trust_remote_code=trust_remote_code) * itemsize + _HEAD_OVERHEAD
-    num_mtp, mtp = mtp_bytes(folder)
-    num_files = len(copied) + 2 + num_mtp
-    return TargetFiles(num_files, sum(path.stat().st_size for path in copied) + head + mtp)
+    layers = [mtp_bytes(folder), last_layer_bytes(folder)]
+    num_files = len(copied) + 2 + sum(count for count, _ in layers)
+    num_bytes = sum(path.stat().st_size for path in copied) + head + sum(size for _, size in layers)
+    return TargetFiles(num_files, num_bytes)

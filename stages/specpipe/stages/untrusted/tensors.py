@@ -1,5 +1,6 @@
 """Safetensors files of strangers: named tensors of floating point or plain integers."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,3 +43,13 @@ def opened_tensors(
         open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             yield file
+
+
+def num_bytes_of(file: Any, name: str) -> int:
+    """About the size of a tensor in a file that `opened_tensors` gave, which is not read for it."""
+    part = file.get_slice(name)
+    shape: list[int] = part.get_shape()
+    return _ITEMSIZES.get(part.get_dtype(), 4) * math.prod(shape)
+
+
+_ITEMSIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "I8": 1, "U8": 1}

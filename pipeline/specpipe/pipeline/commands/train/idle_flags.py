@@ -32,6 +32,7 @@ Counts = Mapping[str, tuple[Callable[[SomeConfig], bool], str]]
 OF_TRAINING: Counts[TrainConfig] = {
     "muon_learning_rate": (_muon, "optimizer muon"),
     "muon_momentum": (_muon, "optimizer muon"),
+    "muon_weight_decay": (_muon, "optimizer muon"),
     "wsd_decay": (lambda c: c.schedule == "wsd", "schedule wsd"),
     "eta": (_hybrid, "loss lk_hybrid"),
     "lambda_scope": (_hybrid, "loss lk_hybrid"),

@@ -6,9 +6,10 @@ Legend: D draft vocabulary, H hidden size.
 import torch
 from torch import Tensor
 
+from specpipe.schemas.drafters.base import EagleSettings
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.eagle3.model import Eagle3
-from specpipe.stages.drafters.parts.eagle.warm_start import warm_start
+from specpipe.stages.drafters.parts.eagle.warm_start import begin_with_last_layers
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.target_tensors import StoredTarget
 
@@ -16,8 +17,8 @@ from specpipe.stages.target.head.target_tensors import StoredTarget
 def initialise(
     model: Eagle3, config: TrainConfig, dump: Dump, target: StoredTarget, target_ids_D: Tensor
 ) -> None:
-    """The lm_head's rows and the norm before them are the target's, with `warm_start` its last
-    layers too."""
+    """The lm_head's rows and the norm before them are the target's, and, where they fit, its last
+    layers (`begin_with_last_layers`)."""
     rows_DH = target.lm_head_VH[target_ids_D]
     with torch.no_grad():
         if model.shape.projects_embedding:
@@ -28,5 +29,5 @@ def initialise(
             # The rows expect states of the scale that the target's final norm gives them.
             model.norm.weight.copy_(target.final_scale_H)
         model.lm_head.weight.copy_(rows_DH.float())
-    if config.warm_start is not None:
-        warm_start(model, model.shape, config.warm_start, dump)
+    assert isinstance(config.drafter, EagleSettings)
+    begin_with_last_layers(model, model.shape, dump, config.warm_start, config.drafter)

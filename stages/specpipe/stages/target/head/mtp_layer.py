@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from specpipe.stages.storage.store.objects import put_object
 from specpipe.stages.target.files.identity import read_config
 from specpipe.stages.target.files.location import weight_files
 from specpipe.stages.target.head.verifier_head import Read
-from specpipe.stages.untrusted.tensors import load_tensors, opened_tensors
+from specpipe.stages.untrusted.tensors import load_tensors, num_bytes_of, opened_tensors
 
 
 def save_mtp(source: Path, folder: Folder) -> None:
@@ -55,12 +54,8 @@ def mtp_bytes(source: Path) -> tuple[int, int]:
     if not any(source.glob("*.safetensors")):
         return 1, 0
     for file, name in _own(source, family, config):
-        part = file.get_slice(name)
-        num_bytes += _ITEMSIZES.get(part.get_dtype(), 4) * torch.Size(part.get_shape()).numel()
+        num_bytes += num_bytes_of(file, name)
     return (2 if num_bytes else 1), num_bytes
-
-
-_ITEMSIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "I8": 1, "U8": 1}
 
 
 def load_mtp(read: Read) -> tuple[MtpRecord, dict[str, Tensor]]:

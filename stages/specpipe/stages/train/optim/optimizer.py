@@ -47,7 +47,7 @@ class Optimizer:
                 [parameter for _, parameter in muons],
                 lr=rate,
                 momentum=config.muon_momentum,
-                weight_decay=config.weight_decay,
+                weight_decay=config.muon_weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
             self._parts.append((muon, rate, [name for name, _ in muons]))

@@ -1,50 +1,89 @@
 """First weights from the target's own last layers, read without loading the target.
 
 The drafter's layers become the target's last ones; the first takes the embedding with weight 0. fc
-hands on the highest auxiliary state, and the final norm is the target's. What a drafter then says
-is what the target would, were its last layers to follow the auxiliary layer at once.
+hands on the highest auxiliary state; the norm before the lm_head is the target's already. What a
+drafter then says is what the target would, were its last layers to follow the auxiliary layer at
+once.
 
-Legend: T target's hidden size, H hidden size.
+Legend: H hidden size, h heads, E head size, O all heads together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from specpipe.schemas.drafters.base import LayerShape
-from specpipe.schemas.errors import ConfigError, IdentityError
+from specpipe.schemas.drafters.base import EagleSettings, LayerShape
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
+from specpipe.schemas.records.dump import LAST_LAYER_FILE
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.files.identity import read_config
 from specpipe.stages.target.files.location import local_folder, weight_files
-from specpipe.stages.target.head.verifier_head import load_norm
+from specpipe.stages.target.head.last_layer import MODEL_TYPES, layer_prefix, load_last_layer
+from specpipe.stages.target.head.verifier_head import load_norm, load_stored_config
 from specpipe.stages.untrusted.tensors import opened_tensors
-
-MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Decoder layers that are computed as the drafter's are (biases aside)."""
 
 FINAL_NORM = "model.norm.weight"
 
+ReadTensor = Callable[[str], Tensor]
+"""Reads a tensor by the name that the target's checkpoint has for it."""
+
 
 @torch.no_grad()
-def warm_start(model: nn.Module, shape: LayerShape, target: str, dump: Dump) -> None:
-    """Replace the weights of fc, layers and norm; the rest of the model stays.
+def begin_with_last_layers(
+    model: nn.Module, shape: LayerShape, dump: Dump, target: str | None, settings: EagleSettings
+) -> None:
+    """Replace the weights of fc and the layers by those of the target's last layers.
 
-    `target` is the checkpoint (a folder, or a hub id) of the dump's target. Raises ConfigError
-    where its layers are of another kind or shape than the drafter's, IdentityError where its
-    final norm is not that of the dump's target, IntegrityError where a file of it is damaged.
+    They come from the checkpoint `target` (a folder, or a hub id), where one is given: raises
+    ConfigError where its layers are of another kind or shape than the drafter's, IdentityError
+    where its final norm is not that of the dump's target, IntegrityError where a file of it is
+    damaged. Else the last layer comes from the dump, where it holds one, that is of the drafter's
+    shape, for a drafter of one layer.
     """
+    if target is not None:
+        weights = _of_checkpoint(model, shape, dump, target)
+        if problem := _misfit(model, weights):
+            raise ConfigError(
+                f"warm start from {target}: {problem}; leave the drafter's sizes as the target's"
+            )
+    elif settings.fresh_layer or not _may_take_stored(shape, dump):
+        return
+    else:
+        weights = _first_weights(model, shape, dump, _stored(dump))
+        if _misfit(model, weights):
+            return
+    own = dict(model.named_parameters())
+    for name, weight in weights.items():
+        own[name].copy_(weight)
+
+
+def _may_take_stored(shape: LayerShape, dump: Dump) -> bool:
+    is_alike = shape.num_layers == 1 and not shape.projects_embedding
+    return is_alike and dump.has_target_file(LAST_LAYER_FILE)
+
+
+def _stored(dump: Dump) -> ReadTensor:
+    tensors = load_last_layer(dump.target_file)
+
+    def read(name: str) -> Tensor:
+        if name not in tensors:
+            raise IntegrityError(f"{LAST_LAYER_FILE} of the dump's target holds no {name}")
+        return tensors[name]
+
+    return read
+
+
+def _of_checkpoint(
+    model: nn.Module, shape: LayerShape, dump: Dump, target: str
+) -> dict[str, Tensor]:
     folder = local_folder(target)
-    config = read_config(folder)
-    if config.get("model_type") not in MODEL_TYPES:
+    kind = read_config(folder).get("model_type")
+    if kind not in MODEL_TYPES:
         raise ConfigError(
-            f"warm start from {target}: its layers are of type {config.get('model_type')!r}, the"
+            f"warm start from {target}: its layers are of type {kind!r}, the"
             f" drafter's are as those of {', '.join(sorted(MODEL_TYPES))}"
-        )
-    if config["model_type"] == "qwen3" and shape.layer_type != "qwen3":
-        raise ConfigError(
-            f"warm start from {target}: its queries and keys are normed; give --layer-type qwen3"
         )
     if shape.projects_embedding:
         raise ConfigError(
@@ -52,44 +91,66 @@ def warm_start(model: nn.Module, shape: LayerShape, target: str, dump: Dump) -> 
             f" drafter's {shape.hidden_size}"
         )
     read = _reader(folder)
-    norm_H = read(FINAL_NORM)
-    if not torch.equal(norm_H.float(), load_norm(dump.target_file).float()):
+    if not torch.equal(read(FINAL_NORM).float(), load_norm(dump.target_file).float()):
         raise IdentityError(
             f"warm start from {target}: its final norm is not that of the dump's target,"
             f" {dump.identity.target.name}"
         )
+    return _first_weights(model, shape, dump, read)
+
+
+def _first_weights(
+    model: nn.Module, shape: LayerShape, dump: Dump, read: ReadTensor
+) -> dict[str, Tensor]:
+    """Of the drafter's parameters, by their names."""
+    config = load_stored_config(dump.target_file)
     first = dump.identity.target.num_layers - shape.num_layers
-    weights = {"norm.weight": norm_H}
+    weights: dict[str, Tensor] = {}
     for name in model.state_dict():
         if name.startswith("layers.") and not name.endswith("hidden_norm.weight"):
             _, number, rest = name.split(".", 2)
-            weights[name] = read(f"model.layers.{first + int(number)}.{rest}")
-    hidden_norm = "layers.0.input_layernorm.weight"
+            weights[name] = read(layer_prefix(first + int(number)) + rest)
+    if config.model_type == "qwen3" and shape.layer_type != "qwen3":
+        for layer in range(shape.num_layers):
+            norm_H = weights[f"layers.{layer}.input_layernorm.weight"].float()
+            for which in "qk":
+                name = f"layers.{layer}.self_attn.{which}_proj.weight"
+                norm_E = read(f"{layer_prefix(first + layer)}self_attn.{which}_norm.weight")
+                weights[name] = with_norm_in_it(weights[name].float(), norm_E.float(), norm_H)
     # The drafter's hidden state takes the way that the layer's input took; the embedding's way in
     # begins at 0, and its norm as it is.
-    weights["layers.0.hidden_norm.weight"] = weights.pop(hidden_norm)
+    weights["layers.0.hidden_norm.weight"] = weights.pop("layers.0.input_layernorm.weight")
     for which in "qkv":
         name = f"layers.0.self_attn.{which}_proj.weight"
         weights[name] = torch.cat([torch.zeros_like(weights[name]), weights[name]], dim=-1)
     blank = torch.zeros(shape.hidden_size, (shape.num_aux - 1) * shape.hidden_size)
     weights["fc.weight"] = torch.cat([blank, torch.eye(shape.hidden_size)], dim=-1)
+    return weights
+
+
+def with_norm_in_it(weight_OH: Tensor, norm_E: Tensor, input_norm_H: Tensor) -> Tensor:
+    """A projection to queries or keys that gives what norms per head would, by their usual size.
+
+    It is that of an input of unit variance in every channel, times the weight of its own norm.
+    """
+    weight_hEH = weight_OH.unflatten(0, (-1, len(norm_E)))
+    size_h = (weight_hEH * input_norm_H).square().sum(-1).mean(-1).sqrt().clamp(min=1e-6)
+    found_hEH: Tensor = weight_hEH * (norm_E / size_h[:, None])[..., None]
+    return found_hEH.flatten(0, 1)
+
+
+def _misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Which of them have another shape than the drafter's; empty where all fit."""
     own = dict(model.named_parameters())
-    wrong = [
+    return ", ".join(
         f"{name} {list(weight.shape)} instead of {list(own[name].shape)}"
         for name, weight in weights.items()
         if weight.shape != own[name].shape
-    ]
-    if wrong:
-        raise ConfigError(
-            f"warm start from {target}: {', '.join(wrong)}; leave the drafter's sizes"
-            " as the target's"
-        )
-    for name, weight in weights.items():
-        own[name].copy_(weight)
+    )
 
 
-def _reader(folder: Path) -> Callable[[str], Tensor]:
-    """A function that reads one tensor of a checkpoint by its name."""
+def _reader(folder: Path) -> ReadTensor:
+    """Of a checkpoint; raises ConfigError for a name that it lacks."""
     places: dict[str, Path] = {}
     for path in weight_files(folder):
         with opened_tensors(path, f"warm start from {path}: it") as file:
