@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from specpipe.schemas.errors import IdentityError, UnfinishedError
 from specpipe.schemas.settings.recipe import (
     BUDGETS,
+    DECAY_EPOCHS,
     FEW_STEPS,
     LARGEST_STEP,
     PASS_TOKENS,
@@ -134,6 +135,34 @@ def test_the_rate_follows_from_the_optimiser_and_the_drafters_width() -> None:
     assert recipe(optimizer="adamw", hidden_size=4096).config.learning_rate == 2.5e-4
 
 
+def test_the_weight_decay_is_counted_in_passes_over_the_data() -> None:
+    for facts in (SAMPLE_DUMP, of_tokens(50_000), of_tokens(10**7)):
+        config = recipe(facts).config
+        steps = facts.steps_of(config.batch_tokens, None)
+        left = (1 - config.learning_rate * config.muon_weight_decay) ** (steps * DECAY_EPOCHS)
+        assert left == pytest.approx(math.exp(-1), abs=0.02)
+    smaller = recipe(muon_learning_rate=1e-3).config
+    assert smaller.muon_weight_decay == pytest.approx(
+        7.5 * recipe().config.muon_weight_decay, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "decay"),
+    [
+        ({"muon_weight_decay": 0.3, "weight_decay": 0.1}, 0.3),
+        ({"weight_decay": 0.1}, 0.1),
+        ({"weight_decay": 0.0}, 0.0),
+        ({"init_from": "artifact"}, 0.0),
+        ({"drafter": "mtp"}, 0.0),
+    ],
+)
+def test_a_weight_decay_that_is_set_wins_and_trained_weights_have_none(
+    given: dict[str, Any], decay: float
+) -> None:
+    assert recipe(**given).config.muon_weight_decay == decay
+
+
 def test_presets_are_budgets_of_steps() -> None:
     quick, default, best = (recipe(preset=preset) for preset in ("quick", "default", "best"))
     assert quick.num_steps == quick.config.max_steps == 100
@@ -252,7 +281,7 @@ def as_before(run_folder: Path) -> None:
     # The drafter's settings stood beside the others.
     drafter = values.pop("drafter")
     values |= drafter | {"drafter": drafter["kind"]}
-    for name in ("preset", "serve_anywhere", "kind"):
+    for name in ("preset", "serve_anywhere", "kind", "fresh_layer", "muon_weight_decay"):
         del values[name]
     path.write_text(json.dumps(values, indent=2))
 
@@ -279,6 +308,20 @@ def test_a_run_of_before_goes_on_with_its_own_numbers(
         with pytest.raises(IdentityError, match=rf"other settings \({name}: "):
             run(make_open(**other))
     run(make_open())
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_of_before_goes_on_with_one_weight_decay(
+    make_open: MakeConfig, tmp_path: Path
+) -> None:
+    muon: dict[str, Any] = {"optimizer": "muon", "max_steps": 6, "checkpoint_every": 2}
+    run(make_open(out=str(tmp_path / "whole"), muon_weight_decay=0.0, **muon))
+    stopped_at_first(make_open(muon_weight_decay=0.0, **muon))
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    del values["muon_weight_decay"]
+    path.write_text(json.dumps(values))
+    run(make_open(**muon))
     same_run(tmp_path / "whole", tmp_path / "run")
 
 

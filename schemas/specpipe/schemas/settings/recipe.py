@@ -220,7 +220,7 @@ def _decay(config: TrainConfig, rate: float, steps_per_epoch: int) -> float:
     if config.muon_weight_decay is not None:
         return config.muon_weight_decay
     is_set = "weight_decay" in config.model_fields_set
-    if is_set or config.init_from or config.warm_start or config.drafter.begins_trained:
+    if is_set or config.init_from or config.drafter.begins_trained:
         return config.weight_decay
     return float(f"{1 / (rate * steps_per_epoch * DECAY_EPOCHS):.3g}")
 
