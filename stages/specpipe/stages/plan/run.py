@@ -244,7 +244,7 @@ def _target_to_come(
     copied = [folder / CONFIG_FILE, *tokenizer_files(folder)]
     itemsize = getattr(torch, identity.compute_dtype).itemsize
     head = head_numbers(folder, trust_remote_code=trust_remote_code) * itemsize + _HEAD_OVERHEAD
-    layers = [mtp_bytes(folder), last_layer_bytes(folder)]
+    layers = [mtp_bytes(folder), last_layer_bytes(folder, itemsize)]
     num_files = len(copied) + 2 + sum(count for count, _ in layers)
     num_bytes = sum(path.stat().st_size for path in copied) + head + sum(size for _, size in layers)
     return TargetFiles(num_files, num_bytes)

@@ -3,7 +3,7 @@
 A drafter of the same kind of layer may begin with it (drafters/parts/eagle/warm_start.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,12 @@ def save_last_layer(source: Path, folder: Folder) -> None:
         put_object(folder, LAST_LAYER_FILE, save_tensors(dict(sorted(tensors.items()))))
 
 
-def last_layer_bytes(source: Path) -> tuple[int, int]:
+def last_layer_bytes(source: Path, itemsize: int) -> tuple[int, int]:
     """Files that `save_last_layer` writes, and about how many bytes; without weights on this disk,
-    none are counted for them."""
+    by the target's config and so many bytes a number."""
+    config = read_config(source)
+    if _is_llamas(config) and not any(source.glob("*.safetensors")):
+        return 1, itemsize * _num_numbers(config)
     num_bytes = sum(num_bytes_of(file, name) for file, name in _own(source))
     return (1 if num_bytes else 0), num_bytes
 
@@ -53,13 +56,24 @@ def layer_prefix(number: int) -> str:
     return f"model.layers.{number}."
 
 
+def _num_numbers(config: Mapping[str, Any]) -> int:
+    """H (2 q + 2 kv + 3 I + 2), with the widths of all queries and all keys."""
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    head = int(config.get("head_dim") or hidden // heads)
+    keys = head * int(config.get("num_key_value_heads") or heads)
+    return hidden * (2 * head * heads + 2 * keys + 3 * int(config["intermediate_size"]) + 2)
+
+
+def _is_llamas(config: Mapping[str, Any]) -> bool:
+    """Whether the layers are as the drafters' are, and not quantised."""
+    return config.get("model_type") in MODEL_TYPES and not config.get("quantization_config")
+
+
 def _own(source: Path) -> Iterator[tuple[Any, str]]:
     """The tensors of the last layer, each as an open file and a name in it; of pickled weights,
     which vLLM loads, none."""
     config = read_config(source)
-    if config.get("model_type") not in MODEL_TYPES or config.get("quantization_config"):
-        return
-    if not any(source.glob("*.safetensors")):
+    if not _is_llamas(config) or not any(source.glob("*.safetensors")):
         return
     prefix = layer_prefix(int(config["num_hidden_layers"]) - 1)
     for path in weight_files(source):
