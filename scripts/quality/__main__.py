@@ -110,9 +110,9 @@ def _is_dumped(out: Path, material: Material, text: Text) -> bool:
 
 
 def _study(out: Path, materials: list[Material], options: dict[str, Any]) -> None:
-    targets = {material.name: str(material.target) for material in materials}
+    names = [material.name for material in materials]
     common = {"max_steps": options["max_steps"]} if options["max_steps"] else {}
-    every = study_cells(targets, options["drafter"], range(options["seeds"]), common)
+    every = study_cells(names, options["drafter"], range(options["seeds"]), common)
     cells = [cell for cell in every if fits(cell.name, options["only"])]
     if not options["tables"]:
         with ThreadPoolExecutor(options["processes"]) as pool:

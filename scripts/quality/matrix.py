@@ -30,7 +30,8 @@ COORDINATES: Mapping[str, Mapping[str, Settings]] = {
         "0.9-0.99": {"adam_betas": (0.9, 0.99)},
         "0.95-0.95": {"adam_betas": (0.95, 0.95)},
     },
-    "decay": {f"{decay}": {"weight_decay": decay} for decay in (0.01, 0.1)},
+    "decay": {f"{decay}": {"muon_weight_decay": decay} for decay in (0.0, 0.1, 0.3, 1.0, 3.0)},
+    "start": {"fresh": {"fresh_layer": True}},
     "clip": {f"{norm}": {"max_grad_norm": norm} for norm in (0.1, 1.0, 10.0)},
     "warmup": {f"{share}": {"warmup_ratio": share} for share in (0.0, 0.01, 0.1)},
     "schedule": {name: {"schedule": name} for name in ("linear", "wsd", "constant")},
@@ -59,8 +60,7 @@ COORDINATES: Mapping[str, Mapping[str, Settings]] = {
         "K-7": {"num_heads": 7},
     },
 }
-"""What is changed of EAGLE-3, by coordinate and name. `warm` comes
-from `warm_start`, which needs the target's folder."""
+"""What is changed of EAGLE-3, by coordinate and name."""
 
 
 BLOCKS: Settings = {"num_heads": 7, "num_layers": 2, "max_steps": 200}
@@ -102,20 +102,14 @@ class StudyCell:
 
 
 def study_cells(
-    targets: Mapping[str, str], drafter: str, seeds: Sequence[int], common: Settings
+    materials: Sequence[str], drafter: str, seeds: Sequence[int], common: Settings
 ) -> Iterator[StudyCell]:
-    """All cells, seed by seed; `targets` is the folder of each material's target."""
+    """All cells, seed by seed."""
+    every = COORDINATES if drafter == EAGLE3 else BLOCK_COORDINATES
     for seed in seeds:
-        for material, target in targets.items():
+        for material in materials:
             given = (common if drafter == EAGLE3 else BLOCKS | common) | {"seed": seed}
             yield StudyCell(material, drafter, DEFAULT, DEFAULT, seed, given)
-            for coordinate, choices in coordinates_for(target, drafter).items():
+            for coordinate, choices in every.items():
                 for choice, settings in choices.items():
                     yield StudyCell(material, drafter, coordinate, choice, seed, given | settings)
-
-
-def coordinates_for(target: str, drafter: str) -> Mapping[str, Mapping[str, Settings]]:
-    """With those that name the target."""
-    if drafter != EAGLE3:
-        return BLOCK_COORDINATES
-    return {**COORDINATES, "warm": {"start": {"warm_start": target}}}
