@@ -29,6 +29,19 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+def test_what_only_starts_and_watches_stages_imports_nothing_heavy() -> None:
+    """`specpipe run`, its --status and the API's server: a stage has a process of its own."""
+    program = (
+        "import sys, specpipe.pipeline.cli, specpipe.pipeline.api.app\n"
+        "import specpipe.pipeline.job.runner, specpipe.pipeline.job.status\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("command", [["specpipe"], [sys.executable, "-m", "specpipe"]])
 def test_both_ways_to_start(command: list[str]) -> None:
     executable = [str(Path(sys.executable).with_name("specpipe"))] if len(command) == 1 else command

@@ -24,7 +24,8 @@ from specpipe.stages.acceptance.loss.settings import LossSettings
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.acceptance.measure_sums import MeasureSums
 from specpipe.stages.drafters.registry import drafter_kind
-from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.samples.batch import Batch, make_batch
 from specpipe.stages.samples.read_ahead import read_samples
 from specpipe.stages.samples.reader import SampleReader

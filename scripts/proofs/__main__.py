@@ -19,7 +19,8 @@ from scripts.proofs.table import show
 from scripts.proofs.wide import wide_dump
 from specpipe.schemas.settings.stages import ExportConfig
 from specpipe.stages.export.run import run as export
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 
 

@@ -21,7 +21,8 @@ from specpipe.stages.drafters.artifact import read_files
 from specpipe.stages.drafters.reading import read_as
 from specpipe.stages.drafters.registry import architecture, drafter_kind, recognised
 from specpipe.stages.export.convert import run as convert
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.validate.structure import check
 from specpipe.stages.validate.target_facts import target_facts

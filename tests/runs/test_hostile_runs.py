@@ -15,9 +15,10 @@ from specpipe.schemas.records.checkpoint import (
     STATE_FILE,
 )
 from specpipe.stages.acceptance.draft_vocab import VocabMap
-from specpipe.stages.runs.checkpoint import load_checkpoint, read_pointer
+from specpipe.stages.runs.checkpoint import load_checkpoint
 from specpipe.stages.runs.held_out import run_settings
 from specpipe.stages.runs.metric_rows import metric_rows
+from specpipe.stages.runs.pointers import read_pointer
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])

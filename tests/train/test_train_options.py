@@ -7,7 +7,8 @@ import pytest
 
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.runs.checkpoint import latest_checkpoint, load_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import latest_checkpoint
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig, MakeDump, read_metrics, same_run
 

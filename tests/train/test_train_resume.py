@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from specpipe.schemas.errors import UnfinishedError
-from specpipe.stages.runs.checkpoint import latest_checkpoint, load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import latest_checkpoint, resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run
 from specpipe.stages.train.trainee import Trainee

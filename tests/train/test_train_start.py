@@ -20,7 +20,8 @@ from specpipe.stages.acceptance.draft_vocab import VocabMap
 from specpipe.stages.drafters.parts.eagle.warm_start import with_norm_in_it
 from specpipe.stages.drafters.start import Start, begin
 from specpipe.stages.export.run import run as export
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.samples.batch import DrafterSample, make_batch
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.shard.states import SampleStates

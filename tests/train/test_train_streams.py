@@ -13,7 +13,8 @@ import pytest
 
 from specpipe.schemas.errors import StoreError, UnfinishedError
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.runs.checkpoint import latest_checkpoint, load_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import latest_checkpoint
 from specpipe.stages.storage.store import retry
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.store.retry import RetryPolicy

@@ -9,7 +9,8 @@ import torch
 from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.stages.drafters.artifact_format import TargetFacts
 from specpipe.stages.drafters.eagle3.architecture import ARCHITECTURE
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.validate.replay import run as replay_check
 from specpipe.stages.validate.structure import check

@@ -14,8 +14,9 @@ from specpipe.schemas.errors import ConfigError, UnfinishedError
 from specpipe.stages.acceptance.measure_sums import MeasureSums
 from specpipe.stages.acceptance.replay import replay
 from specpipe.stages.drafters.scorer import TrainedDrafter
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
 from specpipe.stages.runs.held_out import evaluation, run_settings
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run as train
 from tests.drafters.dflash.conftest import training

@@ -15,7 +15,8 @@ from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.drafters.artifact_format import TargetFacts
 from specpipe.stages.drafters.dflash.architecture import ARCHITECTURE
 from specpipe.stages.drafters.reading import read_artifact
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.validate.structure import check
 from tests.drafters.dflash.test_forward import make_shape
 from tests.pipeline.in_process import specpipe

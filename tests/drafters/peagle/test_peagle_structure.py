@@ -14,7 +14,8 @@ from specpipe.schemas.errors import ConfigError
 from specpipe.stages.drafters.artifact_format import Drafter, TargetFacts
 from specpipe.stages.drafters.peagle.architecture import ARCHITECTURE
 from specpipe.stages.drafters.reading import read_artifact
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.train.run import run as train
 from specpipe.stages.validate.structure import check
 from tests.drafters.peagle.conftest import training

@@ -20,7 +20,7 @@ from specpipe.schemas.records.checkpoint import (
     STATE_FILE,
     TrainState,
 )
-from specpipe.stages.runs.checkpoint import latest_checkpoint
+from specpipe.stages.runs.pointers import latest_checkpoint
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig
 

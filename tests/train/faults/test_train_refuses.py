@@ -21,8 +21,9 @@ from specpipe.schemas.errors import (
     UnfinishedError,
 )
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
 from specpipe.stages.runs.folder import RunFolder
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.run import run
 from specpipe.stages.train.trainee import Trainee

@@ -8,7 +8,8 @@ from torch import nn
 
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.train.optim.optimizer import Optimizer
 from specpipe.stages.train.run import run
 from tests.train.conftest import MakeConfig, read_metrics, resolved, same_run

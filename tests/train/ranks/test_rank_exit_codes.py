@@ -15,7 +15,7 @@ from specpipe.pipeline.job.stage_process import StageOutcome, StageProcess, is_u
 from specpipe.pipeline.torchrun import end_as
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.runs.checkpoint import latest_checkpoint
+from specpipe.stages.runs.pointers import latest_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.train.run import run

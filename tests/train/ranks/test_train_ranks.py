@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from specpipe.schemas.errors import UnfinishedError
 from specpipe.schemas.records.checkpoint import TrainState
 from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.runs.checkpoint import latest_checkpoint, load_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import latest_checkpoint
 from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.samples.selection import split
 from specpipe.stages.storage.dump import Dump

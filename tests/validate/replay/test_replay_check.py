@@ -16,7 +16,8 @@ from specpipe.stages.drafters.artifact import read_config
 from specpipe.stages.drafters.eagle3.architecture import ARCHITECTURE
 from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.export.run import run
-from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.head.target_tensors import StoredTarget
 from specpipe.stages.train.run import run as train

@@ -20,7 +20,8 @@ from specpipe.schemas.settings.train import TrainConfig
 from specpipe.schemas.speedup import Recommendation
 from specpipe.stages.export.convert import run as convert
 from specpipe.stages.export.run import run
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.train.run import run as train

@@ -12,8 +12,8 @@ from specpipe.schemas.records.job import (
     job_metrics,
     newest,
 )
-from specpipe.stages.runs.checkpoint import latest_checkpoint
 from specpipe.stages.runs.metric_rows import metric_rows
+from specpipe.stages.runs.pointers import latest_checkpoint
 from specpipe.stages.untrusted.files import read_file
 
 

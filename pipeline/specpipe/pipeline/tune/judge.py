@@ -7,7 +7,8 @@ from specpipe.schemas.records.tune import HeldBack, TauInterval
 from specpipe.stages.acceptance.measure_sums import MeasureSums
 from specpipe.stages.acceptance.replay import ReplaySpan, replay, tau_difference
 from specpipe.stages.drafters.scorer import TrainedDrafter
-from specpipe.stages.runs.checkpoint import load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.samples.read_ahead import read_samples
 
 

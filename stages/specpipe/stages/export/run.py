@@ -42,14 +42,10 @@ from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.export.card import model_card
 from specpipe.stages.export.draft_tokens import LevelFindings, recommendation
 from specpipe.stages.export.out_folder import OutFolder
-from specpipe.stages.runs.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    resolve_checkpoint,
-    stored_shape,
-)
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, stored_shape
 from specpipe.stages.runs.held_out import evaluation, run_settings, settings_for
 from specpipe.stages.runs.metric_rows import recorded_metrics
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.files.location import TargetSource
 from specpipe.stages.target.head.target_tensors import StoredTarget

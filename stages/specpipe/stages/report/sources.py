@@ -34,8 +34,9 @@ from specpipe.schemas.records.metrics import EvalMetrics
 from specpipe.schemas.records.validation import Validation
 from specpipe.schemas.settings.stages import ReportConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig
-from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint, resolve_checkpoint
+from specpipe.stages.runs.checkpoint import Checkpoint, load_checkpoint
 from specpipe.stages.runs.metric_rows import metric_rows, recorded_metrics
+from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.json_text import parse_object

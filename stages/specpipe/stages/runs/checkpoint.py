@@ -5,7 +5,6 @@ and state.json (schemas/records/checkpoint.py); state.json has the sha256 of the
 """
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +12,9 @@ from torch import Tensor
 
 from specpipe.schemas.drafters.base import DrafterShape
 from specpipe.schemas.drafters.registry import shape_of_json
-from specpipe.schemas.errors import ConfigError, IntegrityError, SpecpipeError
+from specpipe.schemas.errors import IntegrityError, SpecpipeError
 from specpipe.schemas.records.checkpoint import (
-    BEST_FILE,
-    CHECKPOINTS_FOLDER,
     DRAFTER_FILE,
-    LATEST_FILE,
     MODEL_FILE,
     STATE_FILE,
     VOCAB_MAP_FILE,
@@ -28,8 +24,6 @@ from specpipe.stages.acceptance.draft_vocab import VocabMap
 from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.untrusted.files import read_file
 from specpipe.stages.untrusted.tensors import load_tensors
-
-_NAME = re.compile(r"[\w.-]{1,100}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +40,6 @@ class Checkpoint:
     @property
     def num_heads(self) -> int:
         return self.state.num_heads
-
-
-def resolve_checkpoint(location: str | Path) -> Path:
-    """A checkpoint's folder: itself, or a run directory's best checkpoint, else its latest."""
-    path = Path(str(location).removeprefix("file://"))
-    if (path / STATE_FILE).exists():
-        return path
-    name = read_pointer(path, BEST_FILE) or read_pointer(path, LATEST_FILE)
-    if name is None:
-        raise ConfigError(f"{path} is neither a checkpoint nor a run directory with one")
-    return path / CHECKPOINTS_FOLDER / Path(name).name
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    name = read_pointer(run, LATEST_FILE)
-    return None if name is None else run / CHECKPOINTS_FOLDER / Path(name).name
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -127,17 +105,3 @@ def _read(path: Path) -> bytes:
     if not path.exists():
         raise IntegrityError(f"{path} is missing; take another checkpoint of the run")
     return read_file(path, most_bytes=None)
-
-
-def read_pointer(run: Path, name: str) -> str | None:
-    """The checkpoint's name in the pointer file `name` (latest, best) of a run directory.
-
-    Raises IntegrityError where the file holds no name.
-    """
-    path = run / name
-    if not path.exists():
-        return None
-    pointed = read_file(path).decode(errors="replace").strip()
-    if not _NAME.fullmatch(pointed):
-        raise IntegrityError(f"{path} is damaged: it names no checkpoint; give one of them")
-    return pointed

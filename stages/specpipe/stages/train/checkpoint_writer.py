@@ -26,7 +26,8 @@ from specpipe.schemas.records.checkpoint import (
     VOCAB_MAP_FILE,
     TrainState,
 )
-from specpipe.stages.runs.checkpoint import Checkpoint, read_pointer
+from specpipe.stages.runs.checkpoint import Checkpoint
+from specpipe.stages.runs.pointers import read_pointer
 from specpipe.stages.storage.store.local_disk import sync_folder, write_file
 from specpipe.stages.train.ranks.sharding import like, whole
 from specpipe.stages.train.trainee import Trainee

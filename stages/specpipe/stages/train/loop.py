@@ -11,8 +11,8 @@ from specpipe.schemas.records.checkpoint import TrainState
 from specpipe.schemas.records.dump import TextOrigin
 from specpipe.schemas.records.metrics import EvalMetrics, scalars
 from specpipe.stages.process.stop import StopQuestion
-from specpipe.stages.runs.checkpoint import latest_checkpoint
 from specpipe.stages.runs.folder import RunFolder
+from specpipe.stages.runs.pointers import latest_checkpoint
 from specpipe.stages.samples.batch import Batch, DrafterSample, make_batch
 from specpipe.stages.samples.read_ahead import ReadAhead
 from specpipe.stages.samples.reader import SampleReader, SampleRef

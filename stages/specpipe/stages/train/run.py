@@ -18,8 +18,9 @@ from specpipe.schemas.records.checkpoint import (
 from specpipe.schemas.settings.recipe import Recipe, resolve
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.process.stop import StopQuestion, stop_question
-from specpipe.stages.runs.checkpoint import latest_checkpoint, load_checkpoint
+from specpipe.stages.runs.checkpoint import load_checkpoint
 from specpipe.stages.runs.folder import RunFolder, continued
+from specpipe.stages.runs.pointers import latest_checkpoint
 from specpipe.stages.samples.batch import Batch, make_batch
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.samples.selection import evaluated, share, split
