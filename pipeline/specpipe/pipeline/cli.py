@@ -28,6 +28,7 @@ from specpipe.pipeline.commands.upkeep.verify import verify
 from specpipe.pipeline.machine_faults import machine_fault
 from specpipe.pipeline.terminal.console import fail, json_error, note
 from specpipe.schemas.errors import SpecpipeError, UnfinishedError
+from specpipe.stages.process.ending import end_without_a_search
 from specpipe.stages.process.parent import end_with_the_parent
 
 # vLLM's processes import this module before vLLM. What vLLM says until it has set its logging up
@@ -94,6 +95,7 @@ def main() -> None:
     anything else is a traceback."""
     try:
         end_with_the_parent()
+        end_without_a_search()
         # A command that ends in Exit(code) returns its code here.
         sys.exit(specpipe.main(standalone_mode=False) or 0)
     except SpecpipeError as error:

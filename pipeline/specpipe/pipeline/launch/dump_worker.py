@@ -21,6 +21,7 @@ from specpipe.pipeline.machine_faults import machine_fault
 from specpipe.pipeline.terminal.console import note, quiet_libraries
 from specpipe.schemas.errors import EngineLostError, SpecpipeError, UnfinishedError
 from specpipe.stages.process.activity import watched
+from specpipe.stages.process.ending import end_without_a_search
 from specpipe.stages.process.errors import error_record
 from specpipe.stages.process.parent import end_with_the_parent
 
@@ -64,6 +65,7 @@ def main() -> None:
     # An interrupt closes the engine on its way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_the_parent(_let_go)
+    end_without_a_search()
 
     def answer(**record: Any) -> None:
         # Where nobody listens any more, the input has ended too.

@@ -24,6 +24,7 @@ from specpipe.schemas.errors import ConfigError, StoreError, ValidationError
 from specpipe.schemas.extras import install_hint
 from specpipe.schemas.records.served import Counters, StepTime
 from specpipe.schemas.speedup import Schedule
+from specpipe.stages.process.ending import end_without_a_search
 from specpipe.stages.process.parent import end_with_the_parent, with_this_parent
 from specpipe.stages.target.version_warning import VLLM, warn_untested
 from specpipe.stages.target.vllm.repairs.register import ENVIRONMENT
@@ -251,6 +252,7 @@ def _decode(llm: Any, request: EngineRequest, temperature: float) -> Decoded:
 
 def main(arguments: Sequence[str]) -> None:
     end_with_the_parent()
+    end_without_a_search()
     folder = Path(arguments[0])
     text = (folder / "request.json").read_text(encoding="utf-8")
     result = _serve(EngineRequest.model_validate(json.loads(text)))
