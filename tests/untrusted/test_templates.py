@@ -1,8 +1,14 @@
 """A chat template is a program of a stranger: it gets neither time nor memory without end."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from specpipe.schemas.errors import ConfigError, InputError
+from specpipe.stages.untrusted import template_process, templates
 from specpipe.stages.untrusted.templates import markers_of, render_template
 
 CHAT = {"messages": [{"role": "user", "content": "hé\ud800"}], "bos_token": "<s>"}
@@ -27,17 +33,43 @@ def test_a_template_that_takes_too_much_is_refused(name: str) -> None:
     assert render_template("{{ messages[0].content }}", CHAT) == ("hé\ud800", [])
 
 
+ENDLESS = "{% for i in range(100000) %}" * 5 + "{% endfor %}" * 5
+
+
 @pytest.mark.slow
+def test_a_template_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="takes more than 10 s or 1 GiB"):
+        render_template(ENDLESS, CHAT)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same process with a limit of a second: after ten, it ends in the same way."""
+    name, start = template_process.__name__, subprocess.Popen
+    program = f"import {name} as process; process.MOST_SECONDS = 0; process.main()"
+
+    def start_impatient(_: object, **options: Any) -> "subprocess.Popen[bytes]":
+        return start([sys.executable, "-P", "-c", program], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start_impatient)
+    renderer = templates._Renderer()
+    monkeypatch.setattr(templates, "_renderer", renderer)
+    yield
+    renderer.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for i in range(100000) %}" * 5 + "{% endfor %}" * 5,
         "{% set ns = namespace(x=['a']) %}{% for i in range(60) %}"
         "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     ],
 )
-def test_a_template_without_end_is_refused(template: str) -> None:
+def test_another_template_without_end_is_refused(template: str) -> None:
+    assert render_template("{{ messages[0].content }}", CHAT) == ("hé\ud800", [])
     with pytest.raises(ConfigError, match="takes more than 10 s or 1 GiB"):
         render_template(template, CHAT)
 
