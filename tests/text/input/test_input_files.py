@@ -161,9 +161,15 @@ def test_links_are_followed(tmp_path: Path) -> None:
         names(str(here), "")
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3fs tries again by itself; botocore, below it, would wait for half a minute in all."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+
+
 @pytest.mark.parametrize("pattern", ["", "/*.jsonl", "/b.jsonl"])
 def test_a_store_that_fails_is_not_an_absent_file(
-    s3_server: S3Server, s3_root: str, pattern: str
+    s3_server: S3Server, s3_root: str, impatient: None, pattern: str
 ) -> None:
     plant(s3_root)
     s3_server.fault = lambda request: "500"
@@ -177,14 +183,18 @@ def test_a_host_that_refuses_is_not_an_absent_file() -> None:
         input_files(["http://127.0.0.1:9/a.jsonl"])
 
 
-def test_a_folder_that_cannot_be_listed_is_not_left_out(s3_server: S3Server, s3_root: str) -> None:
+def test_a_folder_that_cannot_be_listed_is_not_left_out(
+    s3_server: S3Server, s3_root: str, impatient: None
+) -> None:
     plant(s3_root)
     s3_server.fault = lambda request: "500" if "prefix=root%2Fdeep" in request.query else None
     with pytest.raises(StoreError):
         input_files([s3_root])
 
 
-def test_a_store_that_fails_in_the_middle(s3_server: S3Server, s3_root: str) -> None:
+def test_a_store_that_fails_in_the_middle(
+    s3_server: S3Server, s3_root: str, impatient: None
+) -> None:
     plant(s3_root)
     rows = read_rows([f"{s3_root}/*.jsonl"], Rejections(9))
     next(rows)
