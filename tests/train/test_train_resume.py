@@ -20,14 +20,17 @@ from specpipe.stages.train.trainee import Trainee
 from tests.train.conftest import MakeConfig, read_metrics, same_run
 from tests.train.train_killed import after, prepare, send
 
-KILLED = Path(__file__).with_name("train_killed.py")
+ROOT = Path(__file__).parents[2]
 NUM_KILLS = int(os.environ.get("SPECPIPE_NUM_KILLS", "3"))
 """scripts/prove raises it."""
 
 
-def _train(config_file: Path, moment: str) -> int:
-    command = [sys.executable, str(KILLED), str(config_file), moment]
-    return subprocess.run(command, check=False, capture_output=True).returncode
+def _train(config_file: Path, *moments: str) -> list[int]:
+    """Exit codes of processes that train one after the other."""
+    command = [sys.executable, "-m", "tests.train.train_chain", str(config_file), *moments]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [*map(int, done.stdout.split())]
 
 
 @pytest.mark.slow
@@ -36,18 +39,20 @@ def test_killed_anywhere_the_run_ends_bit_for_bit_the_same(
 ) -> None:
     whole = make_config(out=str(tmp_path / "whole"))
     (tmp_path / "whole.json").write_text(whole.model_dump_json())
-    assert _train(tmp_path / "whole.json", "none") == 0
+    assert _train(tmp_path / "whole.json", "none") == [0]
     assert [row["step"] for row in read_metrics(whole.out) if "eval" not in row] == [*range(1, 13)]
 
     broken = make_config(out=str(tmp_path / "broken"))
     (tmp_path / "broken.json").write_text(broken.model_dump_json())
     rng = random.Random(20)
-    for _ in range(NUM_KILLS):
-        # A run that goes on flushes some 20 files; most moments lie inside a checkpoint.
-        moment = rng.choice([f"write:{rng.randint(1, 30)}", f"step:{rng.randint(1, 5)}"])
-        code = _train(tmp_path / "broken.json", moment)
-        assert code in (-signal.SIGKILL, 0), moment
-    assert _train(tmp_path / "broken.json", "none") == 0
+    # A run that goes on flushes some 20 files; most moments lie inside a checkpoint.
+    moments = [
+        rng.choice([f"write:{rng.randint(1, 30)}", f"step:{rng.randint(1, 5)}"])
+        for _ in range(NUM_KILLS)
+    ]
+    *codes, last = _train(tmp_path / "broken.json", *moments, "none")
+    assert {*codes} <= {-signal.SIGKILL, 0}, moments
+    assert last == 0
     same_run(Path(whole.out), Path(broken.out))
 
 
