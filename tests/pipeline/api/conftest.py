@@ -19,6 +19,9 @@ from specpipe.pipeline.api.app import PURPOSES, make_app
 from specpipe.pipeline.api.database import JobDatabase, StoredJob
 from tests.dump.conftest import save_target
 from tests.pipeline.job.conftest import EXTRA
+from tests.served import one_engine_without_a_drafter
+
+__all__ = ["one_engine_without_a_drafter"]
 
 TOKEN = "a-token-of-the-tests"
 

@@ -17,6 +17,7 @@ from specpipe.schemas.settings.stages import ValidateConfig
 from specpipe.stages.validate.run import run as validate
 from tests.dump.conftest import rows
 from tests.pipeline.api.conftest import TOKEN, Server
+from tests.validate.serve.test_export_serve import SHARED, prompts_of_one_length
 from tests.validate.small import SAMPLE_DATA
 
 Start = Callable[..., Server]
@@ -144,10 +145,9 @@ def test_what_is_downloaded_serves_in_vllm(start: Start, tmp_path: Path) -> None
             dump=str(next((tmp_path / "api").rglob("dump.json")).parent),
             validation=("structure", "replay", "serve"),
             replay_samples=20,
-            serve_prompts=20,
-            serve_max_tokens=32,
+            serve_data=str(prompts_of_one_length(tmp_path / "prompts.jsonl")),
             serve_speculative_tokens=(2,),
-            serve_batch_sizes=(1,),
+            **SHARED,
         )
     )
     assert found.serve is not None

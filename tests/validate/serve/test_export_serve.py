@@ -289,9 +289,8 @@ def test_variants_of_the_architecture(
             format=format,
             with_embedding=format == "eagle3",
             validation=("structure", "replay", "serve"),
-            serve_data=str(SAMPLE_DATA / "held_out" / "conversations.jsonl"),
-            serve_prompts=40,
-            serve_max_tokens=48,
+            serve_data=str(prompts_of_one_length(tmp_path / "prompts.jsonl")),
+            **SHARED,
         )
     )
     (measured,) = findings(tmp_path / "out").runs
