@@ -20,7 +20,7 @@ from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.store.retry import RetryPolicy
 from specpipe.stages.train import loop
 from specpipe.stages.train.run import run
-from tests.s3 import Fault, Request, S3Server
+from tests.s3 import Fault, Request, S3Server, use_endpoint
 from tests.samples.test_read_ahead import check_threads_end
 from tests.storage.damages import copy_objects
 from tests.train.conftest import MakeConfig, read_metrics, same_run
@@ -52,11 +52,19 @@ def make_stream_config(dump: str, out: Path, **changes: object) -> TrainConfig:
     return TrainConfig.model_validate(settings | changes)
 
 
+@pytest.fixture(scope="module")
+def s3_copy(dump: Path, s3_session: S3Server) -> str:
+    """A dump in a bucket; a training reads it only."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_endpoint(patch, s3_session.endpoint)
+        root = f"{s3_session.make_bucket()}/root"
+        copy_objects(Folder.open(str(dump)), Folder.open(root))
+    return root
+
+
 @pytest.fixture
-def s3_dump(dump: Path, s3_root: str, s3_server: S3Server) -> str:
-    copy_objects(Folder.open(str(dump)), Folder.open(s3_root))
-    s3_server.clear()
-    return s3_root
+def s3_dump(s3_copy: str, s3_server: S3Server) -> str:
+    return s3_copy
 
 
 @pytest.fixture
