@@ -1,6 +1,6 @@
 """Part a: tokens per second of both sides, in turn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from statistics import median
 
@@ -12,6 +12,11 @@ from scripts.bench.train_sides import Setup, ours, theirs
 TARGET = 2.0
 LOSSES = ("kl", "lk_hybrid")
 """Of ours; the other side has kl."""
+OURS: Mapping[str, Mapping[str, str]] = {
+    **{f"ours, {loss}": {"loss": loss} for loss in LOSSES},
+    "ours, kl, AdamW": {"loss": "kl", "optimizer": "adamw"},
+}
+"""What is set of our sides; the other side has AdamW."""
 
 
 def bench(
@@ -27,7 +32,8 @@ def bench(
         f"Drafter {setup.drafter}. Target: {setup.shape.describe()}; D = {setup.draft_vocab:,}."
         " Packs of"
         f" {setup.pack_tokens:,} tokens, the same texts and states for both sides, half of the"
-        " tokens supervised; float32, AdamW, batches of one pack. A step is all that the side's own"
+        " tokens supervised; float32, batches of one pack; theirs with AdamW, ours with Muon, its"
+        " default, but where it says AdamW. A step is all that the side's own"
         " training loop does from one step to the next: data, step, metrics. theirs:"
         " speculators 0.9.0 by its own `train_epoch`, with SDPA and eager losses, as flex attention"
         " and its fused losses do not train on a CPU. CPU seconds are of all threads of the"
@@ -97,7 +103,9 @@ def _alternate(
     setup: Setup, python: str | None, steps: int, repeats: int
 ) -> dict[str, list[Values]]:
     with ExitStack() as running:
-        sides = {f"ours, {loss}": running.enter_context(ours(setup, loss)) for loss in LOSSES}
+        sides = {
+            name: running.enter_context(ours(setup, **settings)) for name, settings in OURS.items()
+        }
         if python is not None:
             sides = {"theirs": running.enter_context(theirs(setup, python)), **sides}
         found: dict[str, list[Values]] = {name: [] for name in sides}
