@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from scripts.quality.cell import artifact_of
 from scripts.quality.judge import Mode, half_of
 from specpipe.schemas.base import Frozen
 from specpipe.schemas.settings.stages import DraftSampleMethod
+from specpipe.stages.drafters.artifact import read_files
+from specpipe.stages.drafters.registry import recognised
 from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.validate.serve import prompts
@@ -33,6 +36,8 @@ def read_served(folder: Path) -> ServedTau | None:
 def serve(folder: Path, target: Path, held_out: str, num_draft_tokens: int, seed: int) -> ServedTau:
     """Decode with drafts drawn from the drafter, greedily too, and with greedy drafts at T = 1."""
     dump = Dump.open(held_out)
+    artifact = artifact_of(folder).resolve()
+    serving = recognised(read_files(str(artifact))).serving
     refs = [ref for ref in SampleReader(dump, None).refs() if half_of(ref.prompt_id) == "report"]
     chosen = prompts.choose(prompts.from_dump(dump, refs), MOST_PROMPTS, 10**6)
 
@@ -40,7 +45,8 @@ def serve(folder: Path, target: Path, held_out: str, num_draft_tokens: int, seed
         result = decode(
             EngineRequest(
                 target=str(target),
-                artifact=str((folder / "artifact" / "checkpoint").resolve()),
+                artifact=str(artifact),
+                method=serving.method,
                 num_draft_tokens=num_draft_tokens,
                 draft_sample_method=method,
                 prompts=[list(prompt) for prompt in chosen],
