@@ -59,6 +59,7 @@ REFUSED: dict[str, list[Any]] = {
     "head_dim": [*OPTIONAL_COUNT, 10**9],
     "rope_theta": POSITIVE,
     "intermediate_size": [*OPTIONAL_COUNT, 10**11],
+    "fresh_layer": SWITCH,
     "norm_before_residual": SWITCH,
     "norm_before_fc": SWITCH,
     "fc_norm": SWITCH,

@@ -35,7 +35,7 @@ def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
 
 
 def config(**settings: object) -> ResolvedTrainConfig:
-    of_a_run = {"dump": "d", "out": "o", "optimizer": "adamw", **settings}
+    of_a_run = {"dump": "d", "out": "o", "optimizer": "adamw", "weight_decay": 0.0, **settings}
     return resolved(TrainConfig.model_validate(of_a_run))
 
 
