@@ -141,10 +141,9 @@ def test_the_weight_decay_is_counted_in_passes_over_the_data() -> None:
         steps = facts.steps_of(config.batch_tokens, None)
         left = (1 - config.learning_rate * config.muon_weight_decay) ** (steps * DECAY_EPOCHS)
         assert left == pytest.approx(math.exp(-1), abs=0.02)
-    smaller = recipe(muon_learning_rate=1e-3).config
-    assert smaller.muon_weight_decay == pytest.approx(
-        7.5 * recipe().config.muon_weight_decay, rel=0.01
-    )
+    # A gentle rate does not wear the weights away that it begins with.
+    for gentle in (recipe(learning_rate=1e-5), recipe(muon_learning_rate=1e-310)):
+        assert gentle.config.muon_weight_decay == recipe().config.muon_weight_decay
 
 
 @pytest.mark.parametrize(

@@ -346,13 +346,40 @@ def test_by_default_it_begins_with_the_layer_that_the_dump_holds(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_layers": 2}, {"intermediate_size": 20}, {"hidden_size": 24}]
+    "changes",
+    [
+        {"num_layers": 2},
+        {"intermediate_size": 20},
+        {"hidden_size": 24},
+        {"layer_type": "qwen3"},
+        {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4},
+    ],
 )
 def test_a_drafter_of_another_shape_begins_fresh(
     make_config: MakeConfig, changes: dict[str, Any]
 ) -> None:
     stored = started(make_config, fresh_layer=False, **changes)
     assert begins_alike(stored, started(make_config, fresh_layer=True, **changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_warm_start_from_quantised_weights(
+    make_config: MakeConfig, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folder = save_target(tmp_path / "quantised", 0)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("mlp.up_proj.weight"))
+    wrong = {name.replace("layers.0", f"layers.{n}"): weights[name].to(dtype) for n in range(9)}
+    save_file(
+        weights | {n: t for n, t in wrong.items() if n in weights}, folder / "model.safetensors"
+    )
+    with pytest.raises(ConfigError, match=r"up_proj\.weight is quantised"):
+        started(make_config, warm_start=str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"quantization_config": {"quant_method": "fp8"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="its layers are quantised"):
+        started(make_config, warm_start=str(folder))
 
 
 def test_projections_give_what_norms_of_queries_and_keys_would() -> None:

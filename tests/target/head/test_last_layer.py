@@ -81,6 +81,29 @@ def test_none_of_other_targets(change: str, tmp_path: Path) -> None:
     assert not saved(source, tmp_path / "out").exists(LAST_LAYER_FILE)
 
 
+def test_what_transformers_fills_in_may_be_left_out(tmp_path: Path) -> None:
+    source = save_target(tmp_path / "target", "llama")
+    config = json.loads((source / "config.json").read_text())
+    del config["num_hidden_layers"], config["num_key_value_heads"]
+    (source / "config.json").write_text(json.dumps(config))
+    # Of the 32 layers that are left to it, the checkpoint has none.
+    assert not saved(source, tmp_path / "out").exists(LAST_LAYER_FILE)
+    (source / "model.safetensors").unlink()
+    assert last_layer_bytes(source, 2)[0] == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3])
+def test_what_is_no_layers_is_refused(value: float, tmp_path: Path) -> None:
+    out = saved(save_target(tmp_path / "target", "llama"), tmp_path / "out")
+    tensors = load_last_layer(out.read)
+    name = "model.layers.3.mlp.up_proj.weight"
+    dtype = torch.int8 if value == 3 else torch.bfloat16
+    tensors[name] = torch.full_like(tensors[name], value, dtype=dtype)
+    save_file(tensors, tmp_path / "out" / LAST_LAYER_FILE)
+    with pytest.raises(IntegrityError, match=f"{LAST_LAYER_FILE}.*finite"):
+        load_last_layer(out.read)
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     out = saved(save_target(tmp_path / "target", "llama"), tmp_path / "out")
     (tmp_path / "out" / LAST_LAYER_FILE).write_bytes(out.read(LAST_LAYER_FILE)[:100])

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
 from specpipe.schemas.errors import ConfigError, UnfinishedError
+from specpipe.schemas.settings.recipe import Facts, resolve
 from specpipe.schemas.settings.stages import ReportConfig
 from specpipe.stages.report.run import run as report
 from specpipe.stages.train.learning_curve.shares import SHARES, share_config
@@ -98,8 +99,9 @@ def test_a_share_follows_the_recipe_where_the_command_leaves_it_open(
         assert of_share.data_fraction == share
         assert of_share.batch_tokens is None
         assert of_share.out == f"{config.out}/curve/{share:g}"
-        # Smaller steps have smaller rates.
-        assert of_share.learning_rate is None
+        # Smaller steps have smaller rates, and fewer steps of a pass a larger weight decay.
+        assert of_share.learning_rate is of_share.muon_weight_decay is None
+        assert resolve(of_share, Facts(32, 20, 1000, 500)).config.muon_weight_decay > 0
     # What the first command set stays, also where a later one does not say it.
     fixed = make_config(
         out=str(tmp_path / "fixed"), max_steps=6, batch_tokens=200, optimizer="muon"

@@ -7,7 +7,7 @@ import yaml
 from specpipe.schemas.records.tune import Settings, TuneResult
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 
-_FROM_DATA = ("learning_rate", "warmup_ratio")
+_FROM_DATA = ("learning_rate", "muon_weight_decay", "warmup_ratio")
 """What the recipe sets by the data, besides the steps' number and size. It stands in the file, so
 that the run is the one that the search took it to be."""
 _OF_THE_SEARCH = frozenset({"out", "time_limit", "preset", "log", "log_project", "log_name"})

@@ -52,7 +52,7 @@ MUON_RATE = 7.5e-3
 MUON_RATE_TOKENS = 1024
 """Tokens of a step below which the rate falls in proportion: smaller steps are noisier."""
 DECAY_EPOCHS = 10
-"""Passes over the data in which weights that get no gradient fall to 1/e, at Muon's full rate: text
+"""Passes over the data in which weights that get no gradient fall to 1/e, at the full rate: text
 that is seen often wants some weight decay, text that is seen once or twice next to none."""
 ADAMW_RATE_TIMES_WIDTH = 1.024
 """AdamW's best rate falls with the width: 4e-3 at 256, 2.5e-4 at 4,096."""
@@ -166,10 +166,9 @@ def resolve(config: TrainConfig, facts: Facts) -> Recipe:
         num_epochs = config.num_epochs or math.ceil(max_steps / per_epoch)
     assert num_epochs is not None
     num_steps = max_steps or num_epochs * per_epoch
-    rate = config.learning_rate or _rate(config, facts, batch_tokens)
     settings: dict[str, Any] = {
-        "learning_rate": rate,
-        "muon_weight_decay": _decay(config, config.muon_learning_rate or rate, per_epoch),
+        "learning_rate": config.learning_rate or _rate(config, facts, batch_tokens),
+        "muon_weight_decay": _decay(config, _rate(config, facts, batch_tokens), per_epoch),
         "warmup_ratio": _warmup_ratio(config, num_steps),
         "num_epochs": num_epochs,
         "max_steps": max_steps,
@@ -215,8 +214,9 @@ def _rate(config: TrainConfig, facts: Facts, batch_tokens: int) -> float:
 
 
 def _decay(config: TrainConfig, rate: float, steps_per_epoch: int) -> float:
-    """Of Muon's matrices; its time scale is passes over the data, however they are cut into steps
-    (arXiv 2405.13698). Weights that were trained before are no larger than they should be."""
+    """Of Muon's matrices, at the recipe's `rate`; its time scale is passes over the data, however
+    they are cut into steps (arXiv 2405.13698). A lower rate lets weights fall slower, too. Weights
+    that were trained before are no larger than they should be."""
     if config.muon_weight_decay is not None:
         return config.muon_weight_decay
     is_set = "weight_decay" in config.model_fields_set

@@ -109,7 +109,7 @@ class TrainConfig(Config):
     muon_momentum: Beta = 0.95
     """Muon's (Nesterov) momentum."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay of all weights; Muon's matrices have --muon-weight-decay."""
     muon_weight_decay: float | None = Field(None, ge=0)
     """Weight decay of Muon's matrices. [default: --weight-decay where that is given, else by the
     data]"""

@@ -56,6 +56,10 @@ OF_TRAINING: Counts[TrainConfig] = {
         for name, kinds in settings_fields().items()
         if not any(name in KINDS[kind].settings.of_training for kind in kinds)
     },
+    "fresh_layer": (
+        lambda c: _fresh(c) and c.warm_start is None,
+        "drafters without init_from and warm_start",
+    ),
     "draft_vocab_by": (
         _chooses_vocab,
         "draft vocabularies that are chosen, without draft_vocab_file and init_from",

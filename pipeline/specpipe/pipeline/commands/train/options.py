@@ -126,6 +126,7 @@ TRAIN: dict[str, tuple[str | Flag, ...]] = {
         "--warmup-ratio",
         "--wsd-decay",
         "--muon-momentum",
+        "--muon-weight-decay",
         "--adam-betas",
         "--weight-decay",
         "--max-grad-norm",

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+from transformers import PreTrainedConfig
 
+from specpipe.schemas.errors import IntegrityError
 from specpipe.schemas.records.dump import LAST_LAYER_FILE
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.store.objects import put_object
-from specpipe.stages.target.files.identity import read_config
+from specpipe.stages.target.files.identity import head_sizes, load_config, read_config
 from specpipe.stages.target.files.location import weight_files
 from specpipe.stages.target.head.verifier_head import Read
 from specpipe.stages.untrusted.tensors import load_tensors, num_bytes_of, opened_tensors
@@ -29,16 +31,15 @@ def save_last_layer(source: Path, folder: Folder) -> None:
     """Write last_layer.safetensors of the target in a local folder; nothing of a target whose
     layers are of another kind, or quantised."""
     tensors = {name: file.get_tensor(name) for file, name in _own(source)}
-    if tensors and all(tensor.dtype in _FLOATS for tensor in tensors.values()):
+    if tensors and is_plain(tensors):
         put_object(folder, LAST_LAYER_FILE, save_tensors(dict(sorted(tensors.items()))))
 
 
 def last_layer_bytes(source: Path, itemsize: int) -> tuple[int, int]:
     """Files that `save_last_layer` writes, and about how many bytes; without weights on this disk,
     by the target's config and so many bytes a number."""
-    config = read_config(source)
-    if _is_llamas(config) and not any(source.glob("*.safetensors")):
-        return 1, itemsize * _num_numbers(config)
+    if is_llamas(read_config(source)) and not any(source.glob("*.safetensors")):
+        return 1, itemsize * _num_numbers(load_config(source))
     num_bytes = sum(num_bytes_of(file, name) for file, name in _own(source))
     return (1 if num_bytes else 0), num_bytes
 
@@ -46,9 +47,18 @@ def last_layer_bytes(source: Path, itemsize: int) -> tuple[int, int]:
 def load_last_layer(read: Read) -> dict[str, Tensor]:
     """What `save_last_layer` wrote, tensors under the checkpoint's names.
 
-    Raises IntegrityError where the file is missing or damaged.
+    Raises IntegrityError where the file is missing or damaged, or holds what no layer does.
     """
-    return load_tensors(read(LAST_LAYER_FILE), f"{LAST_LAYER_FILE} of the dump's target")
+    where = f"{LAST_LAYER_FILE} of the dump's target"
+    tensors = load_tensors(read(LAST_LAYER_FILE), where)
+    if not is_plain(tensors) or not all(t.isfinite().all() for t in tensors.values()):
+        raise IntegrityError(f"{where} holds numbers that are not finite, or of another dtype")
+    return tensors
+
+
+def is_plain(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are numbers as they are used, and not quantised ones."""
+    return all(tensor.dtype in _FLOATS for tensor in tensors.values())
 
 
 def layer_prefix(number: int) -> str:
@@ -56,26 +66,25 @@ def layer_prefix(number: int) -> str:
     return f"model.layers.{number}."
 
 
-def _num_numbers(config: Mapping[str, Any]) -> int:
-    """H (2 q + 2 kv + 3 I + 2), with the widths of all queries and all keys."""
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    head = int(config.get("head_dim") or hidden // heads)
-    keys = head * int(config.get("num_key_value_heads") or heads)
-    return hidden * (2 * head * heads + 2 * keys + 3 * int(config["intermediate_size"]) + 2)
-
-
-def _is_llamas(config: Mapping[str, Any]) -> bool:
+def is_llamas(config: Mapping[str, Any]) -> bool:
     """Whether the layers are as the drafters' are, and not quantised."""
     return config.get("model_type") in MODEL_TYPES and not config.get("quantization_config")
+
+
+def _num_numbers(config: PreTrainedConfig) -> int:
+    """H (2 q + 2 kv + 3 I + 2), with the widths of all queries and all keys."""
+    hidden, [head] = config.hidden_size, head_sizes(config)
+    queries, keys = head * config.num_attention_heads, head * config.num_key_value_heads
+    numbers: int = hidden * (2 * queries + 2 * keys + 3 * config.intermediate_size + 2)
+    return numbers
 
 
 def _own(source: Path) -> Iterator[tuple[Any, str]]:
     """The tensors of the last layer, each as an open file and a name in it; of pickled weights,
     which vLLM loads, none."""
-    config = read_config(source)
-    if not _is_llamas(config) or not any(source.glob("*.safetensors")):
+    if not is_llamas(read_config(source)) or not any(source.glob("*.safetensors")):
         return
-    prefix = layer_prefix(int(config["num_hidden_layers"]) - 1)
+    prefix = layer_prefix(load_config(source).num_hidden_layers - 1)
     for path in weight_files(source):
         with opened_tensors(path, f"target {source}: {path.name}") as file:
             for name in sorted(file.keys()):

@@ -2,13 +2,14 @@
 
 The drafter's layers become the target's last ones; the first takes the embedding with weight 0. fc
 hands on the highest auxiliary state; the norm before the lm_head is the target's already. What a
-drafter then says is what the target would, were its last layers to follow the auxiliary layer at
-once.
+drafter then says is near to what the target would, were its last layers to follow the auxiliary
+layer at once: the same where its norms on fc's input and on the residual are off, but for biases,
+which drafters do not have.
 
 Legend: H hidden size, h heads, E head size, O all heads together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +21,13 @@ from specpipe.schemas.records.dump import LAST_LAYER_FILE
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.target.files.identity import read_config
 from specpipe.stages.target.files.location import local_folder, weight_files
-from specpipe.stages.target.head.last_layer import MODEL_TYPES, layer_prefix, load_last_layer
+from specpipe.stages.target.head.last_layer import (
+    MODEL_TYPES,
+    is_llamas,
+    is_plain,
+    layer_prefix,
+    load_last_layer,
+)
 from specpipe.stages.target.head.verifier_head import load_norm, load_stored_config
 from specpipe.stages.untrusted.tensors import opened_tensors
 
@@ -40,28 +47,34 @@ def begin_with_last_layers(
     ConfigError where its layers are of another kind or shape than the drafter's, IdentityError
     where its final norm is not that of the dump's target, IntegrityError where a file of it is
     damaged. Else the last layer comes from the dump, where it holds one, that is of the drafter's
-    shape, for a drafter of one layer.
+    kind and shape, for a drafter of one layer.
     """
     if target is not None:
-        weights = _of_checkpoint(model, shape, dump, target)
-        if problem := _misfit(model, weights):
+        read = _of_checkpoint(shape, dump, target)
+        if problem := _misfit(model, shape, dump, read):
             raise ConfigError(
                 f"warm start from {target}: {problem}; leave the drafter's sizes as the target's"
             )
     elif settings.fresh_layer or not _may_take_stored(shape, dump):
         return
     else:
-        weights = _first_weights(model, shape, dump, _stored(dump))
-        if _misfit(model, weights):
+        read = _stored(dump)
+        if _misfit(model, shape, dump, read):
             return
     own = dict(model.named_parameters())
-    for name, weight in weights.items():
+    for name, weight in _first_weights(model, shape, dump, read).items():
         own[name].copy_(weight)
 
 
 def _may_take_stored(shape: LayerShape, dump: Dump) -> bool:
-    is_alike = shape.num_layers == 1 and not shape.projects_embedding
-    return is_alike and dump.has_target_file(LAST_LAYER_FILE)
+    """Whether the drafter's layer is computed as the stored one, if that has its sizes."""
+    if not dump.has_target_file(LAST_LAYER_FILE) or shape.num_layers > 1:
+        return False
+    config = load_stored_config(dump.target_file)
+    heads = shape.num_attention_heads, shape.num_key_value_heads
+    has_its_heads = heads == (config.num_attention_heads, config.num_key_value_heads)
+    is_its_kind = shape.layer_type != "qwen3" or config.model_type == "qwen3"
+    return not shape.projects_embedding and has_its_heads and is_its_kind
 
 
 def _stored(dump: Dump) -> ReadTensor:
@@ -75,15 +88,15 @@ def _stored(dump: Dump) -> ReadTensor:
     return read
 
 
-def _of_checkpoint(
-    model: nn.Module, shape: LayerShape, dump: Dump, target: str
-) -> dict[str, Tensor]:
+def _of_checkpoint(shape: LayerShape, dump: Dump, target: str) -> ReadTensor:
     folder = local_folder(target)
-    kind = read_config(folder).get("model_type")
-    if kind not in MODEL_TYPES:
+    config = read_config(folder)
+    if not is_llamas(config):
+        quantised = "quantised, " if config.get("quantization_config") else ""
         raise ConfigError(
-            f"warm start from {target}: its layers are of type {kind!r}, the"
-            f" drafter's are as those of {', '.join(sorted(MODEL_TYPES))}"
+            f"warm start from {target}: its layers are {quantised}of type"
+            f" {config.get('model_type')!r}, the drafter's are as those of"
+            f" {', '.join(sorted(MODEL_TYPES))}"
         )
     if shape.projects_embedding:
         raise ConfigError(
@@ -96,27 +109,21 @@ def _of_checkpoint(
             f"warm start from {target}: its final norm is not that of the dump's target,"
             f" {dump.identity.target.name}"
         )
-    return _first_weights(model, shape, dump, read)
+    return read
 
 
 def _first_weights(
     model: nn.Module, shape: LayerShape, dump: Dump, read: ReadTensor
 ) -> dict[str, Tensor]:
     """Of the drafter's parameters, by their names."""
-    config = load_stored_config(dump.target_file)
     first = dump.identity.target.num_layers - shape.num_layers
-    weights: dict[str, Tensor] = {}
-    for name in model.state_dict():
-        if name.startswith("layers.") and not name.endswith("hidden_norm.weight"):
-            _, number, rest = name.split(".", 2)
-            weights[name] = read(layer_prefix(first + int(number)) + rest)
-    if config.model_type == "qwen3" and shape.layer_type != "qwen3":
-        for layer in range(shape.num_layers):
-            norm_H = weights[f"layers.{layer}.input_layernorm.weight"].float()
-            for which in "qk":
-                name = f"layers.{layer}.self_attn.{which}_proj.weight"
-                norm_E = read(f"{layer_prefix(first + layer)}self_attn.{which}_norm.weight")
-                weights[name] = with_norm_in_it(weights[name].float(), norm_E.float(), norm_H)
+    weights = {ours: read(theirs) for ours, theirs in _layer_names(model, first).items()}
+    for layer in range(shape.num_layers) if _norms_are_missing(shape, dump) else ():
+        norm_H = weights[f"layers.{layer}.input_layernorm.weight"].float()
+        for which in "qk":
+            name = f"layers.{layer}.self_attn.{which}_proj.weight"
+            norm_E = read(f"{layer_prefix(first + layer)}self_attn.{which}_norm.weight")
+            weights[name] = with_norm_in_it(weights[name].float(), norm_E.float(), norm_H)
     # The drafter's hidden state takes the way that the layer's input took; the embedding's way in
     # begins at 0, and its norm as it is.
     weights["layers.0.hidden_norm.weight"] = weights.pop("layers.0.input_layernorm.weight")
@@ -126,6 +133,23 @@ def _first_weights(
     blank = torch.zeros(shape.hidden_size, (shape.num_aux - 1) * shape.hidden_size)
     weights["fc.weight"] = torch.cat([blank, torch.eye(shape.hidden_size)], dim=-1)
     return weights
+
+
+def _layer_names(model: nn.Module, first: int) -> dict[str, str]:
+    """The checkpoint's name of each parameter of the drafter's layers, whose first one is `first`
+    in the target; biases have no place in a drafter."""
+    names = {}
+    for name in model.state_dict():
+        if name.startswith("layers.") and not name.endswith("hidden_norm.weight"):
+            _, number, rest = name.split(".", 2)
+            names[name] = layer_prefix(first + int(number)) + rest
+    return names
+
+
+def _norms_are_missing(shape: LayerShape, dump: Dump) -> bool:
+    """Whether the target norms queries and keys, and the drafter does not."""
+    config = load_stored_config(dump.target_file)
+    return config.model_type == "qwen3" and shape.layer_type != "qwen3"
 
 
 def with_norm_in_it(weight_OH: Tensor, norm_E: Tensor, input_norm_H: Tensor) -> Tensor:
@@ -139,18 +163,26 @@ def with_norm_in_it(weight_OH: Tensor, norm_E: Tensor, input_norm_H: Tensor) -> 
     return found_hEH.flatten(0, 1)
 
 
-def _misfit(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Which of them have another shape than the drafter's; empty where all fit."""
+def _misfit(model: nn.Module, shape: LayerShape, dump: Dump, read: ReadTensor) -> str:
+    """Which of the target's tensors have another shape than the drafter's; empty where all fit."""
     own = dict(model.named_parameters())
+    first = dump.identity.target.num_layers - shape.num_layers
+    wanted = {theirs: list(own[ours].shape) for ours, theirs in _layer_names(model, first).items()}
+    for which in "qkv":  # the first layer sees the embedding, too
+        wanted[f"{layer_prefix(first)}self_attn.{which}_proj.weight"][-1] = shape.hidden_size
+    if _norms_are_missing(shape, dump):
+        for layer in range(first, first + shape.num_layers):
+            for which in "qk":
+                wanted[f"{layer_prefix(layer)}self_attn.{which}_norm.weight"] = [shape.head_dim]
     return ", ".join(
-        f"{name} {list(weight.shape)} instead of {list(own[name].shape)}"
-        for name, weight in weights.items()
-        if weight.shape != own[name].shape
+        f"{name} {list(read(name).shape)} instead of {size}"
+        for name, size in wanted.items()
+        if list(read(name).shape) != size
     )
 
 
 def _reader(folder: Path) -> ReadTensor:
-    """Of a checkpoint; raises ConfigError for a name that it lacks."""
+    """Of a checkpoint; raises ConfigError for a name that it lacks, or a quantised tensor."""
     places: dict[str, Path] = {}
     for path in weight_files(folder):
         with opened_tensors(path, f"warm start from {path}: it") as file:
@@ -161,6 +193,8 @@ def _reader(folder: Path) -> ReadTensor:
             raise ConfigError(f"warm start from {folder}: its weights hold no {name}")
         with opened_tensors(places[name], f"warm start from {places[name]}: it") as file:
             tensor: Tensor = file.get_tensor(name)
+        if not is_plain({name: tensor}):
+            raise ConfigError(f"warm start from {folder}: {name} is quantised ({tensor.dtype})")
         return tensor
 
     return read
