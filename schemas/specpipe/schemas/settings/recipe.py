@@ -54,6 +54,8 @@ MUON_RATE_TOKENS = 1024
 DECAY_EPOCHS = 10
 """Passes over the data in which weights that get no gradient fall to 1/e, at the full rate: text
 that is seen often wants some weight decay, text that is seen once or twice next to none."""
+MOST_DECAY_OF_A_STEP = 0.01
+"""Largest share of a weight that a step takes away, for data of a few steps."""
 ADAMW_RATE_TIMES_WIDTH = 1.024
 """AdamW's best rate falls with the width: 4e-3 at 256, 2.5e-4 at 4,096."""
 MOST_ADAMW_RATE = 5e-3
@@ -168,6 +170,7 @@ def resolve(config: TrainConfig, facts: Facts) -> Recipe:
     num_steps = max_steps or num_epochs * per_epoch
     settings: dict[str, Any] = {
         "learning_rate": config.learning_rate or _rate(config, facts, batch_tokens),
+        "weight_decay": config.weight_decay or 0.0,
         "muon_weight_decay": _decay(config, _rate(config, facts, batch_tokens), per_epoch),
         "warmup_ratio": _warmup_ratio(config, num_steps),
         "num_epochs": num_epochs,
@@ -219,10 +222,12 @@ def _decay(config: TrainConfig, rate: float, steps_per_epoch: int) -> float:
     that were trained before are no larger than they should be."""
     if config.muon_weight_decay is not None:
         return config.muon_weight_decay
-    is_set = "weight_decay" in config.model_fields_set
-    if is_set or config.init_from or config.drafter.begins_trained:
+    if config.weight_decay is not None:
         return config.weight_decay
-    return float(f"{1 / (rate * steps_per_epoch * DECAY_EPOCHS):.3g}")
+    if config.init_from or config.drafter.begins_trained:
+        return 0.0
+    of_a_step = min(1 / (steps_per_epoch * DECAY_EPOCHS), MOST_DECAY_OF_A_STEP)
+    return float(f"{of_a_step / rate:.3g}")
 
 
 def _warmup_ratio(config: TrainConfig, num_steps: int) -> float:

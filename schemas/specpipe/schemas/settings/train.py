@@ -108,8 +108,8 @@ class TrainConfig(Config):
     """Peak learning rate of Muon's matrices. [default: as --learning-rate]"""
     muon_momentum: Beta = 0.95
     """Muon's (Nesterov) momentum."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of all weights; Muon's matrices have --muon-weight-decay."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Decoupled weight decay of all weights. [default: 0, and --muon-weight-decay]"""
     muon_weight_decay: float | None = Field(None, ge=0)
     """Weight decay of Muon's matrices. [default: --weight-decay where that is given, else by the
     data]"""
@@ -252,6 +252,7 @@ class ResolvedTrainConfig(TrainConfig):
     """The settings of a run, with every default filled in; stored in the run's config.json."""
 
     learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
     muon_weight_decay: float = Field(ge=0)
     warmup_ratio: float = Field(ge=0, lt=1)
     num_epochs: int = Field(gt=0)

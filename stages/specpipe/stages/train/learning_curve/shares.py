@@ -28,6 +28,7 @@ SHARES = (1 / 8, 1 / 4, 1 / 2)
 
 _FOLLOWING = (
     "learning_rate",
+    "weight_decay",
     "muon_weight_decay",
     "batch_tokens",
     "num_epochs",
@@ -61,7 +62,7 @@ def share_config(config: TrainConfig, whole: TrainResult, share: float) -> Train
         if (number := getattr(base, name)) is not None:
             changes[name] = max(1, round(number * share))
     values = dict(base) | changes
-    return TrainConfig.model_construct(_fields_set=base.model_fields_set | changes.keys(), **values)
+    return TrainConfig.model_construct(**values)
 
 
 def _left_open(config: TrainConfig, whole: TrainConfig, result: TrainResult) -> TrainConfig:
@@ -80,8 +81,7 @@ def _left_open(config: TrainConfig, whole: TrainConfig, result: TrainResult) -> 
     if whole.optimizer != "muon":
         # AdamW's rate follows from the width alone, which is not among a run's figures.
         left_open.pop("learning_rate", None)
-    values = dict(whole) | left_open
-    opened = TrainConfig.model_construct(_fields_set=set(whole.model_fields_set), **values)
+    opened = TrainConfig.model_construct(**(dict(whole) | left_open))
     facts = Facts(1, recipe.num_samples, recipe.num_tokens, recipe.num_supervised)
     again = resolve(opened, facts).config
     same = all(getattr(again, name) == getattr(whole, name) for name in _FOLLOWING)
