@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.validate.serve import run as serve
 from specpipe.stages.validate.serve.engine import EngineRequest, EngineResult, decode
 
@@ -27,16 +27,9 @@ def one_engine_without_a_drafter(
         if answer.exists():
             return EngineResult.model_validate_json(answer.read_bytes())
         result = decode(request)
-        write_whole(answer, result.model_dump_json(), worker_id)
+        write_file(answer, result.model_dump_json().encode())
         return result
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serve, "decode", decode_once)
         yield
-
-
-def write_whole(path: Path, text: str, worker: str) -> None:
-    """Another process that looks meanwhile sees all of it or nothing."""
-    part = path.with_name(f"{path.name}-{worker}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -168,10 +168,11 @@ def resolve(config: TrainConfig, facts: Facts) -> Recipe:
         num_epochs = config.num_epochs or math.ceil(max_steps / per_epoch)
     assert num_epochs is not None
     num_steps = max_steps or num_epochs * per_epoch
+    rate = _rate(config, facts, batch_tokens)
     settings: dict[str, Any] = {
-        "learning_rate": config.learning_rate or _rate(config, facts, batch_tokens),
+        "learning_rate": config.learning_rate or rate,
         "weight_decay": config.weight_decay or 0.0,
-        "muon_weight_decay": _decay(config, _rate(config, facts, batch_tokens), per_epoch),
+        "muon_weight_decay": _decay(config, rate, per_epoch),
         "warmup_ratio": _warmup_ratio(config, num_steps),
         "num_epochs": num_epochs,
         "max_steps": max_steps,

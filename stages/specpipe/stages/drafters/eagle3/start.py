@@ -30,4 +30,6 @@ def initialise(
             model.norm.weight.copy_(target.final_scale_H)
         model.lm_head.weight.copy_(rows_DH.float())
     assert isinstance(config.drafter, EagleSettings)
-    begin_with_last_layers(model, model.shape, dump, config.warm_start, config.drafter)
+    begin_with_last_layers(
+        model, model.shape, dump, target.config, config.warm_start, config.drafter
+    )

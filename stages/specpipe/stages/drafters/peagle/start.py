@@ -28,4 +28,6 @@ def initialise(
     model.lm_head.weight.copy_(target.lm_head_VH[target_ids_D].float())
     model.mask_embedding.copy_(target.embedding_VH[model.shape.mask_token].float())
     assert isinstance(config.drafter, EagleSettings)
-    begin_with_last_layers(model, model.shape, dump, config.warm_start, config.drafter)
+    begin_with_last_layers(
+        model, model.shape, dump, target.config, config.warm_start, config.drafter
+    )

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -17,14 +16,12 @@ from specpipe.schemas.records.dump import LAST_LAYER_FILE
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.store.objects import put_object
 from specpipe.stages.target.files.identity import head_sizes, load_config, read_config
-from specpipe.stages.target.files.location import weight_files
-from specpipe.stages.target.head.verifier_head import Read
-from specpipe.stages.untrusted.tensors import load_tensors, num_bytes_of, opened_tensors
+from specpipe.stages.target.files.weights import stored_tensors
+from specpipe.stages.target.head.verifier_head import FLOATS, Read, is_finite
+from specpipe.stages.untrusted.tensors import load_tensors, num_bytes_of
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Decoder layers that are computed as the drafters' are (biases aside)."""
-
-_FLOATS = frozenset({torch.bfloat16, torch.float16, torch.float32})
 
 
 def save_last_layer(source: Path, folder: Folder) -> None:
@@ -51,14 +48,14 @@ def load_last_layer(read: Read) -> dict[str, Tensor]:
     """
     where = f"{LAST_LAYER_FILE} of the dump's target"
     tensors = load_tensors(read(LAST_LAYER_FILE), where)
-    if not is_plain(tensors) or not all(t.isfinite().all() for t in tensors.values()):
+    if not is_plain(tensors) or not all(map(is_finite, tensors.values())):
         raise IntegrityError(f"{where} holds numbers that are not finite, or of another dtype")
     return tensors
 
 
 def is_plain(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are numbers as they are used, and not quantised ones."""
-    return all(tensor.dtype in _FLOATS for tensor in tensors.values())
+    return all(tensor.dtype in FLOATS for tensor in tensors.values())
 
 
 def layer_prefix(number: int) -> str:
@@ -85,8 +82,4 @@ def _own(source: Path) -> Iterator[tuple[Any, str]]:
     if not is_llamas(read_config(source)) or not any(source.glob("*.safetensors")):
         return
     prefix = layer_prefix(load_config(source).num_hidden_layers - 1)
-    for path in weight_files(source):
-        with opened_tensors(path, f"target {source}: {path.name}") as file:
-            for name in sorted(file.keys()):
-                if name.startswith(prefix):
-                    yield file, name
+    yield from stored_tensors(source, lambda name: name.startswith(prefix))

@@ -20,9 +20,9 @@ from specpipe.stages.storage.records import parse_record
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.storage.store.objects import put_object
 from specpipe.stages.target.files.identity import read_config
-from specpipe.stages.target.files.location import weight_files
+from specpipe.stages.target.files.weights import stored_tensors
 from specpipe.stages.target.head.verifier_head import Read
-from specpipe.stages.untrusted.tensors import load_tensors, num_bytes_of, opened_tensors
+from specpipe.stages.untrusted.tensors import load_tensors, num_bytes_of
 
 
 def save_mtp(source: Path, folder: Folder) -> None:
@@ -76,8 +76,4 @@ def load_mtp(read: Read) -> tuple[MtpRecord, dict[str, Tensor]]:
 def _own(source: Path, family: MtpFamily, config: Mapping[str, Any]) -> Iterator[tuple[Any, str]]:
     """The tensors of the first MTP layer, each as an open file and a name in it."""
     num_layers = text_settings(config)["num_hidden_layers"]
-    for path in weight_files(source):
-        with opened_tensors(path, f"target {source}: {path.name}") as file:
-            for name in sorted(file.keys()):
-                if our_name(family, name, num_layers) is not None:
-                    yield file, name
+    return stored_tensors(source, lambda name: our_name(family, name, num_layers) is not None)

@@ -37,7 +37,7 @@ Read = Callable[[str], bytes]
 EMBEDDING = "embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _FINITE_ROWS = 2**12
 
 _CONFIG = "config.json of the dump's target"
@@ -252,14 +252,21 @@ def _tensors(read: Read) -> dict[str, Tensor]:
     where = f"{HEAD_WEIGHTS_FILE} of the dump's target"
     tensors = load_tensors(read(HEAD_WEIGHTS_FILE), where)
     for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in FLOATS:
             raise IntegrityError(f"{where}: {name} is {tensor.dtype}, not a float of 16 or 32 bits")
     return tensors
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are."""
     # In pieces: the test makes a tensor of its own of each.
-    if not all(bool(piece.isfinite().all()) for piece in tensor.split(_FINITE_ROWS)):
+    return all(
+        bool(piece.isfinite().all()) for piece in torch.atleast_1d(tensor).split(_FINITE_ROWS)
+    )
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not is_finite(tensor):
         raise IntegrityError(
             f"{HEAD_WEIGHTS_FILE} of the dump's target: {name} holds NaN or infinity"
         )

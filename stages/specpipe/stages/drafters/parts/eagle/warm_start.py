@@ -10,10 +10,12 @@ Legend: H hidden size, h heads, E head size, O all heads together.
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from specpipe.schemas.drafters.base import EagleSettings, LayerShape
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError
@@ -28,7 +30,7 @@ from specpipe.stages.target.head.last_layer import (
     layer_prefix,
     load_last_layer,
 )
-from specpipe.stages.target.head.verifier_head import load_norm, load_stored_config
+from specpipe.stages.target.head.verifier_head import load_norm
 from specpipe.stages.untrusted.tensors import opened_tensors
 
 FINAL_NORM = "model.norm.weight"
@@ -39,38 +41,42 @@ ReadTensor = Callable[[str], Tensor]
 
 @torch.no_grad()
 def begin_with_last_layers(
-    model: nn.Module, shape: LayerShape, dump: Dump, target: str | None, settings: EagleSettings
+    model: nn.Module,
+    shape: LayerShape,
+    dump: Dump,
+    config: PreTrainedConfig,
+    target: str | None,
+    settings: EagleSettings,
 ) -> None:
     """Replace the weights of fc and the layers by those of the target's last layers.
 
-    They come from the checkpoint `target` (a folder, or a hub id), where one is given: raises
-    ConfigError where its layers are of another kind or shape than the drafter's, IdentityError
-    where its final norm is not that of the dump's target, IntegrityError where a file of it is
-    damaged. Else the last layer comes from the dump, where it holds one, that is of the drafter's
-    kind and shape, for a drafter of one layer.
+    `config` is the target's. They come from the checkpoint `target` (a folder, or a hub id), where
+    one is given: raises ConfigError where its layers are of another kind or shape than the
+    drafter's, IdentityError where its final norm is not that of the dump's target, IntegrityError
+    where a file of it is damaged. Else the last layer comes from the dump, where it holds one, that
+    is of the drafter's kind and shape, for a drafter of one layer.
     """
     if target is not None:
-        read = _of_checkpoint(shape, dump, target)
-        if problem := _misfit(model, shape, dump, read):
+        read: ReadTensor = cache(_of_checkpoint(shape, dump, target))
+        if problem := _misfit(model, shape, config, read):
             raise ConfigError(
                 f"warm start from {target}: {problem}; leave the drafter's sizes as the target's"
             )
-    elif settings.fresh_layer or not _may_take_stored(shape, dump):
+    elif settings.fresh_layer or not _may_take_stored(shape, dump, config):
         return
     else:
         read = _stored(dump)
-        if _misfit(model, shape, dump, read):
+        if _misfit(model, shape, config, read):
             return
     own = dict(model.named_parameters())
-    for name, weight in _first_weights(model, shape, dump, read).items():
+    for name, weight in _first_weights(model, shape, config, read).items():
         own[name].copy_(weight)
 
 
-def _may_take_stored(shape: LayerShape, dump: Dump) -> bool:
+def _may_take_stored(shape: LayerShape, dump: Dump, config: PreTrainedConfig) -> bool:
     """Whether the drafter's layer is computed as the stored one, if that has its sizes."""
     if not dump.has_target_file(LAST_LAYER_FILE) or shape.num_layers > 1:
         return False
-    config = load_stored_config(dump.target_file)
     heads = shape.num_attention_heads, shape.num_key_value_heads
     has_its_heads = heads == (config.num_attention_heads, config.num_key_value_heads)
     is_its_kind = shape.layer_type != "qwen3" or config.model_type == "qwen3"
@@ -113,12 +119,12 @@ def _of_checkpoint(shape: LayerShape, dump: Dump, target: str) -> ReadTensor:
 
 
 def _first_weights(
-    model: nn.Module, shape: LayerShape, dump: Dump, read: ReadTensor
+    model: nn.Module, shape: LayerShape, config: PreTrainedConfig, read: ReadTensor
 ) -> dict[str, Tensor]:
     """Of the drafter's parameters, by their names."""
-    first = dump.identity.target.num_layers - shape.num_layers
+    first = config.num_hidden_layers - shape.num_layers
     weights = {ours: read(theirs) for ours, theirs in _layer_names(model, first).items()}
-    for layer in range(shape.num_layers) if _norms_are_missing(shape, dump) else ():
+    for layer in range(shape.num_layers) if _norms_are_missing(shape, config) else ():
         norm_H = weights[f"layers.{layer}.input_layernorm.weight"].float()
         for which in "qk":
             name = f"layers.{layer}.self_attn.{which}_proj.weight"
@@ -146,9 +152,8 @@ def _layer_names(model: nn.Module, first: int) -> dict[str, str]:
     return names
 
 
-def _norms_are_missing(shape: LayerShape, dump: Dump) -> bool:
+def _norms_are_missing(shape: LayerShape, config: PreTrainedConfig) -> bool:
     """Whether the target norms queries and keys, and the drafter does not."""
-    config = load_stored_config(dump.target_file)
     return config.model_type == "qwen3" and shape.layer_type != "qwen3"
 
 
@@ -163,21 +168,21 @@ def with_norm_in_it(weight_OH: Tensor, norm_E: Tensor, input_norm_H: Tensor) -> 
     return found_hEH.flatten(0, 1)
 
 
-def _misfit(model: nn.Module, shape: LayerShape, dump: Dump, read: ReadTensor) -> str:
+def _misfit(model: nn.Module, shape: LayerShape, config: PreTrainedConfig, read: ReadTensor) -> str:
     """Which of the target's tensors have another shape than the drafter's; empty where all fit."""
     own = dict(model.named_parameters())
-    first = dump.identity.target.num_layers - shape.num_layers
+    first = config.num_hidden_layers - shape.num_layers
     wanted = {theirs: list(own[ours].shape) for ours, theirs in _layer_names(model, first).items()}
     for which in "qkv":  # the first layer sees the embedding, too
         wanted[f"{layer_prefix(first)}self_attn.{which}_proj.weight"][-1] = shape.hidden_size
-    if _norms_are_missing(shape, dump):
+    if _norms_are_missing(shape, config):
         for layer in range(first, first + shape.num_layers):
             for which in "qk":
                 wanted[f"{layer_prefix(layer)}self_attn.{which}_norm.weight"] = [shape.head_dim]
     return ", ".join(
-        f"{name} {list(read(name).shape)} instead of {size}"
+        f"{name} {found} instead of {size}"
         for name, size in wanted.items()
-        if list(read(name).shape) != size
+        if (found := list(read(name).shape)) != size
     )
 
 
