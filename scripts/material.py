@@ -39,13 +39,12 @@ def make_dumps(
     material: Material,
     answers: int,
     texts: Sequence[Text],
-    drafters: Sequence[str] = (),
+    stored: Sequence[str] = (),
 ) -> None:
     """Dump these texts of a target to OUT/dump-NAME-TEXT; `answers` to each training prompt.
 
-    `drafters` are those whose layers are stored; default: EAGLE-3's.
+    `stored` are flags that say which layers are stored; default: EAGLE-3's.
     """
-    stored = ("--for", ",".join(drafters)) if drafters else ()
     data = {"train": material.train, "held_out": material.held_out, "greedy": material.held_out}
     for text in texts:
         more = ("--samples-per-prompt", answers) if text == "train" else ()

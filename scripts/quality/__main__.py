@@ -26,10 +26,10 @@ from scripts.bench.train_environment import peer_python
 from scripts.commands import fits
 from scripts.material import Material, Text, code_material, make_dumps, sample_material
 from scripts.quality import architectures, peer_tables, study
-from scripts.quality.architectures import STUDIES, Architectures, architecture_cells
+from scripts.quality.architectures import STUDIES, Architectures, Study, architecture_cells
 from scripts.quality.cell import dump_of
 from scripts.quality.matrix import EAGLE3, study_cells
-from scripts.quality.peers import HeadToHead
+from scripts.quality.peers import HeadToHead, layers_of_both
 from scripts.targets.mtp_target import mtp_target
 
 TEXTS: tuple[Text, ...] = ("train", "held_out", "greedy")
@@ -73,13 +73,18 @@ def main(peers: bool, **options: Any) -> None:
     kinds = STUDIES[options["architectures"]] if options["architectures"] else None
     if kinds is not None and kinds.has_mtp:
         materials = [_with_mtp(out, material) for material in materials]
-    stored = () if kinds is None or kinds.shares_layers else tuple(kinds.drafters)
     if not options["tables"]:
         for material in materials:
+            stored = ("--layers", layers_of_both(material.target)) if peers else _stored(kinds)
             few = _few(out, material, options["prompts"], options["held_out_prompts"])
             left = [text for text in TEXTS if not _is_dumped(out, material, text)]
             make_dumps(out, few, options["answers"], left, stored)
     (_head_to_head if peers else _architectures if kinds else _study)(out, materials, options)
+
+
+def _stored(kinds: Study | None) -> tuple[str, ...]:
+    """Which layers a study of architectures asks for."""
+    return () if kinds is None or kinds.shares_layers else ("--for", ",".join(kinds.drafters))
 
 
 def _with_mtp(out: Path, material: Material) -> Material:

@@ -6,14 +6,20 @@ from typing import Literal
 
 from scripts.quality.cell import Settings
 
-Side = Literal["ours", "ours-time", "peer", "peer-muon", "peer-adamw"]
+Side = Literal["ours", "ours-time", "peer", "peer-muon", "peer-muon-layers", "peer-adamw"]
+
+_MUON: Settings = {"optimizer": "muon", "lr": 7.5e-3}
 
 SWEPT: dict[Side, Settings] = {
     "peer": {},
-    "peer-muon": {"optimizer": "muon", "lr": 7.5e-3},
+    "peer-muon": _MUON,
+    "peer-muon-layers": _MUON,
     "peer-adamw": {"optimizer": "adamw", "lr": 4e-3},
 }
 """The peer's settings: its defaults, and the best of its two optimisers as we know them."""
+
+ON_OUR_LAYERS: Side = "peer-muon-layers"
+"""The side of the peer's that is given the auxiliary layers of our default, not of its own."""
 
 NUM_HEADS = (3, 5, 7)
 SEEDS = (0, 1, 2)
@@ -77,7 +83,7 @@ def peer_cells(vocab_sizes: dict[str, int]) -> Iterator[PeerCell]:
     """All of them, those that say most first; `vocab_sizes` is V by material."""
     sides: tuple[tuple[Side, ...], ...] = (
         ("peer", "ours", "ours-time"),
-        ("peer-muon", "peer-adamw"),
+        ("peer-muon", "peer-muon-layers", "peer-adamw"),
     )
     for seed in SEEDS:
         for num_heads in NUM_HEADS:

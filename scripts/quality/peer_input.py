@@ -32,6 +32,7 @@ HELD_OUT: float = TrainConfig.model_fields["held_out_fraction"].default
 class PeerInput:
     """What `write` wrote."""
 
+    folder: Path
     num_train: int
     num_held_out: int
     num_tokens: int
@@ -44,21 +45,21 @@ class PeerInput:
         return (self.num_train + 0.5) / (self.num_train + self.num_held_out)
 
 
-def write(url: str, folder: Path) -> PeerInput:
-    """Write `hidden_states/` and `rows.json`, which train_peer.write_dataset turns into a dataset
-    with its own packages; or only say what was written before."""
+def write(url: str, folder: Path, layers: tuple[int, ...]) -> PeerInput:
+    """Write `hidden_states/` of these layers and `rows.json`, which train_peer.write_dataset turns
+    into a dataset with its own packages; or only say what was written before."""
     stamp = folder / "input.json"
     if not stamp.exists():
-        found = _write(Dump.open(url), folder)
-        stamp.write_text(json.dumps(vars(found)), encoding="utf-8")
+        found = _write(Dump.open(url), folder, layers)
+        stamp.write_text(json.dumps(vars(found), default=str), encoding="utf-8")
     values = json.loads(stamp.read_text("utf-8"))
-    return PeerInput(**values | {"aux": tuple(values["aux"])})
+    return PeerInput(**values | {"aux": tuple(values["aux"]), "folder": folder})
 
 
-def _write(dump: Dump, folder: Path) -> PeerInput:
+def _write(dump: Dump, folder: Path, layers: tuple[int, ...]) -> PeerInput:
     states = folder / "hidden_states"
     states.mkdir(parents=True, exist_ok=True)
-    pairs = list(samples_of(dump))
+    pairs = list(samples_of(dump, layers))
     pairs.sort(key=lambda pair: is_held_out(pair[0].prompt_id, HELD_OUT))
     rows: dict[str, list[object]] = {"input_ids": [], "loss_mask": [], "seq_len": []}
     for number, (_, sample) in enumerate(pairs):
@@ -71,12 +72,13 @@ def _write(dump: Dump, folder: Path) -> PeerInput:
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     held_out = Counter(is_held_out(ref.prompt_id, HELD_OUT) for ref, _ in pairs)
     return PeerInput(
+        folder=folder,
         num_train=held_out[False],
         num_held_out=held_out[True],
         num_tokens=sum(
             ref.num_tokens for ref, _ in pairs if not is_held_out(ref.prompt_id, HELD_OUT)
         ),
-        aux=tuple(dump.identity.layers),
+        aux=layers,
     )
 
 

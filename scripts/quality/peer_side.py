@@ -6,23 +6,22 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from scripts.quality.cell import ONE_THREAD, Settings, Trained, dump_of, judged
-from scripts.quality.peer_input import write
+from scripts.quality.cell import ONE_THREAD, Counted, Settings, artifact_of
+from scripts.quality.peer_input import PeerInput
 
 CHECKPOINT = "checkpoint_best"
 """By its own loss on the samples that it holds out, as its documents have it."""
 
 
 def train_peer(
-    out: Path, folder: Path, material: str, target: Path, python: str, settings: Settings
-) -> Trained:
-    """Train with these settings (flags of its command), and judge what it calls the best.
+    folder: Path, target: Path, given: PeerInput, python: str, settings: Settings
+) -> Counted:
+    """Train with these settings (flags of its command), and keep what it calls the best.
 
     Raises RuntimeError with its last words where it fails.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    given = write(dump_of(out, material, "train"), out / f"peer-{material}")
     checkpoints, counted = folder / "checkpoints", folder / "counted.json"
     flags = {
         "verifier-name-or-path": target,
@@ -32,7 +31,7 @@ def train_peer(
         **settings,
     }
     values = {
-        "data": str(out / f"peer-{material}" / "data"),
+        "data": str(given.folder / "data"),
         "aux": given.aux,
         "counted": str(counted),
         "settings": {name: str(value) for name, value in flags.items()},
@@ -52,16 +51,14 @@ def train_peer(
         words = log.read_text("utf-8", errors="replace")[-4000:]
         raise RuntimeError(f"speculators ended with {ended.returncode}:\n{words}")
     found = json.loads(counted.read_text("utf-8"))
-    artifact = folder / "artifact" / "checkpoint"
-    shutil.copytree(checkpoints / CHECKPOINT, artifact, ignore=_STATES)
+    shutil.copytree(checkpoints / CHECKPOINT, artifact_of(folder), ignore=_STATES)
     shutil.rmtree(checkpoints)
-    return Trained(
+    return Counted(
         settings=settings,
         steps=found["steps"],
         num_tokens=int(settings["epochs"]) * given.num_tokens,
         cpu_seconds=found["cpu_seconds"],
         seconds=found["seconds"],
-        judged=judged(out, artifact, material, {"num_heads": int(settings["ttt-steps"])}),
     )
 
 

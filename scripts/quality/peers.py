@@ -1,6 +1,5 @@
 """The head to head: every cell is trained, judged and served once, and then told in a table."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,30 @@ import click
 
 from scripts.commands import fits
 from scripts.material import Material
-from scripts.quality import peer_input
-from scripts.quality.cell import Trained, dump_of, read_trained, train_ours, write_trained
+from scripts.quality.cell import (
+    Trained,
+    artifact_of,
+    dump_of,
+    judged,
+    read_trained,
+    train_ours,
+    write_trained,
+)
 from scripts.quality.engine_side import read_served, serve
 from scripts.quality.judge import Mode
-from scripts.quality.peer_cells import PeerCell, pack_tokens, peer_cells
+from scripts.quality.peer_cells import (
+    ON_OUR_LAYERS,
+    SWEPT,
+    PeerCell,
+    Side,
+    pack_tokens,
+    peer_cells,
+)
+from scripts.quality.peer_input import PeerInput, write
 from scripts.quality.peer_side import train_peer
+from specpipe.schemas.drafters.base import eagle_layers, undeclared_eagle_layers
 from specpipe.schemas.errors import SpecpipeError
+from specpipe.stages.target.files.identity import read_config
 
 
 @dataclass(frozen=True)
@@ -35,8 +51,12 @@ class HeadToHead:
 
     def cells(self, only: str) -> Iterator[PeerCell]:
         """Those whose name fits the pattern, in the order of how much they say."""
-        sizes = {material.name: _vocab_size(material.target) for material in self.materials}
-        return (cell for cell in peer_cells(sizes) if fits(cell.name, only))
+        sizes = {m.name: read_config(m.target)["vocab_size"] for m in self.materials}
+        for cell in peer_cells(sizes):
+            usual, own = (layers_of(side, self._target(cell)) for side in ("peer", cell.side))
+            is_twin = cell.side == ON_OUR_LAYERS and own == usual
+            if fits(cell.name, only) and not is_twin:
+                yield cell
 
     def run(self, cells: Sequence[PeerCell], *, to_serve: bool) -> None:
         """Train these, one after the other; then serve them."""
@@ -54,8 +74,12 @@ class HeadToHead:
             settings = cell.settings(self._epochs(cell), self._pack(cell))
             trained = train_ours(self.out, folder, cell.material, settings)
         else:
-            settings, target = cell.settings(self.epochs, self._pack(cell)), self._target(cell)
-            trained = train_peer(self.out, folder, cell.material, target, self.python, settings)
+            given = self._given(cell)
+            settings = cell.settings(self.epochs, self._pack(cell))
+            counted = train_peer(folder, self._target(cell), given, self.python, settings)
+            heads = {"num_heads": cell.num_heads}
+            found = judged(self.out, artifact_of(folder), cell.material, heads)
+            trained = Trained(**counted.model_dump(), judged=found)
         write_trained(folder, trained)
         taus = ", ".join(f"{mode} {trained.judged.tau(mode, 'report'):.3f}" for mode in _SHOWN)
         click.echo(f"{cell.name}: {trained.cpu_seconds:.0f} CPU s, {taus}", err=True)
@@ -75,10 +99,13 @@ class HeadToHead:
             click.echo(f"{cell.name}: served, {served.tau}", err=True)
 
     def _pack(self, cell: PeerCell) -> int:
-        given = peer_input.write(
-            dump_of(self.out, cell.material, "train"), self.out / f"peer-{cell.material}"
-        )
-        return pack_tokens(self.epochs * given.num_tokens)
+        return pack_tokens(self.epochs * self._given(cell).num_tokens)
+
+    def _given(self, cell: PeerCell) -> PeerInput:
+        """The training dump as the peer's files, with the layers of this cell."""
+        layers = layers_of(cell.side, self._target(cell))
+        folder = self.out / f"peer-{cell.material}-{'-'.join(map(str, layers))}"
+        return write(dump_of(self.out, cell.material, "train"), folder, layers)
 
     def _target(self, cell: PeerCell) -> Path:
         return next(m.target for m in self.materials if m.name == cell.material)
@@ -94,7 +121,14 @@ class HeadToHead:
 _SHOWN: tuple[Mode, ...] = ("temperature_1", "greedy")
 
 
-def _vocab_size(target: Path) -> int:
-    size = json.loads((target / "config.json").read_text("utf-8"))["vocab_size"]
-    assert isinstance(size, int)
-    return size
+def layers_of(side: Side, target: Path) -> tuple[int, ...]:
+    """The auxiliary layers that a side trains on: its own default, but for one side."""
+    num_layers = read_config(target)["num_hidden_layers"]
+    is_peers = side in SWEPT and side != ON_OUR_LAYERS
+    return (undeclared_eagle_layers if is_peers else eagle_layers)(num_layers)
+
+
+def layers_of_both(target: Path) -> str:
+    """For `specpipe dump --layers`."""
+    both = {*layers_of("ours", target), *layers_of("peer", target)}
+    return ",".join(map(str, sorted(both)))

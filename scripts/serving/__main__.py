@@ -158,7 +158,7 @@ def main(
     drafters = [name for name in DRAFTERS if fits(name, only)]
     chosen = list(materials(code, out, targets))
     for material in chosen:
-        make_dumps(out, material, 1, ("train", "held_out"), (*KINDS,))
+        make_dumps(out, material, 1, ("train", "held_out"), ("--for", ",".join(KINDS)))
         for name in drafters:
             serve(out, material, name, max_steps, prompts, formats)
     cells = ((material, name) for material in chosen for name in drafters)

@@ -75,7 +75,7 @@ def _ranks(values: dict[str, float]) -> dict[str, int]:
 def main(out: Path, budget: str, max_steps: int, prompts: int) -> None:
     """Print both rankings in one table."""
     out.mkdir(parents=True, exist_ok=True)
-    make_dumps(out, sample_material("Llama"), 1, ("train", "held_out"), (*KINDS,))
+    make_dumps(out, sample_material("Llama"), 1, ("train", "held_out"), ("--for", ",".join(KINDS)))
     specpipe(
         out / "choose.log", "choose", "--dump", out / "dump-Llama-train",
         "--eval-dump", out / "dump-Llama-held_out", "--out", out / "choice", "--budget", budget,

@@ -57,6 +57,11 @@ class DrafterSettings(Config):
         raise NotImplementedError
 
     @classmethod
+    def undeclared_layers(cls, num_layers: int) -> tuple[int, ...]:
+        """Layer ids that an artifact reads whose config names none; ValueError as above."""
+        return cls.default_layers(num_layers)
+
+    @classmethod
     def chosen_layers(cls, stored: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
         """Layer ids that this drafter reads of a dump with the layers `stored`, by default.
 
@@ -208,18 +213,22 @@ LAYER_TYPES: tuple[LayerType, ...] = ("llama", "qwen3")
 
 
 def eagle_layers(num_layers: int) -> tuple[int, ...]:
-    """EAGLE-3's auxiliary layer ids (2, n//2, n-3); spread evenly where those are not distinct.
+    """EAGLE-3's auxiliary layer ids (2, n//2, n-1); of fewer than 8 layers 1 to n-1, evenly.
 
-    Raises ValueError for a target of fewer than 4 layers, which has no three ids in 1..n-1.
+    The last one enters the target's last layer, which the drafter begins with. Raises ValueError
+    for a target of fewer than 4 layers, which has no three ids in 1..n-1.
     """
     n = num_layers
-    ids = (2, n // 2, n - 3)
-    if len(set(ids)) == 3 and list(ids) == sorted(ids) and ids[0] >= 1 and ids[-1] <= n - 1:
-        return ids
     if n < 4:
         raise ValueError(f"a target of {n} layers has no three auxiliary layers: give --layers")
-    # Evenly over 1..n-1, both ends included.
-    return (1, (n + 1) // 2 if n > 4 else 2, n - 1)
+    return (2, n // 2, n - 1) if n >= 8 else (1, (n + 1) // 2, n - 1)
+
+
+def undeclared_eagle_layers(num_layers: int) -> tuple[int, ...]:
+    """The ids (2, n//2, n-3) that engines and other trainers take where nothing names them; as
+    `eagle_layers` of a target of fewer than 7 layers, which has no such three."""
+    n = num_layers
+    return (2, n // 2, n - 3) if n >= 7 else eagle_layers(n)
 
 
 class EagleSettings(LayerSettings):
@@ -233,9 +242,14 @@ class EagleSettings(LayerSettings):
         return eagle_layers(num_layers)
 
     @classmethod
+    def undeclared_layers(cls, num_layers: int) -> tuple[int, ...]:
+        return undeclared_eagle_layers(num_layers)
+
+    @classmethod
     def chosen_layers(cls, stored: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-        """The default ones where the dump has them, else all that it has below the last."""
-        usual = eagle_layers(num_layers) if num_layers >= 4 else stored
-        if set(usual) <= set(stored):
-            return usual
+        """The default ones where the dump has them, else those that engines take undeclared, else
+        all that it has below the last."""
+        for layers_of in (eagle_layers, undeclared_eagle_layers) if num_layers >= 4 else ():
+            if set(layers := layers_of(num_layers)) <= set(stored):
+                return layers
         return tuple(layer for layer in stored if layer < num_layers) or stored

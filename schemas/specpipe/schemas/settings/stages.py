@@ -182,7 +182,7 @@ class DumpConfig(InputConfig):
     """Lossless compression; zstd saves about a quarter of the space for several times the CPU."""
     layers: tuple[int, ...] | None = None
     """Auxiliary layers, e.g. 2,16,29; id k: the state that enters decoder layer k. [default: 2,
-    n//2, n-3]"""
+    n//2, n-1]"""
     for_drafters: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
     """Store the layers that these drafters read (train --drafter), instead of --layers."""
     text_temperature: float | None = Field(None, ge=0)

@@ -205,7 +205,7 @@ def _target(config: ConvertConfig) -> TargetIdentity | None:
 
 def _of_target(kind: AnyArchitecture, target: TargetIdentity) -> OfTarget:
     try:
-        default = kind.settings.default_layers(target.num_layers)
+        default = kind.settings.undeclared_layers(target.num_layers)
     except ValueError:
         default = None
     return OfTarget(target.vocab_size, target.hidden_size, default)
