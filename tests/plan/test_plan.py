@@ -159,10 +159,9 @@ def test_the_trainer_does_what_was_planned(folder: Path, tmp_path: Path) -> None
     run(configured)
     assert estimate_dump(configured.out).recipe == planned
     settings = TrainConfig(dump="-", out="-")
-    training, _ = split(
-        SampleReader(Dump.open(configured.out), None).refs(), settings.held_out_fraction
-    )
-    found = recipe_of(settings, training, planned.facts.hidden_size)
+    dump = Dump.open(configured.out)
+    training, _ = split(SampleReader(dump, None).refs(), settings.held_out_fraction)
+    found = recipe_of(settings, training, dump.identity)
     assert (found.config, found.facts) == (planned.config, planned.facts)
     assert planned.num_steps == pytest.approx(found.num_steps, rel=0.1)
 

@@ -23,7 +23,8 @@ from specpipe.schemas.settings.recipe import (
     resolve,
 )
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
-from specpipe.stages.samples.reader import SampleRef
+from specpipe.stages.samples.reader import SampleReader, SampleRef
+from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.recipe import facts_of, recipe_of
 from specpipe.stages.train.run import run
 from tests.papers import PAPERS
@@ -190,12 +191,13 @@ def test_too_few_steps_are_warned_about_unless_they_are_asked_for() -> None:
     assert recipe(preset="quick").shortage is None
 
 
-def test_samples_count_by_their_weight() -> None:
+def test_samples_count_by_their_weight(dump: Path) -> None:
+    identity = Dump.open(str(dump)).identity
     refs = [
         SampleRef(0, at, 100, f"{at:032x}", weight, 40) for at, weight in enumerate((1.0, 0.5, 2.5))
     ]
-    assert facts_of(refs, 64) == Facts(64, 4, 400, 160)
-    assert facts_of(refs[1:2], 64) == Facts(64, 1, 50, 20)
+    assert facts_of(refs, identity) == Facts(32, 4, 400, 160)
+    assert facts_of(refs[1:2], identity) == Facts(32, 1, 50, 20)
 
 
 def test_a_run_says_first_what_it_does_and_leaves_it_in_numbers(
@@ -217,12 +219,10 @@ def test_a_run_says_first_what_it_does_and_leaves_it_in_numbers(
 
 
 def test_the_function_of_the_sums_is_near_the_runs_own_number_of_steps(dump: Path) -> None:
-    from specpipe.stages.samples.reader import SampleReader
-    from specpipe.stages.storage.dump import Dump
-
-    refs = SampleReader(Dump.open(str(dump)), None).refs()
+    opened = Dump.open(str(dump))
+    refs, identity = SampleReader(opened, None).refs(), opened.identity
     config = TrainConfig(dump="d", out="o", batch_tokens=300, num_epochs=4)
-    about, exact = resolve(config, facts_of(refs, 32)), recipe_of(config, refs, 32)
+    about, exact = resolve(config, facts_of(refs, identity)), recipe_of(config, refs, identity)
     assert about.config == exact.config
     assert about.num_steps == pytest.approx(exact.num_steps, rel=0.1)
 

@@ -28,7 +28,7 @@ class Opened:
         evaluated_on = dumps.evaluated_on(settings, settings.preverify, never)
         reader, eval_reader = dumps.reader(settings), evaluated_on.reader(settings)
         training, _ = training_samples(settings, reader, eval_reader)
-        recipe = recipe_of(settings, training, dumps.dump.identity.target.hidden_size)
+        recipe = recipe_of(settings, training, dumps.dump.identity)
         return cls(dumps, evaluated_on, eval_reader, recipe)
 
 

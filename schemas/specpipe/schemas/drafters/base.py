@@ -40,6 +40,9 @@ class DrafterSettings(Config):
     """Engines can draw its drafts from its distribution; else they are greedy at every
     temperature."""
 
+    state_loss: ClassVar[float] = 0.0
+    """The recipe's weight of the loss of states (train --state-loss)."""
+
     kind: str
     """Name of the architecture."""
 
@@ -233,6 +236,8 @@ def undeclared_eagle_layers(num_layers: int) -> tuple[int, ...]:
 
 class EagleSettings(LayerSettings):
     """Settings of a drafter that reads the auxiliary layers of EAGLE-3."""
+
+    state_loss: ClassVar[float] = 3.0
 
     fresh_layer: bool = False
     """Begin with a new layer, also where the dump holds the target's last one."""

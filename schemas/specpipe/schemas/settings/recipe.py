@@ -79,6 +79,8 @@ class Facts:
     num_samples: int
     num_tokens: int
     num_supervised: int
+    has_final_states: bool = True
+    """Of the dump: its logits are stored as final states."""
 
     def steps_of(self, batch_tokens: int, batch_size: int | None) -> int:
         """Steps of a pass over the data, about: samples stay whole."""
@@ -170,6 +172,7 @@ def resolve(config: TrainConfig, facts: Facts) -> Recipe:
     num_steps = max_steps or num_epochs * per_epoch
     rate = _rate(config, facts, batch_tokens)
     settings: dict[str, Any] = {
+        "state_loss": _state_loss(config, facts),
         "learning_rate": config.learning_rate or rate,
         "weight_decay": config.weight_decay or 0.0,
         "muon_weight_decay": _decay(config, rate, per_epoch),
@@ -188,6 +191,16 @@ def _resolved(config: TrainConfig, settings: dict[str, Any]) -> ResolvedTrainCon
     """What a person set counts as set, and nothing else does."""
     values = {name: getattr(config, name) for name in TrainConfig.model_fields} | settings
     return ResolvedTrainConfig.model_construct(_fields_set=set(config.model_fields_set), **values)
+
+
+def _state_loss(config: TrainConfig, facts: Facts) -> float:
+    if config.state_loss is not None:
+        return config.state_loss
+    is_as_wide = config.drafter.hidden_size_or(facts.hidden_size) == facts.hidden_size
+    begins_with_the_targets_head = config.init_from is None
+    if facts.has_final_states and is_as_wide and begins_with_the_targets_head:
+        return config.drafter.state_loss
+    return 0.0
 
 
 def _step_size(config: TrainConfig, facts: Facts, budget: Budget) -> int:

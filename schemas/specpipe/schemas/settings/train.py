@@ -90,6 +90,9 @@ class TrainConfig(Config):
     drafter dflash's default."""
     dpace_smoothing: float = Field(0.5, gt=0, le=1)
     """dpace: a in a draft's confidence, (1 - a) q(token) + a."""
+    state_loss: float | None = Field(None, ge=0)
+    """Weight of a further loss: how far each draft step's output is from what the target's lm_head
+    takes there. [default: 3 for drafters eagle3 and peagle of a dump with final states, else 0]"""
     draft_vocab_size: int | None = Field(None, gt=0)
     """Draft vocabulary size, D. [default: 32000, or the whole vocabulary if smaller]"""
     draft_vocab_by: Literal["mass", "count"] = "mass"
@@ -251,6 +254,7 @@ class TrainConfig(Config):
 class ResolvedTrainConfig(TrainConfig):
     """The settings of a run, with every default filled in; stored in the run's config.json."""
 
+    state_loss: float = Field(0.0, ge=0)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
     muon_weight_decay: float = Field(ge=0)

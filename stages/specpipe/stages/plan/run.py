@@ -212,6 +212,7 @@ def _recipe(identity: DumpIdentity, plan: Plan) -> Recipe:
         num_samples=max(1, len(samples)),
         num_tokens=max(1, sum(sample.size for sample in samples)),
         num_supervised=sum(sample.most_rows for sample in samples),
+        has_final_states=identity.logits == "final",
     )
     return resolve(_TRAINING, facts)
 

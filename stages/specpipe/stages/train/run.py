@@ -139,11 +139,11 @@ def _prepare(
     reader = dumps.reader(config)
     eval_reader = reader if evaluated_on is dumps else evaluated_on.reader(config)
     training, num_left_out = training_samples(config, reader, eval_reader)
-    width = dumps.dump.identity.target.hidden_size
+    identity = dumps.dump.identity
     if checkpoint is None:
-        recipe = recipe_of(config, training, width)
+        recipe = recipe_of(config, training, identity)
     else:
-        recipe = resolve(config, facts_of(training, width))
+        recipe = resolve(config, facts_of(training, identity))
     settings = recipe.config
     trainee = Trainee.build(
         settings,

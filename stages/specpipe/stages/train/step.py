@@ -26,7 +26,7 @@ class StepFigures:
     """Figures of a step before its update; the same on every rank."""
 
     losses_P: list[float]
-    """What each pack adds to the step's loss."""
+    """What each pack adds to the step's loss, without that of states."""
     grad_norm: float
     """Before clipping."""
     alpha: list[float]
@@ -85,7 +85,8 @@ def compute_gradients(
                 measures_MKN = trainee.measure(hidden_KNH, batch)
                 of_batch = trainee.objective.of_batch(settings, measures_MKN, batch)
             loss, measures_MKN = trainee.loss(hidden_KNH, batch, denominators, of_batch)
-            loss.backward()
+            minimised = trainee.with_states(loss, hidden_KNH, batch, denominators, of_batch)
+            minimised.backward()
             losses_P[trainee.ranks.rank + number * trainee.ranks.size] = loss.detach()
             alpha_sums_K += alpha_sums_of(measures_MKN, batch)
             sums.add(batch, measures_MKN)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from specpipe.schemas.drafters.base import DrafterShape
-from specpipe.schemas.records.dump import TextOrigin
+from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.records.dump import DumpIdentity, TextOrigin
 from specpipe.schemas.records.metrics import EvalMetrics
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.acceptance.draft_vocab import VocabMap
@@ -15,6 +16,7 @@ from specpipe.stages.acceptance.loss.denominators import Denominators
 from specpipe.stages.acceptance.loss.head_loss import HeadLoss
 from specpipe.stages.acceptance.loss.heads import Heads
 from specpipe.stages.acceptance.loss.settings import LossSettings
+from specpipe.stages.acceptance.loss.state_loss import StateLoss
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.acceptance.measure_sums import MeasureSums
 from specpipe.stages.drafters.contract import DrafterModel
@@ -43,6 +45,7 @@ class Trainee:
     optimizer: Optimizer
     verifier: Verifier
     ranks: Ranks
+    state_loss: StateLoss | None = None
 
     @classmethod
     def build(
@@ -80,7 +83,11 @@ class Trainee:
             target_ids_D=vocab.target_ids_D.to(device),
         )
         optimizer = Optimizer(model.named_parameters(), config, model.is_matrix)
-        return cls(config, shape, vocab, model, optimizer, verifier, ranks)
+        state_loss = None
+        if config.state_loss:
+            check_state_loss(dump.identity, shape)
+            state_loss = StateLoss(config.state_loss, head.norm)
+        return cls(config, shape, vocab, model, optimizer, verifier, ranks, state_loss)
 
     @property
     def device(self) -> torch.device:
@@ -152,7 +159,32 @@ class Trainee:
         extra = self.model.extra_loss(batch, hidden_KNH, measures_MKN, denominators)
         return loss if extra is None else loss + extra, measures_MKN
 
+    def with_states(
+        self,
+        loss: Tensor,
+        hidden_KNH: Tensor,
+        batch: Batch,
+        denominators: Denominators,
+        settings: LossSettings,
+    ) -> Tensor:
+        """What is minimised: the loss, and that of states, which falls with the learning rate."""
+        if self.state_loss is None:
+            return loss
+        of_heads_K = settings.head_weights_K * self.optimizer.factor
+        return loss + self.state_loss(hidden_KNH, batch, of_heads_K, denominators)
+
     def eval_metrics(self, sums: MeasureSums, text: TextOrigin) -> EvalMetrics:
         """All metrics of what was measured; heads weigh as in a run without survival."""
         static = Measured(alpha=[0.0] * self.config.num_heads)
         return sums.eval_metrics(self.objective.settings(static), text)
+
+
+def check_state_loss(identity: DumpIdentity, shape: DrafterShape) -> None:
+    """Raise ConfigError where a drafter's outputs have no states of the target to be near to."""
+    why = ""
+    if identity.logits != "final":
+        why = f"the dump holds logits {identity.logits}, and it takes final states"
+    elif shape.width != identity.target.hidden_size:
+        why = f"the drafter is {shape.width} wide, the target {identity.target.hidden_size}"
+    if why:
+        raise ConfigError(f"state_loss: {why}; leave it out")

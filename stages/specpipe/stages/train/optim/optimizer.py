@@ -52,8 +52,12 @@ class Optimizer:
             )
             self._parts.append((muon, rate, [name for name, _ in muons]))
 
+    factor: float = 1.0
+    """Of every learning rate, of its peak."""
+
     def set_rates(self, factor: float) -> None:
         """Let every learning rate be `factor` of its peak."""
+        self.factor = factor
         for part, peak, _ in self._parts:
             for group in part.param_groups:
                 group["lr"] = peak * factor
