@@ -9,4 +9,5 @@ PAPERS: dict[str, Any] = {
     "norm_before_fc": False,
     "norm_output": False,
     "fresh_layer": True,
+    "state_loss": 0.0,
 }

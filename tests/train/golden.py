@@ -21,7 +21,11 @@ from specpipe.stages.train.run import run
 from tests.train.conftest import config_of, read_metrics, write_dump
 
 FILE = Path(__file__).parents[1] / "golden" / "loss-curves.json"
-LOSSES = ("kl", "lk_alpha", "lk_hybrid", "ce", "tv", "kl=0.5,lk_alpha=0.3,ce=0.2")
+STATES = " and state_loss=3"
+LOSSES = (
+    *("kl", "lk_alpha", "lk_hybrid", "ce", "tv", "kl=0.5,lk_alpha=0.3,ce=0.2"),
+    f"lk_hybrid{STATES}",
+)
 NUM_STEPS = 20
 
 
@@ -40,7 +44,12 @@ class Curve:
 def curve(loss: str, dump: Path, out: Path) -> Curve:
     """Train for 20 steps, on one thread."""
     config = config_of(
-        dump=str(dump), out=str(out), loss=loss, max_steps=NUM_STEPS, eval_every=NUM_STEPS
+        dump=str(dump),
+        out=str(out),
+        loss=loss.removesuffix(STATES),
+        state_loss=3 if loss.endswith(STATES) else 0,
+        max_steps=NUM_STEPS,
+        eval_every=NUM_STEPS,
     )
     run(config)
     steps = [row for row in read_metrics(out) if "eval" not in row]

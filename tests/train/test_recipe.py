@@ -163,6 +163,26 @@ def test_a_weight_decay_that_is_set_wins_and_trained_weights_have_none(
     assert recipe(**given).config.muon_weight_decay == decay
 
 
+@pytest.mark.parametrize(
+    ("given", "weight"),
+    [
+        ({}, 3.0),
+        ({"drafter": "peagle"}, 3.0),
+        ({"drafter": "dflash"}, 0.0),
+        ({"state_loss": 0.5, "drafter": "dflash"}, 0.5),
+        ({"state_loss": 0.0}, 0.0),
+        ({"hidden_size": 96}, 0.0),
+        ({"init_from": "artifact"}, 0.0),
+    ],
+)
+def test_the_loss_of_states_is_for_drafters_that_begin_with_the_targets_head(
+    given: dict[str, Any], weight: float
+) -> None:
+    assert recipe(**given).config.state_loss == weight
+    without = replace(SAMPLE_DUMP, has_final_states=False)
+    assert recipe(without, **given).config.state_loss == given.get("state_loss", 0.0)
+
+
 def test_presets_are_budgets_of_steps() -> None:
     quick, default, best = (recipe(preset=preset) for preset in ("quick", "default", "best"))
     assert quick.num_steps == quick.config.max_steps == 100
@@ -310,16 +330,14 @@ def test_a_run_of_before_goes_on_with_its_own_numbers(
     same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def test_a_run_of_before_goes_on_with_one_weight_decay(
-    make_open: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_run_of_before_goes_on_without_what_is_new(make_open: MakeConfig, tmp_path: Path) -> None:
     muon: dict[str, Any] = {"optimizer": "muon", "max_steps": 6, "checkpoint_every": 2}
-    run(make_open(out=str(tmp_path / "whole"), muon_weight_decay=0.0, **muon))
-    stopped_at_first(make_open(muon_weight_decay=0.0, **muon))
+    new = {"muon_weight_decay": 0.0, "state_loss": 0.0}
+    run(make_open(out=str(tmp_path / "whole"), **new, **muon))
+    stopped_at_first(make_open(**new, **muon))
     path = tmp_path / "run" / "config.json"
     values = json.loads(path.read_text())
-    del values["muon_weight_decay"]
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({name: values[name] for name in values if name not in new}))
     run(make_open(**muon))
     same_run(tmp_path / "whole", tmp_path / "run")
 

@@ -45,6 +45,7 @@ REFUSED: dict[str, list[Any]] = {
     "head_decay": [*POSITIVE, 1.1],
     "head_weights": CHOICE,
     "dpace_smoothing": [*POSITIVE, 1.1],
+    "state_loss": SHARE,
     "draft_vocab_size": OPTIONAL_COUNT,
     "draft_vocab_by": CHOICE,
     "draft_vocab_file": PLACE,
