@@ -237,7 +237,7 @@ def undeclared_eagle_layers(num_layers: int) -> tuple[int, ...]:
 class EagleSettings(LayerSettings):
     """Settings of a drafter that reads the auxiliary layers of EAGLE-3."""
 
-    state_loss: ClassVar[float] = 3.0
+    state_loss: ClassVar[float] = 10.0
 
     fresh_layer: bool = False
     """Begin with a new layer, also where the dump holds the target's last one."""

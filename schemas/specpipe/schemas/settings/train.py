@@ -92,7 +92,7 @@ class TrainConfig(Config):
     """dpace: a in a draft's confidence, (1 - a) q(token) + a."""
     state_loss: float | None = Field(None, ge=0)
     """Weight of a further loss: how far each draft step's output is from what the target's lm_head
-    takes there. [default: 3 for drafters eagle3 and peagle of a dump with final states, else 0]"""
+    takes there. [default: 10 for drafters eagle3 and peagle of a dump with final states, else 0]"""
     draft_vocab_size: int | None = Field(None, gt=0)
     """Draft vocabulary size, D. [default: 32000, or the whole vocabulary if smaller]"""
     draft_vocab_by: Literal["mass", "count"] = "mass"
