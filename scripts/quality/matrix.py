@@ -31,6 +31,7 @@ COORDINATES: Mapping[str, Mapping[str, Settings]] = {
         "0.95-0.95": {"adam_betas": (0.95, 0.95)},
     },
     "decay": {f"{decay}": {"muon_weight_decay": decay} for decay in (0.0, 0.1, 0.3, 1.0, 3.0)},
+    "states": {f"{weight}": {"state_loss": weight} for weight in (0.0, 1.0, 3.0, 30.0)},
     "start": {"fresh": {"fresh_layer": True}},
     "clip": {f"{norm}": {"max_grad_norm": norm} for norm in (0.1, 1.0, 10.0)},
     "warmup": {f"{share}": {"warmup_ratio": share} for share in (0.0, 0.01, 0.1)},
