@@ -20,6 +20,7 @@ from specpipe.stages.acceptance.loss.state_loss import StateLoss
 from specpipe.stages.acceptance.loss.verifier import Verifier
 from specpipe.stages.acceptance.measure_sums import MeasureSums
 from specpipe.stages.drafters.contract import DrafterModel
+from specpipe.stages.drafters.parts.final_norm import FinalNorm
 from specpipe.stages.drafters.registry import drafter_kind
 from specpipe.stages.drafters.start import begin, of_checkpoint
 from specpipe.stages.process.device import choose_device
@@ -86,7 +87,7 @@ class Trainee:
         state_loss = None
         if config.state_loss:
             check_state_loss(dump.identity, shape)
-            state_loss = StateLoss(config.state_loss, head.norm)
+            state_loss = StateLoss(config.state_loss, FinalNorm(head.norm))
         return cls(config, shape, vocab, model, optimizer, verifier, ranks, state_loss)
 
     @property

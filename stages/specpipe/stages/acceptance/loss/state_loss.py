@@ -34,8 +34,7 @@ class StateLoss:
     ) -> Tensor:
         """This batch's part of it, a scalar; `of` has the counts of the whole step."""
         assert batch.final_SH is not None, "the dump holds no final states"
-        with torch.no_grad():
-            states_SH = self.final_norm(batch.final_SH).to(outputs_KNX.dtype)
+        states_SH = self.final_norm(batch.final_SH).to(outputs_KNX.dtype)
         size_S = states_SH.square().sum(-1).clamp(min=torch.finfo(states_SH.dtype).tiny)
         used_KN = (batch.rows_KN >= 0) * batch.weights_N
         of_head_K = self.weight * of.mean(weights_K)
