@@ -74,6 +74,7 @@ def test_trials_stand_around_the_recipe_and_a_seed_decides_them() -> None:
     assert 1 / RATE_RANGE <= min(rates) < 0.5
     assert 2 < max(rates) <= RATE_RANGE
     assert {trial["batch_tokens"] for trial in trials} == {512, 1024, 2048}
+    assert {trial["state_loss"] for trial in trials} == {3.0, 10.0, 30.0}
     assert len({tuple(trial[name] for name in SWITCHES) for trial in trials}) > 3
     assert len({(trial["head_decay"], trial["head_weights"]) for trial in trials}) == 4
     for trial in trials:
@@ -87,15 +88,16 @@ def test_what_is_given_is_not_searched() -> None:
     assert {trial["head_weights"] for trial in trials} == {"static", "survival"}
     by_samples = trial_settings(search_axes(recipe(batch_size=8), frozenset()), 32, seed=0)
     assert {trial["batch_size"] for trial in by_samples} == {4, 8, 16}
-    one_head = search_axes(recipe(num_heads=1), {"batch_tokens", *SWITCHES})
+    one_head = search_axes(recipe(num_heads=1), {"batch_tokens", "state_loss", *SWITCHES})
     assert list(trial_settings(one_head, 2, seed=0)[1]) == ["learning_rate"]
     by_starts = search_axes(recipe(head_weights="dpace"), {"head_weights"})
     assert not any("head_decay" in axis.names for axis in by_starts)
     anywhere = search_axes(recipe(serve_anywhere=True), {"serve_anywhere"})
     for trial in trial_settings(anywhere, 32, seed=0):
         TrainConfig.model_validate(recipe(serve_anywhere=True).model_dump() | trial)
+    every = {"learning_rate", "batch_tokens", "state_loss", *SWITCHES}
     with pytest.raises(ConfigError, match="nothing is left"):
-        search_axes(recipe(num_heads=1), {"learning_rate", "batch_tokens", *SWITCHES})
+        search_axes(recipe(num_heads=1), every)
 
 
 @pytest.mark.parametrize(

@@ -40,14 +40,14 @@ _OPTIONS = flags_of((TuneConfig, *MODELS), {"The search": ("--budget", "--max-tr
 @json_option
 def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     """Search the settings of training that depend on the data most: learning rate, size of a step,
-    norms, weights of the heads.
+    weight of the loss of states, norms, weights of the heads.
 
     \b
       specpipe tune  --dump runs/dump --out runs/tuned --budget 30m
       specpipe train --config runs/tuned/train.yaml --out runs/drafter
 
     Takes every flag of specpipe train but --learning-curve, and its files. What is given is kept,
-    the rest of the four is searched around the recipe, which is trial 0, by successive halving:
+    the rest of the five is searched around the recipe, which is trial 0, by successive halving:
     many short runs, the best third three times as long, and so on. Runs are compared by the
     replayed tau on one half of the held-out prompts; the winner is measured on the other half, and
     if it is not better there, the recipe is kept. OUT gets train.yaml, tune.json, and tune.html, a

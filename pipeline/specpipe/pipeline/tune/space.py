@@ -15,6 +15,8 @@ from specpipe.schemas.settings.train import ResolvedTrainConfig
 RATE_RANGE = 4.0
 """The learning rate is tried from a quarter of the recipe's to four times it."""
 STEP_SIZES = (1.0, 0.5, 2.0)
+STATE_WEIGHTS = (1.0, 0.3, 3.0)
+"""Times the recipe's weight of the loss of states."""
 _HEAD_CHOICES: tuple[Settings, ...] = (
     {"head_decay": 0.8, "head_weights": "static"},
     {"head_decay": 0.6, "head_weights": "static"},
@@ -42,6 +44,9 @@ def search_axes(recipe: ResolvedTrainConfig, given: frozenset[str] | set[str]) -
     step = "batch_tokens" if recipe.batch_size is None else "batch_size"
     if not given & {"batch_tokens", "batch_size"}:
         axes.append(_choices([_scaled(recipe, step, by) for by in STEP_SIZES]))
+    if recipe.state_loss and "state_loss" not in given:
+        weights = [float(f"{recipe.state_loss * by:.3g}") for by in STATE_WEIGHTS]
+        axes.append(_choices([{"state_loss": weight} for weight in weights]))
     if norms := recipe.drafter.search_choices():
         axes.append(_choices(_around(recipe, given, norms)))
     if recipe.num_heads > 1 and recipe.head_weights != "dpace":
@@ -49,8 +54,9 @@ def search_axes(recipe: ResolvedTrainConfig, given: frozenset[str] | set[str]) -
     axes = [axis for axis in axes if axis.names]
     if not axes:
         raise ConfigError(
-            "learning rate, step's size, norms and weights of the heads are all given, so that"
-            " nothing is left to search; leave one of them out, or run specpipe train"
+            "learning rate, step's size, loss of states, norms and weights of the heads are all"
+            " given, so that nothing is left to search; leave one of them out, or run specpipe"
+            " train"
         )
     return axes
 

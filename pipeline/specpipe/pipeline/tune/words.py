@@ -10,6 +10,7 @@ def settings_header(result: TuneResult) -> list[str]:
     columns = {
         "rate": {"learning_rate"},
         "step": {"batch_tokens", "batch_size"},
+        "states": {"state_loss"},
         "drafter": set(settings_fields()),
         "heads": {"head_decay", "head_weights"},
     }
@@ -21,6 +22,7 @@ def settings_cells(settings: Settings, result: TuneResult) -> list[str]:
     by_column = {
         "rate": lambda: f"{settings['learning_rate']:.3g}",
         "step": lambda: f"{settings.get('batch_tokens', settings.get('batch_size')):,}",
+        "states": lambda: f"{settings['state_loss']:g}",
         "drafter": lambda: _switches(settings),
         "heads": lambda: _heads(settings),
     }
