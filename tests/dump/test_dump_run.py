@@ -14,7 +14,7 @@ from pydantic import ValidationError as PydanticError
 from transformers import AutoModelForCausalLM
 
 from specpipe.schemas.drafters.registry import KINDS
-from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.errors import ConfigError, IdentityError
 from specpipe.schemas.records.dump import plan_key
 from specpipe.schemas.settings.stages import DumpConfig
 from specpipe.stages.dump import score as score_module
@@ -26,6 +26,8 @@ from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.batches import batches
 from specpipe.stages.target.hf.backend import HfBackend
 from specpipe.stages.upkeep.verify.run import verify
+from tests.dump.conftest import VOCAB
+from tests.tiny_llama import save_tiny_llama
 
 MakeConfig = Callable[..., DumpConfig]
 WriteRows = Callable[..., Path]
@@ -203,6 +205,25 @@ def test_text_of_the_targets_own_says_so(
     run(make_config(data, out="memory://own", text_temperature=0.7))
     text = Dump.open("memory://own").identity.text
     assert (text.kind, text.temperature) == ("generated", 0.7)
+
+
+def test_a_dump_that_was_begun_with_the_layers_of_before_goes_on_with_them(
+    make_config: MakeConfig, write_rows: WriteRows, make_rows: MakeRows, tmp_path: Path
+) -> None:
+    deep = str(save_tiny_llama(tmp_path / "deep", VOCAB, num_hidden_layers=8))
+    data = write_rows(make_rows(2))
+    config = make_config(data, target=deep, out="memory://before", layers=(2, 4, 5))
+    run(config)
+    # Another time of the file, so that its contents decide.
+    os.utime(data, (1, 1))
+    config = make_config(data, target=deep, out="memory://before")
+    run(config)
+    assert Dump.open("memory://before").identity.layers == (2, 4, 5)
+    for given in ({"layers": (2, 4, 7)}, {"for_drafters": ("eagle3", "dflash")}):
+        with pytest.raises(IdentityError, match=r"layers \(\[2, 4, 5\] there"):
+            run(config.model_copy(update=given))
+    run(make_config(data, target=deep, out="memory://new"))
+    assert Dump.open("memory://new").identity.layers == (2, 4, 7)
 
 
 def test_a_dump_for_drafters_stores_what_all_of_them_read(

@@ -25,8 +25,8 @@ def resolved(config: TrainConfig) -> ResolvedTrainConfig:
     return resolve(config, FACTS).config
 
 
-def save_target(folder: Path, seed: int) -> Path:
-    return save_tiny_llama(folder, VOCAB, seed=seed, spread=0.2, num_hidden_layers=4)
+def save_target(folder: Path, seed: int, num_layers: int = 4) -> Path:
+    return save_tiny_llama(folder, VOCAB, seed=seed, spread=0.2, num_hidden_layers=num_layers)
 
 
 def write_data(path: Path, num: int, seed: int) -> Path:
@@ -50,10 +50,15 @@ MakeDump = Callable[..., Path]
 
 
 def write_dump(
-    folder: Path, target_seed: int = 0, data_seed: int = 0, num_samples: int = 60, **settings: Any
+    folder: Path,
+    target_seed: int = 0,
+    data_seed: int = 0,
+    num_samples: int = 60,
+    num_target_layers: int = 4,
+    **settings: Any,
 ) -> Path:
     """Root of a fresh dump in the folder."""
-    target = save_target(folder / "target", target_seed)
+    target = save_target(folder / "target", target_seed, num_target_layers)
     data = write_data(folder / "data.jsonl", num_samples, data_seed)
     config = DumpConfig(
         target=str(target),

@@ -168,6 +168,7 @@ def test_a_weight_decay_that_is_set_wins_and_trained_weights_have_none(
     [
         ({}, 10.0),
         ({"drafter": "peagle"}, 10.0),
+        ({"drafter": "medusa"}, 0.0),
         ({"drafter": "dflash"}, 0.0),
         ({"state_loss": 0.5, "drafter": "dflash"}, 0.5),
         ({"state_loss": 0.0}, 0.0),

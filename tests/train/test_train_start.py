@@ -28,7 +28,7 @@ from specpipe.stages.storage.shard.states import SampleStates
 from specpipe.stages.target.head.verifier_head import load_embedding, load_lm_head
 from specpipe.stages.train.run import run
 from tests.papers import PAPERS
-from tests.train.conftest import MakeConfig, save_target
+from tests.train.conftest import MakeConfig, MakeDump, save_target
 
 Tensors = dict[str, Tensor]
 
@@ -162,6 +162,18 @@ def test_other_programs_names(
     start = started(make_config, **INIT, init_from=str(artifact))
     assert start.shape.aux_layers == opened.identity.layers
     same_weights(start, before)
+
+
+def test_an_artifact_without_layer_ids_reads_what_engines_take_undeclared(
+    make_config: MakeConfig, make_dump: MakeDump, tmp_path: Path
+) -> None:
+    both = make_dump(num_target_layers=8, layers=(2, 4, 5, 7))
+    folder, _ = exported(make_config, tmp_path, dump=str(both), layers=(2, 4, 5))
+    edit(folder, lambda _, config: config.pop("eagle_aux_hidden_state_layer_ids"))
+    given = INIT | {"dump": str(both), "init_from": str(folder), "out": str(tmp_path / "further")}
+    with pytest.raises(ConfigError, match="takes the layers 2, 4, 5, the run those of 2, 4, 7"):
+        run(make_config(**given))
+    run(make_config(**given, layers=(2, 4, 5), max_steps=2))
 
 
 def test_a_whole_vocabulary_may_leave_the_lm_head_to_the_target(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,20 @@ from torch import Tensor
 
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.schemas.settings.stages import DumpConfig
+from specpipe.stages.acceptance.loss.denominators import Denominators
+from specpipe.stages.acceptance.loss.state_loss import StateLoss
+from specpipe.stages.drafters.parts.final_norm import FinalNorm
 from specpipe.stages.storage.store.folder import Folder
 from specpipe.stages.target.head.verifier_head import (
     VerifierHead,
     final_scale,
     load_embedding,
     load_lm_head,
+    logit_scale,
     save_head,
 )
 from specpipe.stages.target.hf.backend import HfBackend
+from tests.acceptance.loss.loss_rows import rows_batch
 
 CPU = torch.device("cpu")
 
@@ -84,6 +90,25 @@ def test_rows_on_a_unit_state_times_the_final_scale_are_the_logits(
     # A norm's bias, which no drafter has, is the same for both signs.
     expected_SV = (head.logits(state_SH) - head.logits(-state_SH)) / 2
     assert torch.allclose(logits_SV, expected_SV, atol=1e-4)
+
+
+def test_where_the_loss_of_states_is_0_the_lm_head_makes_the_targets_logits(
+    target: Callable[..., Path], architecture: str, tmp_path: Path
+) -> None:
+    backend, folder = stored_head(target(architecture), tmp_path)
+    final_SH, expected_SV = final_and_logits(backend)
+    head, scale = VerifierHead.load(folder.read, CPU), logit_scale(folder.read)
+    outputs_SH = FinalNorm(head.norm)(final_SH) * scale
+    logits_SV = outputs_SH @ load_lm_head(folder.read).T
+    if cap := json.loads(folder.read("head.json"))["logit_softcap"]:
+        logits_SV = cap * torch.tanh(logits_SV / cap)
+    assert torch.allclose(logits_SV, expected_SV, atol=1e-5)
+    at_S = torch.arange(len(final_SH))
+    batch = replace(rows_batch(expected_SV, at_S.tolist(), [at_S.tolist()]), final_SH=final_SH)
+    of = Denominators.of(batch, torch.arange(expected_SV.shape[1]))
+    loss = StateLoss(10.0, FinalNorm(head.norm), scale)
+    assert loss(outputs_SH[None], batch, torch.ones(1), of) < 1e-10
+    assert loss(2 * outputs_SH[None], batch, torch.ones(1), of) == pytest.approx(10, rel=1e-5)
 
 
 def test_embedding_and_lm_head_are_as_stored(

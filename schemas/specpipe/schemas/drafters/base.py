@@ -40,8 +40,9 @@ class DrafterSettings(Config):
     """Engines can draw its drafts from its distribution; else they are greedy at every
     temperature."""
 
-    state_loss: ClassVar[float] = 0.0
-    """The recipe's weight of the loss of states (train --state-loss)."""
+    state_loss: ClassVar[float | None] = None
+    """The recipe's weight of the loss of states (train --state-loss); None: it has none, as its
+    outputs are no input of a lm_head like the target's."""
 
     kind: str
     """Name of the architecture."""
@@ -237,7 +238,7 @@ def undeclared_eagle_layers(num_layers: int) -> tuple[int, ...]:
 class EagleSettings(LayerSettings):
     """Settings of a drafter that reads the auxiliary layers of EAGLE-3."""
 
-    state_loss: ClassVar[float] = 10.0
+    state_loss: ClassVar[float | None] = 10.0
 
     fresh_layer: bool = False
     """Begin with a new layer, also where the dump holds the target's last one."""

@@ -14,6 +14,7 @@ class BlockSettings(LayerSettings):
     """Settings of a drafter whose blocks begin at the token that the target emitted last."""
 
     most_draft_tokens: ClassVar[int] = 15
+    state_loss: ClassVar[float | None] = 0.0
     num_layers: int = Field(5, ge=1, le=8)
     """Decoder layers, as those of Qwen3; fewer for a target of few layers."""
     causal: bool = False

@@ -199,7 +199,7 @@ def _state_loss(config: TrainConfig, facts: Facts) -> float:
     is_as_wide = config.drafter.hidden_size_or(facts.hidden_size) == facts.hidden_size
     begins_with_the_targets_head = config.init_from is None
     if facts.has_final_states and is_as_wide and begins_with_the_targets_head:
-        return config.drafter.state_loss
+        return config.drafter.state_loss or 0.0
     return 0.0
 
 

@@ -92,7 +92,8 @@ class TrainConfig(Config):
     """dpace: a in a draft's confidence, (1 - a) q(token) + a."""
     state_loss: float | None = Field(None, ge=0)
     """Weight of a further loss: how far each draft step's output is from what the target's lm_head
-    takes there. [default: 10 for drafters eagle3 and peagle of a dump with final states, else 0]"""
+    takes there; it falls with the learning rate. [default: 10 for new drafters eagle3 and peagle,
+    as wide as the target, of a dump with final states; else 0]"""
     draft_vocab_size: int | None = Field(None, gt=0)
     """Draft vocabulary size, D. [default: 32000, or the whole vocabulary if smaller]"""
     draft_vocab_by: Literal["mass", "count"] = "mass"
@@ -230,6 +231,12 @@ class TrainConfig(Config):
     def _as_many_heads_as_the_drafter_has(self) -> "TrainConfig":
         if (problem := self.drafter.num_heads_problem(self.num_heads)) is not None:
             raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _a_drafter_with_a_loss_of_states(self) -> "TrainConfig":
+        if self.state_loss and self.drafter.state_loss is None:
+            raise ValueError(f"state_loss: a drafter {self.drafter.kind} has none; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -47,7 +47,8 @@ def init_from(
     assert config.init_from is not None
     identity = dump.identity.target
     artifact = read_artifact(
-        config.init_from, OfTarget(identity.vocab_size, identity.hidden_size, aux_layers)
+        config.init_from,
+        OfTarget(identity.vocab_size, identity.hidden_size, _undeclared(config, dump, aux_layers)),
     )
     where = f"artifact {artifact.folder}"
     if artifact.shape.architecture != config.drafter.kind:
@@ -55,7 +56,7 @@ def init_from(
             f"{where} is a drafter {artifact.shape.architecture}, the run's is"
             f" {config.drafter.kind}; give --drafter {artifact.shape.architecture}"
         )
-    if artifact.layer_ids not in (None, aux_layers):
+    if artifact.shape.aux_layers != aux_layers:
         raise ConfigError(
             f"{where} takes the layers {_listed(artifact.shape.aux_layers)}, the run those of"
             f" {_listed(aux_layers)}; a dump must hold them, and --layers may choose among its own"
@@ -63,6 +64,19 @@ def init_from(
     _same_settings(config, artifact.shape, where)
     weights = drafter_kind(artifact.shape).model_weights(artifact, target)
     return Given(where, artifact.shape, artifact.vocab(), weights)
+
+
+def _undeclared(
+    config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The layers of an artifact that names none: those that a person chose, else what its own
+    trainer and engines take."""
+    if config.layers is not None:
+        return aux_layers
+    try:
+        return config.drafter.undeclared_layers(dump.identity.target.num_layers)
+    except ValueError:
+        return aux_layers
 
 
 def _same_settings(config: TrainConfig, shape: DrafterShape, where: str) -> None:

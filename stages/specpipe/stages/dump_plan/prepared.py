@@ -4,7 +4,7 @@ A later run, or another worker of the same dump, reads the plan from the store i
 and tokenising the input again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,7 +104,7 @@ def plan_of(
         choose_device(config.device)
     trust = config.trust_remote_code
     model = load_config(target_folder, trust_remote_code=trust).get_text_config(decoder=True)
-    layers = _layers(config, model.num_hidden_layers)
+    layers = _layers(config, model.num_hidden_layers, claimed)
     _check_logits(config.logits, model.vocab_size)
     context_length = context_length_of(
         config.context_length,
@@ -189,8 +189,9 @@ def _backend(
     return "hf" if config.backend == "auto" else config.backend
 
 
-def _layers(config: DumpConfig, num_layers: int) -> tuple[int, ...]:
-    """The given ones, or all that the drafters read that the dump is for."""
+def _layers(config: DumpConfig, num_layers: int, claimed: DumpIdentity | None) -> tuple[int, ...]:
+    """The given ones, or all that the drafters read that the dump is for; a dump that was begun
+    with the default layers of before goes on with them."""
     try:
         layers = config.layers
         if layers is None:
@@ -198,8 +199,10 @@ def _layers(config: DumpConfig, num_layers: int) -> tuple[int, ...]:
             # Of logits mode `final`, rows of the last layer's output are there anyway.
             has_final = config.logits == "final"
             wanted = [one for one in wanted if not (has_final and one.reads_starts_alone)]
-            read = {layer for one in wanted for layer in one.default_layers(num_layers)}
-            layers = tuple(sorted(read)) or (num_layers,)
+            layers = _union(one.default_layers(num_layers) for one in wanted) or (num_layers,)
+            before = _union(one.undeclared_layers(num_layers) for one in wanted) or (num_layers,)
+            if claimed is not None and claimed.layers == before:
+                layers = before
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if list(layers) != sorted({k for k in layers if 1 <= k <= num_layers}) or not layers:
@@ -208,6 +211,10 @@ def _layers(config: DumpConfig, num_layers: int) -> tuple[int, ...]:
             "(id k is what enters decoder layer k)"
         )
     return layers
+
+
+def _union(layers: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted(set().union(*layers)))
 
 
 def _check_logits(logits: str, vocab_size: int) -> None:

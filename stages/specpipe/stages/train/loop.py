@@ -226,10 +226,9 @@ class Loop:
     def _diverged(self, what: str) -> NoReturn:
         latest = latest_checkpoint(self.folder.path)
         kept = f"What was trained before is in {latest}" if latest else "There is no checkpoint"
+        lower = "--learning-rate" + (" or --state-loss" if self.trainee.state_loss else "")
         self._end(
-            DivergedError(
-                f"{what}. {kept}; train again with a lower --learning-rate, in another --out"
-            )
+            DivergedError(f"{what}. {kept}; train again with a lower {lower}, in another --out")
         )
 
     def _evaluate(self) -> EvalMetrics:

@@ -27,7 +27,7 @@ from specpipe.stages.process.device import choose_device
 from specpipe.stages.samples.batch import Batch
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.storage.vocab import VocabStatistics
-from specpipe.stages.target.head.verifier_head import VerifierHead
+from specpipe.stages.target.head.verifier_head import VerifierHead, logit_scale
 from specpipe.stages.train.data.dumps import chosen_layers
 from specpipe.stages.train.optim.objective import Measured, Objective
 from specpipe.stages.train.optim.optimizer import Optimizer
@@ -87,7 +87,8 @@ class Trainee:
         state_loss = None
         if config.state_loss:
             check_state_loss(dump.identity, shape)
-            state_loss = StateLoss(config.state_loss, FinalNorm(head.norm))
+            scale = logit_scale(dump.target_file)
+            state_loss = StateLoss(config.state_loss, FinalNorm(head.norm), scale)
         return cls(config, shape, vocab, model, optimizer, verifier, ranks, state_loss)
 
     @property

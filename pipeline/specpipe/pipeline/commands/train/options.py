@@ -113,6 +113,7 @@ TRAIN: dict[str, tuple[str | Flag, ...]] = {
         "--head-weights",
         "--dpace-smoothing",
         "--head-decay",
+        "--state-loss",
     ),
     STEPS: (
         "--num-epochs",

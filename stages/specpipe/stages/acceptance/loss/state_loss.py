@@ -22,23 +22,28 @@ class StateLoss:
     """weight · Σ over heads k of w_k · mean over its starts of |o − s|² / |s|².
 
     o is the first H numbers of head k's output, and s the target's final state of the token before
-    the one that is drafted, after the final norm.
+    the one that is drafted, after the final norm and times the logit scale: the target's lm_head
+    makes its logits of it, but for a soft-cap.
     """
 
     weight: float
     final_norm: nn.Module
     """The target's, without gradient; [S, H] to [S, H]."""
+    logit_scale: float = 1.0
+    """The target's. Drafters hold it in their own norm."""
 
     def __call__(
         self, outputs_KNX: Tensor, batch: Batch, weights_K: Tensor, of: Denominators
     ) -> Tensor:
         """This batch's part of it, a scalar; `of` has the counts of the whole step."""
         assert batch.final_SH is not None, "the dump holds no final states"
-        states_SH = self.final_norm(batch.final_SH).to(outputs_KNX.dtype)
-        size_S = states_SH.square().sum(-1).clamp(min=torch.finfo(states_SH.dtype).tiny)
+        states_SH = self.final_norm(batch.final_SH).to(outputs_KNX.dtype) * self.logit_scale
+        size_S = states_SH.square().sum(-1)
+        # A state of 0 has no direction to go to.
+        shares_S = torch.where(size_S > 0, 1 / size_S, 0.0)
         used_KN = (batch.rows_KN >= 0) * batch.weights_N
         of_head_K = self.weight * of.mean(weights_K)
-        factors_KN = used_KN / size_S[batch.rows_KN.clamp(min=0)] * of_head_K[:, None]
+        factors_KN = used_KN * shares_S[batch.rows_KN.clamp(min=0)] * of_head_K[:, None]
         loss: Tensor = _Distance.apply(  # type: ignore[no-untyped-call]
             outputs_KNX, states_SH, batch.rows_KN, factors_KN.to(outputs_KNX.dtype)
         )

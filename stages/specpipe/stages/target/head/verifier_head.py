@@ -174,7 +174,12 @@ def final_scale(read: Read) -> Tensor:
     on a state of root mean square 1 that is multiplied by it are the target's logits (before a
     soft-cap).
     """
-    return final_norm(read) * (_record(read).logit_scale or 1.0)
+    return final_norm(read) * logit_scale(read)
+
+
+def logit_scale(read: Read) -> float:
+    """What the target multiplies its logits by."""
+    return _record(read).logit_scale or 1.0
 
 
 def final_norm(read: Read) -> Tensor:
