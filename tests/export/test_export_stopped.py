@@ -34,11 +34,20 @@ def is_whole_or_unfinished(out: Path) -> bool:
     }
 
 
+WAITING = """
+import runpy, time
+from specpipe.stages.export import run
+run._validate = lambda *_: time.sleep(600)
+runpy.run_module("specpipe", run_name="__main__", alter_sys=True)
+"""
+"""The command, whose proof takes so long that a signal always comes before its end."""
+
+
 @pytest.mark.slow
 def test_sigterm_to_the_command(trained: Trained, exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with subprocess.Popen(
-        [sys.executable, "-m", "specpipe", *arguments(trained, out)],
+        [sys.executable, "-c", WAITING, *arguments(trained, out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
