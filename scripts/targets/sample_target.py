@@ -17,7 +17,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from scripts.targets.fit import Samples, Split, fit, new_model, save
 from scripts.targets.gsm8k import Conversation, read_conversations
-from scripts.targets.tokens import train_tokenizer
+from scripts.targets.tokens import token_ids, train_tokenizer
 
 # `generation` blocks mark what the assistant writes, its end-of-turn token included.
 CHAT_TEMPLATE = (
@@ -77,9 +77,7 @@ def main(
         num_key_value_heads=hidden_size // 32 // 3,
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **token_ids(tokenizer),
         tie_word_embeddings=False,
     )
     model = new_model(config)

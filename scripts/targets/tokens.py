@@ -1,6 +1,7 @@
 """A byte-level BPE tokenizer, trained on the texts that a small target learns from."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -32,3 +33,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         model_max_length=1024,
     )
     return fast
+
+
+def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """The tokenizer's special tokens, as settings of a model."""
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }

@@ -66,9 +66,7 @@ def init_from(
     return Given(where, artifact.shape, artifact.vocab(), weights)
 
 
-def _undeclared(
-    config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...]
-) -> tuple[int, ...] | None:
+def _undeclared(config: TrainConfig, dump: Dump, aux_layers: tuple[int, ...]) -> tuple[int, ...]:
     """The layers of an artifact that names none: those that a person chose, else what its own
     trainer and engines take."""
     if config.layers is not None:

@@ -27,6 +27,8 @@ class Optimizer:
         config: ResolvedTrainConfig,
         is_matrix: IsMatrix,
     ) -> None:
+        self.factor = 1.0
+        """Share of its peak that every learning rate is at."""
         named = [pair for pair in named_parameters if pair[1].requires_grad]
         muons = [pair for pair in named if config.optimizer == "muon" and is_matrix(*pair)]
         names = {name for name, _ in muons}
@@ -51,9 +53,6 @@ class Optimizer:
                 adjust_lr_fn="match_rms_adamw",
             )
             self._parts.append((muon, rate, [name for name, _ in muons]))
-
-    factor: float = 1.0
-    """Of every learning rate, of its peak."""
 
     def set_rates(self, factor: float) -> None:
         """Let every learning rate be `factor` of its peak."""
