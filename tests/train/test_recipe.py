@@ -122,12 +122,16 @@ def test_what_is_set_wins_and_the_rest_follows_from_it() -> None:
 
 
 def test_the_rate_follows_from_the_optimiser_and_the_drafters_width() -> None:
-    assert recipe().config.learning_rate == recipe(of_tokens(10**6)).config.learning_rate == 7.5e-3
+    assert recipe(batch_tokens=192).config.learning_rate == 3e-3
     # Smaller steps have smaller rates, whether they are counted in tokens or in samples.
-    assert recipe(of_tokens(50_000)).config.learning_rate == 3.75e-3
-    assert recipe(batch_tokens=128).config.learning_rate == pytest.approx(9.375e-4, rel=1e-3)
-    assert recipe(of_tokens(10**6), batch_size=2).config.learning_rate == 2.93e-3
-    assert recipe(of_tokens(10**6), batch_size=8).config.learning_rate == 7.5e-3
+    assert recipe(batch_tokens=48).config.learning_rate == 1.5e-3
+    assert recipe(of_tokens(10**6, 200), batch_size=2).config.learning_rate == 3.75e-3
+    assert recipe(of_tokens(10**6, 200), batch_size=8).config.learning_rate == 7.5e-3
+    largest = {
+        width: recipe(Facts(width, 10, 1000, 500), batch_tokens=8192).config.learning_rate
+        for width in (16, 256, 640, 4096)
+    }
+    assert largest == {16: 1e-2, 256: 8.49e-3, 640: 5.37e-3, 4096: 2.12e-3}
     by_width = {
         width: recipe(Facts(width, 10, 1000, 500), optimizer="adamw").config.learning_rate
         for width in (16, 256, 640, 4096)

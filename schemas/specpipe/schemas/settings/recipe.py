@@ -47,10 +47,14 @@ PASS_TOKENS = 8192
 """Tokens of one forward and backward pass of steps that are larger: it bounds the memory. An
 evaluation has as many where a step is so many samples."""
 
-MUON_RATE = 7.5e-3
-"""Muon's learning rate at every width: an orthogonal step is scaled by its matrix's shape."""
-MUON_RATE_TOKENS = 1024
-"""Tokens of a step below which the rate falls in proportion: smaller steps are noisier."""
+MUON_RATE = 3e-3
+"""Muon's learning rate for steps of as many tokens as the drafter is wide. It grows with the root
+of the tokens, for larger steps are less noisy, and falls with the root of the width, as the weights
+do: at every width, a step changes them by the same share."""
+MOST_MUON_TOKENS = 2048
+"""Tokens of a step beyond which the rate grows no more."""
+MOST_MUON_RATE = 0.01
+"""Largest rate of Muon, for very narrow drafters."""
 DECAY_EPOCHS = 10
 """Passes over the data in which weights that get no gradient fall to 1/e, at the full rate: text
 that is seen often wants some weight decay, text that is seen once or twice next to none."""
@@ -222,12 +226,15 @@ def _power_of_two(number: int, least: int, most: int) -> int:
 
 
 def _rate(config: TrainConfig, facts: Facts, batch_tokens: int) -> float:
+    width = config.drafter.hidden_size_or(facts.hidden_size)
     if config.optimizer == "muon":
+        tokens: float = batch_tokens
         if config.batch_size is not None:
-            batch_tokens = round(config.batch_size * facts.num_tokens / facts.num_samples)
-        return float(f"{MUON_RATE * min(1.0, batch_tokens / MUON_RATE_TOKENS):.3g}")
-    rate = ADAMW_RATE_TIMES_WIDTH / config.drafter.hidden_size_or(facts.hidden_size)
-    return float(f"{min(rate, MOST_ADAMW_RATE):.3g}")
+            tokens = config.batch_size * facts.num_tokens / facts.num_samples
+        rate = min(MUON_RATE * math.sqrt(min(tokens, MOST_MUON_TOKENS) / width), MOST_MUON_RATE)
+    else:
+        rate = min(ADAMW_RATE_TIMES_WIDTH / width, MOST_ADAMW_RATE)
+    return float(f"{rate:.3g}")
 
 
 def _decay(config: TrainConfig, rate: float, steps_per_epoch: int) -> float:

@@ -110,7 +110,7 @@ class TrainConfig(Config):
     """adamw, or muon: Muon for the matrices, AdamW for lm_head and norms."""
     muon_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of Muon's matrices. [default: as --learning-rate]"""
-    muon_momentum: Beta = 0.95
+    muon_momentum: Beta = 0.9
     """Muon's (Nesterov) momentum."""
     weight_decay: float | None = Field(None, ge=0)
     """Decoupled weight decay of all weights. [default: 0, and --muon-weight-decay]"""
@@ -121,9 +121,9 @@ class TrainConfig(Config):
     """AdamW's betas."""
     warmup_ratio: float | None = Field(None, ge=0, lt=1)
     """Share of the steps that are warm-up. [default: by the number of steps]"""
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
     """Learning rate after warm-up; wsd: constant, then decay."""
-    wsd_decay: float = Field(0.2, gt=0, le=1)
+    wsd_decay: float = Field(0.4, gt=0, le=1)
     """wsd: share of the steps that are decay."""
     max_grad_norm: float = Field(0.5, gt=0)
     """Largest global norm of the gradients; larger gradients are scaled down."""

@@ -1,6 +1,6 @@
 """The recipe in the help of `specpipe train`."""
 
-from specpipe.schemas.settings.recipe import BUDGETS, MUON_RATE, MUON_RATE_TOKENS, PASS_TOKENS
+from specpipe.schemas.settings.recipe import BUDGETS, MUON_RATE, PASS_TOKENS
 
 
 def recipe_help() -> str:
@@ -14,7 +14,7 @@ def recipe_help() -> str:
     lines += [
         "Little data has fewer steps than that, even in so many epochs. The line",
         '"recipe:" (and specpipe plan) says what came out.',
-        f"  --learning-rate  {MUON_RATE:g}, less for steps under {MUON_RATE_TOKENS:,} tokens;",
+        f"  --learning-rate  {MUON_RATE:g} times the root of tokens of a step / width;",
         "                   with --optimizer adamw about 1/width",
         f"  --pack-tokens    at most {PASS_TOKENS:,} of a step whose size is left open",
     ]
