@@ -6,7 +6,9 @@ from typing import Literal
 
 from scripts.quality.cell import Settings
 
-Side = Literal["ours", "ours-time", "peer", "peer-muon", "peer-muon-layers", "peer-adamw"]
+Side = Literal[
+    "ours", "ours-time", "peer", "peer-muon", "peer-muon-layers", "peer-muon-high", "peer-adamw"
+]
 
 _MUON: Settings = {"optimizer": "muon", "lr": 7.5e-3}
 
@@ -14,6 +16,7 @@ SWEPT: dict[Side, Settings] = {
     "peer": {},
     "peer-muon": _MUON,
     "peer-muon-layers": _MUON,
+    "peer-muon-high": _MUON | {"lr": 1.5e-2},
     "peer-adamw": {"optimizer": "adamw", "lr": 4e-3},
 }
 """The peer's settings: its defaults, and the best of its two optimisers as we know them."""
@@ -83,7 +86,7 @@ def peer_cells(vocab_sizes: dict[str, int]) -> Iterator[PeerCell]:
     """All of them, those that say most first; `vocab_sizes` is V by material."""
     sides: tuple[tuple[Side, ...], ...] = (
         ("peer", "ours", "ours-time"),
-        ("peer-muon", "peer-muon-layers", "peer-adamw"),
+        ("peer-muon", "peer-muon-layers", "peer-muon-high", "peer-adamw"),
     )
     for seed in SEEDS:
         for num_heads in NUM_HEADS:
