@@ -21,8 +21,8 @@ COORDINATES: Mapping[str, Mapping[str, Settings]] = {
         for rate in rates
     },
     "muon": {
-        "momentum-0.9": {"muon_momentum": 0.9},
-        "momentum-0.98": {"muon_momentum": 0.98},
+        "momentum-0.85": {"muon_momentum": 0.85},
+        "momentum-0.95": {"muon_momentum": 0.95},
         "adam-part-1e-3": {"learning_rate": 1e-3, "muon_learning_rate": 7.5e-3},
         "adam-part-2e-2": {"learning_rate": 2e-2, "muon_learning_rate": 7.5e-3},
     },
@@ -35,8 +35,11 @@ COORDINATES: Mapping[str, Mapping[str, Settings]] = {
     "start": {"fresh": {"fresh_layer": True}},
     "clip": {f"{norm}": {"max_grad_norm": norm} for norm in (0.1, 1.0, 10.0)},
     "warmup": {f"{share}": {"warmup_ratio": share} for share in (0.0, 0.01, 0.1)},
-    "schedule": {name: {"schedule": name} for name in ("linear", "wsd", "constant")},
-    "batch": {f"{tokens}": {"batch_tokens": tokens} for tokens in (1024, 2048, 4096, 8192)},
+    "schedule": {
+        **{name: {"schedule": name} for name in ("cosine", "linear", "constant")},
+        **{f"wsd-{share}": {"wsd_decay": share} for share in (0.2, 0.6)},
+    },
+    "batch": {f"{tokens}": {"batch_tokens": tokens} for tokens in (256, 1024, 2048, 8192)},
     "norms": {
         "none": dict.fromkeys(_NORMS, False),
         **{f"no-{name}": {name: False} for name in _NORMS},

@@ -253,7 +253,8 @@ class TrainConfig(Config):
     def _shares_of_the_same_steps(self) -> "TrainConfig":
         if self.schedule == "wsd" and (self.warmup_ratio or 0) + self.wsd_decay > 1:
             raise ValueError(
-                "warmup_ratio and wsd_decay are shares of the same steps: together at most 1"
+                f"warmup_ratio and wsd_decay ({self.wsd_decay:g}) are shares of the same steps:"
+                " together at most 1"
             )
         return self
 
