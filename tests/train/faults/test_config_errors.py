@@ -158,7 +158,6 @@ def test_whatever_a_file_holds_is_taken_or_refused_by_name(field: str, value: An
         ({"serve_anywhere": True, "fc_norm": True}, "serve_anywhere excludes fc_norm"),
         ({"serve_anywhere": True, "layer_type": "qwen3"}, "serve_anywhere excludes layer_type"),
         ({"serve_anywhere": True, "num_layers": 2}, "serve_anywhere excludes num_layers 2"),
-        ({"schedule": "wsd", "warmup_ratio": 0.5, "wsd_decay": 0.6}, "warmup_ratio and wsd_decay"),
         ({"sliding_window": 2, "num_heads": 3}, "sliding_window 2"),
         ({"init_from": "a", "draft_vocab_size": 5}, "init_from"),
         ({"init_from": "a", "warm_start": "b"}, "warm_start"),

@@ -254,5 +254,4 @@ def _decay(config: TrainConfig, rate: float, steps_per_epoch: int) -> float:
 def _warmup_ratio(config: TrainConfig, num_steps: int) -> float:
     if config.warmup_ratio is not None:
         return config.warmup_ratio
-    ratio = min(max(WARMUP_SHARE, LEAST_WARMUP_STEPS / num_steps), MOST_WARMUP_SHARE)
-    return min(ratio, 1 - config.wsd_decay) if config.schedule == "wsd" else ratio
+    return min(max(WARMUP_SHARE, LEAST_WARMUP_STEPS / num_steps), MOST_WARMUP_SHARE)

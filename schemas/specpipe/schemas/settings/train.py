@@ -124,7 +124,7 @@ class TrainConfig(Config):
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "wsd"
     """Learning rate after warm-up; wsd: constant, then decay."""
     wsd_decay: float = Field(0.4, gt=0, le=1)
-    """wsd: share of the steps that are decay."""
+    """wsd: share of the steps that are decay; at most all that warm-up leaves."""
     max_grad_norm: float = Field(0.5, gt=0)
     """Largest global norm of the gradients; larger gradients are scaled down."""
     num_epochs: int | None = Field(None, gt=0)
@@ -247,15 +247,6 @@ class TrainConfig(Config):
                     raise ValueError(f"init_from brings its own weights and vocabulary: no {name}")
         if self.draft_vocab_file is not None and self.draft_vocab_size is not None:
             raise ValueError("draft_vocab_file brings its own size: no draft_vocab_size")
-        return self
-
-    @model_validator(mode="after")
-    def _shares_of_the_same_steps(self) -> "TrainConfig":
-        if self.schedule == "wsd" and (self.warmup_ratio or 0) + self.wsd_decay > 1:
-            raise ValueError(
-                f"warmup_ratio and wsd_decay ({self.wsd_decay:g}) are shares of the same steps:"
-                " together at most 1"
-            )
         return self
 
 
