@@ -4,6 +4,7 @@ from typing import Any
 
 PAPERS: dict[str, Any] = {
     "optimizer": "adamw",
+    "schedule": "cosine",
     "learning_rate": 4e-4,
     "norm_before_residual": False,
     "norm_before_fc": False,

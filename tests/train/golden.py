@@ -48,7 +48,6 @@ def curve(loss: str, dump: Path, out: Path) -> Curve:
         out=str(out),
         loss=loss.removesuffix(STATES),
         state_loss=3 if loss.endswith(STATES) else 0,
-        schedule="cosine",
         max_steps=NUM_STEPS,
         eval_every=NUM_STEPS,
     )
