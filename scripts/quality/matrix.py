@@ -23,8 +23,7 @@ COORDINATES: Mapping[str, Mapping[str, Settings]] = {
     "muon": {
         "momentum-0.85": {"muon_momentum": 0.85},
         "momentum-0.95": {"muon_momentum": 0.95},
-        "adam-part-1e-3": {"learning_rate": 1e-3, "muon_learning_rate": 7.5e-3},
-        "adam-part-2e-2": {"learning_rate": 2e-2, "muon_learning_rate": 7.5e-3},
+        **{f"muon-part-{rate}": {"muon_learning_rate": rate} for rate in (2e-3, 1e-2)},
     },
     "betas": {
         "0.9-0.99": {"adam_betas": (0.9, 0.99)},

@@ -58,7 +58,7 @@ def of_tokens(num_tokens: int, length: int = 200) -> Facts:
             "schedule": st.sampled_from(["cosine", "wsd"]),
             "wsd_decay": st.floats(0.01, 1),
             "learning_rate": st.floats(1e-6, 1),
-            "warmup_ratio": st.just(0.0),
+            "warmup_ratio": st.floats(0, 0.5),
         },
     ),
 )

@@ -252,6 +252,10 @@ def test_what_began_goes_on_with_another_engine_and_its_records_are_checked(
         return replace(servable(*asked), how="no")
 
     monkeypatch.setattr(candidates, "servable", none_served)
+    # A version with another default began it.
+    plan = json.loads((out / "plan.json").read_text())
+    plan["config"]["schedule"] = "cosine"
+    (out / "plan.json").write_text(json.dumps(plan))
     again = done(specpipe(*flags, "--json"))
     assert again.compared == first.compared
     for name, value in {"tau_low": [], "tau": [1.0]}.items():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,25 @@ def test_a_search_leaves_settings_figures_and_a_page(
     assert other.exception.exit_code == 2
     assert "num_heads: 3 -> 2" in str(other.exception)
     assert "budget: '60steps' -> '70steps'" in str(other.exception)
+
+
+def test_a_search_of_a_version_with_other_defaults_goes_on_with_its_own(
+    make_search: MakeSearch,
+) -> None:
+    config = make_search()
+    assert command(config).exception is None
+    out = Path(config.out)
+    plan = json.loads((out / "plan.json").read_text())
+    for part in ("config", "recipe"):
+        assert plan[part]["schedule"] == "wsd"
+        plan[part]["schedule"] = "cosine"
+    (out / "plan.json").write_text(json.dumps(plan))
+    (out / "tune.json").unlink()
+    last = out / "trials" / "000-rung-2"
+    shutil.rmtree(last)
+    again = command(config)
+    assert again.exception is None, again.stderr
+    assert json.loads((last / "config.json").read_text())["schedule"] == "cosine"
 
 
 def test_trials_are_chosen_by_one_half_of_the_prompts_and_measured_on_the_other(

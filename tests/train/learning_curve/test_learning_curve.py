@@ -85,12 +85,17 @@ def test_a_curve_that_is_stopped_goes_on_to_the_same_end(
     assert first == second
 
 
+@pytest.mark.parametrize(
+    "given", [{"optimizer": "muon"}, {"optimizer": "muon", "batch_size": 2}, {"optimizer": "adamw"}]
+)
 def test_a_share_follows_the_recipe_where_the_command_leaves_it_open(
-    make_config: MakeConfig, tmp_path: Path
+    given: dict[str, Any], make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    left_open = {
-        name: None for name in ("max_steps", "batch_tokens", "eval_every", "learning_rate")
-    } | {"preset": "quick", "optimizer": "muon"}
+    left_open = (
+        {name: None for name in ("max_steps", "batch_tokens", "eval_every", "learning_rate")}
+        | {"preset": "quick"}
+        | given
+    )
     config = make_config(**left_open)
     whole = run(config)
     assert whole.recipe is not None
@@ -112,6 +117,17 @@ def test_a_share_follows_the_recipe_where_the_command_leaves_it_open(
     of_share = share_config(silent, whole, 0.5)
     assert (of_share.batch_tokens, of_share.max_steps) == (200, 3)
     assert of_share.learning_rate == fixed.learning_rate
+
+
+def test_a_share_that_began_goes_on_with_its_own_settings(make_config: MakeConfig) -> None:
+    config = make_config(learning_rate=None, optimizer="muon", max_steps=4, eval_every=4)
+    whole = run(config)
+    assert whole.recipe is not None
+    began = run(share_config(config, whole, 0.5))
+    # By a version that did not record the width.
+    recipe = whole.recipe.model_copy(update={"hidden_size": None})
+    again = share_config(config, whole.model_copy(update={"recipe": recipe}), 0.5)
+    assert run(again) == began.model_copy(update={"did_nothing": True})
 
 
 def test_a_run_of_an_older_version_is_refused(make_config: MakeConfig) -> None:

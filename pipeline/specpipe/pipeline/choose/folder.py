@@ -50,7 +50,7 @@ class ChooseFolder(SearchFolder):
                 ResolvedTrainConfig.model_validate(recipe)
         except PydanticError as error:
             raise damaged(self.path / PLAN_FILE, error) from None
-        self.check_same_settings(plan.config, config)
+        self.check_same_settings(plan.config, plan.given, config)
         return plan
 
     def result(self) -> ChooseResult | None:

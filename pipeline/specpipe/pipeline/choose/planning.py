@@ -54,6 +54,7 @@ def made_plan(
     opened = found[0].opened
     return ChoosePlan(
         config=config.without_credentials().flat("json"),
+        given=tuple(sorted(config.flat_fields_set)),
         steps=planned_steps(config, full_steps, list(measured.values()), clock.seconds),
         full_steps=full_steps,
         recipes={

@@ -62,7 +62,7 @@ def run(
     \b
     What the API has no field for comes by --config:
       dump:   {backend: vllm, generate: {temperature: 1.0}}
-      train:  {draft_vocab_size: 32000, schedule: wsd}
+      train:  {draft_vocab_size: 32000, state_loss: 0}
       export: {validation: [structure, replay, serve]}
     """
     from specpipe.pipeline.job.folder import JobFolder

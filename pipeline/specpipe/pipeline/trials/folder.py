@@ -1,5 +1,6 @@
 """The folder of a search: its lock, its clock, and records that are read back checked."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,12 +60,16 @@ class SearchFolder:
         except PydanticError as error:
             raise damaged(path, error) from None
 
-    def check_same_settings(self, before: dict[str, Any], config: TrainConfig) -> None:
-        """Raise IdentityError where the search that is here began with other settings."""
+    def check_same_settings(
+        self, before: dict[str, Any], given: Collection[str], config: TrainConfig
+    ) -> None:
+        """Raise IdentityError where the search that is here began with other settings.
+
+        What neither it was `given` nor this command gives is a default: where another version has
+        another one, the search goes on with its own.
+        """
         now = config.without_credentials().flat("json")
-        # A setting that is newer than the plan counts where it is given.
-        known = before.keys() | config.flat_fields_set
-        check_same(f"{self.path} holds a search", before, now, known)
+        check_same(f"{self.path} holds a search", before, now, {*given, *config.flat_fields_set})
 
 
 def damaged(path: Path, error: PydanticError) -> IntegrityError:

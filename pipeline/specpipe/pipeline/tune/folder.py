@@ -45,7 +45,7 @@ class TuneFolder(SearchFolder):
                 ResolvedTrainConfig.model_validate(plan.recipe | settings)
         except PydanticError as error:
             raise damaged(self.path / PLAN_FILE, error) from None
-        self.check_same_settings(plan.config, config)
+        self.check_same_settings(plan.config, plan.given, config)
         return plan
 
     def score(self, trial: int, rung: int) -> TrialScore | None:

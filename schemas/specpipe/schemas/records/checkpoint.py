@@ -96,6 +96,8 @@ class RunRecipe(Record):
     batch_size: int | None
     optimizer: str
     learning_rate: float
+    hidden_size: int | None = None
+    """Of the target; None in runs of before."""
 
 
 class TrainResult(Record):

@@ -60,6 +60,8 @@ class ChoosePlan(Record):
 
     config: Settings
     """The ChooseConfig, without credentials."""
+    given: tuple[str, ...] = ()
+    """Its settings that were given; unknown of a comparison of before."""
     steps: int = Field(gt=0)
     """Of each training."""
     full_steps: int

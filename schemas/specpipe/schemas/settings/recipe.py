@@ -142,6 +142,7 @@ class Recipe:
             batch_size=config.batch_size,
             optimizer=config.optimizer,
             learning_rate=config.learning_rate,
+            hidden_size=facts.hidden_size,
         )
 
     def in_words(self) -> str:

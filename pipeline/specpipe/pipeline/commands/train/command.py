@@ -65,7 +65,7 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     setting that is wrong is named before the first step (exit code 2).
 
     \b
-      --schedule wsd                     flat rate, then down
+      --preset quick                     to see that everything works
       --early-stop 3                     end when tau rises no more
       --log tensorboard,wandb            besides metrics.jsonl
       --time-limit 3500                  for a queue: run again to go on

@@ -1,6 +1,12 @@
 """The recipe in the help of `specpipe train`."""
 
-from specpipe.schemas.settings.recipe import BUDGETS, MUON_RATE, PASS_TOKENS
+from specpipe.schemas.settings.recipe import (
+    BUDGETS,
+    MOST_MUON_RATE,
+    MOST_MUON_TOKENS,
+    MUON_RATE,
+    PASS_TOKENS,
+)
 
 
 def recipe_help() -> str:
@@ -14,7 +20,8 @@ def recipe_help() -> str:
     lines += [
         "Little data has fewer steps than that, even in so many epochs. The line",
         '"recipe:" (and specpipe plan) says what came out.',
-        f"  --learning-rate  {MUON_RATE:g} times the root of tokens of a step / width;",
+        f"  --learning-rate  {MUON_RATE:g} times the root of tokens of a step / width,",
+        f"                   of at most {MOST_MUON_TOKENS:,} tokens, at most {MOST_MUON_RATE:g};",
         "                   with --optimizer adamw about 1/width",
         f"  --pack-tokens    at most {PASS_TOKENS:,} of a step whose size is left open",
     ]

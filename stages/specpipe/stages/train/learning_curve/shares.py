@@ -46,8 +46,9 @@ def share_config(config: TrainConfig, whole: TrainResult, share: float) -> Train
     Raises ConfigError where the run is of a version that did not record how much that was.
     """
     folder = RunFolder(config.out)
-    base = _left_open(config, continued(config, folder.begun()), whole)
     run = folder.path / CURVE_FOLDER / f"{share:g}"
+    has_begun = bool(RunFolder(str(run)).begun())
+    base = _left_open(config, continued(config, folder.begun()), whole, has_begun)
     changes = {
         "out": str(run),
         "data_fraction": base.data_fraction * share,
@@ -65,11 +66,13 @@ def share_config(config: TrainConfig, whole: TrainResult, share: float) -> Train
     return TrainConfig.model_construct(**values)
 
 
-def _left_open(config: TrainConfig, whole: TrainConfig, result: TrainResult) -> TrainConfig:
+def _left_open(
+    config: TrainConfig, whole: TrainConfig, result: TrainResult, has_begun: bool
+) -> TrainConfig:
     """The run's settings, without those that followed from its data.
 
     A run of an older version, or whose first command set what this one does not, has others than
-    would follow now: all of its numbers stay.
+    would follow now: all of its numbers stay. A share that `has_begun` goes on with its own.
     """
     recipe = result.recipe
     if recipe is None:
@@ -78,11 +81,12 @@ def _left_open(config: TrainConfig, whole: TrainConfig, result: TrainResult) -> 
             " trained on: train it anew, in another --out, for its --learning-curve"
         )
     left_open = {name: None for name in _FOLLOWING if getattr(config, name) is None}
-    if whole.optimizer != "muon":
-        # AdamW's rate follows from the width alone, which is not among a run's figures.
-        left_open.pop("learning_rate", None)
     opened = TrainConfig.model_construct(**(dict(whole) | left_open))
-    facts = Facts(1, recipe.num_samples, recipe.num_tokens, recipe.num_supervised)
+    if has_begun:
+        return opened
+    if recipe.hidden_size is None:
+        return whole
+    facts = Facts(recipe.hidden_size, recipe.num_samples, recipe.num_tokens, recipe.num_supervised)
     again = resolve(opened, facts).config
     same = all(getattr(again, name) == getattr(whole, name) for name in _FOLLOWING)
     return opened if same else whole
