@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,6 +110,17 @@ def test_choose_compares_by_given_step_times_and_recommends_the_faster_one(
     other = specpipe(*flags, "--step-times", file, "--seed", "1")
     assert other.returncode == 2
     assert "seed: 0 -> 1" in other.stderr
+
+    # A version with another default began it: its file says how it was compared.
+    plan = json.loads((out / "plan.json").read_text())
+    for recipe in plan["recipes"].values():
+        assert recipe["schedule"] == "wsd"
+        recipe["schedule"] = "cosine"
+    (out / "plan.json").write_text(json.dumps(plan))
+    (out / "choose.json").unlink()
+    shutil.rmtree(out / "runs")
+    done(specpipe(*flags, "--step-times", file, "--json"))
+    assert yaml.safe_load((out / "train.yaml").read_text("utf-8"))["schedule"] == "cosine"
 
 
 def test_without_an_engine_tau_alone_is_compared_and_none_is_recommended(

@@ -22,6 +22,7 @@ from specpipe.pipeline.choose.planning import check_same_dumps, made_plan
 from specpipe.pipeline.choose.timing import Say, check_target_of, collected, given_times, target_of
 from specpipe.pipeline.choose.train_file import settings_of_best
 from specpipe.pipeline.trials.clock import Clock
+from specpipe.pipeline.trials.folder import begun_with
 from specpipe.pipeline.trials.trial import TrialRun
 from specpipe.schemas.errors import ConfigError, DivergedError
 from specpipe.schemas.records.choose import (
@@ -39,7 +40,6 @@ from specpipe.schemas.records.metrics import ReplayCurve
 from specpipe.schemas.records.tune import SETTINGS_FILE
 from specpipe.schemas.settings.choose import ChooseConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig
-from specpipe.stages.runs.folder import MAY_CHANGE
 from specpipe.stages.train.run import run
 
 Progress = Callable[[int, int, str, dict[str, float]], None]
@@ -102,7 +102,8 @@ class _Comparison:
         if times is not None:
             self.folder.write(STEP_TIMES_FILE, times.to_json())
         if result.recommended is not None:
-            settings = settings_of_best(self.config, self.found[result.recommended], result)
+            recipe = self._recipe(self.found[result.recommended])
+            settings = settings_of_best(self.config, recipe, result)
             self.folder.write(SETTINGS_FILE, settings)
         self.folder.write(PAGE_FILE, choose_page(result, self.folder.path))
         self.clock.save()
@@ -113,6 +114,9 @@ class _Comparison:
     def _first(self) -> Candidate:
         return next(iter(self.found.values()))
 
+    def _recipe(self, candidate: Candidate) -> ResolvedTrainConfig:
+        return begun_with(self.plan.recipes[candidate.name], candidate.recipe)
+
     def _train(self, at: int, name: str, progress: Progress) -> ReplayCurve | None:
         """None where training diverged."""
         steps, total = self.plan.steps, self.plan.steps * len(self.plan.recipes)
@@ -122,10 +126,7 @@ class _Comparison:
             self.clock.tick()
 
         candidate = self.found[name]
-        now = candidate.recipe.model_dump(mode="json")
-        # The recipe that it began with, also where another version would have another one.
-        recipe = self.plan.recipes[name] | {key: now[key] for key in MAY_CHANGE}
-        trial = TrialRun(ResolvedTrainConfig.model_validate(recipe), candidate.recipe.eval_tokens)
+        trial = TrialRun(self._recipe(candidate), candidate.recipe.eval_tokens)
         config = trial.config({}, steps, self.folder.run(name))
         try:
             best = run(config.model_copy(update={"time_limit": None}), progress=told).best

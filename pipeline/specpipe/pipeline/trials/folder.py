@@ -12,8 +12,8 @@ from specpipe.schemas.base import Record
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.schemas.location import local_path
 from specpipe.schemas.records.checkpoint import CONFIG_FILE
-from specpipe.schemas.settings.train import TrainConfig
-from specpipe.stages.runs.folder import check_same, refuse_dump
+from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.stages.runs.folder import MAY_CHANGE, check_same, refuse_dump
 from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.storage.store.lock import locked
 from specpipe.stages.untrusted.files import read_file
@@ -70,6 +70,13 @@ class SearchFolder:
         """
         now = config.without_credentials().flat("json")
         check_same(f"{self.path} holds a search", before, now, {*given, *config.flat_fields_set})
+
+
+def begun_with(recipe: dict[str, Any], now: ResolvedTrainConfig) -> ResolvedTrainConfig:
+    """The recipe that stands in a plan, also where this version has another one `now`; what may
+    change is as it is now."""
+    values = now.flat("json")
+    return ResolvedTrainConfig.model_validate(recipe | {name: values[name] for name in MAY_CHANGE})
 
 
 def damaged(path: Path, error: PydanticError) -> IntegrityError:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from specpipe.pipeline.trials.clock import Clock
+from specpipe.pipeline.trials.folder import begun_with
 from specpipe.pipeline.tune.folder import TuneFolder
 from specpipe.pipeline.tune.halving import going_on, total_steps
 from specpipe.pipeline.tune.judge import held_back
@@ -29,9 +30,7 @@ from specpipe.schemas.records.tune import (
     TunePlan,
     TuneResult,
 )
-from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
-from specpipe.stages.runs.folder import MAY_CHANGE
 
 TuneProgress = Callable[[int, int, str, dict[str, float]], None]
 """Told how many of how many steps are done, what is trained, and figures of its latest step."""
@@ -60,15 +59,8 @@ def tune(config: TuneConfig, *, progress: TuneProgress, say: Say) -> TuneResult:
             plan = made_plan(config, material, folder, clock, probed)
             folder.write(PLAN_FILE, plan.to_json())
         check_same_dumps(plan, material)
-        material = replace(material, recipe=_recipe(plan, material))
+        material = replace(material, recipe=begun_with(plan.recipe, material.recipe))
         return Search(config, folder, clock, material, plan, progress, say).run()
-
-
-def _recipe(plan: TunePlan, material: Material) -> ResolvedTrainConfig:
-    """That which the search began with, also where another version would have another one."""
-    now = material.recipe.flat("json")
-    may_change = {name: now[name] for name in MAY_CHANGE}
-    return ResolvedTrainConfig.model_validate(plan.recipe | may_change)
 
 
 @dataclass(slots=True)

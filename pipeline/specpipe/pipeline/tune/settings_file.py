@@ -7,12 +7,18 @@ import yaml
 from specpipe.schemas.records.tune import Settings, TuneResult
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 
-_OF_THE_RECIPE = (
-    *("learning_rate", "muon_weight_decay", "warmup_ratio"),
-    *("schedule", "wsd_decay", "muon_momentum"),
+_OF_THE_RATE = frozenset(
+    {
+        "learning_rate",
+        "muon_weight_decay",
+        "warmup_ratio",
+        "schedule",
+        "wsd_decay",
+        "muon_momentum",
+    }
 )
-"""What the rate is good for, and what the recipe sets by the data besides the steps' number and
-size. It stands in the file, so that the run is the one that the search took it to be."""
+"""What the recipe sets besides the steps' number and size, and what a rate was found with. It
+stands in the file, so that the run is the one that the search took it to be."""
 _OF_THE_SEARCH = frozenset({"out", "time_limit", "preset", "log", "log_project", "log_name"})
 
 
@@ -22,7 +28,7 @@ def kept_settings(given: Sequence[str], recipe: ResolvedTrainConfig, trial: Sett
     own = set(given) & values.keys() - _OF_THE_SEARCH
     step = "batch_tokens" if recipe.batch_size is None else "batch_size"
     length = "num_epochs" if recipe.max_steps is None else "max_steps"
-    wanted = (own - {"num_epochs", "batch_tokens"}) | {*_OF_THE_RECIPE, step, length}
+    wanted = (own - {"num_epochs", "batch_tokens"}) | _OF_THE_RATE | {step, length}
     names = [name for name in values if name in wanted]
     found = {name: values[name] for name in names} | trial
     if recipe.max_steps is not None and step in trial:
