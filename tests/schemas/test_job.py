@@ -63,7 +63,7 @@ def test_the_rate_is_muons_and_is_used_as_given(rate: float) -> None:
 def test_without_a_rate_it_is_that_of_the_recipe() -> None:
     settings = parse_job(body(learning_rate=None)).train_settings()
     train = TrainConfig(dump="out/dump", out="out/run", **settings)
-    assert resolve(train, Facts(256, 100, 3200, 1600)).config.learning_rate == 3e-3
+    assert resolve(train, Facts(256, 10**5, 3_200_000, 10**6)).config.learning_rate == 3e-3
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from specpipe.schemas.settings.recipe import (
     SMALLEST_STEP,
     Facts,
     Recipe,
+    rate_of_short_run,
     resolve,
 )
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
@@ -128,7 +129,7 @@ def test_the_rate_follows_from_the_optimiser_and_the_drafters_width() -> None:
     assert recipe(of_tokens(10**6, 200), batch_size=2).config.learning_rate == 3.75e-3
     assert recipe(of_tokens(10**6, 200), batch_size=8).config.learning_rate == 7.5e-3
     largest = {
-        width: recipe(Facts(width, 10, 1000, 500), batch_tokens=8192).config.learning_rate
+        width: recipe(Facts(width, 10**5, 10**7, 10**6), batch_tokens=8192).config.learning_rate
         for width in (16, 256, 640, 4096)
     }
     assert largest == {16: 1e-2, 256: 8.49e-3, 640: 5.37e-3, 4096: 2.12e-3}
@@ -138,6 +139,23 @@ def test_the_rate_follows_from_the_optimiser_and_the_drafters_width() -> None:
     }
     assert by_width == {16: 5e-3, 256: 4e-3, 640: 1.6e-3, 4096: 2.5e-4}
     assert recipe(optimizer="adamw", hidden_size=4096).config.learning_rate == 2.5e-4
+    assert recipe(optimizer="adamw", max_steps=100).config.learning_rate == 5e-3
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "times"),
+    [(4000, 1), (360, 1), (359, 1.0), (160, 1.5), (90, 2), (40, 3), (22, 4), (9, 4)],
+)
+def test_a_short_run_has_a_higher_rate(num_steps: int, times: float) -> None:
+    rate = recipe(batch_tokens=192, max_steps=num_steps).config.learning_rate
+    assert rate == pytest.approx(3e-3 * times, rel=0.005)
+    assert recipe(max_steps=num_steps, learning_rate=7e-3).config.learning_rate == 7e-3
+    config = TrainConfig(dump="d", out="o")
+    assert rate_of_short_run(config, num_steps, 4000) == pytest.approx(times, rel=0.005)
+    assert rate_of_short_run(config, num_steps, 90) == pytest.approx(times / 2, rel=0.005)
+    for others in ({"optimizer": "adamw"}, {"init_from": "artifact"}, {"drafter": "mtp"}):
+        config = TrainConfig.model_validate({"dump": "d", "out": "o"} | others)
+        assert rate_of_short_run(config, num_steps, 4000) == 1
 
 
 def test_the_weight_decay_is_counted_in_passes_over_the_data() -> None:

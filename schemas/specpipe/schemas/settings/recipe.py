@@ -54,7 +54,13 @@ do: at every width, a step changes them by the same share."""
 MOST_MUON_TOKENS = 2048
 """Tokens of a step beyond which the rate grows no more."""
 MOST_MUON_RATE = 0.01
-"""Largest rate of Muon, for very narrow drafters."""
+"""Largest rate of Muon, for very narrow drafters, in runs that are not short."""
+SHORT_RUN = 360
+"""Number of steps below which Muon's rate is higher, with the root of how much fewer they are: a
+step has one size, and few of them do not go far enough from the first weights. Weights that were
+trained before are near their place, and keep the rate."""
+MOST_RATE_TIMES = 4.0
+"""Largest growth of a rate, in the shortest of runs."""
 DECAY_EPOCHS = 10
 """Passes over the data in which weights that get no gradient fall to 1/e, at the full rate: text
 that is seen often wants some weight decay, text that is seen once or twice next to none."""
@@ -175,7 +181,7 @@ def resolve(config: TrainConfig, facts: Facts) -> Recipe:
         num_epochs = config.num_epochs or math.ceil(max_steps / per_epoch)
     assert num_epochs is not None
     num_steps = max_steps or num_epochs * per_epoch
-    rate = _rate(config, facts, batch_tokens)
+    rate = _rate(config, facts, batch_tokens, num_steps)
     settings: dict[str, Any] = {
         "state_loss": _state_loss(config, facts),
         "learning_rate": config.learning_rate or rate,
@@ -226,7 +232,20 @@ def _power_of_two(number: int, least: int, most: int) -> int:
     return min(max(1 << max(0, number.bit_length() - 1), least), most)
 
 
-def _rate(config: TrainConfig, facts: Facts, batch_tokens: int) -> float:
+def _rate_times(config: TrainConfig, num_steps: int) -> float:
+    """How much higher the rate of a run of so few steps is than that of a long one."""
+    if config.optimizer != "muon" or config.init_from or config.drafter.begins_trained:
+        return 1.0
+    return min(max(1.0, math.sqrt(SHORT_RUN / num_steps)), MOST_RATE_TIMES)
+
+
+def rate_of_short_run(config: TrainConfig, num_steps: int, full_steps: int) -> float:
+    """What a rate for a run of `full_steps` is multiplied by in one of `num_steps`."""
+    times = _rate_times(config, num_steps) / _rate_times(config, full_steps)
+    return float(f"{times:.3g}")
+
+
+def _rate(config: TrainConfig, facts: Facts, batch_tokens: int, num_steps: int) -> float:
     width = config.drafter.hidden_size_or(facts.hidden_size)
     if config.optimizer == "muon":
         tokens: float = batch_tokens
@@ -235,7 +254,7 @@ def _rate(config: TrainConfig, facts: Facts, batch_tokens: int) -> float:
         rate = min(MUON_RATE * math.sqrt(min(tokens, MOST_MUON_TOKENS) / width), MOST_MUON_RATE)
     else:
         rate = min(ADAMW_RATE_TIMES_WIDTH / width, MOST_ADAMW_RATE)
-    return float(f"{rate:.3g}")
+    return float(f"{rate * _rate_times(config, num_steps):.3g}")
 
 
 def _decay(config: TrainConfig, rate: float, steps_per_epoch: int) -> float:

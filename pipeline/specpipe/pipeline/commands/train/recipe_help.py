@@ -6,6 +6,7 @@ from specpipe.schemas.settings.recipe import (
     MOST_MUON_TOKENS,
     MUON_RATE,
     PASS_TOKENS,
+    SHORT_RUN,
 )
 
 
@@ -22,7 +23,8 @@ def recipe_help() -> str:
         '"recipe:" (and specpipe plan) says what came out.',
         f"  --learning-rate  {MUON_RATE:g} times the root of tokens of a step / width,",
         f"                   of at most {MOST_MUON_TOKENS:,} tokens, at most {MOST_MUON_RATE:g};",
-        "                   with --optimizer adamw about 1/width",
+        f"                   higher in fewer than {SHORT_RUN} steps; with --optimizer adamw",
+        "                   about 1/width",
         f"  --pack-tokens    at most {PASS_TOKENS:,} of a step whose size is left open",
     ]
     return "\n".join(lines)
