@@ -116,11 +116,17 @@ def test_choose_compares_by_given_step_times_and_recommends_the_faster_one(
     for recipe in plan["recipes"].values():
         assert recipe["schedule"] == "wsd"
         recipe["schedule"] = "cosine"
+    # The trainings are whole runs here; shorter ones have higher rates.
+    assert plan["rate_times"] == {"eagle3": 1, "toy": 1}
+    plan["rate_times"]["eagle3"] = 1.5
     (out / "plan.json").write_text(json.dumps(plan))
     (out / "choose.json").unlink()
     shutil.rmtree(out / "runs")
     done(specpipe(*flags, "--step-times", file, "--json"))
     assert yaml.safe_load((out / "train.yaml").read_text("utf-8"))["schedule"] == "cosine"
+    trained = json.loads((out / "runs" / "eagle3" / "config.json").read_text())
+    rate = plan["recipes"]["eagle3"]["learning_rate"]
+    assert trained["learning_rate"] == pytest.approx(1.5 * rate, rel=0.005)
 
 
 def test_without_an_engine_tau_alone_is_compared_and_none_is_recommended(

@@ -1,6 +1,7 @@
 """A whole search on a tiny dump: what it leaves, and that a kill changes none of it."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -41,7 +42,7 @@ def small_search(dump: Path, out: Path, **changes: Any) -> TuneConfig:
         "batch_tokens": 300,
         "max_steps": 12,
         "held_out_fraction": 0.3,
-        "budget": "60steps",
+        "budget": "64steps",
         "max_trials": 4,
     }
     return TuneConfig.model_validate(settings | changes)
@@ -49,7 +50,7 @@ def small_search(dump: Path, out: Path, **changes: Any) -> TuneConfig:
 
 @pytest.fixture
 def make_search(dump: Path, tmp_path: Path) -> MakeSearch:
-    """Four trials of four steps, three of twelve."""
+    """Four trials of four steps; of twelve three of these and the middle of the best."""
 
     def make(**changes: Any) -> TuneConfig:
         return small_search(dump, tmp_path / "tuned", **changes)
@@ -100,11 +101,21 @@ def test_a_search_leaves_settings_figures_and_a_page(
     out = Path(config.out)
     assert told.items() >= json.loads((out / "tune.json").read_text()).items()
     result = TuneResult.model_validate_json((out / "tune.json").read_text())
-    assert [(rung.steps, rung.num_trials) for rung in result.rungs] == [(4, 4), (12, 3)]
-    assert [len(trial.scores) for trial in result.trials].count(2) == 3
-    assert len(result.trials[0].scores) == 2
-    best = max(trial.scores[1].tau for trial in result.trials if len(trial.scores) > 1)
-    assert result.trials[result.best].scores[1].tau == best >= result.trials[0].scores[1].tau
+    assert [(rung.steps, rung.num_trials) for rung in result.rungs] == [(4, 4), (12, 4)]
+    first, last = (
+        {n: score.tau for n, trial in enumerate(result.trials) if (score := trial.score(rung))}
+        for rung in (0, 1)
+    )
+    assert [*first] == [0, 1, 2, 3]
+    others = sorted((1, 2, 3), key=lambda n: -first[n])[:2]
+    # Trial 4 is the middle of the best three.
+    assert last.keys() == {0, 4, *others}
+    best_three = sorted(first, key=lambda n: -first[n])[:3]
+    rates = [result.trials[n].settings["learning_rate"] for n in best_three]
+    middle = result.trials[4].settings["learning_rate"]
+    assert middle == pytest.approx(math.prod(rates) ** (1 / 3), rel=0.01)
+    assert result.trials[4].first_rung == 1
+    assert last[result.best] == max(last.values())
     if result.kept:
         assert result.held_back is not None
         assert result.held_back.chosen[0] > result.held_back.recipe[0]
@@ -133,7 +144,7 @@ def test_a_search_leaves_settings_figures_and_a_page(
     assert isinstance(other.exception, SpecpipeError)
     assert other.exception.exit_code == 2
     assert "num_heads: 3 -> 2" in str(other.exception)
-    assert "budget: '60steps' -> '70steps'" in str(other.exception)
+    assert "budget: '64steps' -> '70steps'" in str(other.exception)
 
 
 def test_a_search_of_a_version_with_other_defaults_goes_on_with_its_own(
@@ -146,6 +157,10 @@ def test_a_search_of_a_version_with_other_defaults_goes_on_with_its_own(
     for part in ("config", "recipe"):
         assert plan[part]["schedule"] == "wsd"
         plan[part]["schedule"] = "cosine"
+    for rung in plan["rungs"]:
+        # A version without these had no such trials.
+        del rung["rate_times"], rung["has_middle"]
+    plan["rungs"][1]["num_trials"] = 3
     (out / "plan.json").write_text(json.dumps(plan))
     (out / "tune.json").unlink()
     last = out / "trials" / "000-rung-2"
@@ -153,6 +168,7 @@ def test_a_search_of_a_version_with_other_defaults_goes_on_with_its_own(
     again = command(config)
     assert again.exception is None, again.stderr
     assert json.loads((last / "config.json").read_text())["schedule"] == "cosine"
+    assert len(json.loads((out / "tune.json").read_text())["trials"]) == 4
 
 
 def test_trials_are_chosen_by_one_half_of_the_prompts_and_measured_on_the_other(
@@ -232,7 +248,7 @@ def test_the_time_of_a_search_counts_over_its_runs(make_search: MakeSearch) -> N
     out = Path(config.out)
     plan = TunePlan.model_validate_json((out / "plan.json").read_text())
     assert plan.seconds_per_step is not None
-    assert [(rung.steps, rung.num_trials) for rung in plan.rungs] == [(4, 4), (12, 3)]
+    assert [(rung.steps, rung.num_trials) for rung in plan.rungs] == [(4, 4), (12, 4)]
     (out / "clock.json").write_text('{"seconds": 3600}')
     result = search(config)
     assert result.is_cut_short

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from specpipe.pipeline.tune.halving import going_on, least_budget, planned_rungs, total_steps
-from specpipe.pipeline.tune.space import RATE_RANGE, search_axes, trial_settings
+from specpipe.pipeline.tune.halving import least_budget, planned_rungs, total_steps
+from specpipe.pipeline.tune.space import RATE_RANGE, middle, search_axes, trial_settings
+from specpipe.pipeline.tune.standings import going_on, ranked
 from specpipe.schemas.drafters.eagle3 import SWITCHES
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.tune import HeldBack, TrialScore
@@ -37,6 +38,7 @@ def test_a_plan_keeps_to_its_budget_and_to_the_recipe_s_length(
     assert total_steps(rungs) + per_run * runs <= budget * 1.01
     assert rungs[-1].steps <= full
     assert min(rung.steps for rung in rungs) >= min(30, full)
+    assert [rung.has_middle for rung in rungs] == [at > 0 for at in range(len(rungs))]
     counts = [rung.num_trials for rung in rungs]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] <= 32
@@ -44,7 +46,7 @@ def test_a_plan_keeps_to_its_budget_and_to_the_recipe_s_length(
 
 
 def test_a_large_budget_trains_the_last_rung_to_the_end_and_then_tries_more() -> None:
-    few, many = (planned_rungs(times * 900, 900, 32) for times in (6, 14))
+    few, many = (planned_rungs(times * 900, 900, 32) for times in (7, 15))
     assert [rung.steps for rung in few] == [rung.steps for rung in many] == [100, 300, 900]
     assert few[0].num_trials < many[0].num_trials == 32
 
@@ -60,6 +62,23 @@ def test_the_recipe_goes_on_always_and_what_diverged_never() -> None:
     scores = {0: score(1.1), 1: score(0.0), 2: score(1.5), 3: score(1.3), 4: score(1.5)}
     assert going_on(scores, 3) == [0, 2, 4]
     assert going_on(scores, 5) == [0, 2, 4, 3]
+    assert ranked(scores) == [2, 4, 3, 0]
+
+
+def test_the_middle_of_trials_has_their_mean_rate_and_what_most_of_them_have() -> None:
+    axes = search_axes(recipe(), frozenset())
+    own = trial_settings(axes, 1, seed=0)[0]
+    best = [
+        own | {"learning_rate": 0.016, "batch_tokens": 512, "head_decay": 0.6},
+        own | {"learning_rate": 0.004, "state_loss": 3.0, "head_decay": 1.0},
+        own | {"learning_rate": 0.008, "batch_tokens": 512, "head_decay": 0.8},
+    ]
+    assert middle(axes, best) == own | {
+        "learning_rate": 0.008, "batch_tokens": 512, "head_decay": 0.6
+    }  # fmt: skip
+    given = search_axes(recipe(), {"learning_rate", "batch_tokens"})
+    own = trial_settings(given, 1, seed=0)[0]
+    assert middle(given, [own, own | {"state_loss": 3.0}]) == own
 
 
 def test_trials_stand_around_the_recipe_and_a_seed_decides_them() -> None:

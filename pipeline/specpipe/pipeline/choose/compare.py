@@ -127,7 +127,8 @@ class _Comparison:
 
         candidate = self.found[name]
         trial = TrialRun(self._recipe(candidate), candidate.recipe.eval_tokens)
-        config = trial.config({}, steps, self.folder.run(name))
+        rate_times = self.plan.rate_times.get(name, 1.0)
+        config = trial.config({}, steps, self.folder.run(name), rate_times)
         try:
             best = run(config.model_copy(update={"time_limit": None}), progress=told).best
         except DivergedError:

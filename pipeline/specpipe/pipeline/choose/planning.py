@@ -12,6 +12,7 @@ from specpipe.pipeline.tune.halving import LEAST_STEPS
 from specpipe.schemas.errors import ConfigError, DivergedError, IdentityError
 from specpipe.schemas.records.choose import ChoosePlan
 from specpipe.schemas.settings.choose import ChooseConfig
+from specpipe.schemas.settings.recipe import rate_of_short_run
 from specpipe.stages.train.loop import Progress
 
 _PLANNED_SHARE = 0.85
@@ -52,13 +53,18 @@ def made_plan(
     clock.save()
     full_steps = full_run(found)
     opened = found[0].opened
+    steps = planned_steps(config, full_steps, list(measured.values()), clock.seconds)
     return ChoosePlan(
         config=config.without_credentials().flat("json"),
         given=tuple(sorted(config.flat_fields_set)),
-        steps=planned_steps(config, full_steps, list(measured.values()), clock.seconds),
+        steps=steps,
         full_steps=full_steps,
         recipes={
             one.name: one.recipe.without_credentials().model_dump(mode="json") for one in found
+        },
+        rate_times={
+            one.name: rate_of_short_run(one.recipe, steps, one.opened.recipe.num_steps)
+            for one in found
         },
         left_out=left_out,
         no_speed=no_speed,

@@ -48,10 +48,10 @@ def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
 
     Takes every flag of specpipe train but --learning-curve, and its files. What is given is kept,
     the rest of the five is searched around the recipe, which is trial 0, by successive halving:
-    many short runs, the best third three times as long, and so on. Runs are compared by the
-    replayed tau on one half of the held-out prompts; the winner is measured on the other half, and
-    if it is not better there, the recipe is kept. OUT gets train.yaml, tune.json, and tune.html, a
-    page with pictures.
+    many short runs, the best third three times as long, and so on, each time with one more between
+    the best three. Runs are compared by the replayed tau on one half of the held-out prompts; the
+    winner is measured on the other half, and if it is not better there, the recipe is kept. OUT
+    gets train.yaml, tune.json, and tune.html, a page with pictures.
 
     Killed at any moment, the same command goes on to the same result; SIGTERM and --time-limit save
     and exit with code 5. A budget in time is planned by a few measured steps, counts over all runs,
@@ -87,16 +87,14 @@ def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
 
 
 def _show_trials(result: "TuneResult") -> None:
-    from specpipe.pipeline.tune.words import settings_cells, settings_header
+    from specpipe.pipeline.tune.words import settings_cells, settings_header, tau_cells
 
     header = ["trial", *settings_header(result), *(f"{r.steps:,} steps" for r in result.rungs)]
     rows = []
     for number, trial in enumerate(result.trials):
         name = "0 (recipe)" if number == 0 else str(number)
-        tau = [f"{score.tau:.3f}" if score.tau else "diverged" for score in trial.scores]
-        row = [f"{name} *" if number == result.kept else name]
-        row += [*settings_cells(trial.settings, result), *tau]
-        rows.append(row + [""] * (len(header) - len(row)))
+        cells = [*settings_cells(trial.settings, result), *tau_cells(trial, result)]
+        rows.append([f"{name} *" if number == result.kept else name, *cells])
     show_columns("tau by trial and rung (* kept)", header, rows)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from specpipe.schemas.settings.recipe import Recipe
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.process.stop import StopQuestion
-from specpipe.stages.samples.reader import SampleReader
+from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.train.data.dumps import TrainingDumps, located
 from specpipe.stages.train.recipe import recipe_of
 from specpipe.stages.train.run import training_samples
@@ -16,6 +16,7 @@ class Opened:
     dumps: TrainingDumps
     evaluated_on: TrainingDumps
     eval_reader: SampleReader
+    training: list[SampleRef]
     recipe: Recipe
     """Of a run with nothing in place of its settings."""
 
@@ -29,7 +30,7 @@ class Opened:
         reader, eval_reader = dumps.reader(settings), evaluated_on.reader(settings)
         training, _ = training_samples(settings, reader, eval_reader)
         recipe = recipe_of(settings, training, dumps.dump.identity)
-        return cls(dumps, evaluated_on, eval_reader, recipe)
+        return cls(dumps, evaluated_on, eval_reader, training, recipe)
 
 
 def train_settings(config: TrainConfig) -> TrainConfig:

@@ -1,7 +1,8 @@
 """A trial: an ordinary training run of some steps, with some settings in place of the recipe's."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from specpipe.schemas.records.tune import Settings
@@ -11,15 +12,25 @@ from specpipe.stages.train.loop import MOST_STEPS_AT_RISK
 _CHECKPOINTS = 3
 
 
+def step_size(recipe: ResolvedTrainConfig) -> str:
+    """The setting that the size of a step is counted by."""
+    return "batch_tokens" if recipe.batch_size is None else "batch_size"
+
+
 @dataclass(frozen=True, slots=True)
 class TrialRun:
     """Trains with some settings in place of the recipe's."""
 
     recipe: ResolvedTrainConfig
     eval_tokens: int
+    pass_steps: Mapping[int, int] = field(default_factory=dict)
+    """Steps of a pass over the data, by the size of a step."""
 
-    def config(self, settings: Settings, steps: int, out: Path) -> ResolvedTrainConfig:
-        """`steps` are of the recipe's size: with larger ones a trial takes fewer."""
+    def config(
+        self, settings: Settings, steps: int, out: Path, rate_times: float = 1.0
+    ) -> ResolvedTrainConfig:
+        """`steps` are of the recipe's size: with larger ones a trial takes fewer. Learning rates
+        are multiplied by `rate_times`."""
         own = self.steps(settings, steps)
         name = self.recipe.log_name
         changes = {
@@ -36,13 +47,21 @@ class TrialRun:
             "pack_tokens": self.pack_tokens,
             "log_name": None if name is None else f"{name}-{out.name}",
         }
-        return ResolvedTrainConfig.model_validate(self.recipe.model_dump() | settings | changes)
+        values = self.recipe.model_dump() | settings | changes
+        for name in ("learning_rate", "muon_learning_rate"):
+            if values[name] is not None and rate_times != 1:
+                values[name] = float(f"{values[name] * rate_times:.3g}")
+        return ResolvedTrainConfig.model_validate(values)
 
     def steps(self, settings: Settings, steps: int) -> int:
-        """Steps on as many tokens as `steps` of the recipe's size have."""
-        size = "batch_tokens" if self.recipe.batch_size is None else "batch_size"
+        """Steps on as much text as `steps` of the recipe's size have."""
+        size = step_size(self.recipe)
         own: int = getattr(self.recipe, size)
-        return max(1, round(steps * own / int(settings.get(size, own))))
+        other = int(settings.get(size, own))
+        times = own / other
+        if self.pass_steps.keys() >= {own, other}:
+            times = self.pass_steps[other] / self.pass_steps[own]
+        return max(1, round(steps * times))
 
     @property
     def pack_tokens(self) -> int | None:

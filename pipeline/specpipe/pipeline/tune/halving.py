@@ -4,12 +4,16 @@ All trials get few steps, the best third three times as many, and so on. Every r
 its own schedule: a trial that stops in the middle of a long schedule has not had the fall of its
 learning rate, where tau rises most, and says little of what a whole run comes to. That costs a
 third more than going on would. The recipe takes part in every rung.
+
+After the first rung, a trial between the best of the rung before takes part, too, as in evolution
+strategies with intermediate recombination (Beyer and Schwefel, 2002, section 2.2.3): what is good
+of each of them is seldom together in one of few random trials.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from specpipe.schemas.records.tune import Rung, TrialScore
+from specpipe.schemas.records.tune import Rung
 
 KEPT = 3
 """One trial of so many goes on, and takes so many times the steps."""
@@ -58,26 +62,25 @@ def total_steps(rungs: Sequence[Rung]) -> int:
     return sum(rung.steps * rung.num_trials for rung in rungs)
 
 
-def going_on(scores: Mapping[int, TrialScore], num_trials: int) -> list[int]:
-    """The trials of the next rung: the recipe (trial 0), then the best of the others."""
-    others = [trial for trial, score in scores.items() if trial != 0 and score.tau > 0]
-    return [0, *sorted(others, key=lambda trial: (-scores[trial].tau, trial))[: num_trials - 1]]
-
-
 def _rungs(longest: int, num_trials: int, num_rungs: int) -> list[Rung]:
     counts = _counts(num_trials, num_rungs)
     return [
-        Rung(steps=max(1, round(longest / KEPT ** (num_rungs - 1 - at))), num_trials=count)
+        Rung(
+            steps=max(1, round(longest / KEPT ** (num_rungs - 1 - at))),
+            num_trials=count,
+            has_middle=at > 0,
+        )
         for at, count in enumerate(counts)
     ]
 
 
 def _counts(num_trials: int, num_rungs: int) -> list[int]:
-    """Runs of each rung: the recipe and so many others."""
-    others = [num_trials - 1]
+    """Runs of each rung: the recipe, so many others, and the middle of the best before."""
+    counts = [num_trials]
     for _ in range(num_rungs - 1):
-        others.append(min(others[-1], max(_LEAST_GO_ON, math.ceil(others[-1] / KEPT))))
-    return [1 + count for count in others]
+        others = counts[-1] - 1
+        counts.append(2 + min(others, max(_LEAST_GO_ON, math.ceil(others / KEPT))))
+    return counts
 
 
 def _share(counts: Sequence[int]) -> float:

@@ -1,5 +1,6 @@
 """Inputs of a search: the dumps, the recipe, and the held-out prompts in two halves."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from specpipe.pipeline.trials.opened import Opened, train_settings
@@ -10,6 +11,7 @@ from specpipe.schemas.settings.tune import TuneConfig
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.samples.selection import evaluated, limit_tokens
 from specpipe.stages.train.data.dumps import TrainingDumps
+from specpipe.stages.train.data.packing import epoch_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class Material:
 
     dumps: TrainingDumps
     evaluated_on: TrainingDumps
+    training: list[SampleRef]
     recipe: ResolvedTrainConfig
     """The settings of a run without a search."""
     full_steps: int
@@ -43,6 +46,7 @@ class Material:
         return cls(
             dumps=opened.dumps,
             evaluated_on=opened.evaluated_on,
+            training=opened.training,
             recipe=recipe.config,
             full_steps=recipe.num_steps,
             recipe_in_words=recipe.in_words(),
@@ -56,9 +60,26 @@ class Material:
         """With so many `eval_tokens` a run evaluates on exactly the half that is chosen by."""
         return sum(ref.num_tokens for ref in self.chosen_by)
 
-    @property
-    def trial_run(self) -> TrialRun:
-        return TrialRun(self.recipe, self.eval_tokens)
+    def trial_run(self, pass_steps: Mapping[int, int] | None = None) -> TrialRun:
+        return TrialRun(self.recipe, self.eval_tokens, pass_steps or {})
+
+    def pass_steps(self, sizes: Iterable[int]) -> dict[int, int]:
+        """Steps of a pass over the data, by the size of a step: samples stay whole, so that small
+        steps are more than the tokens say."""
+        recipe = self.recipe
+        by_samples = recipe.batch_size is not None
+        return {
+            size: len(
+                epoch_batches(
+                    self.training,
+                    recipe.seed,
+                    0,
+                    recipe.batch_tokens if by_samples else size,
+                    size if by_samples else None,
+                )
+            )
+            for size in sizes
+        }
 
 
 def halves(refs: list[SampleRef]) -> tuple[list[SampleRef], list[SampleRef]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from specpipe.pipeline.tune.words import settings_cells, settings_header
+from specpipe.pipeline.tune.words import settings_cells, settings_header, tau_cells
 from specpipe.schemas.records.tune import Trial, TuneResult
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.report.blocks import Block, Figures, Missing, Page, Section, Table, Tile
@@ -72,9 +72,11 @@ def _held_back(result: TuneResult) -> Block:
 
 def _trials(result: TuneResult) -> Section:
     lead = (
-        "Each rung trains anew, with its own schedule; the best go on to the next one, and the"
-        " recipe takes part in all. Steps are of the recipe's size: a trial with larger ones takes"
-        " fewer, on as many tokens."
+        "Each rung trains anew, with its own schedule; the best go on to the next one, the recipe"
+        " takes part in all, and from the second on a trial between the best three before. Steps"
+        " are of the recipe's size: a trial with larger ones takes fewer, on as many tokens."
+        " Learning rates are those of a whole run; a short rung takes the higher ones that go with"
+        " its length."
     )
     figures = [_by_steps(result), _by_rate(result)]
     header = ["trial", *settings_header(result), *(f"{r.steps:,} steps" for r in result.rungs)]
@@ -82,8 +84,7 @@ def _trials(result: TuneResult) -> Section:
         (
             _name(number, result),
             *settings_cells(trial.settings, result),
-            *(f"{s.tau:.3f}" if s.tau else "diverged" for s in trial.scores),
-            *[""] * (len(result.rungs) - len(trial.scores)),
+            *tau_cells(trial, result),
         )
         for number, trial in enumerate(result.trials)
     ]
@@ -114,8 +115,8 @@ def _by_steps(result: TuneResult) -> Figure | None:
 def _points(result: TuneResult, trial: Trial) -> list[tuple[float, float]]:
     return [
         (float(rung.steps), score.tau)
-        for rung, score in zip(result.rungs, trial.scores, strict=False)
-        if score.tau
+        for at, rung in enumerate(result.rungs)
+        if (score := trial.score(at)) and score.tau
     ]
 
 
@@ -127,9 +128,9 @@ def _by_rate(result: TuneResult) -> Figure | None:
         Series(
             f"{rung.steps:,} steps",
             [
-                (float(trial.settings["learning_rate"]), trial.scores[at].tau)
+                (float(trial.settings["learning_rate"]), score.tau)
                 for trial in result.trials
-                if len(trial.scores) > at and trial.scores[at].tau
+                if (score := trial.score(at)) and score.tau
             ],
             at % NUM_STYLES,
             is_joined=False,

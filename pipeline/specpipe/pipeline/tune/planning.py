@@ -1,15 +1,19 @@
 """The plan of a search: made once, from a budget; everything after it follows from it."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from specpipe.pipeline.trials.clock import Clock
 from specpipe.pipeline.trials.probe import Measured, measure
+from specpipe.pipeline.trials.trial import step_size
 from specpipe.pipeline.tune.folder import TuneFolder
 from specpipe.pipeline.tune.halving import least_budget, planned_rungs
 from specpipe.pipeline.tune.material import Material
 from specpipe.pipeline.tune.space import search_axes, trial_settings
 from specpipe.schemas.errors import ConfigError, IdentityError, UnfinishedError
-from specpipe.schemas.records.tune import TunePlan
+from specpipe.schemas.records.tune import Rung, Settings, TunePlan
+from specpipe.schemas.settings.recipe import rate_of_short_run
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
 from specpipe.stages.train.loop import Progress
 
@@ -29,7 +33,8 @@ def made_plan(
         left = _PLANNED_SHARE * (config.budget_seconds - clock.seconds)
         steps = left / measured.seconds_per_step
         per_run = measured.seconds_per_run / measured.seconds_per_step
-    num_trials = len(trial_settings(axes, config.max_trials, config.seed))
+    possible = trial_settings(axes, config.max_trials, config.seed)
+    num_trials = len(possible)
     rungs = planned_rungs(steps, material.full_steps, num_trials, per_run)
     if not rungs:
         least = least_budget(material.full_steps, num_trials, per_run)
@@ -39,13 +44,27 @@ def made_plan(
         given=sorted(config.flat_fields_set),
         recipe=material.recipe.without_credentials().flat("json"),
         full_steps=material.full_steps,
-        rungs=rungs,
-        trials=trial_settings(axes, rungs[0].num_trials, config.seed),
+        rungs=[_at_its_rate(rung, material) for rung in rungs],
+        trials=possible[: rungs[0].num_trials],
+        pass_steps=material.pass_steps(_step_sizes(material.recipe, possible)),
         seconds_per_step=measured and measured.seconds_per_step,
         seconds_per_run=measured and measured.seconds_per_run,
         dump_fingerprint=material.dumps.fingerprint,
         eval_dump_fingerprint=material.evaluated_on.fingerprint,
     )
+
+
+def _step_sizes(recipe: ResolvedTrainConfig, trials: Sequence[Settings]) -> list[int]:
+    size = step_size(recipe)
+    own = recipe.flat()[size]
+    return sorted({own, *(trial.get(size, own) for trial in trials)})
+
+
+def _at_its_rate(rung: Rung, material: Material) -> Rung:
+    """Trials of a short rung are ranked as whole runs rank when they get the rate of a short run,
+    as the recipe would give it."""
+    times = rate_of_short_run(material.recipe, rung.steps, material.full_steps)
+    return rung.model_copy(update={"rate_times": times})
 
 
 def check_same_dumps(plan: TunePlan, material: Material) -> None:
@@ -67,7 +86,7 @@ def _measured(
     left = config.budget_seconds - clock.seconds
     try:
         if left > 0:
-            return measure(material.trial_run, folder.probe, left, progress)
+            return measure(material.trial_run(), folder.probe, left, progress)
     except UnfinishedError:
         if clock.seconds < config.budget_seconds:
             raise

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field, replace
 
 from specpipe.pipeline.trials.clock import Clock
 from specpipe.pipeline.trials.folder import begun_with
+from specpipe.pipeline.trials.trial import TrialRun
 from specpipe.pipeline.tune.folder import TuneFolder
-from specpipe.pipeline.tune.halving import going_on, total_steps
+from specpipe.pipeline.tune.halving import total_steps
 from specpipe.pipeline.tune.judge import held_back
 from specpipe.pipeline.tune.material import Material
 from specpipe.pipeline.tune.page import tune_page
 from specpipe.pipeline.tune.planning import check_same_dumps, made_plan
 from specpipe.pipeline.tune.score import train_trial
 from specpipe.pipeline.tune.settings_file import kept_settings, settings_file
+from specpipe.pipeline.tune.space import search_axes
+from specpipe.pipeline.tune.standings import Standings
 from specpipe.schemas.errors import ConfigError, DivergedError, UnfinishedError
 from specpipe.schemas.records.tune import (
     PAGE_FILE,
@@ -25,7 +28,7 @@ from specpipe.schemas.records.tune import (
     RESULT_FILE,
     SETTINGS_FILE,
     HeldBack,
-    Trial,
+    Settings,
     TrialScore,
     TunePlan,
     TuneResult,
@@ -76,23 +79,26 @@ class Search:
     say: Say
     _done: int = 0
     """Steps, of the recipe's size."""
-    _scores: list[dict[int, TrialScore]] = field(default_factory=list)
-    """By rung and trial."""
+    _standings: Standings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._standings = Standings(list(self.plan.trials))
 
     def run(self) -> TuneResult:
         is_cut_short = not self._train_all()
-        if len(self._scores[-1]) < 2 and len(self._scores) > 1:
+        rungs = self._standings.rungs
+        if len(rungs[-1]) < 2 and len(rungs) > 1:
             # No trial was trained as long as the recipe: there is nothing to compare it with.
-            self._scores.pop()
-        last = len(self._scores) - 1
-        best = _best(self._scores[last])
-        if self._scores[last][best].tau == 0:
+            rungs.pop()
+        last = len(rungs) - 1
+        best = self._standings.best(last)
+        if rungs[last][best].tau == 0:
             raise DivergedError(
                 f"training diverged in every trial; see {self.folder.run(0, last)}, and give a"
                 " lower --learning-rate and another --out"
             )
         found = None
-        if best != 0 and self._scores[last][0].tau > 0:
+        if best != 0 and rungs[last][0].tau > 0:
             runs = self.folder.run(best, last), self.folder.run(0, last)
             found = held_back(self.material, *runs)
         result = self._result(is_cut_short, best, found)
@@ -104,16 +110,14 @@ class Search:
 
     def _train_all(self) -> bool:
         """Whether the plan was done; else the time was over."""
+        axes = search_axes(self.material.recipe, set(self.plan.given))
         for at, rung in enumerate(self.plan.rungs):
-            trials = [*range(rung.num_trials)]
-            if at > 0:
-                trials = going_on(self._scores[at - 1], rung.num_trials)
-            self._scores.append({})
+            trials = self._standings.begin(rung, axes)
             for trial in trials:
                 score = self._score(trial, at)
                 if score is None:
                     return False
-                self._scores[at][trial] = score
+                self._standings.rungs[at][trial] = score
                 self._drop_checkpoints(at)
                 self._done += rung.steps
             # A rung may have fewer trials than were planned, where some diverged.
@@ -145,8 +149,8 @@ class Search:
     def _train(self, trial: int, at: int, time_limit: float | None) -> TrialScore:
         rung, rungs = self.plan.rungs[at], self.plan.rungs
         what = f"rung {at + 1} of {len(rungs)}, trial {trial}"
-        config = self.material.trial_run.config(
-            self.plan.trials[trial], rung.steps, self.folder.run(trial, at)
+        config = self._trial_run.config(
+            self._standings.trials[trial], rung.steps, self.folder.run(trial, at), rung.rate_times
         )
 
         def show_step(step: int, total: int, figures: dict[str, float]) -> None:
@@ -164,15 +168,15 @@ class Search:
     def _drop_checkpoints(self, at: int) -> None:
         """Keep those of the recipe and of the best trial, which are compared in the end, of the
         longest runs that can be compared."""
-        scores = self._scores[at]
-        for trial in scores.keys() - {0, _best(scores)}:
+        scores = self._standings.rungs[at]
+        for trial in scores.keys() - {0, self._standings.best(at)}:
             self.folder.drop_checkpoints(trial, at)
         if at > 0 and len(scores) > 1:
-            for trial in self._scores[at - 1]:
+            for trial in self._standings.rungs[at - 1]:
                 self.folder.drop_checkpoints(trial, at - 1)
 
     def _result(self, is_cut_short: bool, best: int, found: HeldBack | None) -> TuneResult:
-        material, plan, last = self.material, self.plan, len(self._scores) - 1
+        material, plan, last = self.material, self.plan, len(self._standings.rungs) - 1
         text = material.evaluated_on.text
         kept = best if found is None or found.difference[0] > 0 else 0
         return TuneResult(
@@ -182,20 +186,22 @@ class Search:
             searched=list(plan.trials[0]),
             full_steps=plan.full_steps,
             rungs=plan.rungs[: last + 1],
-            trials=[
-                Trial(settings=settings, scores=[s[n] for s in self._scores if n in s])
-                for n, settings in enumerate(plan.trials)
-                if n in self._scores[0]
-            ],
+            trials=[*self._standings.took_part()],
             is_cut_short=is_cut_short,
             num_chosen_by=len(material.chosen_by),
             best=best,
             held_back=found,
             kept=kept,
-            settings=kept_settings(plan.given, material.recipe, plan.trials[kept]),
+            settings=kept_settings(plan.given, material.recipe, self._whole_run(kept)),
             run=str(self.folder.run(kept, last).relative_to(self.folder.path)),
         )
 
+    @property
+    def _trial_run(self) -> TrialRun:
+        return self.material.trial_run(self.plan.pass_steps)
 
-def _best(scores: dict[int, TrialScore]) -> int:
-    return min(scores, key=lambda trial: (-scores[trial].tau, trial))
+    def _whole_run(self, trial: int) -> Settings:
+        settings, whole = self._standings.trials[trial], self.material.recipe.max_steps
+        if whole is None:
+            return settings
+        return settings | {"max_steps": self._trial_run.steps(settings, whole)}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from specpipe.pipeline.trials.trial import step_size
 from specpipe.schemas.records.tune import Settings, TuneResult
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 
@@ -26,15 +27,11 @@ def kept_settings(given: Sequence[str], recipe: ResolvedTrainConfig, trial: Sett
     """What the user gave and what the search found; the recipe's for the rest of the data's."""
     values = recipe.without_credentials().flat("json")
     own = set(given) & values.keys() - _OF_THE_SEARCH
-    step = "batch_tokens" if recipe.batch_size is None else "batch_size"
+    step = step_size(recipe)
     length = "num_epochs" if recipe.max_steps is None else "max_steps"
     wanted = (own - {"num_epochs", "batch_tokens"}) | _OF_THE_RATE | {step, length}
     names = [name for name in values if name in wanted]
-    found = {name: values[name] for name in names} | trial
-    if recipe.max_steps is not None and step in trial:
-        # As many tokens in all.
-        found["max_steps"] = max(1, round(recipe.max_steps * values[step] / trial[step]))
-    return {"dump": values["dump"]} | found
+    return {"dump": values["dump"]} | {name: values[name] for name in names} | trial
 
 
 def settings_file(result: TuneResult) -> bytes:

@@ -4,10 +4,12 @@ A setting that the user gives is not searched. Trials are points of a scrambled 
 which a seed decides and which covers few dimensions evenly with few points.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specpipe.pipeline.trials.trial import step_size
 from specpipe.schemas.errors import ConfigError
 from specpipe.schemas.records.tune import Settings
 from specpipe.schemas.settings.train import ResolvedTrainConfig
@@ -41,7 +43,7 @@ def search_axes(recipe: ResolvedTrainConfig, given: frozenset[str] | set[str]) -
     axes = []
     if not given & {"learning_rate", "muon_learning_rate"}:
         axes.append(_rate(recipe))
-    step = "batch_tokens" if recipe.batch_size is None else "batch_size"
+    step = step_size(recipe)
     if not given & {"batch_tokens", "batch_size"}:
         axes.append(_choices([_scaled(recipe, step, by) for by in STEP_SIZES]))
     if recipe.state_loss and "state_loss" not in given:
@@ -77,6 +79,21 @@ def trial_settings(axes: Sequence[Axis], num_trials: int, seed: int) -> list[Set
         if found not in trials:
             trials.append(found)
     return trials
+
+
+def middle(axes: Sequence[Axis], best: Sequence[Settings]) -> Settings:
+    """Settings between those of some trials, best first: the geometric mean of their learning
+    rates; of the other axes what most of them have, or the best of those that are as frequent."""
+    found: Settings = {}
+    for axis in axes:
+        if axis.names == ("learning_rate",):
+            rate = math.prod(trial["learning_rate"] for trial in best) ** (1 / len(best))
+            found["learning_rate"] = float(f"{rate:.3g}")
+            continue
+        choices: list[Settings] = [{name: trial[name] for name in axis.names} for trial in best]
+        most_frequent: Settings = max(choices, key=choices.count)
+        found |= most_frequent
+    return found
 
 
 def _settings(axes: Sequence[Axis], places: Sequence[float]) -> Settings:

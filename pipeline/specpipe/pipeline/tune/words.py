@@ -1,7 +1,7 @@
-"""Settings of a trial as cells of a table."""
+"""A trial as cells of a table: its settings, and its tau by rung."""
 
 from specpipe.schemas.drafters.registry import KINDS, settings_fields
-from specpipe.schemas.records.tune import Settings, TuneResult
+from specpipe.schemas.records.tune import Settings, Trial, TuneResult
 
 
 def settings_header(result: TuneResult) -> list[str]:
@@ -15,6 +15,12 @@ def settings_header(result: TuneResult) -> list[str]:
         "heads": {"head_decay", "head_weights"},
     }
     return [name for name, settings in columns.items() if settings & searched]
+
+
+def tau_cells(trial: Trial, result: TuneResult) -> list[str]:
+    """A column for each rung, empty where the trial took no part."""
+    scores = [trial.score(rung) for rung in range(len(result.rungs))]
+    return ["" if s is None else f"{s.tau:.3f}" if s.tau else "diverged" for s in scores]
 
 
 def settings_cells(settings: Settings, result: TuneResult) -> list[str]:

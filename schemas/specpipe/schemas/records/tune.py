@@ -36,7 +36,11 @@ class Rung(Record):
     steps: int = Field(gt=0)
     """Of the recipe's size; a trial with larger steps takes fewer, on as many tokens."""
     num_trials: int = Field(gt=0)
-    """At most: the best of the rung before, and the recipe."""
+    """At most: the recipe, the best of the rung before, and the middle of these."""
+    rate_times: float = Field(1.0, gt=0)
+    """What the learning rates of trials, which are those of whole runs, are multiplied by."""
+    has_middle: bool = False
+    """Whether the middle of the best trials of the rung before takes part."""
 
 
 class TunePlan(Record):
@@ -53,6 +57,8 @@ class TunePlan(Record):
     rungs: list[Rung] = Field(min_length=1)
     trials: list[Settings]
     """What each trial is trained with in place of the recipe's; of trial 0 the recipe's own."""
+    pass_steps: dict[int, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Steps of a pass over the data, by the size of a step; unknown of a search of before."""
     seconds_per_step: float | None
     seconds_per_run: float | None
     """As the probe measured it, besides the steps; None where the budget is in steps."""
@@ -61,7 +67,7 @@ class TunePlan(Record):
 
     @model_validator(mode="after")
     def _settings_for_every_run(self) -> "TunePlan":
-        if any(rung.num_trials > len(self.trials) for rung in self.rungs):
+        if any(rung.num_trials - rung.has_middle > len(self.trials) for rung in self.rungs):
             raise ValueError("a rung has more trials than there are settings of")
         return self
 
@@ -80,7 +86,14 @@ class TrialScore(Record):
 class Trial(Record):
     settings: Settings
     scores: list[TrialScore]
-    """By rung, as far as the trial came."""
+    """By rung from `first_rung` on, as far as the trial came."""
+    first_rung: int = Field(0, ge=0)
+    """Counted from 0; later ones are those of trials between the best of the rung before."""
+
+    def score(self, rung: int) -> TrialScore | None:
+        """None where the trial took no part in the rung."""
+        at = rung - self.first_rung
+        return self.scores[at] if 0 <= at < len(self.scores) else None
 
 
 class HeldBack(Record):
