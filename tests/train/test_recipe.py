@@ -20,7 +20,6 @@ from specpipe.schemas.settings.recipe import (
     SMALLEST_STEP,
     Facts,
     Recipe,
-    rate_of_short_run,
     resolve,
 )
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
@@ -150,12 +149,42 @@ def test_a_short_run_has_a_higher_rate(num_steps: int, times: float) -> None:
     rate = recipe(batch_tokens=192, max_steps=num_steps).config.learning_rate
     assert rate == pytest.approx(3e-3 * times, rel=0.005)
     assert recipe(max_steps=num_steps, learning_rate=7e-3).config.learning_rate == 7e-3
-    config = TrainConfig(dump="d", out="o")
-    assert rate_of_short_run(config, num_steps, 4000) == pytest.approx(times, rel=0.005)
-    assert rate_of_short_run(config, num_steps, 90) == pytest.approx(times / 2, rel=0.005)
-    for others in ({"optimizer": "adamw"}, {"init_from": "artifact"}, {"drafter": "mtp"}):
-        config = TrainConfig.model_validate({"dump": "d", "out": "o"} | others)
-        assert rate_of_short_run(config, num_steps, 4000) == 1
+    others: tuple[dict[str, Any], ...] = (
+        {"optimizer": "adamw"}, {"init_from": "artifact"}, {"drafter": "mtp"}
+    )  # fmt: skip
+    for other in others:
+        long = recipe(batch_tokens=192, max_steps=4000, **other)
+        short = recipe(batch_tokens=192, max_steps=num_steps, **other)
+        assert short.config.learning_rate == long.config.learning_rate
+
+
+@pytest.mark.parametrize("facts", [SAMPLE_DUMP, of_tokens(50_000), of_tokens(9_000, 40)])
+@pytest.mark.parametrize("given", [{}, {"batch_size": 4}, {"max_steps": 200}, {"num_epochs": 1}])
+def test_a_short_training_is_what_the_recipe_makes_of_a_run_of_its_length(
+    facts: Facts, given: dict[str, Any]
+) -> None:
+    whole = recipe(facts, **given)
+    for num_steps in (1, 20, 100, whole.num_steps):
+        short = whole.short_run(num_steps)
+        size = {} if "batch_size" in given else {"batch_tokens": whole.config.batch_tokens}
+        expected = recipe(facts, **given | size | {"max_steps": num_steps}).config
+        rate = whole.config.learning_rate * short.rate_times
+        assert rate == pytest.approx(expected.learning_rate, rel=0.01)
+        found = TrainConfig.model_validate({"dump": "d", "out": "o"} | short.settings)
+        assert found.warmup_ratio == expected.warmup_ratio
+        assert found.muon_weight_decay == pytest.approx(expected.muon_weight_decay, rel=0.02)
+
+
+def test_what_is_given_holds_in_a_short_training_and_is_counted_with_the_rates_own_steps() -> None:
+    given = recipe(max_steps=400, warmup_ratio=0.3, weight_decay=0.1)
+    assert given.short_run(90).settings == {}
+    # Whole samples make more steps than the tokens say, which the rate was made with.
+    exact = replace(recipe(num_epochs=1, batch_tokens=1024), num_steps=600)
+    assert (
+        exact.config.learning_rate > recipe(max_steps=600, batch_tokens=1024).config.learning_rate
+    )
+    assert exact.short_run(600).rate_times == 1
+    assert exact.short_run(150).rate_times == pytest.approx(2)
 
 
 def test_the_weight_decay_is_counted_in_passes_over_the_data() -> None:

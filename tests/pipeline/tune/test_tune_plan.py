@@ -9,7 +9,7 @@ from specpipe.pipeline.tune.space import RATE_RANGE, middle, search_axes, trial_
 from specpipe.pipeline.tune.standings import going_on, ranked
 from specpipe.schemas.drafters.eagle3 import SWITCHES
 from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.tune import HeldBack, TrialScore
+from specpipe.schemas.records.tune import HeldBack, Rung, Settings, TrialScore, TunePlan
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
 from tests.train.conftest import resolved
@@ -20,19 +20,27 @@ def recipe(**settings: Any) -> ResolvedTrainConfig:
     return resolved(TrainConfig.model_validate(given | settings))
 
 
+def plan_of(rungs: list[Rung], trials: list[Settings]) -> TunePlan:
+    return TunePlan(
+        config={}, given=[], recipe={}, full_steps=1, rungs=rungs, trials=trials,
+        seconds_per_step=None, seconds_per_run=None, dump_fingerprint="", eval_dump_fingerprint="",
+    )  # fmt: skip
+
+
 def score(tau: float) -> TrialScore:
     return TrialScore(steps=1, tau=tau, tau_low=tau, tau_high=tau)
 
 
+@pytest.mark.parametrize("max_trials", [1, 2, 3, 9, 32])
 @pytest.mark.parametrize("per_run", [0.0, 25.0])
 @pytest.mark.parametrize("full", [12, 100, 563, 20_000])
 @pytest.mark.parametrize("budget", [90, 400, 2_000, 10_000, 500_000])
 def test_a_plan_keeps_to_its_budget_and_to_the_recipe_s_length(
-    budget: int, full: int, per_run: float
+    budget: int, full: int, per_run: float, max_trials: int
 ) -> None:
-    rungs = planned_rungs(budget, full, 32, per_run)
+    rungs = planned_rungs(budget, full, max_trials, per_run)
     if not rungs:
-        assert budget < least_budget(full, 32, per_run)
+        assert budget < least_budget(full, max_trials, per_run)
         return
     runs = sum(rung.num_trials for rung in rungs)
     assert total_steps(rungs) + per_run * runs <= budget * 1.01
@@ -40,9 +48,16 @@ def test_a_plan_keeps_to_its_budget_and_to_the_recipe_s_length(
     assert min(rung.steps for rung in rungs) >= min(30, full)
     assert [rung.has_middle for rung in rungs] == [at > 0 for at in range(len(rungs))]
     counts = [rung.num_trials for rung in rungs]
-    assert counts == sorted(counts, reverse=True)
-    assert counts[0] <= 32
-    assert counts[-1] >= 3
+    assert counts[0] <= max_trials
+    # No more than there are: each later rung knows one more.
+    assert all(count <= counts[0] + at for at, count in enumerate(counts))
+    if max_trials > 3:
+        assert counts == sorted(counts, reverse=True)
+        assert counts[-1] >= 3
+    trials = [{"learning_rate": 1e-3 * n} for n in range(counts[0])]
+    assert plan_of(rungs, trials).rungs == rungs
+    with pytest.raises(ValueError, match="more trials than there are settings"):
+        plan_of(rungs, trials[1:])
 
 
 def test_a_large_budget_trains_the_last_rung_to_the_end_and_then_tries_more() -> None:

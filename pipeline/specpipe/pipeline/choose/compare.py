@@ -127,8 +127,8 @@ class _Comparison:
 
         candidate = self.found[name]
         trial = TrialRun(self._recipe(candidate), candidate.recipe.eval_tokens)
-        rate_times = self.plan.rate_times.get(name, 1.0)
-        config = trial.config({}, steps, self.folder.run(name), rate_times)
+        short_run = self.plan.short_runs.get(name)
+        config = trial.config({}, steps, self.folder.run(name), short_run)
         try:
             best = run(config.model_copy(update={"time_limit": None}), progress=told).best
         except DivergedError:

@@ -12,7 +12,6 @@ from specpipe.pipeline.tune.halving import LEAST_STEPS
 from specpipe.schemas.errors import ConfigError, DivergedError, IdentityError
 from specpipe.schemas.records.choose import ChoosePlan
 from specpipe.schemas.settings.choose import ChooseConfig
-from specpipe.schemas.settings.recipe import rate_of_short_run
 from specpipe.stages.train.loop import Progress
 
 _PLANNED_SHARE = 0.85
@@ -62,10 +61,7 @@ def made_plan(
         recipes={
             one.name: one.recipe.without_credentials().model_dump(mode="json") for one in found
         },
-        rate_times={
-            one.name: rate_of_short_run(one.recipe, steps, one.opened.recipe.num_steps)
-            for one in found
-        },
+        short_runs={one.name: one.opened.recipe.short_run(steps) for one in found},
         left_out=left_out,
         no_speed=no_speed,
         dump_fingerprint=opened.dumps.fingerprint,

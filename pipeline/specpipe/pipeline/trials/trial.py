@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from specpipe.schemas.records.tune import Settings
+from specpipe.schemas.records.tune import Settings, ShortRun
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.train.loop import MOST_STEPS_AT_RISK
 
@@ -27,10 +27,9 @@ class TrialRun:
     """Steps of a pass over the data, by the size of a step."""
 
     def config(
-        self, settings: Settings, steps: int, out: Path, rate_times: float = 1.0
+        self, settings: Settings, steps: int, out: Path, short_run: ShortRun | None = None
     ) -> ResolvedTrainConfig:
-        """`steps` are of the recipe's size: with larger ones a trial takes fewer. Learning rates
-        are multiplied by `rate_times`."""
+        """`steps` are of the recipe's size: with larger ones a trial takes fewer."""
         own = self.steps(settings, steps)
         name = self.recipe.log_name
         changes = {
@@ -48,9 +47,11 @@ class TrialRun:
             "log_name": None if name is None else f"{name}-{out.name}",
         }
         values = self.recipe.model_dump() | settings | changes
-        for name in ("learning_rate", "muon_learning_rate"):
-            if values[name] is not None and rate_times != 1:
-                values[name] = float(f"{values[name] * rate_times:.3g}")
+        if short_run is not None:
+            values |= short_run.settings
+            for name in ("learning_rate", "muon_learning_rate"):
+                if values[name] is not None:
+                    values[name] *= short_run.rate_times
         return ResolvedTrainConfig.model_validate(values)
 
     def steps(self, settings: Settings, steps: int) -> int:

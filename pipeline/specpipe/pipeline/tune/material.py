@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from specpipe.pipeline.trials.opened import Opened, train_settings
 from specpipe.pipeline.trials.trial import TrialRun
 from specpipe.schemas.errors import InputError
+from specpipe.schemas.settings.recipe import Recipe
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
 from specpipe.stages.samples.reader import SampleReader, SampleRef
@@ -21,11 +22,11 @@ class Material:
     dumps: TrainingDumps
     evaluated_on: TrainingDumps
     training: list[SampleRef]
+    whole: Recipe
+    """Of a run without a search."""
     recipe: ResolvedTrainConfig
-    """The settings of a run without a search."""
-    full_steps: int
-    """Of that run."""
-    recipe_in_words: str
+    """The settings that trials change: those of `whole`, or of the plan that the search goes on
+    with."""
     eval_reader: SampleReader
     chosen_by: list[SampleRef]
     held_back: list[SampleRef]
@@ -47,9 +48,8 @@ class Material:
             dumps=opened.dumps,
             evaluated_on=opened.evaluated_on,
             training=opened.training,
+            whole=recipe,
             recipe=recipe.config,
-            full_steps=recipe.num_steps,
-            recipe_in_words=recipe.in_words(),
             eval_reader=eval_reader,
             chosen_by=chosen_by,
             held_back=held_back,

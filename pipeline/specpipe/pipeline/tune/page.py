@@ -74,9 +74,9 @@ def _trials(result: TuneResult) -> Section:
     lead = (
         "Each rung trains anew, with its own schedule; the best go on to the next one, the recipe"
         " takes part in all, and from the second on a trial between the best three before. Steps"
-        " are of the recipe's size: a trial with larger ones takes fewer, on as many tokens."
-        " Learning rates are those of a whole run; a short rung takes the higher ones that go with"
-        " its length."
+        " are of the recipe's size: a trial with larger ones takes fewer, on as much text."
+        " Learning rates are those of a whole run, given ones too; a short rung takes the higher"
+        " ones that go with its length."
     )
     figures = [_by_steps(result), _by_rate(result)]
     header = ["trial", *settings_header(result), *(f"{r.steps:,} steps" for r in result.rungs)]

@@ -11,8 +11,7 @@ from specpipe.pipeline.tune.halving import least_budget, planned_rungs
 from specpipe.pipeline.tune.material import Material
 from specpipe.pipeline.tune.space import search_axes, trial_settings
 from specpipe.schemas.errors import ConfigError, IdentityError, UnfinishedError
-from specpipe.schemas.records.tune import Rung, Settings, TunePlan
-from specpipe.schemas.settings.recipe import rate_of_short_run
+from specpipe.schemas.records.tune import Settings, TunePlan
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
 from specpipe.stages.train.loop import Progress
@@ -35,16 +34,21 @@ def made_plan(
         per_run = measured.seconds_per_run / measured.seconds_per_step
     possible = trial_settings(axes, config.max_trials, config.seed)
     num_trials = len(possible)
-    rungs = planned_rungs(steps, material.full_steps, num_trials, per_run)
+    rungs = planned_rungs(steps, material.whole.num_steps, num_trials, per_run)
     if not rungs:
-        least = least_budget(material.full_steps, num_trials, per_run)
+        least = least_budget(material.whole.num_steps, num_trials, per_run)
         raise ConfigError(_too_small(config, least, measured, clock))
     return TunePlan(
         config=config.without_credentials().flat("json"),
         given=sorted(config.flat_fields_set),
         recipe=material.recipe.without_credentials().flat("json"),
-        full_steps=material.full_steps,
-        rungs=[_at_its_rate(rung, material) for rung in rungs],
+        full_steps=material.whole.num_steps,
+        # Trials of a short rung rank as whole runs do where they are what the recipe makes of a run
+        # of its length.
+        rungs=[
+            rung.model_copy(update={"short_run": material.whole.short_run(rung.steps)})
+            for rung in rungs
+        ],
         trials=possible[: rungs[0].num_trials],
         pass_steps=material.pass_steps(_step_sizes(material.recipe, possible)),
         seconds_per_step=measured and measured.seconds_per_step,
@@ -58,13 +62,6 @@ def _step_sizes(recipe: ResolvedTrainConfig, trials: Sequence[Settings]) -> list
     size = step_size(recipe)
     own = recipe.flat()[size]
     return sorted({own, *(trial.get(size, own) for trial in trials)})
-
-
-def _at_its_rate(rung: Rung, material: Material) -> Rung:
-    """Trials of a short rung are ranked as whole runs rank when they get the rate of a short run,
-    as the recipe would give it."""
-    times = rate_of_short_run(material.recipe, rung.steps, material.full_steps)
-    return rung.model_copy(update={"rate_times": times})
 
 
 def check_same_dumps(plan: TunePlan, material: Material) -> None:

@@ -19,7 +19,7 @@ from specpipe.pipeline.tune.page import tune_page
 from specpipe.pipeline.tune.planning import check_same_dumps, made_plan
 from specpipe.pipeline.tune.score import train_trial
 from specpipe.pipeline.tune.settings_file import kept_settings, settings_file
-from specpipe.pipeline.tune.space import search_axes
+from specpipe.pipeline.tune.space import Axis, search_axes
 from specpipe.pipeline.tune.standings import Standings
 from specpipe.schemas.errors import ConfigError, DivergedError, UnfinishedError
 from specpipe.schemas.records.tune import (
@@ -54,7 +54,7 @@ def tune(config: TuneConfig, *, progress: TuneProgress, say: Say) -> TuneResult:
         clock = folder.clock()
         material = Material.open(config)
         if plan is None:
-            say(f"recipe: {material.recipe_in_words}")
+            say(f"recipe: {material.whole.in_words()}")
 
             def probed(step: int, total: int, figures: dict[str, float]) -> None:
                 progress(step, total, "measuring a step", figures)
@@ -110,7 +110,7 @@ class Search:
 
     def _train_all(self) -> bool:
         """Whether the plan was done; else the time was over."""
-        axes = search_axes(self.material.recipe, set(self.plan.given))
+        axes = self._axes()
         for at, rung in enumerate(self.plan.rungs):
             trials = self._standings.begin(rung, axes)
             for trial in trials:
@@ -123,6 +123,13 @@ class Search:
             # A rung may have fewer trials than were planned, where some diverged.
             self._done += rung.steps * (rung.num_trials - len(trials))
         return True
+
+    def _axes(self) -> list[Axis]:
+        """Those that the plan's trials lie on, for the middles that it has."""
+        if not any(rung.has_middle for rung in self.plan.rungs):
+            return []
+        axes = search_axes(self.material.recipe, set(self.plan.given))
+        return [axis for axis in axes if self.plan.trials[0].keys() >= set(axis.names)]
 
     def _score(self, trial: int, at: int) -> TrialScore | None:
         """None where the time is over before the run is complete."""
@@ -150,7 +157,7 @@ class Search:
         rung, rungs = self.plan.rungs[at], self.plan.rungs
         what = f"rung {at + 1} of {len(rungs)}, trial {trial}"
         config = self._trial_run.config(
-            self._standings.trials[trial], rung.steps, self.folder.run(trial, at), rung.rate_times
+            self._standings.trials[trial], rung.steps, self.folder.run(trial, at), rung.short_run
         )
 
         def show_step(step: int, total: int, figures: dict[str, float]) -> None:

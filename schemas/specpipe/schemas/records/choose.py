@@ -12,13 +12,11 @@ OUT/
   choose.json, choose.html  the ChooseResult, and a page that shows it
 """
 
-from typing import Annotated
-
 from pydantic import Field, model_validator
 
 from specpipe.schemas.base import Record
 from specpipe.schemas.records.served import StepTime
-from specpipe.schemas.records.tune import Settings
+from specpipe.schemas.records.tune import Settings, ShortRun
 from specpipe.schemas.speedup import Schedule, Speedup
 
 PLAN_FILE = "plan.json"
@@ -70,9 +68,8 @@ class ChoosePlan(Record):
     """Of a run without `specpipe choose`."""
     recipes: dict[str, Settings] = Field(min_length=1)
     """By architecture: the settings of its run."""
-    rate_times: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """By architecture: what its learning rates, which are those of a whole run, are multiplied by
-    in so short a training; 1 in comparisons of before."""
+    short_runs: dict[str, ShortRun] = Field(default_factory=dict)
+    """By architecture: how its training differs from a whole run."""
     left_out: dict[str, str]
     """By architecture: why it is not compared."""
     no_speed: dict[str, str]

@@ -30,15 +30,24 @@ TauInterval = tuple[Annotated[float, Field(gt=0)], float, float]
 """tau, low and high end of the 95 % interval."""
 
 
+class ShortRun(Record):
+    """How a short training differs from a whole run besides its steps; nothing, in plans of
+    before."""
+
+    rate_times: float = Field(1.0, gt=0)
+    """What the learning rates, which are those of a whole run, are multiplied by."""
+    settings: Settings = Field(default_factory=dict)
+    """Those in place of the whole run's: warm-up and weight decay."""
+
+
 class Rung(Record):
     """One round of the search: the number of trials that remain, and the steps of each."""
 
     steps: int = Field(gt=0)
-    """Of the recipe's size; a trial with larger steps takes fewer, on as many tokens."""
+    """Of the recipe's size; a trial with larger steps takes fewer, on as much text."""
     num_trials: int = Field(gt=0)
     """At most: the recipe, the best of the rung before, and the middle of these."""
-    rate_times: float = Field(1.0, gt=0)
-    """What the learning rates of trials, which are those of whole runs, are multiplied by."""
+    short_run: ShortRun = Field(default_factory=ShortRun)
     has_middle: bool = False
     """Whether the middle of the best trials of the rung before takes part."""
 
@@ -67,7 +76,11 @@ class TunePlan(Record):
 
     @model_validator(mode="after")
     def _settings_for_every_run(self) -> "TunePlan":
-        if any(rung.num_trials - rung.has_middle > len(self.trials) for rung in self.rungs):
+        known = len(self.trials)
+        for rung in self.rungs:
+            known += rung.has_middle
+            if rung.num_trials <= known:
+                continue
             raise ValueError("a rung has more trials than there are settings of")
         return self
 

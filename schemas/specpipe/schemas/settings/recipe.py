@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specpipe.schemas.records.checkpoint import RunRecipe
+from specpipe.schemas.records.tune import ShortRun
 from specpipe.schemas.settings.train import PresetName, ResolvedTrainConfig, TrainConfig
 
 
@@ -134,6 +135,22 @@ class Recipe:
             f" give --num-epochs {math.ceil(self.num_epochs * times)}"
         )
 
+    def short_run(self, num_steps: int) -> ShortRun:
+        """How a run of so few steps of this size differs, by the same rules."""
+        config = self.config
+        # The rate was made with the steps that the tokens say.
+        about = config.max_steps or config.num_epochs * self.facts.steps_of(
+            config.batch_tokens, config.batch_size
+        )
+        times = _rate_times(config, about * num_steps / self.num_steps)
+        times = float(f"{times / _rate_times(config, about):.3g}")
+        settings: dict[str, Any] = {}
+        if "warmup_ratio" not in config.model_fields_set:
+            settings["warmup_ratio"] = _warmup_ratio(num_steps)
+        if not config.model_fields_set & {"weight_decay", "muon_weight_decay"}:
+            settings["muon_weight_decay"] = float(f"{config.muon_weight_decay / times:.3g}")
+        return ShortRun(rate_times=times, settings=settings)
+
     @property
     def record(self) -> RunRecipe:
         config, facts = self.config, self.facts
@@ -182,12 +199,13 @@ def resolve(config: TrainConfig, facts: Facts) -> Recipe:
     assert num_epochs is not None
     num_steps = max_steps or num_epochs * per_epoch
     rate = _rate(config, facts, batch_tokens, num_steps)
+    warmup = config.warmup_ratio
     settings: dict[str, Any] = {
         "state_loss": _state_loss(config, facts),
         "learning_rate": config.learning_rate or rate,
         "weight_decay": config.weight_decay or 0.0,
         "muon_weight_decay": _decay(config, rate, per_epoch),
-        "warmup_ratio": _warmup_ratio(config, num_steps),
+        "warmup_ratio": _warmup_ratio(num_steps) if warmup is None else warmup,
         "num_epochs": num_epochs,
         "max_steps": max_steps,
         "batch_tokens": batch_tokens,
@@ -232,17 +250,11 @@ def _power_of_two(number: int, least: int, most: int) -> int:
     return min(max(1 << max(0, number.bit_length() - 1), least), most)
 
 
-def _rate_times(config: TrainConfig, num_steps: int) -> float:
+def _rate_times(config: TrainConfig, num_steps: float) -> float:
     """How much higher the rate of a run of so few steps is than that of a long one."""
     if config.optimizer != "muon" or config.init_from or config.drafter.begins_trained:
         return 1.0
     return min(max(1.0, math.sqrt(SHORT_RUN / num_steps)), MOST_RATE_TIMES)
-
-
-def rate_of_short_run(config: TrainConfig, num_steps: int, full_steps: int) -> float:
-    """What a rate for a run of `full_steps` is multiplied by in one of `num_steps`."""
-    times = _rate_times(config, num_steps) / _rate_times(config, full_steps)
-    return float(f"{times:.3g}")
 
 
 def _rate(config: TrainConfig, facts: Facts, batch_tokens: int, num_steps: int) -> float:
@@ -271,7 +283,5 @@ def _decay(config: TrainConfig, rate: float, steps_per_epoch: int) -> float:
     return float(f"{of_a_step / rate:.3g}")
 
 
-def _warmup_ratio(config: TrainConfig, num_steps: int) -> float:
-    if config.warmup_ratio is not None:
-        return config.warmup_ratio
+def _warmup_ratio(num_steps: int) -> float:
     return min(max(WARMUP_SHARE, LEAST_WARMUP_STEPS / num_steps), MOST_WARMUP_SHARE)

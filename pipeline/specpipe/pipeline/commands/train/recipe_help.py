@@ -23,8 +23,8 @@ def recipe_help() -> str:
         '"recipe:" (and specpipe plan) says what came out.',
         f"  --learning-rate  {MUON_RATE:g} times the root of tokens of a step / width,",
         f"                   of at most {MOST_MUON_TOKENS:,} tokens, at most {MOST_MUON_RATE:g};",
-        f"                   higher in fewer than {SHORT_RUN} steps; with --optimizer adamw",
-        "                   about 1/width",
+        f"                   higher in fewer than {SHORT_RUN} steps from new weights; with",
+        "                   --optimizer adamw about 1/width",
         f"  --pack-tokens    at most {PASS_TOKENS:,} of a step whose size is left open",
     ]
     return "\n".join(lines)
