@@ -87,15 +87,9 @@ def tune(config_file: Path | None, as_json: bool, **flags: Any) -> None:
 
 
 def _show_trials(result: "TuneResult") -> None:
-    from specpipe.pipeline.tune.words import settings_cells, settings_header, tau_cells
+    from specpipe.pipeline.tune.words import trials_table
 
-    header = ["trial", *settings_header(result), *(f"{r.steps:,} steps" for r in result.rungs)]
-    rows = []
-    for number, trial in enumerate(result.trials):
-        name = "0 (recipe)" if number == 0 else str(number)
-        cells = [*settings_cells(trial.settings, result), *tau_cells(trial, result)]
-        rows.append([f"{name} *" if number == result.kept else name, *cells])
-    show_columns("tau by trial and rung (* kept)", header, rows)
+    show_columns("tau by trial and rung (* kept)", *trials_table(result))
 
 
 def _rows(config: TuneConfig, result: "TuneResult", seconds: float) -> list[tuple[str, str]]:

@@ -49,9 +49,9 @@ class TrialRun:
         values = self.recipe.model_dump() | settings | changes
         if short_run is not None:
             values |= short_run.settings
-            for name in ("learning_rate", "muon_learning_rate"):
-                if values[name] is not None:
-                    values[name] *= short_run.rate_times
+            for rate in ("learning_rate", "muon_learning_rate"):
+                if values[rate] is not None:
+                    values[rate] *= short_run.rate_times
         return ResolvedTrainConfig.model_validate(values)
 
     def steps(self, settings: Settings, steps: int) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from specpipe.pipeline.tune.words import settings_cells, settings_header, tau_cells
+from specpipe.pipeline.tune.words import trials_table
 from specpipe.schemas.records.tune import Trial, TuneResult
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.report.blocks import Block, Figures, Missing, Page, Section, Table, Tile
@@ -79,17 +79,8 @@ def _trials(result: TuneResult) -> Section:
         " ones that go with its length."
     )
     figures = [_by_steps(result), _by_rate(result)]
-    header = ["trial", *settings_header(result), *(f"{r.steps:,} steps" for r in result.rungs)]
-    rows = [
-        (
-            _name(number, result),
-            *settings_cells(trial.settings, result),
-            *tau_cells(trial, result),
-        )
-        for number, trial in enumerate(result.trials)
-    ]
     blocks: list[Block] = [Figures([figure for figure in figures if figure is not None])]
-    blocks.append(Table("tau of every trial", header, rows))
+    blocks.append(Table("tau of every trial", *trials_table(result)))
     return Section("trials", "Trials", lead, blocks)
 
 
@@ -151,8 +142,3 @@ def _settings(result: TuneResult, recipe: ResolvedTrainConfig) -> Section:
     table = Table("train.yaml", ["setting", "kept", "recipe, where other"], rows, is_words=True)
     lead = "What stands in train.yaml, for specpipe train --config."
     return Section("settings", "Settings", lead, [table])
-
-
-def _name(number: int, result: TuneResult) -> str:
-    name = "0 (recipe)" if number == 0 else f"{number}"
-    return f"{name} *" if number == result.kept else name

@@ -1,10 +1,21 @@
-"""A trial as cells of a table: its settings, and its tau by rung."""
+"""The trials of a search as a table: their settings, and their tau by rung."""
 
 from specpipe.schemas.drafters.registry import KINDS, settings_fields
 from specpipe.schemas.records.tune import Settings, Trial, TuneResult
 
 
-def settings_header(result: TuneResult) -> list[str]:
+def trials_table(result: TuneResult) -> tuple[list[str], list[list[str]]]:
+    """Header and rows; the trial that is kept has a star."""
+    header = ["trial", *_settings_header(result), *(f"{r.steps:,} steps" for r in result.rungs)]
+    rows = []
+    for number, trial in enumerate(result.trials):
+        name = "0 (recipe)" if number == 0 else str(number)
+        cells = [*_settings_cells(trial.settings, result), *_tau_cells(trial, result)]
+        rows.append([f"{name} *" if number == result.kept else name, *cells])
+    return header, rows
+
+
+def _settings_header(result: TuneResult) -> list[str]:
     """A column for each thing that is searched."""
     searched = set(result.searched)
     columns = {
@@ -17,14 +28,14 @@ def settings_header(result: TuneResult) -> list[str]:
     return [name for name, settings in columns.items() if settings & searched]
 
 
-def tau_cells(trial: Trial, result: TuneResult) -> list[str]:
+def _tau_cells(trial: Trial, result: TuneResult) -> list[str]:
     """A column for each rung, empty where the trial took no part."""
     scores = [trial.score(rung) for rung in range(len(result.rungs))]
     return ["" if s is None else f"{s.tau:.3f}" if s.tau else "diverged" for s in scores]
 
 
-def settings_cells(settings: Settings, result: TuneResult) -> list[str]:
-    """In the columns of `settings_header`."""
+def _settings_cells(settings: Settings, result: TuneResult) -> list[str]:
+    """In the columns of `_settings_header`."""
     by_column = {
         "rate": lambda: f"{settings['learning_rate']:.3g}",
         "step": lambda: f"{settings.get('batch_tokens', settings.get('batch_size')):,}",
@@ -32,7 +43,7 @@ def settings_cells(settings: Settings, result: TuneResult) -> list[str]:
         "drafter": lambda: _switches(settings),
         "heads": lambda: _heads(settings),
     }
-    return [by_column[name]() for name in settings_header(result)]
+    return [by_column[name]() for name in _settings_header(result)]
 
 
 def _switches(settings: Settings) -> str:

@@ -79,9 +79,8 @@ class TunePlan(Record):
         known = len(self.trials)
         for rung in self.rungs:
             known += rung.has_middle
-            if rung.num_trials <= known:
-                continue
-            raise ValueError("a rung has more trials than there are settings of")
+            if rung.num_trials > known:
+                raise ValueError("a rung has more trials than there are settings of")
         return self
 
 
