@@ -49,6 +49,7 @@ def curve(loss: str, dump: Path, out: Path) -> Curve:
         loss=loss.removesuffix(STATES),
         state_loss=3 if loss.endswith(STATES) else 0,
         max_steps=NUM_STEPS,
+        warmup_ratio=0.2,
         eval_every=NUM_STEPS,
     )
     run(config)

@@ -246,10 +246,11 @@ def test_presets_are_budgets_of_steps() -> None:
 
 
 def test_short_runs_have_some_steps_of_warm_up() -> None:
-    assert recipe(max_steps=60).num_warmup_steps == 10
-    assert recipe(max_steps=20).num_warmup_steps == 4
+    assert recipe(max_steps=60).num_warmup_steps == 3
+    assert recipe(max_steps=20).num_warmup_steps == 3
+    assert recipe(max_steps=10).num_warmup_steps == 2
     assert recipe(max_steps=1000).num_warmup_steps == 40
-    assert recipe(max_steps=60, wsd_decay=1).num_warmup_steps == 10
+    assert recipe(max_steps=60, wsd_decay=1).num_warmup_steps == 3
 
 
 def test_too_few_steps_are_warned_about_unless_they_are_asked_for() -> None:

@@ -73,7 +73,7 @@ MOST_ADAMW_RATE = 5e-3
 """Largest rate of AdamW, for very narrow drafters."""
 
 WARMUP_SHARE = 0.04
-LEAST_WARMUP_STEPS = 10
+LEAST_WARMUP_STEPS = 3
 MOST_WARMUP_SHARE = 0.2
 """Largest share of warm-up, for runs so short that LEAST_WARMUP_STEPS would be too many."""
 
