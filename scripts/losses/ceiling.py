@@ -46,12 +46,8 @@ class TargetAsDrafter:
         return self
 
 
-@click.command()
-@click.argument("url", metavar="DUMP")
-@click.option("--num-draft-tokens", default=3, show_default=True)
-def main(url: str, num_draft_tokens: int) -> None:
-    """Print tau of greedy drafts, and of drafts that are drawn, of the target itself."""
-    dump = Dump.open(url)
+def ceiling(dump: Dump, num_draft_tokens: int) -> tuple[float, float]:
+    """tau of greedy drafts of the target itself, and of drafts that are drawn from it."""
     target, spans = TargetAsDrafter(dump), TextSpans()
     for ref, sample in samples_of(dump, target.aux_layers):
         if half_of(ref.prompt_id) == "report":
@@ -59,6 +55,15 @@ def main(url: str, num_draft_tokens: int) -> None:
     greedy, drawn = (
         replay(kind, num_draft_tokens, exact=True).tau[-1] for kind in (spans.greedy, spans.sampled)
     )
+    return greedy, drawn
+
+
+@click.command()
+@click.argument("url", metavar="DUMP")
+@click.option("--num-draft-tokens", default=3, show_default=True)
+def main(url: str, num_draft_tokens: int) -> None:
+    """Print the largest tau of greedy drafts, and of drafts that are drawn."""
+    greedy, drawn = ceiling(Dump.open(url), num_draft_tokens)
     print(f"greedy drafts {greedy:.3f}, drawn {drawn:.3f}")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from scripts.losses.ceiling import ceiling
 from scripts.quality.engine_side import tau_of
 from scripts.quality.judge import HALVES, half_of, judge, samples_of
 from scripts.quality.matrix import DEFAULT, EAGLE3, study_cells
@@ -86,6 +87,15 @@ def test_halves_make_the_whole(trained: Trained, exported: Path) -> None:
     # The same greedy drafts on the same text, whichever of the two it is given as.
     assert judged.curves["greedy"] == judged.curves["greedy_draft"]
     assert judged.tau("temperature_1", "choose") != judged.tau("temperature_1", "report")
+
+
+def test_no_drafts_are_accepted_more_than_the_targets_own(trained: Trained, exported: Path) -> None:
+    dump = str(trained.dump)
+    judged = judge(exported / "checkpoint", dump, dump, 3)
+    greedy, drawn = ceiling(Dump.open(dump), 3)
+    assert drawn == pytest.approx(4.0, abs=0.02)
+    assert judged.tau("temperature_1", "report") < drawn
+    assert 1 < greedy < drawn
 
 
 def test_the_peer_is_given_the_same_states(trained: Trained, tmp_path: Path) -> None:
