@@ -6,7 +6,8 @@ A greedy draft token is accepted at temperature 1 as often as the target draws i
 however good the drafter. Of text of temperature 1, on the half of the prompts that
 `scripts/prove quality` reports.
 
-Legend: T tokens, L aux layers, H hidden size, V vocabulary, K draft tokens, R starts.
+Legend: T tokens, L aux layers, H hidden size, D kept tokens (here all), K draft tokens, R starts,
+X a drafter's outputs (here final states).
 """
 
 import click
@@ -16,7 +17,6 @@ from torch import Tensor
 from scripts.quality.judge import half_of, samples_of
 from specpipe.stages.acceptance.replay import replay
 from specpipe.stages.storage.dump import Dump
-from specpipe.stages.target.head.target_tensors import StoredTarget
 from specpipe.stages.target.head.verifier_head import VerifierHead
 from specpipe.stages.validate.drafted_text import TextSpans
 from specpipe.stages.validate.replay.run import text_of
@@ -28,7 +28,7 @@ class TargetAsDrafter:
     def __init__(self, dump: Dump) -> None:
         self._head = VerifierHead.load(dump.target_file, torch.device("cpu"))
         self.aux_layers = (dump.identity.target.num_layers,)
-        self.vocab_size = len(StoredTarget(dump.target_file).lm_head_VH)
+        self.vocab_size = len(self._head.lm_head_VH)
         self.target_ids_D = torch.arange(self.vocab_size)
 
     def hidden(
