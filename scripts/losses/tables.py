@@ -29,7 +29,7 @@ def read_results(out: Path) -> Results:
 def print_tables(results: Results, materials: Sequence[str]) -> None:
     _losses(results, materials)
     _pair(results, materials, "previous", "lk_hybrid", "lambda of the step before, against exact")
-    _pair(results, materials, "survival", "lk_hybrid", "heads weighted by survival, against 0.8^k")
+    _pair(results, materials, "survival", "lk_hybrid", "heads by survival, against 0.8^(k-1)")
     _pair(results, materials, "mass-256", "count-256", "D = 256 by mass, against by count")
 
 

@@ -9,6 +9,7 @@ import torch
 from specpipe.schemas.drafters.eagle3 import Eagle3Shape
 from specpipe.stages.drafters.artifact_format import TargetFacts
 from specpipe.stages.drafters.eagle3.architecture import ARCHITECTURE
+from specpipe.stages.drafters.eagle3.layout import PLAIN
 from specpipe.stages.runs.checkpoint import load_checkpoint
 from specpipe.stages.runs.pointers import resolve_checkpoint
 from specpipe.stages.storage.dump import Dump
@@ -65,21 +66,22 @@ def _layer(config: Config, **changes: object) -> None:
 def test_the_engine_that_a_drafter_needs_is_named(exported: Path, trained: Trained) -> None:
     plain = load_checkpoint(resolve_checkpoint(trained.run)).shape
     assert isinstance(plain, Eagle3Shape)
-    assert ARCHITECTURE.needed_engine(plain) is None
+    assert ARCHITECTURE.needed_engine(plain).startswith(
+        "vLLM 0.11.1 or newer; in the format eagle3"
+    )
     for switches, version in (
-        (["norm_before_residual"], "vLLM, for norm_before_residual"),
+        (["norm_before_residual"], "vLLM 0.11.1 or newer, for norm_before_residual"),
         (["norm_before_residual", "norm_before_fc"], "vLLM 0.20 or newer, for norm_before_res"),
         (["norm_before_fc", "norm_output"], "vLLM 0.25 or newer, for norm_before_fc, norm_output"),
         (["fc_norm"], "vLLM 0.25 or newer, for fc_norm"),
     ):
         said = ARCHITECTURE.needed_engine(plain.model_copy(update=dict.fromkeys(switches, True)))
-        assert said is not None
         assert said.startswith(version)
     several = plain.model_copy(update={"num_layers": 2, "layer_type": "qwen3"})
-    assert "the norms of qwen3 layers, 2 layers" in str(ARCHITECTURE.needed_engine(several))
-    assert "| engine | any that serves EAGLE-3 |" in (exported / "README.md").read_text()
+    assert "the norms of qwen3 layers, 2 layers" in ARCHITECTURE.needed_engine(several)
+    assert f"| engine | {PLAIN} |" in (exported / "README.md").read_text()
     structure = json.loads((exported / "validation.json").read_text())["structure"]
-    assert structure["engine"] is None
+    assert structure["engine"] == PLAIN
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def _rows(estimate: "Estimate", served: "Servable") -> list[tuple[str, str]]:
         (
             "trainer memory",
             f"about {file_size(estimate.trainer.total)} of the device, "
-            f"{file_size(estimate.read_ahead)} of the host",
+            f"{file_size(estimate.read_ahead)} of the host, and 0.5 to 1 GiB of the process itself",
         ),
     ]
 
@@ -164,7 +164,7 @@ def _show_memory(estimate: "Estimate") -> None:
         (f"activations of {memory.num_heads} heads", memory.activations),
         (f"loss, {memory.draft_vocab_size:,} draft tokens", memory.loss),
         ("together, of the device", memory.total),
-        ("of the host: shards that are read ahead", estimate.read_ahead),
+        ("of the host: shards that are read ahead, beside the process itself", estimate.read_ahead),
     ]
     show_columns(
         "Trainer memory (specpipe train with nothing set: an EAGLE-3 drafter)",

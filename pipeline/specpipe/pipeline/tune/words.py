@@ -58,4 +58,4 @@ def _heads(settings: Settings) -> str:
     if (weights := settings.get("head_weights", "static")) != "static":
         return str(weights)
     decay = settings.get("head_decay")
-    return "static" if decay is None else f"{decay:g}^k"
+    return "static" if decay is None else f"{decay:g}^(k-1)"

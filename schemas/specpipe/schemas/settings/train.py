@@ -79,15 +79,16 @@ class TrainConfig(Config):
     lambda_scope: Literal["head", "token"] = "head"
     """lk_hybrid: one lambda per head, or one per token."""
     lambda_source: Literal["exact", "previous_step"] = "previous_step"
-    """lk_hybrid: take alpha from the last step, or from this step's batch by an extra pass."""
+    """lk_hybrid: exact: take alpha from this step's batch, by an extra pass; previous_step: from
+    the step before."""
     num_heads: int = Field(3, ge=1)
     """K: number of draft tokens that are trained; most drafters allow 1 to 7."""
     head_decay: float = Field(0.8, gt=0, le=1)
     """Weight of draft step k in the loss: head_decay^(k-1)."""
     head_weights: Literal["static", "survival", "dpace"] = "static"
     """Weights of the draft steps. static: --head-decay. survival: the measured share of rounds that
-    reach the step. dpace: D-PACE's weight of each start, measured by an extra pass of the loss; a
-    drafter dflash's default."""
+    reach the step. dpace: D-PACE's weight of each start, measured by an extra pass of the loss.
+    [default: dpace for dflash, else static]"""
     dpace_smoothing: float = Field(0.5, gt=0, le=1)
     """dpace: a in a draft's confidence, (1 - a) q(token) + a."""
     state_loss: float | None = Field(None, ge=0)
@@ -105,7 +106,7 @@ class TrainConfig(Config):
     warm_start: Location | None = None
     """Checkpoint of the target: start from its last layers' weights where they fit."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate. [default: by the optimiser and the data; see below]"""
+    """Peak learning rate. [default: by the optimiser and the data]"""
     optimizer: Literal["adamw", "muon"] = "muon"
     """adamw, or muon: Muon for the matrices, AdamW for lm_head and norms."""
     muon_learning_rate: float | None = Field(None, gt=0)
@@ -129,16 +130,16 @@ class TrainConfig(Config):
     """Largest global norm of the gradients; larger gradients are scaled down."""
     num_epochs: int | None = Field(None, gt=0)
     """Passes over the dump; each dump of --mix is passed its weight times as often. [default: by
-    the data; see below]"""
+    the data]"""
     max_steps: int | None = Field(None, gt=0)
-    """Number of optimiser steps; overrides --num-epochs."""
+    """Number of optimiser steps, instead of --num-epochs."""
     batch_tokens: int | None = Field(None, gt=0)
     """Most tokens of a step; whole samples are packed into it. [default: by the data]"""
     batch_size: int | None = Field(None, gt=0)
-    """Number of samples of a step; replaces --batch-tokens."""
+    """Number of samples of a step, instead of --batch-tokens."""
     pack_tokens: int | None = Field(None, gt=0)
-    """Most tokens of one forward and backward pass. [default: the whole step, unless it is large;
-    see below]"""
+    """Most tokens of one forward and backward pass. [default: the whole step, and
+    at most 8,192 where its size is left open]"""
     shard: bool = False
     """Shard weights and optimiser over torchrun's processes (FSDP2); else each has a copy."""
     context_length: int | None = Field(None, gt=1)

@@ -81,6 +81,7 @@ def export(config_file: Path | None, as_json: bool, **flags: Any) -> None:
         write_provenance(Path(result.out), config)
     curves = {f"acceptance, {name}": rates for name, rates in result.acceptance_rate.items()}
     curves |= {f"tau, {name.removeprefix('replay_')}": tau for name, tau in result.tau.items()}
+    curves = {name.replace("_", " "): curve for name, curve in curves.items()}
     most = max((len(curve) for curve in curves.values()), default=0)
     show_columns(
         "Held out, by head / number of draft tokens",

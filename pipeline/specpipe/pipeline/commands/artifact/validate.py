@@ -41,7 +41,7 @@ def validate(as_json: bool, **flags: Any) -> None:
       specpipe validate runs/artifact --dump runs/dump
       specpipe validate sglang --dump runs/dump --validation structure,serve
 
-    ARTIFACT is what `specpipe export` or `specpipe convert` wrote, in either format; another
+    ARTIFACT is what `specpipe export` or `specpipe convert` wrote, in any format; another
     program's goes through convert first. The structure is always checked.
     replay says what tau to expect on the dump's samples, by two implementations that must agree;
     serve starts a real vLLM and measures it; with --serve-url it measures a server that runs
@@ -56,7 +56,10 @@ def validate(as_json: bool, **flags: Any) -> None:
         result = run(config, progress=note)
     replay = result.replay
     if replay is not None:
-        curves = {name.removeprefix("replay_"): c.tau for name, c in replay.artifact.items()}
+        curves = {
+            name.removeprefix("replay_").replace("_", " "): curve.tau
+            for name, curve in replay.artifact.items()
+        }
         most = max(map(len, curves.values()), default=0)
         show_columns(
             f"tau of {replay.num_samples:,} samples, by number of draft tokens",

@@ -84,8 +84,10 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     def train_one(one: TrainConfig, name: str) -> TrainResult:
         if not is_first_process():
             return run(one, began=began)
+        # That a share of the data makes few steps is the point of a learning curve.
+        tell = _tell if one is config else _tell_recipe
         with progress(name, "steps") as report:
-            return run(one, progress=TrainProgress(report), tell=_tell, began=began)
+            return run(one, progress=TrainProgress(report), tell=tell, began=began)
 
     result = train_one(config, "train")
     if is_first_process() and not result.did_nothing:
@@ -107,8 +109,12 @@ def train(config_file: Path | None, as_json: bool, **flags: Any) -> None:
     show("Training", rows, record, as_json=as_json)
 
 
-def _tell(recipe: Recipe) -> None:
+def _tell_recipe(recipe: Recipe) -> None:
     note(f"recipe: {recipe.in_words()}")
+
+
+def _tell(recipe: Recipe) -> None:
+    _tell_recipe(recipe)
     if recipe.shortage:
         note(f"warning: {recipe.shortage}")
 

@@ -113,7 +113,7 @@ class Eagle3Architecture(LayerArchitecture[Eagle3Shape]):
     ) -> list[str]:
         return structure.config_problems(config, shape, target)
 
-    def needed_engine(self, shape: Eagle3Shape) -> str | None:
+    def needed_engine(self, shape: Eagle3Shape) -> str:
         return layout.needed_engine(shape)
 
     def proposal(self, folder: Path, target: TargetTensors) -> PlainDrafter:

@@ -53,19 +53,29 @@ NESTED_KEYS = frozenset({"use_aux_hidden_state", LAYER_IDS})
 """Keys of `eagle_config`, where SGLang looks: there a layer's output is named by the layer."""
 
 
-def needed_engine(shape: Eagle3Shape) -> str | None:
-    """The engine that serves the drafter as it was trained, and why; None where any does."""
+READS_LAYERS = (0, 11, 1)
+"""The first vLLM that reads the auxiliary layers from the artifact (its pull request 25961)."""
+
+PLAIN = (
+    f"vLLM {'.'.join(map(str, READS_LAYERS))} or newer; in the format eagle3 also SGLang, and"
+    " TensorRT-LLM where its eagle3_layers_to_capture names the layers. Older vLLM takes layers 2,"
+    " n//2 and n-3 of n, whatever the artifact says"
+)
+"""Engines of a drafter that has nothing beyond the paper's EAGLE-3."""
+
+
+def needed_engine(shape: Eagle3Shape) -> str:
+    """The engine that serves the drafter as it was trained, and why."""
     more = [name for name in (*SWITCHES, "sliding_window") if getattr(shape, name)]
     more += ["the norms of qwen3 layers"] if shape.layer_type == "qwen3" else []
     more += [f"{shape.num_layers} layers"] if shape.num_layers > 1 else []
     more += [f"{shape.num_aux} auxiliary layers"] if shape.num_aux != USUAL_NUM_AUX else []
     if not more:
-        return None
-    first = max(FIRST_VLLM.get(name, (0, 0)) for name in more)
-    version = f" {first[0]}.{first[1]} or newer" if any(first) else ""
+        return PLAIN
+    first = max(FIRST_VLLM.get(name, READS_LAYERS) for name in more)
     return (
-        f"vLLM{version}, for {', '.join(more)}: what does not know them computes without, says"
-        " nothing, and accepts fewer tokens"
+        f"vLLM {'.'.join(map(str, first))} or newer, for {', '.join(more)}: what does not know"
+        " them computes without, says nothing, and accepts fewer tokens"
     )
 
 
