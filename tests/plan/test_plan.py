@@ -16,6 +16,7 @@ from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.dump.run import run
 from specpipe.stages.plan.run import estimate, estimate_dump, length_histogram
 from specpipe.stages.plan.training_memory import trainer_memory
+from specpipe.stages.process.stop import StopQuestion
 from specpipe.stages.samples.reader import SampleReader
 from specpipe.stages.samples.selection import split
 from specpipe.stages.storage.dump import Dump
@@ -161,7 +162,7 @@ def test_the_trainer_does_what_was_planned(folder: Path, tmp_path: Path) -> None
     settings = TrainConfig(dump="-", out="-")
     dump = Dump.open(configured.out)
     training, _ = split(SampleReader(dump, None).refs(), settings.held_out_fraction)
-    found = recipe_of(settings, training, dump.identity)
+    found = recipe_of(settings, training, dump.identity, StopQuestion(None))
     assert (found.config, found.facts) == (planned.config, planned.facts)
     assert planned.num_steps == pytest.approx(found.num_steps, rel=0.1)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from specpipe.schemas.settings.recipe import (
     Recipe,
     resolve,
 )
-from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
+from specpipe.schemas.settings.train import MOST_EPOCHS, ResolvedTrainConfig, TrainConfig
+from specpipe.stages.process.stop import StopQuestion
 from specpipe.stages.samples.reader import SampleReader, SampleRef
 from specpipe.stages.storage.dump import Dump
 from specpipe.stages.train.recipe import facts_of, recipe_of
@@ -291,11 +293,24 @@ def test_a_run_says_first_what_it_does_and_leaves_it_in_numbers(
     assert run(make_open()).did_nothing
 
 
+def test_sigterm_ends_the_count_of_steps(dump: Path) -> None:
+    opened = Dump.open(str(dump))
+    refs, identity = SampleReader(opened, None).refs(), opened.identity
+    asked = StopQuestion(None)
+    asked.on_signal(signal.SIGTERM, None)
+    config = TrainConfig(dump="d", out="o", num_epochs=MOST_EPOCHS)
+    with pytest.raises(UnfinishedError, match="steps of 100,000 epochs were counted"):
+        recipe_of(config, refs, identity, asked)
+    with pytest.raises(ValueError, match="less than or equal to 100000"):
+        TrainConfig(dump="d", out="o", num_epochs=MOST_EPOCHS + 1)
+
+
 def test_the_function_of_the_sums_is_near_the_runs_own_number_of_steps(dump: Path) -> None:
     opened = Dump.open(str(dump))
     refs, identity = SampleReader(opened, None).refs(), opened.identity
     config = TrainConfig(dump="d", out="o", batch_tokens=300, num_epochs=4)
-    about, exact = resolve(config, facts_of(refs, identity)), recipe_of(config, refs, identity)
+    about = resolve(config, facts_of(refs, identity))
+    exact = recipe_of(config, refs, identity, StopQuestion(None))
     assert about.config == exact.config
     assert about.num_steps == pytest.approx(exact.num_steps, rel=0.1)
 

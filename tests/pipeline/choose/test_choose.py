@@ -277,6 +277,13 @@ def test_what_began_goes_on_with_another_engine_and_its_records_are_checked(
     (out / "plan.json").write_text(json.dumps(plan))
     again = done(specpipe(*flags, "--json"))
     assert again.compared == first.compared
+    ended = specpipe(*flags, "--mix", f"{dump}=1")
+    assert (ended.returncode, "complete search of another dump" in ended.stderr) == (2, True)
+    ended = specpipe("tune", "--dump", dump, "--out", out, "--budget", "90steps")
+    assert (ended.returncode, "a search of specpipe choose" in ended.stderr) == (2, True)
+    (out / "choose.html").unlink()
+    assert done(specpipe(*flags, "--json")).did_nothing
+    assert (out / "choose.html").exists()
     for name, value in {"tau_low": [], "tau": [1.0]}.items():
         whole["compared"][0][name] = value
         result.write_text(json.dumps(whole))

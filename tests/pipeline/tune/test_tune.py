@@ -20,10 +20,18 @@ from specpipe.pipeline.commands.train.options import train_config
 from specpipe.pipeline.tune import halving, planning
 from specpipe.pipeline.tune.material import Material
 from specpipe.pipeline.tune.search import tune
-from specpipe.schemas.errors import SpecpipeError, UnfinishedError
+from specpipe.schemas.errors import (
+    ConfigError,
+    IdentityError,
+    IntegrityError,
+    SpecpipeError,
+    UnfinishedError,
+)
 from specpipe.schemas.records.tune import TunePlan, TuneResult
+from specpipe.schemas.settings.train import TrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
 from specpipe.stages.process.stop import stops_early
+from specpipe.stages.train.run import run
 from tests.pipeline.tune.tune_killed import LEAST_STEPS
 
 KILLED = Path(__file__).with_name("tune_killed.py")
@@ -278,12 +286,50 @@ def test_what_cannot_be_searched_says_what_would_do(
     assert not (Path(config.out) / "plan.json").exists()
 
 
-def test_a_run_s_folder_is_no_place_for_a_search(make_search: MakeSearch) -> None:
+@pytest.mark.parametrize(
+    ("file", "value", "words"),
+    [
+        ("config.json", {}, "holds a training run"),
+        ("dump.json", {}, "holds a dump"),
+        ("plan.json", {"recipes": {"eagle3": {}}}, "holds a search of specpipe choose"),
+    ],
+)
+def test_the_folder_of_another_output_is_no_place_for_a_search(
+    make_search: MakeSearch, file: str, value: dict[str, Any], words: str
+) -> None:
     config = make_search()
     Path(config.out).mkdir()
-    (Path(config.out) / "config.json").write_text("{}")
+    (Path(config.out) / file).write_text(json.dumps(value))
     done = command(config)
-    assert "holds a training run" in str(done.exception)
+    assert isinstance(done.exception, ConfigError)
+    assert words in str(done.exception)
+
+
+def test_a_search_s_folder_is_no_place_for_a_run(whole: Path, make_search: MakeSearch) -> None:
+    config = TrainConfig(dump=make_search().dump, out=str(whole))
+    with pytest.raises(ConfigError, match="holds a search of specpipe tune or choose"):
+        run(config)
+    assert not (whole / "config.json").exists()
+
+
+def test_a_complete_search_is_of_its_dump_and_writes_what_is_missing(
+    whole: Path, make_search: MakeSearch, dump: Path, tmp_path: Path
+) -> None:
+    config = make_search()
+    out = Path(config.out)
+    shutil.copytree(whole, out)
+    for name in ("train.yaml", "tune.html"):
+        (out / name).unlink()
+    assert command(config).exception is None
+    assert files(out) == files(whole)
+    assert (out / "tune.html").exists()
+    other = config.model_copy(update={"eval_dump": str(dump)})
+    done = command(other)
+    assert isinstance(done.exception, IdentityError)
+    assert "holds a complete search of another dump" in str(done.exception)
+    # The same dump, elsewhere.
+    shutil.copytree(dump, tmp_path / "moved")
+    assert search(config.model_copy(update={"dump": str(tmp_path / "moved")})).did_nothing
 
 
 @pytest.mark.parametrize(
@@ -293,9 +339,24 @@ def test_a_run_s_folder_is_no_place_for_a_search(make_search: MakeSearch) -> Non
         ("plan.json", {"trials": []}),
         ("plan.json", {"trials": [{"learning_rate": -1}] * 4}),
         ("plan.json", {"recipe": {}}),
+        ("plan.json", {"trials": [{"learning_rate": 1e-3}, {"head_decay": 0.5}] * 2}),
+        (
+            "plan.json",
+            {"rungs": [{"steps": 4, "num_trials": 4, "short_run": {"rate_times": 1e308}}]},
+        ),
+        (
+            "plan.json",
+            {
+                "rungs": [
+                    {"steps": 4, "num_trials": 4, "short_run": {"settings": {"warmup_ratio": "x"}}}
+                ]
+            },
+        ),
         ("clock.json", {"seconds": 10**400}),
         ("tune.json", {"rungs": []}),
         ("tune.json", {"trials": []}),
+        ("tune.json", {"kept": 99}),
+        ("tune.json", {"best": -1}),
         ("tune.json", {"searched": ["learning_rate", "head_decay"]}),
     ],
 )
@@ -314,3 +375,53 @@ def test_a_damaged_file_of_a_search_is_named(
     assert isinstance(done.exception, SpecpipeError), done.exception
     assert done.exception.exit_code == 4
     assert file in str(done.exception)
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", '{"seconds": NaN}'])
+def test_a_clock_that_is_damaged_may_be_removed(make_search: MakeSearch, text: str) -> None:
+    config = make_search()
+    Path(config.out).mkdir()
+    (Path(config.out) / "clock.json").write_text(text)
+    done = command(config)
+    assert isinstance(done.exception, IntegrityError)
+    assert "clock.json holds no time; remove it" in str(done.exception)
+
+
+@pytest.mark.parametrize("tau", [-5.0, 1e300, 3.5])
+def test_a_score_that_cannot_be_is_named(whole: Path, make_search: MakeSearch, tau: float) -> None:
+    config = make_search()
+    out = Path(config.out)
+    shutil.copytree(whole, out)
+    (out / "tune.json").unlink()
+    score = out / "trials" / "000-rung-1" / "score.json"
+    score.write_text(json.dumps(json.loads(score.read_text()) | {"tau": tau}))
+    done = command(config)
+    assert isinstance(done.exception, IntegrityError)
+    assert "no tau with its interval" in str(done.exception)
+
+
+def test_a_trial_whose_figures_and_weights_are_gone_is_trained_again(
+    whole: Path, make_search: MakeSearch
+) -> None:
+    config = make_search()
+    out = Path(config.out)
+    shutil.copytree(whole, out)
+    for name in ("tune.json", "trials/003-rung-1/score.json", "trials/003-rung-1/result.json"):
+        (out / name).unlink()
+    search(config)
+    assert files(out) == files(whole)
+
+
+def test_what_a_stopped_search_spent_before_its_first_trial_counts(
+    make_search: MakeSearch,
+) -> None:
+    config = make_search(budget="1h")
+    out = Path(config.out)
+
+    def stop(step: int) -> None:
+        raise UnfinishedError("stopped")
+
+    with pytest.raises(UnfinishedError):
+        search(config, stop)
+    assert not (out / "plan.json").exists()
+    assert json.loads((out / "clock.json").read_text())["seconds"] > 0

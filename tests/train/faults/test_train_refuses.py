@@ -191,6 +191,28 @@ def test_nothing_held_out(make_config: MakeConfig) -> None:
         run(make_config(held_out_fraction=0.0))
 
 
+def test_one_prompt_cannot_be_trained_and_evaluated_on(
+    make_config: MakeConfig, make_dump: MakeDump
+) -> None:
+    with pytest.raises(InputError, match="samples of one prompt, .* give an --eval-dump"):
+        run(make_config(dump=str(make_dump(num_samples=1))))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"dump": 1}'])
+def test_damaged_settings_of_a_run_may_be_removed(text: str, make_config: MakeConfig) -> None:
+    config = make_config(time_limit=1e-6)
+    with pytest.raises(UnfinishedError):
+        run(config)
+    path = Path(config.out) / "config.json"
+    path.write_text(text)
+    with pytest.raises(IntegrityError, match=r"config.json is damaged \(.*\); remove it") as raised:
+        run(config)
+    assert "\n" not in str(raised.value)
+    assert "http" not in str(raised.value)
+    path.unlink()
+    assert run(config.model_copy(update={"time_limit": None})).steps
+
+
 def test_context_too_short_for_any_draft(make_config: MakeConfig) -> None:
     with pytest.raises(InputError, match="nothing to train on"):
         run(make_config(context_length=4))

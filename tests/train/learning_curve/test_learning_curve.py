@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from specpipe.pipeline.cli import specpipe
-from specpipe.schemas.errors import ConfigError, UnfinishedError
+from specpipe.schemas.errors import ConfigError, IntegrityError, UnfinishedError
 from specpipe.schemas.settings.recipe import Facts, resolve
 from specpipe.schemas.settings.stages import ReportConfig
 from specpipe.stages.report.run import run as report
@@ -63,6 +63,32 @@ def test_shares_are_trained_beside_the_run_and_told(
     again = train(make_config, tmp_path, out=str(tmp_path / "run"))
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout.splitlines()[-1]) == told | {"did_nothing": True}
+
+
+def test_a_share_whose_result_is_damaged_is_trained_again(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert train(make_config, tmp_path, out=str(out)).exit_code == 0
+    share, curve = out / "curve" / "0.5", (out / "learning_curve.json").read_bytes()
+    result = (share / "result.json").read_text()
+    for damage in (
+        {"num_tokens": 0},
+        {"recipe": {}},
+        {"recipe": None},
+        {"untrained": {}},
+        {"steps": -1},
+    ):
+        (share / "result.json").write_text(json.dumps(json.loads(result) | damage))
+        damaged = train(make_config, tmp_path, out=str(out))
+        assert isinstance(damaged.exception, IntegrityError), damage
+        assert "remove it and run the same command again" in str(damaged.exception)
+    (share / "result.json").unlink()
+    assert train(make_config, tmp_path, out=str(out)).exit_code == 0
+    assert (out / "learning_curve.json").read_bytes() == curve
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "eval": 1}\n')
+    assert isinstance(train(make_config, tmp_path, out=str(out)).exception, IntegrityError)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ engine is timed; the plan, written once, divides what is left of the budget. Eve
 ordinary run or export in a folder of its own, which does nothing when it is complete.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from specpipe.pipeline.choose.candidates import Candidate, candidates
@@ -56,25 +56,47 @@ def choose(config: ChooseConfig, *, progress: Progress, say: Say) -> ChooseResul
     with folder.locked():
         plan, result = folder.plan(config), folder.result()
         if plan is not None and result is not None:
+            recipes = {
+                name: ResolvedTrainConfig.model_validate(recipe)
+                for name, recipe in plan.recipes.items()
+            }
+            folder.check_still_of(config, next(iter(recipes.values())), plan)
+            settings = [] if result.recommended is None else [SETTINGS_FILE]
+            if folder.lacks(PAGE_FILE, *settings):
+                write_shown(config, folder, result, recipes)
             return result.model_copy(update={"did_nothing": True})
         times = given_times(config)
-        clock = folder.clock()
-        found, left_out = candidates(config, [] if plan is None else [*plan.recipes])
-        if plan is None:
+        with folder.clock() as clock:
+            found, left_out = candidates(config, [] if plan is None else [*plan.recipes])
+            if plan is None:
 
-            def probed(step: int, total: int, figures: dict[str, float]) -> None:
-                progress(step, total, "measuring a step", figures)
-                clock.tick()
+                def probed(step: int, total: int, figures: dict[str, float]) -> None:
+                    progress(step, total, "measuring a step", figures)
+                    clock.tick()
 
-            plan = made_plan(config, (found, left_out), folder, clock, (probed, say))
-            folder.write(PLAN_FILE, plan.to_json())
-        check_same_dumps(plan, found[0])
-        planned = {one.name: one for one in found}
-        if gone := sorted(plan.recipes.keys() - planned.keys()):
-            raise ConfigError(f"{gone[0]} was compared before: {left_out[gone[0]]}")
-        if times is not None:
-            check_target_of(times, target_of(config, found[0]), say)
-        return _Comparison(config, folder, clock, planned, plan, times).run(progress, say)
+                plan = made_plan(config, (found, left_out), folder, clock, (probed, say))
+                folder.write(PLAN_FILE, plan.to_json())
+            check_same_dumps(plan, found[0])
+            planned = {one.name: one for one in found}
+            if gone := sorted(plan.recipes.keys() - planned.keys()):
+                raise ConfigError(f"{gone[0]} was compared before: {left_out[gone[0]]}")
+            if times is not None:
+                check_target_of(times, target_of(config, found[0]), say)
+            return _Comparison(config, folder, clock, planned, plan, times).run(progress, say)
+
+
+def write_shown(
+    config: ChooseConfig,
+    folder: ChooseFolder,
+    result: ChooseResult,
+    recipes: Mapping[str, ResolvedTrainConfig],
+) -> None:
+    """Write what follows from the result: train.yaml, where a drafter is recommended, and the
+    page."""
+    if result.recommended is not None:
+        settings = settings_of_best(config, recipes[result.recommended], result)
+        folder.write(SETTINGS_FILE, settings)
+    folder.write(PAGE_FILE, choose_page(result, folder.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +123,8 @@ class _Comparison:
         result = self._result(compared, times)
         if times is not None:
             self.folder.write(STEP_TIMES_FILE, times.to_json())
-        if result.recommended is not None:
-            recipe = self._recipe(self.found[result.recommended])
-            settings = settings_of_best(self.config, recipe, result)
-            self.folder.write(SETTINGS_FILE, settings)
-        self.folder.write(PAGE_FILE, choose_page(result, self.folder.path))
+        recipes = {name: self._recipe(self.found[name]) for name in self.plan.recipes}
+        write_shown(self.config, self.folder, result, recipes)
         self.clock.save()
         self.folder.write(RESULT_FILE, result.to_json())
         return result

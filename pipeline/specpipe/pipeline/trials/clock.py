@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Self
 
 from specpipe.schemas.errors import IntegrityError
 from specpipe.stages.storage.store.local_disk import write_file
@@ -19,6 +20,13 @@ class Clock:
     def __init__(self, path: Path) -> None:
         self._path, self._began, self._saved = path, time.monotonic(), time.monotonic()
         self._before = _seconds(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Also what a stopped search spent."""
+        self.save()
 
     @property
     def seconds(self) -> float:
@@ -38,7 +46,10 @@ def _seconds(path: Path) -> float:
     """0 where there is no file."""
     if not path.exists():
         return 0.0
-    seconds = parse_object(read_file(path), str(path)).get("seconds")
+    try:
+        seconds = parse_object(read_file(path), str(path)).get("seconds")
+    except IntegrityError:
+        seconds = None
     if not isinstance(seconds, int | float) or not 0 <= seconds < _MOST_SECONDS:
         raise IntegrityError(f"{path} holds no time; remove it, and the search counts from 0")
     return float(seconds)

@@ -29,7 +29,7 @@ class Opened:
         evaluated_on = dumps.evaluated_on(settings, settings.preverify, never)
         reader, eval_reader = dumps.reader(settings), evaluated_on.reader(settings)
         training, _ = training_samples(settings, reader, eval_reader)
-        recipe = recipe_of(settings, training, dumps.dump.identity)
+        recipe = recipe_of(settings, training, dumps.dump.identity, never)
         return cls(dumps, evaluated_on, eval_reader, training, recipe)
 
 

@@ -1,12 +1,11 @@
 """The folder of a search: its plan, the runs of its trials."""
 
-import shutil
 from pathlib import Path
 
 from pydantic import ValidationError as PydanticError
 
 from specpipe.pipeline.trials.folder import SearchFolder, damaged
-from specpipe.schemas.records.checkpoint import CHECKPOINTS_FOLDER
+from specpipe.pipeline.trials.trial import TrialRun
 from specpipe.schemas.records.tune import (
     PLAN_FILE,
     PROBE_FOLDER,
@@ -19,6 +18,7 @@ from specpipe.schemas.records.tune import (
 )
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
+from specpipe.stages.runs.folder import RunFolder
 
 
 class TuneFolder(SearchFolder):
@@ -41,8 +41,10 @@ class TuneFolder(SearchFolder):
         if plan is None:
             return None
         try:
-            for settings in plan.trials:
-                ResolvedTrainConfig.model_validate(plan.recipe | settings)
+            run = TrialRun(ResolvedTrainConfig.model_validate(plan.recipe), 1, plan.pass_steps)
+            for rung in plan.rungs:
+                for settings in plan.trials:
+                    run.config(settings, rung.steps, self.path, rung.short_run)
         except PydanticError as error:
             raise damaged(self.path / PLAN_FILE, error) from None
         self.check_same_settings(plan.config, plan.given, config)
@@ -61,7 +63,7 @@ class TuneFolder(SearchFolder):
 
     def drop_checkpoints(self, trial: int, rung: int) -> None:
         """Free the disk of what a complete run holds besides its figures."""
-        shutil.rmtree(self.run(trial, rung) / CHECKPOINTS_FOLDER, ignore_errors=True)
+        RunFolder(str(self.run(trial, rung))).forget_weights()
 
 
 def _run(trial: int, rung: int) -> str:

@@ -33,6 +33,7 @@ from specpipe.schemas.records.tune import (
     TunePlan,
     TuneResult,
 )
+from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.schemas.settings.tune import TuneConfig
 
 TuneProgress = Callable[[int, int, str, dict[str, float]], None]
@@ -50,20 +51,31 @@ def tune(config: TuneConfig, *, progress: TuneProgress, say: Say) -> TuneResult:
     with folder.locked():
         plan, result = folder.plan(config), folder.result()
         if plan is not None and result is not None:
+            recipe = ResolvedTrainConfig.model_validate(plan.recipe)
+            folder.check_still_of(config, recipe, plan)
+            if folder.lacks(SETTINGS_FILE, PAGE_FILE):
+                write_shown(folder, result, recipe)
             return result.model_copy(update={"did_nothing": True})
-        clock = folder.clock()
-        material = Material.open(config)
-        if plan is None:
-            say(f"recipe: {material.whole.in_words()}")
+        with folder.clock() as clock:
+            material = Material.open(config)
+            if plan is None:
+                say(f"recipe: {material.whole.in_words()}")
 
-            def probed(step: int, total: int, figures: dict[str, float]) -> None:
-                progress(step, total, "measuring a step", figures)
+                def probed(step: int, total: int, figures: dict[str, float]) -> None:
+                    progress(step, total, "measuring a step", figures)
+                    clock.tick()
 
-            plan = made_plan(config, material, folder, clock, probed)
-            folder.write(PLAN_FILE, plan.to_json())
-        check_same_dumps(plan, material)
-        material = replace(material, recipe=begun_with(plan.recipe, material.recipe))
-        return Search(config, folder, clock, material, plan, progress, say).run()
+                plan = made_plan(config, material, folder, clock, probed)
+                folder.write(PLAN_FILE, plan.to_json())
+            check_same_dumps(plan, material)
+            material = replace(material, recipe=begun_with(plan.recipe, material.recipe))
+            return Search(config, folder, clock, material, plan, progress, say).run()
+
+
+def write_shown(folder: TuneFolder, result: TuneResult, recipe: ResolvedTrainConfig) -> None:
+    """Write what follows from the result: train.yaml and the page."""
+    folder.write(SETTINGS_FILE, settings_file(result))
+    folder.write(PAGE_FILE, tune_page(result, recipe, folder.path))
 
 
 @dataclass(slots=True)
@@ -102,8 +114,7 @@ class Search:
             runs = self.folder.run(best, last), self.folder.run(0, last)
             found = held_back(self.material, *runs)
         result = self._result(is_cut_short, best, found)
-        self.folder.write(SETTINGS_FILE, settings_file(result))
-        self.folder.write(PAGE_FILE, tune_page(result, self.material.recipe, self.folder.path))
+        write_shown(self.folder, result, self.material.recipe)
         self.clock.save()
         self.folder.write(RESULT_FILE, result.to_json())
         return result

@@ -85,12 +85,12 @@ class TrainState(Sealed):
 class RunRecipe(Record):
     """What a run did on what, in numbers: settings that nobody gave followed from the data."""
 
-    num_samples: int
+    num_samples: int = Field(gt=0)
     """Of one pass, as the next two."""
-    num_tokens: int
-    num_supervised: int
-    num_steps: int
-    num_warmup_steps: int
+    num_tokens: int = Field(gt=0)
+    num_supervised: int = Field(ge=0)
+    num_steps: int = Field(gt=0)
+    num_warmup_steps: int = Field(ge=0)
     num_epochs: float
     batch_tokens: int | None
     batch_size: int | None
@@ -106,11 +106,11 @@ class TrainResult(Record):
     out: str
     checkpoint: str
     """Folder of the best checkpoint."""
-    steps: int
+    steps: int = Field(gt=0)
     stopped_early: bool = False
     """Training ended before its last step: so many evaluations brought no better tau."""
     best_step: int
-    num_tokens: int
+    num_tokens: int = Field(gt=0)
     """Tokens trained on, over all epochs."""
     fill: float | None = None
     """Share of the steps' room (steps * batch_tokens) that they took; None where steps are so many

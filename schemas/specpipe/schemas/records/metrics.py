@@ -4,10 +4,25 @@ Per-head metrics are lists with one entry per head, head 1 first. Heads are cond
 measured where the drafts of heads 1..k-1 were accepted (weighted by their survival).
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import Field, model_validator
+
 from specpipe.schemas.base import Frozen
+
+_MOST_TAU = 2.0**10
+
+
+def check_tau(low: float, tau: float, high: float) -> None:
+    """Raise ValueError where that is no mean of tokens per round with its confidence interval; what
+    is not finite is left to those who train."""
+    if not math.isfinite(tau):
+        return
+    if not 0 <= tau <= _MOST_TAU or not low - 1e-6 <= tau <= high + 1e-6:
+        raise ValueError(f"no tau with its interval: {tau:g}, {low:g} to {high:g}")
+
 
 REPLAY_TITLES = {
     "replay_temperature_1": "temperature 1, drafts sampled",
@@ -44,7 +59,7 @@ class SamplingMetrics(Frozen):
 class ReplayCurve(Frozen):
     """tau for 1..K draft tokens, from replaying rounds on text (see acceptance/replay.py)."""
 
-    tau: list[float]
+    tau: list[float] = Field(min_length=1)
     """Mean tokens per round with k draft tokens, bonus token counted, in [1, k+1]."""
     tau_low: list[float]
     tau_high: list[float]
@@ -55,6 +70,12 @@ class ReplayCurve(Frozen):
     """Expected number of whole rounds on the text."""
     exact: bool
     """Whether the text is of the kind for which the replay is exact."""
+
+    @model_validator(mode="after")
+    def _in_their_intervals(self) -> "ReplayCurve":
+        for low, tau, high in zip(self.tau_low, self.tau, self.tau_high, strict=True):
+            check_tau(low, tau, high)
+        return self
 
 
 class TauDifference(Frozen):

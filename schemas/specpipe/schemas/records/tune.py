@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from specpipe.schemas.base import Record
+from specpipe.schemas.records.metrics import check_tau
 
 PLAN_FILE = "plan.json"
 RESULT_FILE = "tune.json"
@@ -34,7 +35,7 @@ class ShortRun(Record):
     """How a short training differs from a whole run besides its steps; nothing, in plans of
     before."""
 
-    rate_times: float = Field(1.0, gt=0)
+    rate_times: float = Field(1.0, gt=0, le=2**10)
     """What the learning rates, which are those of a whole run, are multiplied by."""
     settings: Settings = Field(default_factory=dict)
     """Those in place of the whole run's: warm-up and weight decay."""
@@ -76,6 +77,8 @@ class TunePlan(Record):
 
     @model_validator(mode="after")
     def _settings_for_every_run(self) -> "TunePlan":
+        if any(trial.keys() != self.trials[0].keys() for trial in self.trials):
+            raise ValueError("a trial has other settings than the first one")
         known = len(self.trials)
         for rung in self.rungs:
             known += rung.has_middle
@@ -87,12 +90,17 @@ class TunePlan(Record):
 class TrialScore(Record):
     """Result of one run of a trial: tau on the prompts that trials are chosen by."""
 
-    steps: int
+    steps: int = Field(ge=0)
     tau: float
     """0 where training diverged."""
     tau_low: float
     tau_high: float
     """95 % confidence interval over samples."""
+
+    @model_validator(mode="after")
+    def _in_its_interval(self) -> "TrialScore":
+        check_tau(self.tau_low, self.tau, self.tau_high)
+        return self
 
 
 class Trial(Record):
@@ -155,6 +163,8 @@ class TuneResult(Record):
 
     @model_validator(mode="after")
     def _settings_of_what_is_searched(self) -> "TuneResult":
+        if not all(0 <= trial < len(self.trials) for trial in (self.best, self.kept)):
+            raise ValueError("the best trial, or the one that is kept, is none of the trials")
         if any(trial.settings.keys() != set(self.searched) for trial in self.trials):
             raise ValueError("a trial has other settings than those that were searched")
         return self

@@ -13,6 +13,7 @@ from pydantic import (
 
 from specpipe.schemas.base import Record
 from specpipe.schemas.errors import ConfigError
+from specpipe.schemas.settings.train import MOST_EPOCHS
 
 Text = Annotated[str, Field(min_length=1)]
 _ENDLESS = 2**31
@@ -38,7 +39,7 @@ class Hyperparameters(Record):
     learning_rate: StrictFloat | None = Field(None, gt=0)
     """The rate of Muon, which trains drafters unless the job's file says otherwise; the API's docs
     recommend 0.0075. Left out: that of the recipe."""
-    n_epochs: StrictInt = Field(1, ge=1, lt=_ENDLESS)
+    n_epochs: StrictInt = Field(1, ge=1, le=MOST_EPOCHS)
     warmup_ratio: StrictFloat = Field(0.1, ge=0, lt=1)
     max_grad_norm: StrictFloat = Field(1.0, gt=0)
     context_length: StrictInt | None = Field(None, ge=2, lt=_ENDLESS)

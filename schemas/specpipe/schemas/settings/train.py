@@ -12,6 +12,9 @@ from specpipe.schemas.settings.stages import Config, Location, several
 PREFETCH_MIB = 4096
 """Most MiB of shards that a reader of a dump keeps in memory; one of an 8B target takes 1024."""
 
+MOST_EPOCHS = 100_000
+"""Far above any use: the steps of all epochs are counted before the first."""
+
 LossName = Literal["kl", "lk_alpha", "lk_hybrid", "ce", "tv"]
 MIXTURES: dict[str, dict[LossName, float]] = {"dspark": {"ce": 0.1, "tv": 1.8}}
 """Published sums of losses, by name. DSpark's has 0.9 of the L1 distance, which is twice tv."""
@@ -128,7 +131,7 @@ class TrainConfig(Config):
     """wsd: share of the steps that are decay; at most all that warm-up leaves."""
     max_grad_norm: float = Field(0.5, gt=0)
     """Largest global norm of the gradients; larger gradients are scaled down."""
-    num_epochs: int | None = Field(None, gt=0)
+    num_epochs: int | None = Field(None, gt=0, le=MOST_EPOCHS)
     """Passes over the dump; each dump of --mix is passed its weight times as often. [default: by
     the data]"""
     max_steps: int | None = Field(None, gt=0)

@@ -1,20 +1,32 @@
 """The folder of a training run: its lock, its configuration, its metrics."""
 
 import json
+import shutil
 from collections.abc import Mapping, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from specpipe.schemas.errors import ConfigError, IdentityError, StoreError
+from pydantic import ValidationError as PydanticError
+
+from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, StoreError
 from specpipe.schemas.location import local_path
-from specpipe.schemas.records.checkpoint import CONFIG_FILE, METRICS_FILE, TrainState
+from specpipe.schemas.records.checkpoint import (
+    BEST_FILE,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    LATEST_FILE,
+    METRICS_FILE,
+    TrainState,
+)
 from specpipe.schemas.records.dump import DUMP_FILE
+from specpipe.schemas.records.tune import PLAN_FILE
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.runs.metric_rows import Row, metric_rows
 from specpipe.stages.storage.store.local_disk import write_file
 from specpipe.stages.storage.store.lock import locked
 from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.foreign import first_bad_field
 
 MAY_CHANGE = frozenset(
     {
@@ -52,9 +64,9 @@ class RunFolder:
         self.path = local_path(path, "a run is written to a local disk; copy it there").expanduser()
 
     def locked(self) -> AbstractContextManager[object]:
-        """Hold the folder for this process; raises ConfigError where another one has it, or a dump
-        lies there."""
-        refuse_dump(self.path)
+        """Hold the folder for this process; raises ConfigError where another one has it, or
+        another output lies there."""
+        refuse_others(self.path, CONFIG_FILE)
         return locked(self.path, "another process is training in this directory")
 
     def check_config(self, config: TrainConfig) -> None:
@@ -79,13 +91,23 @@ class RunFolder:
     def read_config(self) -> ResolvedTrainConfig:
         path = self.path / CONFIG_FILE
         try:
-            return ResolvedTrainConfig.model_validate_json(read_file(path, ConfigError))
-        except ValueError as error:
-            raise ConfigError(f"{path} cannot be read ({error}); use another --out") from None
+            return ResolvedTrainConfig.model_validate_json(read_file(path))
+        except PydanticError as error:
+            raise IntegrityError(
+                f"{path} is damaged ({first_bad_field(error)}); remove it and run the command that"
+                " began the run again, or use another --out"
+            ) from None
 
     def write_config(self, config: ResolvedTrainConfig) -> None:
         text = config.without_credentials().model_dump_json(indent=2)
         write_file(self.path / CONFIG_FILE, text.encode())
+
+    def forget_weights(self) -> None:
+        """Free the disk of what a complete run holds besides its figures; without its result it is
+        then trained anew."""
+        for pointer in (LATEST_FILE, BEST_FILE):
+            (self.path / pointer).unlink(missing_ok=True)
+        shutil.rmtree(self.path / CHECKPOINTS_FOLDER, ignore_errors=True)
 
     def cut_metrics(self, state: TrainState) -> None:
         """Drop what a run that goes on from `state` says again, and a torn last line."""
@@ -156,7 +178,17 @@ def _as_line(row: dict[str, Any]) -> str:
     return json.dumps(row) + "\n"
 
 
-def refuse_dump(path: Path) -> None:
-    """Raise ConfigError where a folder to write to holds a dump, whose files must not change."""
-    if (path / DUMP_FILE).exists():
-        raise ConfigError(f"{path} holds a dump; give another --out")
+_OUTPUTS = {
+    DUMP_FILE: "a dump",
+    CONFIG_FILE: "a training run",
+    PLAN_FILE: "a search of specpipe tune or choose",
+}
+"""What a folder is that has one of these files."""
+
+
+def refuse_others(path: Path, own: str) -> None:
+    """Raise ConfigError where a folder to write to holds what another command wrote; `own` is the
+    file that those of this one have."""
+    for name, what in _OUTPUTS.items():
+        if name != own and (path / name).exists():
+            raise ConfigError(f"{path} holds {what}; give another --out")

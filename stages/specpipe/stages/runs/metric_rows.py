@@ -60,4 +60,6 @@ def _rows(lines: bytes) -> Iterator[Row]:
             row = parse_object(line, METRICS_FILE, allow_non_finite=True)
         except IntegrityError:
             return
+        if not isinstance(row.get("step"), int) or not isinstance(row.get("eval", {}), dict):
+            raise IntegrityError(f"{METRICS_FILE} is damaged: a row says no step, or no evaluation")
         yield row

@@ -42,6 +42,7 @@ from specpipe.stages.train.ranks.sharding import is_sharded
 from specpipe.stages.train.recipe import facts_of, recipe_of
 from specpipe.stages.train.trainee import Trainee
 from specpipe.stages.untrusted.files import read_file
+from specpipe.stages.untrusted.foreign import first_bad_field
 
 Tell = Callable[[Recipe], None]
 """Called once, before the first step, with what the run will do."""
@@ -141,7 +142,7 @@ def _prepare(
     training, num_left_out = training_samples(config, reader, eval_reader)
     identity = dumps.dump.identity
     if checkpoint is None:
-        recipe = recipe_of(config, training, identity)
+        recipe = recipe_of(config, training, identity, should_stop)
     else:
         recipe = resolve(config, facts_of(training, identity))
     settings = recipe.config
@@ -203,6 +204,11 @@ def _may_train_on(
     refs = reader.refs()
     if config.eval_dump is None:
         training, held_out = split(refs, config.held_out_fraction)
+        if len({ref.prompt_id for ref in refs}) < 2:
+            raise InputError(
+                f"{reader.dump.folder.url} has {len(refs)} samples of one prompt, which cannot be"
+                " both trained and evaluated on; give an --eval-dump"
+            )
         if not training or not held_out:
             raise InputError(
                 f"holding out {config.held_out_fraction:.0%} of the prompts leaves"
@@ -304,8 +310,9 @@ def _finished(config: TrainConfig, folder: RunFolder) -> TrainResult:
         result = TrainResult.model_validate_json(read_file(path))
     except PydanticError as error:
         raise IntegrityError(
-            f"{path} is damaged ({error.errors()[0]['msg']}); remove it and run the same command"
-            " again, which makes it anew from the last checkpoint"
+            f"{path} is damaged ({first_bad_field(error)}); remove it and run the same command"
+            " again, which makes it anew"
         ) from None
-    check_still_of(folder.path, config, folder.read_config(), result)
+    dumps = result.dump_fingerprint, result.eval_dump_fingerprint
+    check_still_of(f"{folder.path} holds a complete run", config, folder.read_config(), dumps)
     return result.model_copy(update={"did_nothing": True})

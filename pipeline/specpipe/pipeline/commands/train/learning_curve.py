@@ -27,9 +27,9 @@ def train_shares(config: TrainConfig, whole: TrainResult, run: RunShare) -> Lear
     Stopped or killed, the same command goes on with the share that it was at. None in the processes
     of torchrun but the first, which train with it and write nothing.
     """
+    from specpipe.stages.runs.folder import RunFolder
     from specpipe.stages.train.learning_curve.shares import (
         SHARES,
-        forget_weights,
         learning_curve,
         share_config,
     )
@@ -44,7 +44,7 @@ def train_shares(config: TrainConfig, whole: TrainResult, run: RunShare) -> Lear
                 # No prompt of so few falls into the share: there is a point less.
                 continue
             if is_first_process():
-                forget_weights(of_share.out)
+                RunFolder(of_share.out).forget_weights()
             trained.append((share, result))
         return learning_curve(config, whole, trained) if is_first_process() else None
 

@@ -1,11 +1,9 @@
 """The dumps of a run: opened and verified, and the same ones from its start to its end."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from specpipe.schemas.errors import ConfigError, IdentityError, IntegrityError, UnfinishedError
-from specpipe.schemas.records.checkpoint import TrainResult
 from specpipe.schemas.records.dump import TextOrigin, canonical_sha256
 from specpipe.schemas.settings.train import TrainConfig
 from specpipe.stages.process.stop import StopQuestion
@@ -170,22 +168,26 @@ def check_same_dumps(
         )
 
 
-def check_still_of(run: Path, now: TrainConfig, then: TrainConfig, result: TrainResult) -> None:
-    """Raise IdentityError where a complete run is of other dumps than those that are given now.
+def check_still_of(
+    what: str, now: TrainConfig, then: TrainConfig, fingerprints: tuple[str, str]
+) -> None:
+    """Raise IdentityError, beginning with `what`, where something complete is of other dumps than
+    those that are given now.
 
-    Dumps that lie where they lay are not opened: they may be gone once the run is complete.
+    `fingerprints` are of what it trained on and of what it was evaluated on. Dumps that lie where
+    they lay are not opened: they may be gone once it is complete.
     """
     now = located(now)
-    for ours, theirs, fingerprint in (
-        (_trained_on(now), _trained_on(then), result.dump_fingerprint),
-        (_evaluated_on(now), _evaluated_on(then), result.eval_dump_fingerprint),
+    for ours, theirs, fingerprint in zip(
+        (_trained_on(now), _evaluated_on(now)),
+        (_trained_on(then), _evaluated_on(then)),
+        fingerprints,
+        strict=True,
     ):
         if ours == theirs or (ours and theirs and _fingerprint(ours) == fingerprint):
             continue
         places = ", ".join(url for url, _ in theirs) or "no --eval-dump"
-        raise IdentityError(
-            f"{run} holds a complete run of another dump ({places}); use another --out"
-        )
+        raise IdentityError(f"{what} of another dump ({places}); use another --out")
 
 
 def located(config: SomeConfig) -> SomeConfig:

@@ -4,12 +4,10 @@ A share is trained as the whole is: the same settings, and those that follow fro
 from the share's. So what they show is what the same command comes to with less data.
 """
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
-from specpipe.schemas.errors import ConfigError
-from specpipe.schemas.records.checkpoint import CHECKPOINTS_FOLDER, TrainResult
+from specpipe.schemas.errors import ConfigError, IntegrityError
+from specpipe.schemas.records.checkpoint import TrainResult
 from specpipe.schemas.records.learning_curve import (
     CURVE_FOLDER,
     LEARNING_CURVE_FILE,
@@ -92,11 +90,6 @@ def _left_open(
     return opened if same else whole
 
 
-def forget_weights(out: str) -> None:
-    """Remove the checkpoints of a share's complete run: only its figures are wanted."""
-    shutil.rmtree(Path(out) / CHECKPOINTS_FOLDER, ignore_errors=True)
-
-
 def learning_curve(
     config: TrainConfig, whole: TrainResult, shares: Sequence[tuple[float, TrainResult]]
 ) -> LearningCurve:
@@ -117,7 +110,11 @@ def learning_curve(
 
 def _point(fraction: float, result: TrainResult, is_greedy: bool) -> CurvePoint:
     curve = result.best.replay(is_greedy=is_greedy)
-    assert result.recipe is not None
+    if result.recipe is None:
+        raise IntegrityError(
+            f"{result.out} does not say how much it trained on; remove it and run the same command"
+            " again"
+        )
     return CurvePoint(
         data_fraction=fraction,
         # A run that ends within its first pass has not seen all.
