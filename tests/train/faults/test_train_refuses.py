@@ -194,7 +194,7 @@ def test_nothing_held_out(make_config: MakeConfig) -> None:
 def test_one_prompt_cannot_be_trained_and_evaluated_on(
     make_config: MakeConfig, make_dump: MakeDump
 ) -> None:
-    with pytest.raises(InputError, match="samples of one prompt, .* give an --eval-dump"):
+    with pytest.raises(InputError, match=r"samples of one prompt, .* give an --eval-dump"):
         run(make_config(dump=str(make_dump(num_samples=1))))
 
 

@@ -72,13 +72,14 @@ def test_a_share_whose_result_is_damaged_is_trained_again(
     assert train(make_config, tmp_path, out=str(out)).exit_code == 0
     share, curve = out / "curve" / "0.5", (out / "learning_curve.json").read_bytes()
     result = (share / "result.json").read_text()
-    for damage in (
+    damages: list[dict[str, Any]] = [
         {"num_tokens": 0},
         {"recipe": {}},
         {"recipe": None},
         {"untrained": {}},
         {"steps": -1},
-    ):
+    ]
+    for damage in damages:
         (share / "result.json").write_text(json.dumps(json.loads(result) | damage))
         damaged = train(make_config, tmp_path, out=str(out))
         assert isinstance(damaged.exception, IntegrityError), damage
