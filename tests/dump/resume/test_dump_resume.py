@@ -111,7 +111,17 @@ def test_a_kill_before_dump_json(config: DumpConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["target/config.json", "plan/1.txt", "shards/a/b", INDEX_FILE, "provenance.json"]
+    "key",
+    [
+        "target/config.json",
+        "plan/1.txt",
+        "shards/a/b",
+        INDEX_FILE,
+        "provenance.json",
+        # Of a run, and of a search.
+        "config.json",
+        "plan.json",
+    ],
 )
 def test_files_of_something_else_are_left_alone(config: DumpConfig, key: str) -> None:
     folder = Folder.open(config.out)

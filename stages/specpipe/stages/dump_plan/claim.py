@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 from specpipe.schemas.errors import IdentityError
-from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
+from specpipe.schemas.records.checkpoint import CONFIG_FILE, PROVENANCE_FILE
 from specpipe.schemas.records.dump import (
     AUX_SCALES_FILE,
     DUMP_FILE,
@@ -15,6 +15,7 @@ from specpipe.schemas.records.dump import (
     DumpHeader,
     DumpIdentity,
 )
+from specpipe.schemas.records.tune import PLAN_FILE
 from specpipe.stages.dump_plan.stamp import STAMP_FILE
 from specpipe.stages.storage.records import parse_header
 from specpipe.stages.storage.store.folder import Folder
@@ -32,13 +33,16 @@ _WRITTEN = (
     AUX_SCALES_FILE,
     PROVENANCE_FILE,
 )
+_OTHERS = (CONFIG_FILE, PLAN_FILE)
+"""Of runs and searches, which refuse a folder that holds a dump."""
 
 
 def check_unclaimed(folder: Folder) -> None:
-    """Raise IdentityError where files that are no dump's stand where a dump would write its own."""
+    """Raise IdentityError where files that are no dump's stand where a dump would write its own, or
+    a run or a search has the folder."""
     if _is_a_dump(folder):
         return
-    existing = [name for name in _WRITTEN if folder.exists(name) or folder.list(name)]
+    existing = [name for name in _WRITTEN + _OTHERS if folder.exists(name) or folder.list(name)]
     # Another worker may have begun meanwhile: it wrote dump.json before any of these.
     if existing and not _is_a_dump(folder):
         raise IdentityError(
