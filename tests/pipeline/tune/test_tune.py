@@ -357,6 +357,8 @@ def test_a_complete_search_is_of_its_dump_and_writes_what_is_missing(
         ("tune.json", {"trials": []}),
         ("tune.json", {"kept": 99}),
         ("tune.json", {"best": -1}),
+        ("tune.json", {"run": "/etc"}),
+        ("tune.json", {"run": "trials/../.."}),
         ("tune.json", {"searched": ["learning_rate", "head_decay"]}),
     ],
 )

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from specpipe.schemas.base import Record
 from specpipe.schemas.records.served import StepTime
-from specpipe.schemas.records.tune import Settings, ShortRun
+from specpipe.schemas.records.tune import RunName, Settings, ShortRun
 from specpipe.schemas.speedup import Schedule, Speedup
 
 PLAN_FILE = "plan.json"
@@ -100,7 +100,7 @@ class Compared(Record):
     """By batch size; empty where no costs are known."""
     no_speed: str
     """Why no speed is known; empty where it is."""
-    run: str
+    run: RunName
     """Folder of the run, below OUT."""
 
     @model_validator(mode="after")

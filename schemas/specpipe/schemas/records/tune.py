@@ -27,6 +27,8 @@ TRIALS_FOLDER = "trials"
 
 Settings = dict[str, Any]
 """Settings of TrainConfig, by name."""
+RunName = Annotated[str, Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$", max_length=100)]
+"""Folder below a search's own."""
 TauInterval = tuple[Annotated[float, Field(gt=0)], float, float]
 """tau, low and high end of the 95 % interval."""
 
@@ -157,7 +159,7 @@ class TuneResult(Record):
     hold on the prompts that were held back."""
     settings: Settings
     """What stands in train.yaml."""
-    run: str
+    run: RunName
     """Folder of the kept trial's longest run, below the search's own."""
     did_nothing: bool = False
 
