@@ -27,7 +27,6 @@ from specpipe.pipeline.trials.trial import TrialRun
 from specpipe.schemas.errors import ConfigError, DivergedError
 from specpipe.schemas.records.choose import (
     PAGE_FILE,
-    PLAN_FILE,
     RESULT_FILE,
     RUNS_FOLDER,
     STEP_TIMES_FILE,
@@ -37,7 +36,7 @@ from specpipe.schemas.records.choose import (
     StepTimes,
 )
 from specpipe.schemas.records.metrics import ReplayCurve
-from specpipe.schemas.records.tune import SETTINGS_FILE
+from specpipe.schemas.records.tune import PLAN_FILE, SETTINGS_FILE
 from specpipe.schemas.settings.choose import ChooseConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 from specpipe.stages.train.run import run
@@ -125,7 +124,6 @@ class _Comparison:
             self.folder.write(STEP_TIMES_FILE, times.to_json())
         recipes = {name: self._recipe(self.found[name]) for name in self.plan.recipes}
         write_shown(self.config, self.folder, result, recipes)
-        self.clock.save()
         self.folder.write(RESULT_FILE, result.to_json())
         return result
 

@@ -7,7 +7,6 @@ from pydantic import ValidationError as PydanticError
 from specpipe.pipeline.trials.folder import SearchFolder, damaged
 from specpipe.schemas.records.choose import (
     ENGINE_FOLDER,
-    PLAN_FILE,
     PROBE_FOLDER,
     RESULT_FILE,
     RUNS_FOLDER,
@@ -16,6 +15,7 @@ from specpipe.schemas.records.choose import (
     ChooseResult,
     EngineTimes,
 )
+from specpipe.schemas.records.tune import PLAN_FILE
 from specpipe.schemas.settings.choose import ChooseConfig
 from specpipe.schemas.settings.train import ResolvedTrainConfig
 

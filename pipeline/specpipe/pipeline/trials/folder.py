@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError as PydanticError
 
@@ -11,7 +11,8 @@ from specpipe.pipeline.trials.clock import Clock
 from specpipe.schemas.base import Record
 from specpipe.schemas.errors import ConfigError, IntegrityError
 from specpipe.schemas.location import local_path
-from specpipe.schemas.records.tune import PLAN_FILE
+from specpipe.schemas.records.choose import ChoosePlan
+from specpipe.schemas.records.tune import PLAN_FILE, TunePlan
 from specpipe.schemas.settings.train import ResolvedTrainConfig, TrainConfig
 from specpipe.stages.runs.folder import MAY_CHANGE, check_same, refuse_others
 from specpipe.stages.storage.store.local_disk import write_file
@@ -28,16 +29,6 @@ _PLANS = {"recipe": "specpipe tune", "recipes": "specpipe choose"}
 """Whose plan it is, by a field that the other one's lacks."""
 
 R = TypeVar("R", bound=Record)
-
-
-class Planned(Protocol):
-    """What plans of all searches have."""
-
-    @property
-    def dump_fingerprint(self) -> str: ...
-
-    @property
-    def eval_dump_fingerprint(self) -> str: ...
 
 
 class SearchFolder:
@@ -88,7 +79,9 @@ class SearchFolder:
         except PydanticError as error:
             raise damaged(path, error) from None
 
-    def check_still_of(self, now: TrainConfig, recipe: TrainConfig, plan: "Planned") -> None:
+    def check_still_of(
+        self, now: TrainConfig, recipe: TrainConfig, plan: TunePlan | ChoosePlan
+    ) -> None:
         """Raise IdentityError where the complete search here, with this recipe, is of other dumps
         than those that are given now."""
         dumps = plan.dump_fingerprint, plan.eval_dump_fingerprint

@@ -87,8 +87,6 @@ def _measured(
     except UnfinishedError:
         if clock.seconds < config.budget_seconds:
             raise
-    finally:
-        clock.save()
     raise ConfigError(
         f"the budget of {config.budget} is over before a few steps were done to plan by; give a"
         " larger --budget"

@@ -115,7 +115,6 @@ class Search:
             found = held_back(self.material, *runs)
         result = self._result(is_cut_short, best, found)
         write_shown(self.folder, result, self.material.recipe)
-        self.clock.save()
         self.folder.write(RESULT_FILE, result.to_json())
         return result
 

@@ -19,7 +19,6 @@ from specpipe.schemas.records.served import StepTime
 from specpipe.schemas.records.tune import RunName, Settings, ShortRun
 from specpipe.schemas.speedup import Schedule, Speedup
 
-PLAN_FILE = "plan.json"
 TIMES_FILE = "times.json"
 STEP_TIMES_FILE = "step_times.json"
 RESULT_FILE = "choose.json"

@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 from specpipe.schemas.errors import IdentityError
-from specpipe.schemas.records.checkpoint import CONFIG_FILE, PROVENANCE_FILE
+from specpipe.schemas.records.checkpoint import PROVENANCE_FILE
 from specpipe.schemas.records.dump import (
     AUX_SCALES_FILE,
     DUMP_FILE,
@@ -15,8 +15,8 @@ from specpipe.schemas.records.dump import (
     DumpHeader,
     DumpIdentity,
 )
-from specpipe.schemas.records.tune import PLAN_FILE
 from specpipe.stages.dump_plan.stamp import STAMP_FILE
+from specpipe.stages.runs.folder import OUTPUTS
 from specpipe.stages.storage.records import parse_header
 from specpipe.stages.storage.store.folder import Folder
 
@@ -33,7 +33,7 @@ _WRITTEN = (
     AUX_SCALES_FILE,
     PROVENANCE_FILE,
 )
-_OTHERS = (CONFIG_FILE, PLAN_FILE)
+_OTHERS = tuple(name for name in OUTPUTS if name != DUMP_FILE)
 """Of runs and searches, which refuse a folder that holds a dump."""
 
 

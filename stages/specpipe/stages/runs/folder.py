@@ -178,7 +178,7 @@ def _as_line(row: dict[str, Any]) -> str:
     return json.dumps(row) + "\n"
 
 
-_OUTPUTS = {
+OUTPUTS = {
     DUMP_FILE: "a dump",
     CONFIG_FILE: "a training run",
     PLAN_FILE: "a search of specpipe tune or choose",
@@ -189,6 +189,6 @@ _OUTPUTS = {
 def refuse_others(path: Path, own: str) -> None:
     """Raise ConfigError where a folder to write to holds what another command wrote; `own` is the
     file that those of this one have."""
-    for name, what in _OUTPUTS.items():
+    for name, what in OUTPUTS.items():
         if name != own and (path / name).exists():
             raise ConfigError(f"{path} holds {what}; give another --out")

@@ -204,12 +204,12 @@ def _may_train_on(
     refs = reader.refs()
     if config.eval_dump is None:
         training, held_out = split(refs, config.held_out_fraction)
-        if len({ref.prompt_id for ref in refs}) < 2:
-            raise InputError(
-                f"{reader.dump.folder.url} has {len(refs)} samples of one prompt, which cannot be"
-                " both trained and evaluated on; give an --eval-dump"
-            )
         if not training or not held_out:
+            if len({ref.prompt_id for ref in refs}) < 2:
+                raise InputError(
+                    f"{reader.dump.folder.url} has {len(refs)} samples of one prompt, which cannot"
+                    " be both trained and evaluated on; give an --eval-dump"
+                )
             raise InputError(
                 f"holding out {config.held_out_fraction:.0%} of the prompts leaves"
                 f" {len(training)} samples to train on and {len(held_out)} to evaluate on; change"

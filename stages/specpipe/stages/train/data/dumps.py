@@ -178,11 +178,10 @@ def check_still_of(
     they lay are not opened: they may be gone once it is complete.
     """
     now = located(now)
-    for ours, theirs, fingerprint in zip(
-        (_trained_on(now), _evaluated_on(now)),
-        (_trained_on(then), _evaluated_on(then)),
-        fingerprints,
-        strict=True,
+    trained_on, evaluated_on = fingerprints
+    for ours, theirs, fingerprint in (
+        (_trained_on(now), _trained_on(then), trained_on),
+        (_evaluated_on(now), _evaluated_on(then), evaluated_on),
     ):
         if ours == theirs or (ours and theirs and _fingerprint(ours) == fingerprint):
             continue
